@@ -1,0 +1,1 @@
+"""sinkscope: measure, test and explain attention sinks in transformers."""

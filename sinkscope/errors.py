@@ -1,0 +1,44 @@
+"""The errors sinkscope raises: each says what was asked, what was found and what to do.
+
+Every class has a page under ``docs/errors/``; every message has a test.
+"""
+
+
+class SinkscopeError(Exception):
+    """Base of every error that sinkscope raises on purpose."""
+
+
+class ModelError(SinkscopeError):
+    """A model could not be loaded whole, or holds numbers that are not finite."""
+
+
+class UnsupportedModelError(ModelError):
+    """The model has no attention that sinkscope can read, or no edit can take effect in it."""
+
+
+class PromptError(SinkscopeError):
+    """A prompt is empty, too long, all padding, or does not fit the model."""
+
+
+class ProbeError(SinkscopeError):
+    """A probe asks for something that this model or these prompts do not have."""
+
+
+class EditError(SinkscopeError):
+    """An edit is malformed, or names a layer, head, token or dimension that is not there."""
+
+
+class EditHasNoEffect(EditError):  # noqa: N818 - the public name is fixed by the design
+    """An edit that is not an identity left the logits bit for bit as they were."""
+
+
+class SchemaError(SinkscopeError):
+    """A dataset is not a valid reading: a variable, dimension or attribute is missing or malformed."""
+
+
+class OutputError(SinkscopeError):
+    """An output path cannot be written, or exists and may not be overwritten."""
+
+
+class MetricError(SinkscopeError):
+    """A metric was given readings that lack what it needs, or an unknown definition name."""

@@ -1,0 +1,38 @@
+"""Token roles: what each token is for, as one label per token.
+
+A role is data, not a guess made inside a metric: every reading carries the role of every token, and probes, edits and
+metrics select by it. Each token has exactly one role, so shares over roles add up to the row sum.
+"""
+
+from __future__ import annotations
+
+ROLES: tuple[str, ...] = (
+    "bos",  # beginning-of-sequence token, [CLS] of an encoder, class token of a vision encoder
+    "system",  # chat: text of the system turn
+    "user",  # chat: text of a user turn
+    "text",  # any other text
+    "image",  # visual token: a patch, or an image placeholder in a language model
+    "punctuation",  # token made of punctuation only
+    "newline",  # token made of white space that holds a line break
+    "special",  # separator, end-of-sequence, chat markup, image row or tile separators
+    "register",  # trained register tokens of a vision encoder
+    "generated",  # produced by the model after the prompt
+    "pad",  # not a real token; never measured
+)
+"""All role names, in the order of the ``role`` dimension (``pad`` never appears there)."""
+
+ROLE_INDEX: dict[str, int] = {name: i for i, name in enumerate(ROLES)}
+
+MEASURED_ROLES: tuple[str, ...] = ROLES[:-1]
+"""Roles a reading may hold a share of: all but ``pad``."""
+
+TEXT_ROLES: tuple[str, ...] = ("system", "user", "text", "punctuation", "newline", "generated")
+"""Roles that carry language. ``"text"`` alone selects only the role of that name."""
+
+SELECTIONS: tuple[str, ...] = ("all", "first", "last", "after_image")
+"""Names that select tokens by place instead of role."""
+
+
+def is_selection(name: str) -> bool:
+    """Say whether ``name`` is a role or a named selection."""
+    return name in ROLE_INDEX or name in SELECTIONS

@@ -1,0 +1,210 @@
+"""Readings: what a run returns, which names it may use, and how it is kept on disk.
+
+A reading is a plain ``xarray.Dataset``. This module is the single list of dimensions, variables and attributes; ``run``
+validates against it before it returns, ``open`` validates on load, and nothing else defines a name. No torch here, so a
+reading can be checked, drawn and tabulated on a machine that has no model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from sinkscope.errors import OutputError, SchemaError
+from sinkscope.roles import ROLES
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One variable a reading may hold: its dims in order, units and meaning."""
+
+    dims: tuple[str, ...]
+    units: str
+    meaning: str
+
+
+VARIABLES: dict[str, Variable] = {
+    "key_mass": Variable(
+        ("prompt", "layer", "head", "key"), "attention weight", "mean attention a key gets from the queries that see it"
+    ),
+    "role_share": Variable(
+        ("prompt", "layer", "head", "role"), "attention weight", "attention on the keys of a role, mean over queries"
+    ),
+    "entropy": Variable(("prompt", "layer", "head", "query"), "nat", "entropy of the attention row"),
+    "max_attention": Variable(
+        ("prompt", "layer", "head", "query"), "attention weight", "largest single weight on the named keys"
+    ),
+    "row_sum": Variable(("prompt", "layer", "head", "query"), "attention weight", "sum of the attention row"),
+    "log_sum_exp": Variable(("prompt", "layer", "head", "query"), "nat", "log of the softmax denominator"),
+    "value_norm": Variable(("prompt", "layer", "kv_head", "key"), "activation", "l2 norm of the value vector"),
+    "key_norm": Variable(("prompt", "layer", "kv_head", "key"), "activation", "l2 norm of the key vector"),
+    "contribution": Variable(
+        ("prompt", "layer", "head", "role"),
+        "activation",
+        "sum over a role's keys of |weight x value x W_O|, mean over queries",
+    ),
+    "residual_norm": Variable(("prompt", "site", "key"), "activation", "l2 norm of the residual stream"),
+    "top_value": Variable(("prompt", "site", "rank"), "activation", "signed entry, ranked by magnitude"),
+    "top_dim": Variable(("prompt", "site", "rank"), "index", "residual dimension of the ranked entry"),
+    "top_position": Variable(("prompt", "site", "rank"), "index", "token position of the ranked entry"),
+    "median_abs": Variable(("prompt", "site"), "activation", "mid-point median of the magnitudes"),
+    "phi": Variable(("prompt", "site", "key"), "1", "largest sink-dimension entry over the root mean square"),
+    "attention": Variable(("prompt", "layer", "head", "query", "key"), "attention weight", "the attention map itself"),
+    "token_loss": Variable(("prompt", "query"), "nat", "cross-entropy of the next token"),
+    "logits": Variable(("prompt", "position", "vocab"), "logit", "output logits"),
+}
+"""Every variable that a built-in probe makes. A probe of your own may add others; their dims are checked alike."""
+
+DIMS: tuple[str, ...] = (
+    "edit", "prompt", "layer", "head", "kv_head", "site", "query", "key", "role", "rank", "position", "vocab",
+)  # fmt: skip
+"""Dimension names, outermost first. A grid of edits may add dims of its own in front."""
+
+REQUIRED_ATTRS: tuple[str, ...] = (
+    "sinkscope_version", "schema_version", "model_id", "model_fingerprint", "dtype", "backend", "path", "edits",
+    "probes", "definitions", "prompts_hash", "key0", "versions", "created", "seed",
+)  # fmt: skip
+"""Attributes that every reading carries. Structured ones are JSON strings: netCDF takes no dict, None or bool."""
+
+
+def validate(ds: xr.Dataset, extra_dims: Sequence[str] = ()) -> xr.Dataset:
+    """Check that ``ds`` is a valid reading and return it.
+
+    Raises:
+        SchemaError: a variable has other dims than its definition, a required attribute or coordinate is missing, a
+            label repeats, or a role is unknown.
+    """
+    missing = [name for name in REQUIRED_ATTRS if name not in ds.attrs]
+    if missing:
+        raise SchemaError(
+            f"not a sinkscope reading: attributes {missing} are missing. Use a dataset made by sinkscope.run or "
+            "sinkscope.sweep, or read one with sinkscope.open."
+        )
+    for name, array in ds.data_vars.items():
+        _check_variable(str(name), array, set(extra_dims) | {"edit"})
+    _check_coordinates(ds)
+    return ds
+
+
+def _check_variable(name: str, array: xr.DataArray, leading: set[str]) -> None:
+    known = VARIABLES.get(name)
+    if known is None:
+        return
+    dims = tuple(d for d in array.dims if d in known.dims)
+    added = [str(d) for d in array.dims if d not in known.dims]
+    if dims != known.dims or any(d in DIMS and d not in leading for d in added):
+        raise SchemaError(f"{name}: dims are {tuple(array.dims)}, expected {known.dims} (an edit dimension may lead).")
+
+
+def _check_coordinates(ds: xr.Dataset) -> None:
+    for dim in ("prompt", "layer", "head", "site", "role"):
+        if dim in ds.dims:
+            if dim not in ds.coords:
+                raise SchemaError(f"dimension {dim!r} has no labels; every reading labels it.")
+            labels = ds[dim].values
+            if len(set(labels.tolist())) != len(labels):
+                raise SchemaError(f"dimension {dim!r} has repeated labels: {labels.tolist()}.")
+    if "role" in ds.dims:
+        unknown = sorted(set(ds["role"].values.tolist()) - set(ROLES))
+        if unknown:
+            raise SchemaError(f"unknown roles {unknown}; roles are {list(ROLES)}.")
+    if "key" in ds.dims and "token_role" not in ds.coords:
+        raise SchemaError("coordinate token_role(prompt, key) is missing; every reading with a key dimension has it.")
+
+
+def save(ds: xr.Dataset, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """Write a reading as netCDF, through a temporary file in the same folder, so a killed run leaves no half file.
+
+    Raises:
+        OutputError: the folder does not exist, cannot be written, or the file exists and ``overwrite`` is false.
+        SchemaError: ``ds`` is not a valid reading.
+    """
+    validate(ds)
+    target = check_output(path, overwrite=overwrite)
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    os.close(handle)
+    try:
+        ds.to_netcdf(temporary, engine="h5netcdf")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return target
+
+
+def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """Refuse an output path that cannot be written, before any work is done for it."""
+    target = Path(path)
+    if target.is_dir():
+        raise OutputError(f"{target}: this is a folder. Name a file in it.")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target}: the folder {target.parent} does not exist. Make it first.")
+    if not os.access(target.parent, os.W_OK):
+        raise OutputError(f"{target}: the folder {target.parent} cannot be written. Choose another one.")
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target}: the file exists. Pass overwrite=True (--overwrite) to replace it.")
+    return target
+
+
+def open(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Read a reading from disk into memory and validate it.
+
+    Raises:
+        SchemaError: the file is absent, is not netCDF, or is not a sinkscope reading.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise SchemaError(f"{source}: no such file. Readings are written by sinkscope.save or `sinkscope run`.")
+    try:
+        with xr.open_dataset(source, engine="h5netcdf") as ds:
+            loaded = ds.load()
+    except (OSError, ValueError, KeyError) as error:
+        raise SchemaError(f"{source}: not a readable netCDF file ({error}). Was the copy cut short?") from None
+    return validate(loaded)
+
+
+def concat(readings: Sequence[xr.Dataset], dim: str = "prompt") -> xr.Dataset:
+    """Join readings of one model along ``dim``; shorter ones are padded with NaN, labels are made unique.
+
+    Raises:
+        SchemaError: nothing to join, or the readings come from different models.
+    """
+    if not readings:
+        raise SchemaError("concat: no readings given. Pass at least one.")
+    prints = {ds.attrs.get("model_fingerprint") for ds in readings}
+    if len(prints) > 1:
+        raise SchemaError(f"concat: readings of {len(prints)} different models. Join readings of one model only.")
+    joined = xr.concat(
+        list(readings), dim=dim, join="outer", data_vars="all", coords="different", compat="equals",
+        combine_attrs="override",
+    )  # fmt: skip
+    for name in ("token", "token_role"):
+        if name in joined.coords:
+            joined[name] = joined[name].fillna("").astype(str)
+    if dim == "prompt":
+        joined = joined.assign_coords(prompt=np.arange(joined.sizes["prompt"]))
+    return validate(joined)
+
+
+def to_dataframe(ds: xr.Dataset, variable: str) -> pd.DataFrame:
+    """Give one variable as a tidy table: one row per number, a column per dim and per coordinate, NaN rows dropped."""
+    if variable not in ds:
+        raise SchemaError(f"{variable!r} is not in this reading; it holds {sorted(map(str, ds.data_vars))}.")
+    array = ds[variable]
+    return array.to_dataframe(name=variable).reset_index().dropna(subset=[variable]).reset_index(drop=True)
+
+
+def attribute(ds: xr.Dataset, name: str) -> object:
+    """Return a structured attribute (``edits``, ``probes``, ``definitions``, ``versions``) as Python objects."""
+    return json.loads(ds.attrs[name])
