@@ -1,0 +1,11 @@
+"""Models with a known answer: tiny random ones of every architecture, and ones with a planted sink.
+
+Public, so that a probe, an edit or a metric of your own can be tested as the built-in ones are.
+"""
+
+from __future__ import annotations
+
+from sinkscope.testing.inputs import inputs, pixels, text_ids
+from sinkscope.testing.tiny import names, randomise, tiny
+
+__all__ = ["inputs", "names", "pixels", "randomise", "text_ids", "tiny"]
