@@ -1,0 +1,112 @@
+"""Collating prompts into one batch of model inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Shaped
+
+from sinkscope.errors import PromptError
+from sinkscope.prompts import PAD, Batch, Prompts
+
+PER_TOKEN = frozenset({"token_type_ids", "mm_token_type_ids"})
+"""Inputs with one number per token: padded with zeros like the ids."""
+
+
+def collate(prompts: Prompts, indices: tuple[int, ...], device: torch.device | str) -> Batch:
+    """Build the batch of ``prompts`` at ``indices``.
+
+    Raises:
+        PromptError: the prompts can only be run whole, or their further inputs differ in shape or in name.
+    """
+    if prompts.whole is not None:
+        return _whole(prompts, indices, device)
+    lengths = [len(prompts.ids[i]) for i in indices]
+    longest = max(lengths)
+    real = torch.arange(longest)[None, :] < torch.tensor(lengths)[:, None]
+    roles = torch.full(real.shape, PAD, dtype=torch.int8)
+    ids = torch.full(real.shape, prompts.pad_id, dtype=torch.long)
+    for row, index in enumerate(indices):
+        roles[row, : lengths[row]] = torch.from_numpy(prompts.roles[index])
+        ids[row, : lengths[row]] = torch.from_numpy(prompts.ids[index])
+    inputs = collate_extras([prompts.extras[i] for i in indices], longest)
+    if prompts.ids[indices[0]][0] >= 0:
+        inputs["input_ids"] = ids
+        if min(lengths) < longest:
+            inputs["attention_mask"] = real.long()
+    elif min(lengths) < longest:
+        raise PromptError(
+            f"these images give {min(lengths)} to {longest} tokens, and a vision encoder takes no padding. "
+            "Run them with batch_size=1."
+        )
+    return Batch({name: t.to(device) for name, t in inputs.items()}, real.to(device), roles.to(device), indices)
+
+
+def _whole(prompts: Prompts, indices: tuple[int, ...], device: torch.device | str) -> Batch:
+    assert prompts.whole is not None
+    if indices != tuple(range(len(prompts))):
+        raise PromptError(
+            f"these {len(prompts)} prompts are one processor output that is run whole. "
+            f"Run them with batch_size={len(prompts)}, or build them with from_chat."
+        )
+    real = find_real(prompts.whole)
+    roles = torch.full(real.shape, PAD, dtype=torch.int8)
+    for row, role in enumerate(prompts.roles):
+        roles[row, real[row]] = torch.from_numpy(role)
+    inputs = {name: tensor.to(device) for name, tensor in prompts.whole.items()}
+    return Batch(inputs, real.to(device), roles.to(device), indices)
+
+
+def find_real(inputs: Any) -> Bool[torch.Tensor, "batch key"]:
+    """Say which positions of a processor's output hold tokens, from its attention mask."""
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    return torch.ones(ids.shape, dtype=torch.bool) if mask is None else mask.cpu() != 0
+
+
+def collate_extras(extras: Sequence[dict[str, torch.Tensor]], longest: int) -> dict[str, torch.Tensor]:
+    """Join further inputs by name: per-token ones padded, the others joined along their first dimension.
+
+    Raises:
+        PromptError: some prompts have an input that others lack, or shapes do not fit.
+    """
+    names = list(dict.fromkeys(name for extra in extras for name in extra))
+    joined = {}
+    for name in names:
+        if any(name not in extra for extra in extras):
+            raise PromptError(f"only some of these prompts have {name!r} (an image?). Run them with batch_size=1.")
+        parts = [extra[name] for extra in extras]
+        joined[name] = _pad_tokens(parts, longest) if name in PER_TOKEN else _join(name, parts)
+    return joined
+
+
+def _pad_tokens(parts: list[torch.Tensor], longest: int) -> Shaped[torch.Tensor, "batch key"]:
+    return torch.stack([torch.nn.functional.pad(p, (0, longest - len(p))) for p in parts])
+
+
+def _join(name: str, parts: list[torch.Tensor]) -> torch.Tensor:
+    shapes = {tuple(p.shape[1:]) for p in parts}
+    if (
+        len(shapes) > 1
+        and all(p.ndim >= 4 and p.shape[2:] == parts[0].shape[2:] for p in parts)
+        and _tiled(name, parts)
+    ):
+        most = max(p.shape[1] for p in parts)
+        parts = [_pad_tiles(p, most) for p in parts]
+    elif len(shapes) > 1:
+        raise PromptError(
+            f"{name!r} has shapes {sorted(shapes)} for these prompts, which do not fit in one batch. "
+            "Run them with batch_size=1."
+        )
+    return torch.cat(parts)
+
+
+def _tiled(name: str, parts: list[torch.Tensor]) -> bool:
+    # (image, tile, channel, height, width), and (image, tile, height, width) for its mask.
+    return parts[0].ndim == (4 if name == "pixel_attention_mask" else 5)
+
+
+def _pad_tiles(part: torch.Tensor, most: int) -> torch.Tensor:
+    missing = torch.zeros((part.shape[0], most - part.shape[1], *part.shape[2:]), dtype=part.dtype)
+    return torch.cat([part, missing], dim=1)
