@@ -6,6 +6,7 @@ Public, so that a probe, an edit or a metric of your own can be tested as the bu
 from __future__ import annotations
 
 from sinkscope.testing.inputs import inputs, pixels, text_ids
+from sinkscope.testing.planted import PlantedTruth, planted_sink
 from sinkscope.testing.tiny import names, randomise, tiny
 
-__all__ = ["inputs", "names", "pixels", "randomise", "text_ids", "tiny"]
+__all__ = ["PlantedTruth", "inputs", "names", "pixels", "planted_sink", "randomise", "text_ids", "tiny"]
