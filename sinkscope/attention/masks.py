@@ -1,0 +1,189 @@
+"""Which keys a query may see, without ever building a (query, key) tensor.
+
+transformers asks a registered mask function for a mask and hands whatever it returns to the attention function. Ours
+returns a :class:`MaskSpec`: lengths, offsets and the library's own index rule. A block of rows is rendered on demand, so
+absolute positions are known, sliding windows and caches work, and memory stays linear in the number of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from transformers.masking_utils import TransformGetItemToIndex, bidirectional_mask_function, causal_mask_function
+
+BLOCK = 128
+"""Query rows per block. Measured best on CPU (docs/decisions.md)."""
+
+
+@dataclass(eq=False)
+class MaskSpec:
+    """The library's mask rule for one attention call, kept as a rule.
+
+    ``kind`` is ``"causal"``, ``"full"`` or ``"rule"``; the first two need no rendering where nothing is padded.
+    """
+
+    batch_size: int
+    q_length: int
+    kv_length: int
+    q_offset: int
+    kv_offset: int
+    rule: Callable[..., Any]
+    padding: Bool[torch.Tensor, "batch key"] | None
+    use_vmap: bool
+    device: torch.device
+    _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def kind(self) -> str:
+        """``"causal"``, ``"full"`` or ``"rule"``."""
+        if self.rule is causal_mask_function:
+            return "causal"
+        return "full" if self.rule is bidirectional_mask_function else "rule"
+
+    @property
+    def plain(self) -> bool:
+        """True where the mask is exactly causal or full: no padding, no window, no cache offset."""
+        aligned = self.q_length == self.kv_length and self.q_offset == self.kv_offset
+        return self.padding is None and (self.kind == "full" or (self.kind == "causal" and aligned))
+
+    def visible(self, rows: slice, cols: slice) -> Bool[torch.Tensor, "batch query key"] | None:
+        """Render one block; None where every query of the block sees every key of it."""
+        first, last = rows.start + self.q_offset, rows.stop - 1 + self.q_offset
+        del last
+        if self.padding is None and (
+            self.kind == "full" or (self.kind == "causal" and cols.stop - 1 + self.kv_offset <= first)
+        ):
+            return None
+        q = torch.arange(rows.start, rows.stop, device=self.device) + self.q_offset
+        kv = torch.arange(cols.start, cols.stop, device=self.device) + self.kv_offset
+        seen = self._apply(q, kv)
+        if self.padding is not None:
+            seen = seen & self.padding[:, None, cols]
+        return seen
+
+    def _apply(
+        self, q: Int[torch.Tensor, " query"], kv: Int[torch.Tensor, " key"]
+    ) -> Bool[torch.Tensor, "batch query key"]:
+        shape = (self.batch_size, len(q), len(kv))
+        if self.kind == "causal":
+            return (kv[None, :] <= q[:, None]).expand(shape)
+        if self.kind == "full":
+            return torch.ones(shape, dtype=torch.bool, device=self.device)
+        batch = torch.arange(self.batch_size, device=self.device)
+        head = torch.zeros(1, dtype=torch.long, device=self.device)
+        if self.use_vmap:
+            with TransformGetItemToIndex():
+                rule = self.rule
+                for dims in (
+                    (None, None, None, 0),
+                    (None, None, 0, None),
+                    (None, 0, None, None),
+                    (0, None, None, None),
+                ):
+                    rule = torch.vmap(rule, in_dims=dims, out_dims=0)
+                seen = rule(batch, head, q, kv)
+        else:
+            seen = self.rule(
+                batch[:, None, None, None], head[None, :, None, None], q[None, None, :, None], kv[None, None, None, :]
+            )
+        return seen.expand(self.batch_size, 1, len(q), len(kv))[:, 0]
+
+    def extent(self, rows: slice) -> slice:
+        """Smallest run of keys that holds every key some query of ``rows`` can see."""
+        if self.kind == "full":
+            return slice(0, self.kv_length)
+        if self.kind == "causal":
+            stop = rows.stop + self.q_offset - self.kv_offset
+            return slice(0, max(1, min(self.kv_length, stop)))
+        key = ("extent", rows.start, rows.stop)
+        if key not in self._cache:
+            seen = self.visible(rows, slice(0, self.kv_length))
+            hits = torch.ones(self.kv_length) if seen is None else seen.any(0).any(0)
+            where = hits.nonzero()[:, 0]
+            found = (int(where[0]), int(where[-1]) + 1) if len(where) else (0, 1)
+            self._cache[key] = slice(*found)
+        return self._cache[key]
+
+    def viewers(self, real_queries: Bool[torch.Tensor, "batch query"]) -> Float[torch.Tensor, "batch key"]:
+        """Number of real queries that can see each key. Cached: layers that share a mask share the count."""
+        if "viewers" not in self._cache:
+            total = torch.zeros(self.batch_size, self.kv_length, device=self.device)
+            for start in range(0, self.q_length, BLOCK):
+                rows = slice(start, min(start + BLOCK, self.q_length))
+                cols = self.extent(rows)
+                weight = real_queries[:, rows].float()
+                seen = self.visible(rows, cols)
+                if seen is None:
+                    total[:, cols] += weight.sum(1, keepdim=True)
+                else:
+                    total[:, cols] += torch.einsum("bq,bqk->bk", weight, seen.float())
+            self._cache["viewers"] = total
+        return self._cache["viewers"]
+
+    def dead_rows(self) -> Bool[torch.Tensor, "batch query"] | None:
+        """Queries that see no key at all (left padding); None where there are none."""
+        if self.padding is None and self.kind != "rule":
+            return None
+        if "dead" not in self._cache:
+            dead = torch.zeros(self.batch_size, self.q_length, dtype=torch.bool, device=self.device)
+            for start in range(0, self.q_length, BLOCK):
+                rows = slice(start, min(start + BLOCK, self.q_length))
+                seen = self.visible(rows, self.extent(rows))
+                if seen is not None:
+                    dead[:, rows] = ~seen.any(-1)
+            self._cache["dead"] = dead if bool(dead.any()) else None
+        return self._cache["dead"]
+
+
+def sinkscope_mask(  # noqa: PLR0913 - the library fixes this signature
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    attention_mask: torch.Tensor | None = None,
+    use_vmap: bool = False,
+    device: torch.device | str = "cpu",
+    **_: Any,
+) -> MaskSpec:
+    """The mask function registered with transformers; the parameters are the library's."""
+    padding = None
+    if attention_mask is not None:
+        padding = attention_mask.bool()
+        if (short := kv_length + kv_offset - padding.shape[-1]) > 0:
+            padding = torch.nn.functional.pad(padding, (0, short))
+        padding = padding[:, kv_offset : kv_offset + kv_length]
+        padding = None if bool(padding.all()) else padding
+    return MaskSpec(
+        batch_size, q_length, kv_length, int(q_offset), int(kv_offset), mask_function, padding, use_vmap,
+        torch.device(device),
+    )  # fmt: skip
+
+
+def from_call(
+    mask: MaskSpec | torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, causal: bool
+) -> tuple[MaskSpec, torch.Tensor | None]:
+    """Turn whatever a model passed as its mask into a spec and, for additive masks, a bias.
+
+    A missing mask means full attention, or top-left aligned causal attention where ``causal`` is set, as in PyTorch.
+    """
+    batch, q_length, kv_length = query.shape[0], query.shape[2], key.shape[2]
+    if isinstance(mask, MaskSpec):
+        return mask, None
+    rule: Callable[..., Any] = causal_mask_function if causal and q_length > 1 else bidirectional_mask_function
+    spec = MaskSpec(batch, q_length, kv_length, 0, 0, rule, None, False, query.device)
+    if mask is None:
+        return spec, None
+    mask = mask[..., :kv_length]
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    seen = seen.expand(batch, seen.shape[1], q_length, kv_length)[:, 0]
+    spec.rule = lambda b, h, i, j: seen[b, i, j]
+    if mask.dtype == torch.bool:
+        return spec, None
+    bias = mask.float().masked_fill(mask <= torch.finfo(mask.dtype).min / 2, 0.0)
+    return spec, bias if bool((bias != 0).any()) else None

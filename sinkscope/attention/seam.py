@@ -1,0 +1,129 @@
+"""The one place where sinkscope meets transformers: a registered attention function and its mask function.
+
+Registered once under one name. A context variable holds the active session; outside a session the function computes
+plain attention, so a model left in an odd state still gives right answers. While a session is entered, every attention
+config of the model names our function; on leaving, each config gets back exactly what it had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.modeling_utils import AttentionInterface
+
+from sinkscope.attention.bias import CallEdits
+from sinkscope.attention.fused import fused_attend
+from sinkscope.attention.masks import from_call, sinkscope_mask
+from sinkscope.attention.streaming import Call, attend
+from sinkscope.attention.view import Context, LayerStats, Wants
+
+NAME = "sinkscope"
+
+
+@dataclass
+class Session:
+    """What the attention function does during one forward pass.
+
+    ``wants`` and ``edits`` are asked once per call with the attention module (and, for edits, the call); ``collect``
+    gets each call's statistics. ``calls`` lists the modules that called, in order: what a model really runs.
+    """
+
+    wants: Callable[[torch.nn.Module], Wants] = lambda _: Wants()
+    context: Context | None = None
+    edits: Callable[[torch.nn.Module, Call], CallEdits | None] = lambda _m, _c: None
+    collect: Callable[[torch.nn.Module, LayerStats], None] = lambda _m, _s: None
+    observe: Callable[[torch.nn.Module, Call], None] | None = None
+    calls: list[torch.nn.Module] = field(default_factory=list)
+    paths: set[str] = field(default_factory=set)
+
+
+_active: ContextVar[Session | None] = ContextVar("sinkscope_session", default=None)
+
+
+def sinkscope_attention(  # noqa: PLR0913 - the library fixes this signature
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any = None,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """The attention function registered with transformers: (batch, head, query, dim) in, (batch, query, head, dim) out."""
+    session = _active.get() or Session()
+    causal = is_causal if is_causal is not None else getattr(module, "is_causal", False)
+    mask, bias = from_call(attention_mask, query, key, bool(causal))
+    if kwargs.get("position_bias") is not None:
+        bias = kwargs["position_bias"] if bias is None else bias + kwargs["position_bias"]
+    call = Call(
+        query, key, value, mask,
+        scale=scaling if scaling is not None else query.shape[-1] ** -0.5,
+        bias=bias,
+        softcap=kwargs.get("softcap"),
+        sink_logits=kwargs.get("s_aux"),
+        extra_key=getattr(module, "extra_key", None),
+        normaliser=getattr(getattr(module, "config", None), "sinkscope_normaliser", None) or "softmax",
+    )  # fmt: skip
+    session.calls.append(module)
+    if session.observe is not None:
+        session.observe(module, call)
+    context = session.context or _everything_real(key)
+    wants, edits = session.wants(module), session.edits(module, call)
+    out, stats = fused_attend(call, wants, context, edits) or attend(call, wants, context, edits)
+    session.paths.add(stats.path or "blockwise")
+    if wants.anything:
+        _norms(call, wants, stats)
+        session.collect(module, stats)
+    return out.contiguous(), None
+
+
+def _everything_real(key: torch.Tensor) -> Context:
+    shape = (key.shape[0], key.shape[2])
+    return Context(
+        torch.ones(shape, dtype=torch.bool, device=key.device), torch.zeros(shape, device=key.device).long(), (0,)
+    )
+
+
+def _norms(call: Call, wants: Wants, stats: LayerStats) -> None:
+    if "value_norm" in wants:
+        stats.value_norm = torch.linalg.vector_norm(call.value.detach().float(), dim=-1)
+    if "key_norm" in wants:
+        stats.key_norm = torch.linalg.vector_norm(call.key.detach().float(), dim=-1)
+    if "contribution" in wants:
+        stats.value = call.value.detach()
+
+
+AttentionInterface.register(NAME, sinkscope_attention)
+AttentionMaskInterface.register(NAME, sinkscope_mask)
+
+
+def configs(model: torch.nn.Module) -> list[Any]:
+    """Every distinct config object of the model and its parts that chooses an attention implementation."""
+    found: dict[int, Any] = {}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if config is not None and hasattr(config, "_attn_implementation_internal"):
+            found.setdefault(id(config), config)
+    return list(found.values())
+
+
+@contextmanager
+def entered(model: torch.nn.Module, session: Session) -> Iterator[Session]:
+    """Route the model's attention through ``session``; put every config back afterwards, whatever was raised."""
+    before = [(config, config._attn_implementation_internal) for config in configs(model)]
+    token = _active.set(session)
+    try:
+        for config, _ in before:
+            config._attn_implementation_internal = NAME
+        yield session
+    finally:
+        for config, old in before:
+            config._attn_implementation_internal = old
+        _active.reset(token)

@@ -1,0 +1,318 @@
+"""One blockwise pass over the queries of an attention call: the output and every statistic, exact, no map kept.
+
+For a tile of query rows and some heads: logits, softmax, one product with [values | role columns], and reductions, while
+the tile is still in the cache. Weights exist for one tile at a time. Accumulation is float32 whatever the model's dtype.
+Identities (docs/decisions.md has their cost): with p the weights and t the logits, the log-sum-exp is max(t) - log
+max(p), the entropy is log-sum-exp - sum(p t), and a denominator with more mass than the keys (learned sink, null key)
+scales p by f = exp(lse - lse').
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+
+from sinkscope.attention.bias import NEG, CallEdits, Tile
+from sinkscope.attention.masks import BLOCK, MaskSpec
+from sinkscope.attention.view import Context, LayerStats, Wants
+
+TILE = {"cpu": 1 << 18, "cuda": 1 << 25}
+"""Numbers per tile: what stays in a core's cache on CPU, what fills the chip elsewhere."""
+
+
+@dataclass
+class Call:
+    """One attention call as a model makes it: keys and values un-repeated, rotary positions already applied."""
+
+    query: Float[torch.Tensor, "batch head query dim"]
+    key: Float[torch.Tensor, "batch kv_head key dim"]
+    value: Float[torch.Tensor, "batch kv_head key vdim"]
+    mask: MaskSpec
+    scale: float
+    bias: torch.Tensor | None = None
+    softcap: float | None = None
+    sink_logits: Float[torch.Tensor, " head"] | None = None
+    extra_key: Float[torch.Tensor, "head dim"] | None = None
+    normaliser: str = "softmax"
+
+
+class Accumulators:
+    """Where a pass writes its statistics: allocated once per call, only for what is wanted."""
+
+    def __init__(self, call: Call, wants: Wants, context: Context) -> None:
+        batch, heads, rows = call.query.shape[:3]
+        keys, device = call.key.shape[2], call.query.device
+
+        def empty(*shape: int) -> torch.Tensor:
+            return torch.zeros(batch * heads, *shape, device=device)
+
+        self.key_sum = empty(keys) if "key_mass" in wants or "contribution" in wants else None
+        self.roles = len(context.role_list) if "role_share" in wants else 0
+        self.role_share = empty(rows, self.roles) if self.roles else None
+        self.entropy = empty(rows) if "entropy" in wants else None
+        self.row_sum = empty(rows) if "row_sum" in wants else None
+        self.log_sum_exp = empty(rows) if "log_sum_exp" in wants else None
+        self.maxima = [empty(rows) for _ in wants.maxima]
+        self.maps = torch.zeros(batch, len(wants.maps), rows, keys, device=device) if wants.maps else None
+
+    def finish(self, batch: int, stats: LayerStats) -> None:
+        """Give the flat (batch head) buffers their shape back and hand them over."""
+        for name in ("key_sum", "role_share", "entropy", "row_sum", "log_sum_exp"):
+            flat = getattr(self, name)
+            if flat is not None:
+                setattr(stats, name, rearrange(flat, "(batch head) ... -> batch head ...", batch=batch))
+        stats.maxima = [rearrange(flat, "(batch head) query -> batch head query", batch=batch) for flat in self.maxima]
+        stats.maps = self.maps
+
+
+def attend(
+    call: Call, wants: Wants, context: Context, edits: CallEdits | None = None
+) -> tuple[Float[torch.Tensor, "batch query head vdim"], LayerStats]:
+    """Run one call blockwise and return its output (batch, query, head, dim) and its statistics.
+
+    Only real queries count in ``key_sum``. With a gradient wanted the same tiles run out of place, so autograd keeps
+    them: memory is then that of the map.
+    """
+    batch, heads, rows, _ = call.query.shape
+    kv_heads, keys = call.key.shape[1:3]
+    stats = LayerStats()
+    store = Accumulators(call, wants, context)
+    real = context.real
+    weight = real[:, -rows:].float() if real.shape[1] >= rows else real.new_ones(batch, rows).float()
+    grad = torch.is_grad_enabled() and (call.query.requires_grad or call.value.requires_grad or _edit_grad(edits))
+    one_hot = context.one_hot() if store.roles else None
+    per_tile = max(1, TILE.get(call.query.device.type, TILE["cpu"]) // (min(BLOCK, rows) * keys))
+    outputs: list[torch.Tensor] = []
+    for start in range(0, batch * heads, per_tile):
+        flat = torch.arange(start, min(start + per_tile, batch * heads), device=call.query.device)
+        where = flat // heads, flat % heads
+        key, value = _operands(call, where, heads // kv_heads, edits)
+        if one_hot is not None:
+            value = torch.cat([value, one_hot[where[0]].to(value.dtype)], dim=-1)
+        query = call.query[where].float() * call.scale
+        pieces = []
+        for begin in range(0, rows, BLOCK):
+            span = slice(begin, min(begin + BLOCK, rows))
+            pieces.append(_tile(call, store, _Work(query, key, value, where, span, weight, grad, start), wants, edits))
+        outputs.append(torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0])
+    out = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    out = rearrange(out, "(batch head) query dim -> batch query head dim", batch=batch)
+    store.finish(batch, stats)
+    if store.key_sum is not None:
+        stats.key_viewers = call.mask.viewers(weight.bool())
+    return _gate(out, edits).to(call.query.dtype), stats
+
+
+@dataclass
+class _Work:
+    query: Float[torch.Tensor, "flat query dim"]
+    key: Float[torch.Tensor, "flat key dim"]
+    value: Float[torch.Tensor, "flat key columns"]
+    where: tuple[Int[torch.Tensor, " flat"], Int[torch.Tensor, " flat"]]
+    rows: slice
+    weight: Float[torch.Tensor, "batch query"]
+    grad: bool
+    start: int
+
+
+def _operands(
+    call: Call,
+    where: tuple[Int[torch.Tensor, " flat"], Int[torch.Tensor, " flat"]],
+    group: int,
+    edits: CallEdits | None,
+) -> tuple[Float[torch.Tensor, "flat key dim"], Float[torch.Tensor, "flat key vdim"]]:
+    batch, head = where
+    key = call.key[batch, head // group].float()
+    value = call.value[batch, head // group].float()
+    for change in edits.values if edits else ():
+        chosen = change.keys[batch, head]
+        change.tally.touched += int(chosen.sum())
+        value = torch.where(chosen[..., None], value * change.scale, value)
+    return key, value
+
+
+def _tile(
+    call: Call, store: Accumulators, work: _Work, wants: Wants, edits: CallEdits | None
+) -> Float[torch.Tensor, "flat query vdim"]:
+    """Logits, normalise, output and statistics of one tile."""
+    batch, head = work.where
+    cols = call.mask.extent(work.rows)
+    visible = call.mask.visible(work.rows, cols)
+    tile = Tile(batch, head, work.rows, cols, None if visible is None else visible[batch])
+    logits = _logits(call, work, tile)
+    for bias in edits.biases if edits else ():
+        logits = bias.apply(logits, tile)
+    more_mass = _extra_mass(call, edits)
+    weights, lse = _normalise(call, logits, tile, edits, more_mass or "entropy" in wants or "log_sum_exp" in wants)
+    factor, extra = _denominator(call, lse, work, edits) if lse is not None and more_mass else (None, None)
+    edited = bool(edits and edits.weights)
+    if edited or (factor is not None and (wants.weights_needed or edited)):
+        weights = weights if factor is None else weights * factor[..., None]
+        factor = None
+    for change in edits.weights if edits else ():
+        weights = change(weights, tile)
+    columns = torch.bmm(weights, work.value[:, cols])
+    if factor is not None:
+        columns = columns * factor[..., None]
+    size = call.value.shape[-1]
+    out = columns[..., :size]
+    if extra is not None:
+        out = out + extra
+    if wants.anything:
+        plain = None if edited or more_mass or _swapped(call, edits) else (logits, lse)
+        _reduce(store, work, tile, wants, (weights, columns[..., size:], plain, lse))
+    return out
+
+
+def _logits(call: Call, work: _Work, tile: Tile) -> Float[torch.Tensor, "flat query key"]:
+    logits = torch.bmm(work.query[:, tile.rows], work.key[:, tile.cols].transpose(1, 2))
+    if call.softcap is not None:
+        logits = torch.tanh(logits / call.softcap) * call.softcap
+    if call.bias is not None:
+        bias = call.bias.expand(call.query.shape[0], call.query.shape[1], *call.bias.shape[2:])
+        logits = logits + bias[tile.batch, tile.head][:, tile.rows, tile.cols].float()
+    if tile.visible is None:
+        return logits
+    if call.mask.kind == "causal" and call.mask.padding is None:
+        # Only the columns past the first row's last visible key can be hidden from some row of the tile.
+        edge = max(0, tile.rows.start + call.mask.q_offset - call.mask.kv_offset)
+        hidden = ~tile.visible[:, :, edge - tile.cols.start :]
+        part = logits[:, :, edge - tile.cols.start :]
+        if work.grad:
+            return torch.cat([logits[:, :, : edge - tile.cols.start], part.masked_fill(hidden, NEG)], dim=-1)
+        part.masked_fill_(hidden, NEG)
+        return logits
+    return logits.masked_fill(~tile.visible, NEG) if work.grad else logits.masked_fill_(~tile.visible, NEG)
+
+
+def _normalise(
+    call: Call, logits: Float[torch.Tensor, "flat query key"], tile: Tile, edits: CallEdits | None, with_lse: bool
+) -> tuple[Float[torch.Tensor, "flat query key"], Float[torch.Tensor, "flat query"] | None]:
+    """Weights and, where asked for, the log-sum-exp of the keys."""
+    weights = torch.softmax(logits, dim=-1)
+    lse = None
+    if with_lse:
+        lse = logits.amax(-1) - weights.amax(-1).log()
+    if tile.visible is not None and call.mask.dead_rows() is not None:
+        weights = weights.masked_fill((logits.amax(-1) <= NEG / 2)[..., None], 0.0)
+    kind = _swapped(call, edits)
+    if kind is None:
+        return weights, lse
+    heads = edits.normaliser_heads if edits and edits.normaliser else None
+    swapped = elementwise(kind, logits)
+    return (swapped if heads is None else torch.where(heads[tile.head][:, None, None], swapped, weights)), lse
+
+
+def _swapped(call: Call, edits: CallEdits | None) -> str | None:
+    """Name of the normaliser where it is not a softmax."""
+    kind = edits.normaliser if edits and edits.normaliser else call.normaliser
+    return kind if kind in ("sigmoid", "relu") else None
+
+
+def elementwise(kind: str, logits: Float[torch.Tensor, "flat query key"]) -> Float[torch.Tensor, "flat query key"]:
+    """Attention without softmax: sigmoid(t), or relu(t) / number of visible keys (Guo et al. 2024; Gu et al. 2025)."""
+    hidden = logits <= NEG / 2
+    if kind == "sigmoid":
+        return torch.sigmoid(logits).masked_fill(hidden, 0.0)
+    count = (~hidden).sum(-1, keepdim=True).clamp(min=1)
+    return torch.relu(logits).masked_fill(hidden, 0.0) / count
+
+
+def _extra_mass(call: Call, edits: CallEdits | None) -> bool:
+    kind = edits.normaliser if edits and edits.normaliser else call.normaliser
+    if _swapped(call, edits) and (edits is None or edits.normaliser_heads is None):
+        return False
+    added = edits is not None and (edits.null_logits is not None or edits.extra_key is not None)
+    return added or kind == "softmax1" or call.sink_logits is not None or call.extra_key is not None
+
+
+def _denominator(
+    call: Call, lse: Float[torch.Tensor, "flat query"], work: _Work, edits: CallEdits | None
+) -> tuple[Float[torch.Tensor, "flat query"], Float[torch.Tensor, "flat query vdim"] | None]:
+    """Row factor that a larger denominator puts on the keys' weights, and the extra key's own output."""
+    head, rows = work.where[1], work.rows
+    kind = edits.normaliser if edits and edits.normaliser else call.normaliser
+    total = lse
+    if call.sink_logits is not None:
+        total = torch.logaddexp(total, call.sink_logits.float()[head][:, None])
+    if kind == "softmax1":
+        plus_one = torch.logaddexp(total, torch.zeros_like(total))
+        chosen = edits.normaliser_heads if edits and edits.normaliser else None
+        total = plus_one if chosen is None else torch.where(chosen[head][:, None], plus_one, total)
+    if edits is not None and edits.null_logits is not None:
+        total = torch.logaddexp(total, edits.null_logits[head][:, None].expand_as(total))
+    keys = [k for k in (call.extra_key, edits.extra_key if edits else None) if k is not None]
+    logits = [torch.einsum("fqd,fd->fq", work.query[:, rows], key.float()[head]) for key in keys]
+    for logit in logits:
+        total = torch.logaddexp(total, logit)
+    extra = None
+    if edits is not None and edits.extra_value is not None and edits.extra_key is not None:
+        extra = (logits[-1] - total).exp()[..., None] * edits.extra_value.float()[head][:, None]
+    return (lse - total).exp(), extra
+
+
+def _reduce(
+    store: Accumulators,
+    work: _Work,
+    tile: Tile,
+    wants: Wants,
+    results: tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor | None] | None, torch.Tensor | None],
+) -> None:
+    """Fold one tile into the accumulators."""
+    weights, shares, plain, lse = (x.detach() if isinstance(x, torch.Tensor) else x for x in results)
+    span = slice(work.start, work.start + len(work.where[0]))
+    rows, cols = tile.rows, tile.cols
+    if store.key_sum is not None:
+        counted = work.weight[tile.batch][:, None, rows]
+        store.key_sum[span, cols] += torch.bmm(counted, weights)[:, 0]
+    if store.role_share is not None:
+        store.role_share[span, rows] = shares
+    if store.row_sum is not None:
+        store.row_sum[span, rows] = weights.sum(-1)
+    if store.log_sum_exp is not None and lse is not None:
+        store.log_sum_exp[span, rows] = lse
+    if store.entropy is not None:
+        if plain is not None and plain[1] is not None:
+            store.entropy[span, rows] = (plain[1] - torch.linalg.vecdot(weights, plain[0].detach())).detach()
+        else:
+            store.entropy[span, rows] = torch.special.entr(weights).sum(-1)
+    for target, mask in zip(store.maxima, wants.maxima, strict=True):
+        target[span, rows] = _largest(weights, mask[:, cols], tile)
+    if store.maps is not None:
+        for i, head in enumerate(wants.maps):
+            chosen = tile.head == head
+            if bool(chosen.any()):
+                store.maps[tile.batch[chosen], i, rows, cols] = weights[chosen]
+
+
+def _largest(
+    weights: Float[torch.Tensor, "flat query key"], mask: Bool[torch.Tensor, "batch key"], tile: Tile
+) -> Float[torch.Tensor, "flat query"]:
+    """Largest weight on the masked keys; minus infinity where a row's tile holds none of them."""
+    union = mask.any(0).nonzero()[:, 0]
+    if len(union) == 0:
+        return weights.new_full(weights.shape[:2], -math.inf)
+    first, last = int(union[0]), int(union[-1]) + 1
+    part, chosen = weights[:, :, first:last], mask[tile.batch][:, None, first:last]
+    if not bool(chosen.all()):
+        part = part.masked_fill(~chosen, -math.inf)
+    return part.amax(-1)
+
+
+def _edit_grad(edits: CallEdits | None) -> bool:
+    return edits is not None and any(bias.value.requires_grad for bias in edits.biases)
+
+
+def _gate(
+    out: Float[torch.Tensor, "batch query head vdim"], edits: CallEdits | None
+) -> Float[torch.Tensor, "batch query head vdim"]:
+    for gate in edits.gates if edits else ():
+        gate.tally.touched += int((gate.scale != 1).sum())
+        out = out * gate.scale[None, None, :, None]
+        if gate.shift is not None:
+            out = out + gate.shift[None, None]
+    return out
