@@ -1,0 +1,107 @@
+"""Text for the language model: the source code of the Python standard library of the running interpreter.
+
+The text itself is never shipped; it is read from the machine's own installation (PSF licence).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from sinkscope.errors import ModelError
+
+BOS = "<s>"
+PAD = "<pad>"
+SKIPPED = ("site-packages", "dist-packages", "encodings", "pydoc_data", "__pycache__", "lib2to3")
+"""Folders left out: other people's packages, character tables and generated text."""
+
+
+def stdlib_files(root: Path | None = None) -> list[Path]:
+    """List the ``.py`` files of the standard library in a fixed order.
+
+    Raises:
+        ModelError: the folder holds no Python source.
+    """
+    folder = Path(sysconfig.get_paths()["stdlib"]) if root is None else root
+    files = sorted(p for p in folder.rglob("*.py") if not set(SKIPPED) & set(p.relative_to(folder).parts))
+    if not files:
+        raise ModelError(f"corpus: no .py file under {folder}. Name a folder of Python source with root=.")
+    return files
+
+
+def split_files(files: list[Path], root: Path, held_out: int = 20) -> tuple[list[Path], list[Path]]:
+    """Split whole files into training and held-out ones by a hash of the path below ``root`` (one in ``held_out``)."""
+    train, test = [], []
+    for path in files:
+        digest = hashlib.sha256(path.relative_to(root).as_posix().encode()).digest()
+        (test if digest[0] % held_out == 0 else train).append(path)
+    return train, test
+
+
+def read_texts(files: list[Path]) -> list[str]:
+    """Read the files as UTF-8, leaving out those that are not, and those shorter than 200 characters."""
+    texts = []
+    for path in files:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError):
+            continue
+        if len(text) >= 200:
+            texts.append(text)
+    return texts
+
+
+def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE whose encoder puts ``<s>`` first (id 0; ``<pad>`` is id 1)."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[BOS, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, texts: list[str]) -> NDArray[np.uint16]:
+    """Encode all texts without special tokens into one stream of token ids."""
+    encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
+    return np.concatenate([np.asarray(e.ids, dtype=np.uint16) for e in encoded])
+
+
+def windows(
+    stream: NDArray[np.uint16], batch: int, length: int, rng: np.random.Generator, repeat_share: float = 0.0
+) -> NDArray[np.int64]:
+    """Draw random windows ``[<s>, tokens]`` of ``length`` tokens in all.
+
+    Args:
+        stream: Token ids of the corpus.
+        batch: Number of windows.
+        length: Tokens of a window, ``<s>`` included.
+        rng: Source of the draw.
+        repeat_share: Probability that a window says its last part twice: a span of 8 tokens to half the window is
+            drawn, and the window goes through that span again and again. Copying heads are then needed on these
+            windows and idle on plain text.
+    """
+    body = length - 1
+    out = np.zeros((batch, length), dtype=np.int64)
+    starts = rng.integers(0, len(stream) - body, size=batch)
+    repeated = rng.random(batch) < repeat_share
+    spans = rng.integers(8, max(body // 2, 9), size=batch)
+    prefixes = rng.integers(0, max(body // 2, 1), size=batch)
+    for i in range(batch):
+        text = stream[starts[i] : starts[i] + body].astype(np.int64)
+        if repeated[i]:
+            lead = int(prefixes[i])
+            text[lead:] = np.resize(text[lead : lead + int(spans[i])], body - lead)
+        out[i, 1:] = text
+    return out

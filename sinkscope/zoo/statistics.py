@@ -1,0 +1,109 @@
+"""Sink statistics of a decoder, from eager attention: small models and small batches only.
+
+Used while a model trains, where a plain second opinion matters more than speed. :func:`sinkscope.run` is the tool for
+everything else and must give the same numbers.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def _recorded(modules: list[torch.nn.Module]) -> Iterator[list[torch.Tensor]]:
+    outputs: list[torch.Tensor] = []
+
+    def keep(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
+        outputs.append((output[0] if isinstance(output, tuple) else output).detach().float())
+
+    handles = [m.register_forward_hook(keep) for m in modules]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The blocks of a Llama-like or GPT-2-like decoder, in order."""
+    inner: Any = getattr(model, "model", None) or getattr(model, "transformer", None)
+    return list(inner.layers if hasattr(inner, "layers") else inner.h)
+
+
+@torch.no_grad()
+def sink_statistics(model: Any, ids: Int[torch.Tensor, "batch key"]) -> dict[str, Any]:
+    """Sink statistics of a Llama-like model at the first token.
+
+    Args:
+        model: A causal language model of the Llama family (separate ``v_proj``).
+        ids: Token ids; the first column is the sink candidate.
+
+    Returns:
+        ``loss``: mean next-token cross-entropy in nats. ``alpha``: (layer, head) mean over all queries of the attention
+        to key 0 (Gu et al. 2025, importance score). ``value_ratio``: (layer, kv head) mean over sequences of the value
+        norm of key 0 over the median of the others. ``massive``: (layer,) largest magnitude of the residual stream at
+        key 0 after the block over the median magnitude of all entries (Sun et al. 2024); ``massive_value``,
+        ``massive_dim``: that entry of the first sequence. ``residual_ratio``: (layer,) residual norm of key 0 over the
+        median of the others.
+    """
+    layers = decoder_layers(model)
+    previous = model.config._attn_implementation
+    training = model.training
+    model.eval()
+    values = [layer.self_attn.v_proj for layer in layers]
+    if previous == "sdpa":
+        model.set_attn_implementation("eager")
+    try:
+        with _recorded(values) as v, _recorded(layers) as h:
+            out = model(ids, output_attentions=True, use_cache=False)
+    finally:
+        if previous == "sdpa":
+            model.set_attn_implementation(previous)
+        model.train(training)
+    alpha = torch.stack([a[..., 0].float().mean((0, 2)) for a in out.attentions])
+    kv = model.config.num_key_value_heads
+    ratios = torch.stack([_first_over_median(x.unflatten(-1, (kv, -1)).norm(dim=-1).transpose(1, 2)) for x in v])
+    logits: Float[torch.Tensor, "batch query vocab"] = out.logits.float()
+    return {
+        "loss": float(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())),
+        "alpha": alpha.tolist(),
+        "value_ratio": ratios.tolist(),
+        "massive": [float((x[:, 0].abs().amax(-1) / x.abs().flatten(1).quantile(0.5, dim=1)).mean()) for x in h],
+        "massive_value": [float(x[0, 0, int(x[0, 0].abs().argmax())]) for x in h],
+        "massive_dim": [int(x[0, 0].abs().argmax()) for x in h],
+        "residual_ratio": [float(_first_over_median(x.norm(dim=-1))) for x in h],
+    }
+
+
+def _first_over_median(norms: Float[torch.Tensor, "batch *more key"]) -> Float[torch.Tensor, "*more"]:
+    return (norms[..., 0] / norms[..., 1:].median(-1).values).mean(0)
+
+
+def summary(stats: dict[str, Any], threshold: float = 0.3) -> dict[str, float]:
+    """Scalars of :func:`sink_statistics`: mean and largest alpha, share of heads over the threshold, drain, massive.
+
+    ``sink_rate`` is over all heads, ``sink_rate_after_first`` over the heads of layers 1 and up; ``value_ratio`` is the
+    median over layers 1 and up; ``massive`` the largest over layers.
+    """
+    alpha = torch.tensor(stats["alpha"])
+    later = alpha[1:] if len(alpha) > 1 else alpha
+    value = torch.tensor(stats["value_ratio"])
+    value = value[1:] if len(value) > 1 else value
+    return {
+        "loss": stats["loss"],
+        "alpha_mean": float(alpha.mean()),
+        "alpha_max": float(alpha.max()),
+        "sink_rate": float((alpha > threshold).float().mean()),
+        "sink_rate_after_first": float((later > threshold).float().mean()),
+        "value_ratio": float(value.median()),
+        "value_ratio_min": float(value.min()),
+        "massive": max(stats["massive"]),
+        "residual_ratio": max(stats["residual_ratio"]),
+    }
