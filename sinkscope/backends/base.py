@@ -1,0 +1,114 @@
+"""What a backend offers: towers of attention sites, sites of the residual stream, and one instrumented forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+
+from sinkscope.attention.bias import CallEdits
+from sinkscope.attention.streaming import Call
+from sinkscope.attention.view import Context, LayerStats, Wants
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """One attention layer: its number in the tower, the module's path, its shape, and the path of its W_O."""
+
+    layer: int
+    path: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    causal: bool
+    implicit_sink: bool = False
+    output_path: str | None = None
+
+
+@dataclass(frozen=True)
+class ResidualSite:
+    """A place in the residual stream: ``embed``, ``3.mid`` or ``3.post``, and the module whose input (or output) it is."""
+
+    name: str
+    path: str
+    before: bool
+
+    @property
+    def lens_name(self) -> str:
+        """TransformerLens's name of the same place."""
+        if self.name == "embed":
+            return "blocks.0.hook_resid_pre"
+        layer, place = self.name.split(".")
+        return f"blocks.{layer}.hook_resid_{place}"
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One stack of attention layers: the language model, an encoder, or the vision part of a larger model."""
+
+    name: str
+    attention: tuple[AttentionSite, ...]
+    residual: tuple[ResidualSite, ...]
+    d_model: int
+
+    @property
+    def causal(self) -> bool:
+        """True for a decoder."""
+        return any(site.causal for site in self.attention)
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """Residual-stream sites in order, ``embed`` first."""
+        return tuple(site.name for site in self.residual)
+
+
+ResidualHook = Callable[[Float[torch.Tensor, "batch key d_model"]], Float[torch.Tensor, "batch key d_model"] | None]
+"""Gets the residual stream at a site; returns None to leave it, or the tensor to use instead."""
+
+
+@dataclass
+class Instruments:
+    """What one forward pass of a tower shall read and change.
+
+    ``wants`` and ``edits`` are asked by layer; ``collect`` receives each layer's statistics; ``residual`` maps a site
+    name to hooks, run in order.
+    """
+
+    wants: Mapping[int, Wants] = field(default_factory=dict)
+    context: Context | None = None
+    edits: Callable[[int, Call], CallEdits | None] | None = None
+    collect: Callable[[int, LayerStats], None] = lambda _layer, _stats: None
+    residual: Mapping[str, Sequence[ResidualHook]] = field(default_factory=dict)
+
+
+@dataclass
+class Output:
+    """Result of a pass: the final hidden state of the tower's model, logits where asked for, and the paths taken."""
+
+    hidden: torch.Tensor
+    logits: torch.Tensor | None
+    paths: frozenset[str]
+
+
+class Backend(Protocol):
+    """A way to drive a model. ``towers`` is empty and ``why_not`` says why where nothing can be read."""
+
+    name: str
+    reading: str
+    edits: bool
+    why_not: str
+    towers: Mapping[str, Tower]
+    default_tower: str
+
+    def forward(
+        self, inputs: Mapping[str, torch.Tensor], tower: Tower, instruments: Instruments, logits: str | None = None
+    ) -> Output:
+        """Run the model once. ``logits`` is None, ``"last"`` or ``"all"``."""
+        ...
+
+    def write_factor(self, site: AttentionSite) -> Float[torch.Tensor, "head dim dim"] | None:
+        """Per head a matrix R with |R v| = |W_O v|; None where the model has no output projection."""
+        ...
