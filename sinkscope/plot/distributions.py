@@ -1,0 +1,114 @@
+"""Distributions: how numbers are spread, sinks against others, one mode against two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+from scipy import stats
+
+from sinkscope.errors import SchemaError
+from sinkscope.plot.labels import plain
+from sinkscope.plot.profiles import finish_depth
+from sinkscope.plot.theme import OTHER, PALETTE, SINK, axes_for, themed
+
+
+@themed
+def value_drain(
+    sink: xr.DataArray,
+    others: xr.DataArray,
+    *,
+    ylabel: str = "l2 norm of the value vector",
+    title: str = "Values of the sink and of other tokens",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw two boxes per layer: value norms of the sink token, and of the others (Guo et al. 2024; Gu et al. 2025).
+
+    A box spans the quartiles, its line is the median, whiskers reach 1.5 interquartile ranges; points beyond them are
+    not drawn.
+
+    Args:
+        sink: dims ``layer`` and any others (prompts, key-value heads); each number is one observation.
+        others: likewise for the other tokens.
+        ylabel: label of the y axis.
+        title: title of the axes.
+        ax: axes to draw on.
+    """
+    for array, name in ((sink, "sink"), (others, "others")):
+        if "layer" not in array.dims:
+            raise SchemaError(f"value_drain: {name} has no dimension 'layer'; it has {tuple(array.dims)}.")
+    axes = axes_for(sink, ax)
+    for array, shift, colour in ((others, 0.2, OTHER), (sink, -0.2, SINK)):
+        samples = _samples(array)
+        axes.boxplot(
+            samples, positions=[i + shift for i in range(len(samples))], widths=0.34, showfliers=False,
+            patch_artist=True, manage_ticks=False,
+            boxprops={"facecolor": colour, "alpha": 0.75, "edgecolor": colour}, whiskerprops={"color": colour},
+            capprops={"visible": False}, medianprops={"color": "black", "linewidth": 1.0},
+        )  # fmt: skip
+    finish_depth(axes, sink, "layer")
+    axes.set(ylabel=plain(ylabel), title=plain(title))
+    axes.set_ylim(bottom=0)
+    axes.legend(handles=[Patch(color=SINK, label="sink token"), Patch(color=OTHER, label="other tokens")])
+    return axes
+
+
+def _samples(array: xr.DataArray) -> list[np.ndarray]:
+    rows = array.transpose("layer", ...).values.reshape(array.sizes["layer"], -1)
+    return [row[np.isfinite(row)] for row in rows]
+
+
+@themed
+def max_attention_histogram(
+    array: xr.DataArray,
+    fit: Mapping[str, Any] | None = None,
+    *,
+    bins: int = 40,
+    names: Sequence[str] = ("sink heads", "vision heads"),
+    title: str = "Largest attention of each head",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the histogram of one number per head, with the mixture fitted to it and the valley that splits it.
+
+    Args:
+        array: numbers of any dims, one per head (and prompt); NaN is left out.
+        fit: what ``metrics.bimodality`` found, as plain numbers: ``means``, ``weights``, ``sds`` of the components,
+            ``valley`` (NaN: none was found), ``bimodal`` (optional). Nothing is fitted here.
+        bins: bars of the histogram.
+        names: names of the component with the lower and with the higher mean.
+        title: title of the axes.
+        ax: axes to draw on.
+    """
+    values = array.values[np.isfinite(array.values)]
+    axes = axes_for(array, ax)
+    if values.size:
+        axes.hist(values, bins=bins, density=True, color="#BFC8CF", label=f"heads (n = {values.size})")
+    if fit is not None:
+        _mixture(axes, fit, names)
+    axes.set(xlabel=plain(str(array.attrs.get("long_name", array.name or "largest attention weight"))),
+             ylabel="density", title=plain(title))  # fmt: skip
+    if values.size or fit is not None:
+        axes.legend()
+    return axes
+
+
+def _mixture(axes: Axes, fit: Mapping[str, Any], names: Sequence[str]) -> None:
+    means, weights, sds = (np.atleast_1d(np.asarray(fit[k], dtype=float)) for k in ("means", "weights", "sds"))
+    if not np.isfinite(means).all():
+        return
+    low, high = axes.get_xlim()
+    x = np.linspace(low, high, 500)
+    order = np.argsort(means)
+    bimodal = bool(fit.get("bimodal", True))
+    for i, k in enumerate(order):
+        label = names[i] if bimodal and i < len(names) else f"component {i + 1}"
+        axes.plot(x, weights[k] * stats.norm.pdf(x, means[k], sds[k]), color=PALETTE[1 - i % 2], label=plain(label))
+    valley = float(fit.get("valley", np.nan))
+    if np.isfinite(valley) and bimodal:
+        axes.axvline(valley, color="black", linestyle="--", linewidth=1.0, label=f"valley {valley:.3g}")
+    elif not bimodal:
+        axes.plot([], [], " ", label="not bimodal: no split")

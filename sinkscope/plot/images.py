@@ -1,0 +1,111 @@
+"""Numbers on image patches, and phi against attention."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.patches import Rectangle
+
+from sinkscope.errors import SchemaError
+from sinkscope.plot.labels import need_dims, plain
+from sinkscope.plot.theme import PALETTE, ROLE_COLOURS, SEQUENTIAL, axes_for, themed
+
+_BOX = ("box_left", "box_top", "box_right", "box_bottom")
+
+
+def _boxes(values: xr.DataArray, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    if all(name in values.coords for name in _BOX):
+        edges = np.stack([values[name].values.astype(float) for name in _BOX], axis=1)
+        return edges, np.asarray(np.isfinite(edges).all(axis=1))
+    if "grid_row" not in values.coords or "grid_col" not in values.coords:
+        raise SchemaError(
+            "patch_overlay: the coordinates grid_row and grid_col are missing. Use a reading of prompts with images, "
+            "one prompt of it."
+        )
+    row, column = (values[name].values.astype(float) for name in ("grid_row", "grid_col"))
+    kept = np.isfinite(row) & np.isfinite(column)
+    if not kept.any():
+        raise SchemaError("patch_overlay: no token of this prompt is an image patch. Choose a prompt with an image.")
+    tall, wide = height / (row[kept].max() + 1), width / (column[kept].max() + 1)
+    return np.stack([column * wide, row * tall, (column + 1) * wide, (row + 1) * tall], axis=1), kept
+
+
+@themed
+def patch_overlay(
+    image: np.ndarray,
+    values: xr.DataArray,
+    *,
+    limits: tuple[float, float] | None = None,
+    alpha: float = 0.6,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw one number per image patch over the image, each patch where it lies.
+
+    Args:
+        image: pixels, ``(height, width)`` or ``(height, width, 3 or 4)``.
+        values: dims ``(key,)``, with the coordinates ``grid_row`` and ``grid_col`` (NaN: not a patch). Where the
+            patches do not tile the whole image (crops, padding), the coordinates ``box_left``, ``box_top``,
+            ``box_right``, ``box_bottom`` say in pixels where each lies.
+        limits: values with the lightest and darkest colour; 0 and the largest if left out.
+        alpha: opacity of the patches.
+        title: title of the axes.
+        ax: axes to draw on.
+    """
+    line = need_dims(values, ("key",), "patch_overlay")
+    height, width = image.shape[:2]
+    boxes, kept = _boxes(line, width, height)
+    kept = kept & np.isfinite(line.values)
+    numbers = line.values[kept]
+    axes = axes_for(values, ax, height=0.25 + 1.05 * height / width)
+    axes.imshow(image, cmap="gray" if image.ndim == 2 else None, extent=(0, width, height, 0))
+    patches = [Rectangle((a, b), c - a, d - b) for a, b, c, d in boxes[kept]]
+    collection = PatchCollection(patches, cmap=SEQUENTIAL, alpha=alpha, linewidths=0)
+    collection.set_array(numbers)
+    collection.set_clim(*(limits or (0.0, float(numbers.max()) if numbers.size and numbers.max() > 0 else 1.0)))
+    axes.add_collection(collection)
+    figure = axes.get_figure()
+    assert figure is not None
+    bar = figure.colorbar(collection, ax=axes, fraction=0.05, pad=0.02)
+    bar.set_label(plain(str(values.attrs.get("long_name", values.name or "value"))))
+    axes.spines[:].set_visible(False)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], title=plain(title))
+    return axes
+
+
+@themed
+def phi_vs_attention(
+    phi: xr.DataArray,
+    attention: xr.DataArray,
+    *,
+    threshold: float | None = None,
+    title: str = "Sink dimension and attention",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw one point per token: the sink-dimension value against the attention it gets (Kang et al. 2025).
+
+    Args:
+        phi: dims ``(key,)``; the coordinate ``token_role`` gives the colours if it is there.
+        attention: dims ``(key,)``.
+        threshold: tau, drawn as a dashed line.
+        title: title of the axes.
+        ax: axes to draw on.
+    """
+    x = need_dims(phi, ("key",), "phi_vs_attention").values
+    y = need_dims(attention, ("key",), "phi_vs_attention(attention=)").values
+    roles = np.asarray(phi["token_role"].values if "token_role" in phi.coords else ["token"] * len(x)).astype(str)
+    axes = axes_for(phi, ax)
+    for role in dict.fromkeys(roles.tolist()):
+        of_role = (roles == role) & np.isfinite(x) & np.isfinite(y)
+        if of_role.any():
+            axes.scatter(x[of_role], y[of_role], s=14, alpha=0.8, color=ROLE_COLOURS.get(role, PALETTE[0]), label=role,
+                         linewidths=0)  # fmt: skip
+    if threshold is not None:
+        axes.axvline(threshold, color="black", linestyle="--", linewidth=1.0, label=f"tau = {threshold:g}")
+    axes.set(xlabel="phi", ylabel="attention weight", title=plain(title))
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return axes

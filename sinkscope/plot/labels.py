@@ -1,0 +1,116 @@
+"""Token strings made safe and visible on a figure, and axis ticks from coordinate labels."""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+
+from sinkscope.errors import SchemaError
+
+_VISIBLE = {"\n": "↵", "\r": "␍", "\t": "⇥", " ": "␣", "\u00a0": "⍽"}
+_UNSEEN = ("Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp", "Zs", "Mn", "Me")
+
+
+@functools.cache
+def _glyphs() -> frozenset[int]:
+    from matplotlib import font_manager
+
+    return frozenset(font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap())
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if code > 0xFFFF:
+        return f"\\U{code:08x}"
+    return f"\\u{code:04x}" if code > 0xFF else f"\\x{code:02x}"
+
+
+def _shown(character: str) -> str:
+    seen = _VISIBLE.get(character, character)
+    if ord(seen) not in _glyphs() or unicodedata.category(seen) in _UNSEEN:
+        return _escaped(character)
+    return seen
+
+
+def plain(text: str) -> str:
+    """Return running text that matplotlib draws as it stands: no mathtext, no glyph that the font lacks."""
+    return "".join(c if c in " \n" else _shown(c) for c in text).replace("$", r"\$")
+
+
+def token_label(token: str, max_chars: int = 14) -> str:
+    r"""Return a token as a figure label: one line, every character visible, nothing read as mathematics.
+
+    White space becomes a visible sign, control and combining characters and characters that the font has no glyph for
+    become ``\uXXXX``, ``$`` is escaped, the empty string is shown as ∅, and a long token is cut with an ellipsis.
+
+    Args:
+        token: the token's string, anything at all.
+        max_chars: most characters shown.
+    """
+    shown: list[str] = []
+    used = 0
+    for character in token:
+        piece = _shown(character)
+        if used + len(piece) > max_chars and len(token) > len(shown):
+            shown.append("…")
+            break
+        shown.append(piece)
+        used += len(piece)
+    return "".join(shown).replace("$", r"\$") if token else "∅"
+
+
+def token_labels(tokens: Sequence[str] | np.ndarray, max_chars: int = 14) -> list[str]:
+    """Return every token as a figure label (see :func:`token_label`)."""
+    return [token_label(str(token), max_chars) for token in tokens]
+
+
+def labels_of(array: xr.DataArray, dim: str) -> list[str]:
+    """Return the labels of ``dim``: its coordinate, or 0..n-1."""
+    if dim not in array.dims:
+        raise SchemaError(f"{array.name or 'array'}: no dimension {dim!r}; it has {tuple(array.dims)}.")
+    values = array[dim].values if dim in array.coords else np.arange(array.sizes[dim])
+    return [plain(str(value)) for value in values.tolist()]
+
+
+def set_ticks(
+    ax: Axes, which: str, labels: Sequence[str], *, at: Sequence[float] | None = None, most: int = 12
+) -> None:
+    """Put at most ``most`` of ``labels`` on an axis, evenly spread, the first always among them.
+
+    Args:
+        ax: the axes.
+        which: ``"x"`` or ``"y"``.
+        labels: one per position.
+        at: the positions; 0..n-1 if left out.
+        most: most labels shown.
+    """
+    positions = list(range(len(labels))) if at is None else list(at)
+    step = max(1, -(-len(labels) // most))
+    shown = slice(0, len(labels), step)
+    if which == "x":
+        ax.set_xticks(positions[shown], list(labels[shown]))
+    else:
+        ax.set_yticks(positions[shown], list(labels[shown]))
+
+
+def need_dims(array: xr.DataArray, dims: tuple[str, ...], function: str) -> xr.DataArray:
+    """Return ``array`` transposed to ``dims``.
+
+    Raises:
+        SchemaError: it has other dims; the message says which to select or to reduce.
+    """
+    found = tuple(str(d) for d in array.dims)
+    if set(found) != set(dims):
+        extra = [d for d in found if d not in dims]
+        todo = (
+            f"Select one of {extra[0]!r} with .isel, or average over it with .mean({extra[0]!r})."
+            if extra
+            else f"Pass an array with the dimensions {dims}."
+        )
+        raise SchemaError(f"{function}: draws {dims}, this array has {found}. {todo}")
+    return array.transpose(*dims)

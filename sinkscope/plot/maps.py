@@ -1,0 +1,193 @@
+"""Maps: a number per layer and head, or per query and key, as colour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap
+from matplotlib.image import AxesImage
+from matplotlib.patches import Patch
+
+from sinkscope.plot.labels import labels_of, need_dims, plain, set_ticks, token_labels
+from sinkscope.plot.theme import DIVERGING, MISSING, PALETTE, SEQUENTIAL, axes_for, themed
+
+
+def _image(ax: Axes, values: np.ndarray, limits: tuple[float, float], cmap: str | Colormap, bar: str) -> AxesImage:
+    colours = colormaps.get_cmap(cmap).with_extremes(bad=MISSING)
+    image = ax.imshow(np.ma.masked_invalid(values), aspect="auto", cmap=colours, vmin=limits[0], vmax=limits[1])
+    figure = ax.get_figure()
+    assert figure is not None
+    colorbar = figure.colorbar(image, ax=ax, fraction=0.06, pad=0.02)
+    colorbar.set_label(bar)
+    colorbar.outline.set_visible(False)  # type: ignore[operator]
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    ax.tick_params(length=0)
+    return image
+
+
+def _layer_head(array: xr.DataArray, function: str) -> tuple[xr.DataArray, list[str], list[str]]:
+    grid = need_dims(array, ("layer", "head"), function)
+    return grid, labels_of(grid, "layer"), labels_of(grid, "head")
+
+
+def _head_axes(ax: Axes, layers: Sequence[str], heads: Sequence[str], title: str) -> None:
+    set_ticks(ax, "x", heads)
+    set_ticks(ax, "y", layers)
+    # Layer 0 below: the residual stream is drawn upwards in the field.
+    ax.set_ylim(-0.5, len(layers) - 0.5)
+    ax.set(xlabel="head", ylabel="layer", title=plain(title))
+
+
+@themed
+def sink_map(
+    array: xr.DataArray, *, vmax: float = 1.0, title: str = "Attention on the sink", ax: Axes | None = None
+) -> Axes:
+    """Draw the mean attention that one key gets, for every layer and head (Gu et al. 2025, head-wise heat map).
+
+    Args:
+        array: dims ``(layer, head)``, for example ``ds.key_mass.isel(key=0).mean("prompt")``; attention weight 0 to 1.
+        vmax: weight with the darkest colour; 1 keeps figures of different models comparable.
+        title: title of the axes.
+        ax: axes to draw on; a new captioned figure if left out.
+    """
+    grid, layers, heads = _layer_head(array, "sink_map")
+    axes = axes_for(array, ax, height=1.0)
+    _image(axes, grid.values, (0.0, vmax), SEQUENTIAL, "mean attention weight")
+    _head_axes(axes, layers, heads, title)
+    return axes
+
+
+@themed
+def entropy_map(
+    array: xr.DataArray, *, vmax: float | None = None, title: str = "Attention entropy", ax: Axes | None = None
+) -> Axes:
+    """Draw the mean entropy of the attention rows for every layer and head.
+
+    Args:
+        array: dims ``(layer, head)``, in nats (or normalised: then say so in ``attrs["units"]``).
+        vmax: entropy with the darkest colour; the largest value if left out.
+        title: title of the axes.
+        ax: axes to draw on.
+    """
+    grid, layers, heads = _layer_head(array, "entropy_map")
+    axes = axes_for(array, ax)
+    top = _largest(grid.values) if vmax is None else vmax
+    _image(axes, grid.values, (0.0, top), SEQUENTIAL, f"entropy [{array.attrs.get('units', 'nat')}]")
+    _head_axes(axes, layers, heads, title)
+    return axes
+
+
+@themed
+def effect_map(
+    array: xr.DataArray,
+    *,
+    marked: xr.DataArray | None = None,
+    limit: float | None = None,
+    title: str = "Effect of each head",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a signed effect for every layer and head; white is no effect, and the colour scale is symmetric.
+
+    Args:
+        array: dims ``(layer, head)``; ``attrs["units"]`` labels the colour bar.
+        marked: boolean ``(layer, head)``; these heads get a dot (for example: significant after correction).
+        limit: effect with the darkest colour; the largest magnitude if left out.
+        title: title of the axes.
+        ax: axes to draw on.
+    """
+    grid, layers, heads = _layer_head(array, "effect_map")
+    axes = axes_for(array, ax)
+    top = _largest(np.abs(grid.values)) if limit is None else limit
+    name = str(array.attrs.get("long_name", array.name or "effect"))
+    units = array.attrs.get("units")
+    _image(axes, grid.values, (-top, top), DIVERGING, plain(f"{name} [{units}]" if units else name))
+    if marked is not None:
+        rows, columns = np.nonzero(need_dims(marked, ("layer", "head"), "effect_map(marked=)").values)
+        axes.scatter(columns, rows, s=8, color="black", linewidths=0)
+    _head_axes(axes, layers, heads, title)
+    return axes
+
+
+@themed
+def head_class_map(array: xr.DataArray, *, title: str = "Classes of heads", ax: Axes | None = None) -> Axes:
+    """Draw the class of every head as a colour with a legend; an empty name is drawn as not classified.
+
+    Args:
+        array: strings, dims ``(layer, head)``: sink head, vision head, ...
+        title: title of the axes.
+        ax: axes to draw on.
+    """
+    grid, layers, heads = _layer_head(array, "head_class_map")
+    names = sorted({str(name) for name in grid.values.ravel().tolist()} - {""})
+    axes = axes_for(array, ax)
+    index = {name: i for i, name in enumerate(names)}
+    codes = np.vectorize(lambda name: index.get(str(name), -1), otypes=[float])(grid.values)
+    colours = [MISSING, *(PALETTE[i % len(PALETTE)] for i in range(len(names)))]
+    norm = BoundaryNorm(np.arange(-1.5, len(names) + 0.5), len(names) + 1)
+    axes.imshow(codes, aspect="auto", cmap=ListedColormap(colours), norm=norm)
+    handles = [Patch(color=colours[i + 1], label=plain(name)) for name, i in index.items()]
+    if (codes < 0).any():
+        handles.append(Patch(color=MISSING, label="not classified"))
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    _head_axes(axes, layers, heads, title)
+    return axes
+
+
+@themed
+def attention_map(
+    array: xr.DataArray,
+    tokens: Sequence[str] | None = None,
+    *,
+    vmax: float = 1.0,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the attention map of one prompt, layer and head, with the tokens along both axes.
+
+    Args:
+        array: dims ``(query, key)``; attention weight 0 to 1. Rows and columns of NaN (beyond the prompt) are cut.
+        tokens: one string per key; taken from the coordinate ``token`` if left out. Anything may be in them.
+        vmax: weight with the darkest colour.
+        title: title of the axes; layer and head from the coordinates if left out.
+        ax: axes to draw on.
+    """
+    grid = need_dims(array, ("query", "key"), "attention_map")
+    count = _real_length(grid.values)
+    grid = grid.isel(query=slice(0, count), key=slice(0, count))
+    texts: Any = tokens if tokens is not None else grid.coords.get("token")
+    labels = labels_of(grid, "key") if texts is None else token_labels(np.asarray(texts)[:count].tolist())
+    axes = axes_for(array, ax, height=1.35)
+    _image(axes, grid.values, (0.0, vmax), SEQUENTIAL, "attention weight")
+    set_ticks(axes, "x", labels, most=28)
+    set_ticks(axes, "y", labels, most=28)
+    axes.tick_params(axis="x", rotation=90)
+    if count > 12:
+        for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+            label.set_fontsize(float(label.get_fontsize()) * max(0.62, 1 - (count - 12) * 0.025))
+    axes.set(xlabel="key", ylabel="query", title=plain(title or _where(array)))
+    return axes
+
+
+def _where(array: xr.DataArray) -> str:
+    parts = [f"{d} {array[d].item()}" for d in ("layer", "head") if d in array.coords and array[d].ndim == 0]
+    return ", ".join(parts).capitalize() or "Attention"
+
+
+def _largest(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    top = float(finite.max()) if finite.size else 0.0
+    return top if top > 0 else 1.0
+
+
+def _real_length(values: np.ndarray) -> int:
+    measured = np.flatnonzero(np.isfinite(values).any(axis=1))
+    return int(measured[-1]) + 1 if measured.size else values.shape[0]

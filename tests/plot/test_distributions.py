@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+import xarray as xr
+from scipy import stats
+
+from sinkscope import plot
+from sinkscope.errors import SchemaError
+
+
+def norms(values):
+    return xr.DataArray(np.asarray(values, dtype=float), dims=("prompt", "layer"))
+
+
+def test_value_drain_draws_the_medians():
+    ax = plot.value_drain(norms([[1, 2], [3, np.nan], [5, 4]]), norms([[10, 20], [30, 40], [50, 60]]))
+    black = [line for line in ax.lines if line.get_color() == "black" and line.get_visible()]
+    medians = [(float(np.mean(line.get_xdata())), line.get_ydata()[0]) for line in black]
+    assert medians == [
+        (pytest.approx(0.2), 30),
+        (pytest.approx(1.2), 40),
+        (pytest.approx(-0.2), 3),
+        (pytest.approx(0.8), 3),
+    ]
+    assert ax.get_ylim()[0] == 0
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["sink token", "other tokens"]
+
+
+def test_value_drain_needs_layers():
+    with pytest.raises(SchemaError, match="value_drain: others has no dimension 'layer'"):
+        plot.value_drain(norms([[1.0]]), xr.DataArray([1.0], dims="prompt"))
+
+
+FIT = {"means": [0.4, 0.05], "weights": [0.4, 0.6], "sds": [0.05, 0.02], "valley": 0.15, "bimodal": True}
+
+
+def heads():
+    r = np.random.default_rng(0)
+    return xr.DataArray(np.r_[r.normal(0.05, 0.02, 60), r.normal(0.4, 0.05, 40), np.nan], dims="head")
+
+
+def test_histogram_draws_the_mixture_it_was_given():
+    ax = plot.max_attention_histogram(heads(), FIT, bins=20)
+    assert sum(p.get_height() * p.get_width() for p in ax.patches) == pytest.approx(1.0)
+    assert len(ax.patches) == 20
+    low, high, valley = ax.lines
+    x = low.get_xdata()
+    np.testing.assert_allclose(low.get_ydata(), 0.6 * stats.norm.pdf(x, 0.05, 0.02))
+    np.testing.assert_allclose(high.get_ydata(), 0.4 * stats.norm.pdf(x, 0.4, 0.05))
+    assert valley.get_xdata() == [0.15, 0.15]
+    texts = [t.get_text() for t in ax.get_legend().get_texts()]
+    assert texts == ["heads (n = 100)", "sink heads", "vision heads", "valley 0.15"]
+
+
+def test_histogram_says_when_it_is_not_bimodal():
+    ax = plot.max_attention_histogram(heads(), {**FIT, "bimodal": False})
+    texts = [t.get_text() for t in ax.get_legend().get_texts()]
+    assert texts[1:] == ["component 1", "component 2", "not bimodal: no split"]
+    assert len(ax.lines) == 3, "two components and the remark, no valley"
+
+
+def test_histogram_of_nothing():
+    ax = plot.max_attention_histogram(xr.DataArray([np.nan], dims="head"))
+    assert not ax.patches
