@@ -97,6 +97,55 @@ class Prompts:
         return cls._of_ids(listed, model, Vocabulary.of(model), "from_ids")
 
     @classmethod
+    def from_images(cls, images: Sequence[Any], model: Any) -> Prompts:
+        """Take images for a vision encoder: class token, registers, then patches in rows.
+
+        Args:
+            images: paths, PIL images, uint8 arrays (height, width, 3), or float tensors (channel, height, width) that
+                are normalised already. Transparency is laid on white.
+            model: a ``sinkscope.model.Model`` of a vision encoder.
+
+        Raises:
+            PromptError: not a vision encoder, no image processor, a broken, animated or floating-point image, or a
+                size that the encoder refuses.
+        """
+        from sinkscope import prompts_images
+
+        return prompts_images.prompts_of_images(images, model)
+
+    @classmethod
+    def from_chat(cls, items: Sequence[Mapping[str, Any]], model: Any) -> Prompts:
+        """Ask questions about images, each written with the model's chat template.
+
+        Words of the question have the role ``text``, those of a system message ``system``, image placeholders
+        ``image``, and everything that the template adds ``special``.
+
+        Args:
+            items: mappings with ``text``, and if wanted ``image`` (path, PIL image, or a list of them) and ``system``.
+            model: a ``sinkscope.model.Model`` of a vision-language model with its processor.
+
+        Raises:
+            PromptError: not such a model, no processor, a malformed item, a broken image, or placeholders in the text.
+        """
+        from sinkscope import prompts_chat
+
+        return prompts_chat.prompts_of_chat(items, model)
+
+    @classmethod
+    def from_inputs(cls, inputs: Mapping[str, Any], model: Any) -> Prompts:
+        """Take whatever the model's own processor or tokenizer made.
+
+        Text is taken apart by its attention mask, whichever side was padded, and batched anew. Anything with pixels or
+        explicit positions is kept as it is and run as one batch.
+
+        Raises:
+            PromptError: no token ids, a row of padding only, a mask of another shape, placeholders without images.
+        """
+        from sinkscope import prompts_chat
+
+        return prompts_chat.prompts_of_inputs(inputs, model)
+
+    @classmethod
     def _of_ids(cls, ids: Sequence[Any], model: Any, vocabulary: Vocabulary, call: str) -> Prompts:
         arrays, roles, tokens = [], [], []
         for which, row in enumerate(ids):

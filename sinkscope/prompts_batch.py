@@ -69,15 +69,18 @@ def collate_extras(extras: Sequence[dict[str, torch.Tensor]], longest: int) -> d
     """Join further inputs by name: per-token ones padded, the others joined along their first dimension.
 
     Raises:
-        PromptError: some prompts have an input that others lack, or shapes do not fit.
+        PromptError: some prompts lack an input with one number per token, or shapes do not fit.
     """
     names = list(dict.fromkeys(name for extra in extras for name in extra))
     joined = {}
     for name in names:
-        if any(name not in extra for extra in extras):
-            raise PromptError(f"only some of these prompts have {name!r} (an image?). Run them with batch_size=1.")
-        parts = [extra[name] for extra in extras]
-        joined[name] = _pad_tokens(parts, longest) if name in PER_TOKEN else _join(name, parts)
+        parts = [extra[name] for extra in extras if name in extra]
+        if name not in PER_TOKEN:
+            joined[name] = _join(name, parts)
+        elif len(parts) == len(extras):
+            joined[name] = _pad_tokens(parts, longest)
+        else:
+            raise PromptError(f"only some of these prompts have {name!r}. Run them with batch_size=1.")
     return joined
 
 

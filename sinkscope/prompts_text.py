@@ -130,7 +130,7 @@ class Vocabulary:
         # An embedding table is often padded beyond the tokenizer's last entry.
         return f"#{number}" if piece is None else str(piece)
 
-    def label(self, ids: Sequence[int]) -> tuple[np.ndarray, tuple[str, ...]]:
+    def label(self, ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
         """Give the role index (int8) and the printable string of every token of one prompt."""
         roles = np.empty(len(ids), dtype=np.int8)
         tokens = []
@@ -246,7 +246,7 @@ def check_list(items: Any, what: str, call: str) -> list[Any]:
     """
     if isinstance(items, str | bytes | dict) or not isinstance(items, Iterable):
         raise PromptError(
-            f"{call}: expected a list of {what}, got one {type(items).__name__}. Wrap it in a list: [{what} ...]."
+            f"{call}: expected a list of {what}, got one {type(items).__name__}. Wrap it in a list, even a single one."
         )
     listed = list(items)
     if not listed:
