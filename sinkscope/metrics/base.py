@@ -1,0 +1,176 @@
+"""What every metric shares: looking up what a reading holds, exact joins, means that count, and labels on results."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+import xarray as xr
+
+from sinkscope.definitions import define
+from sinkscope.errors import MetricError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PROBE_OF: dict[str, str] = {
+    "key_mass": "KeyMass()",
+    "role_share": "RoleShare()",
+    "entropy": "Entropy()",
+    "max_attention": "MaxAttention(keys=...)",
+    "row_sum": "RowSum()",
+    "value_norm": "ValueNorm()",
+    "key_norm": "KeyNorm()",
+    "contribution": "Contribution()",
+    "residual_norm": "ResidualNorm()",
+    "top_value": "MassiveActivations()",
+    "top_dim": "MassiveActivations()",
+    "top_position": "MassiveActivations()",
+    "median_abs": "MassiveActivations()",
+    "phi": "SinkDims()",
+    "attention": "AttentionMap(layers=[...], heads=[...])",
+    "token_loss": "TokenLoss()",
+    "logits": "Logits()",
+}
+"""The probe that makes each variable, named in errors."""
+
+
+def exact(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a metric with exact joins: readings whose labels differ are an error, never a silent intersection."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            with xr.set_options(arithmetic_join="exact", keep_attrs=False):
+                return function(*args, **kwargs)
+        except xr.AlignmentError as error:
+            raise MetricError(
+                f"{getattr(function, '__name__', 'metric')}: the labels of the inputs differ ({error}). "
+                "Select the same prompts, layers and heads in both."
+            ) from None
+
+    return wrapped
+
+
+def require(ds: xr.Dataset, metric: str, *variables: str) -> None:
+    """Check that a reading holds the variables a metric needs.
+
+    Raises:
+        MetricError: ``ds`` is not a Dataset, or lacks one; the message names the probe to add.
+    """
+    if not isinstance(ds, xr.Dataset):
+        raise MetricError(
+            f"{metric}: expected a reading (xarray.Dataset), got {type(ds).__name__}. Pass what sinkscope.run returns."
+        )
+    for name in variables:
+        if name not in ds:
+            held = sorted(map(str, ds.data_vars))
+            probe = PROBE_OF.get(name, f"the probe that makes {name!r}")
+            raise MetricError(
+                f"{metric} needs {name!r}; this reading holds {held}. Add {probe} to the probes of the run."
+            )
+
+
+def attribute(ds: xr.Dataset | xr.DataArray, metric: str, name: str) -> int:
+    """Give an integer attribute of a reading, such as ``d_model``.
+
+    Raises:
+        MetricError: the reading does not carry it.
+    """
+    if name not in ds.attrs:
+        raise MetricError(
+            f"{metric} needs the attribute {name!r}, which this reading lacks. "
+            f"Use a reading made by sinkscope.run, or set ds.attrs[{name!r}]."
+        )
+    return int(ds.attrs[name])
+
+
+def real_tokens(ds: xr.Dataset | xr.DataArray, metric: str, dim: str = "key") -> xr.DataArray:
+    """Say which tokens are real: bool, dims ``(prompt, dim)``; false beyond a prompt's end.
+
+    Raises:
+        MetricError: the coordinate ``token_role`` is missing.
+    """
+    roles = token_roles(ds, metric, dim)
+    return (roles != "") & (roles != "pad")
+
+
+def token_roles(ds: xr.Dataset | xr.DataArray, metric: str, dim: str = "key") -> xr.DataArray:
+    """Give the role of each token, dims ``(prompt, dim)``, without other coordinates than those of its dims."""
+    if "token_role" not in ds.coords:
+        raise MetricError(
+            f"{metric} needs the coordinate 'token_role', which is missing. Readings made by sinkscope.run have it; "
+            "do not drop coordinates before calling a metric."
+        )
+    roles = ds["token_role"]
+    roles = roles.drop_vars([name for name in roles.coords if name not in roles.dims])
+    return roles.rename(key=dim) if dim != "key" and "key" in roles.dims else roles
+
+
+def of_role(ds: xr.Dataset | xr.DataArray, metric: str, roles: str | Sequence[str], dim: str = "key") -> xr.DataArray:
+    """Say which tokens have one of ``roles``: bool, dims ``(prompt, dim)``. ``"all"`` means every real token."""
+    if roles == "all":
+        return real_tokens(ds, metric, dim)
+    return token_roles(ds, metric, dim).isin([roles] if isinstance(roles, str) else list(roles))
+
+
+def lengths(ds: xr.Dataset | xr.DataArray, metric: str) -> xr.DataArray:
+    """Give the number of real tokens of each prompt."""
+    return real_tokens(ds, metric).sum("key")
+
+
+def dims_over(values: xr.DataArray, over: str | Iterable[Hashable], metric: str) -> list[Hashable]:
+    """Check the dims to average over and give them as a list.
+
+    Raises:
+        MetricError: a dim is not there.
+    """
+    wanted: list[Hashable] = [over] if isinstance(over, str) else list(over)
+    absent = [dim for dim in wanted if dim not in values.dims]
+    if absent:
+        raise MetricError(f"{metric}(over={wanted}): {absent} are not dims; there are {list(values.dims)}.")
+    return wanted
+
+
+def mean_over(values: xr.DataArray, over: Sequence[Hashable]) -> xr.DataArray:
+    """Average finite values over dims; a mean over nothing is NaN. The coordinate ``n`` counts what went in."""
+    count = values.notnull().sum(list(over))
+    total = values.astype("float64").sum(list(over), skipna=True)
+    mean = total / count.where(count > 0)
+    return mean.assign_coords(n=count.astype("int64"))
+
+
+def masked(values: xr.DataArray, mask: xr.DataArray) -> xr.DataArray:
+    """Keep values where a mask holds, NaN elsewhere, joining exactly: ``where`` alone would intersect the labels."""
+    mask = mask.drop_vars([name for name in mask.coords if name not in mask.dims])
+    values, mask = xr.align(values, mask, join="exact", copy=False)
+    return values.where(mask)
+
+
+def stamp(result: xr.DataArray, metric: str, name: str, n: int | None = None, **parameters: object) -> xr.DataArray:
+    """Label a result: name, units, definition, reference, n and the parameters used, as netCDF-safe attributes."""
+    definition = define(metric, name)
+    if n is None:
+        n = int(result["n"].sum()) if "n" in result.coords else int(result.notnull().sum())
+    result = result.rename(metric)
+    result.attrs = {
+        "metric": metric,
+        "definition": name,
+        "units": definition.units,
+        "meaning": definition.meaning,
+        "reference": definition.reference,
+        "n": n,
+        **{key: plain(value) for key, value in parameters.items()},
+    }
+    return result
+
+
+def plain(value: object) -> str | int | float:
+    """Make a parameter storable as a netCDF attribute."""
+    if isinstance(value, bool | np.bool_):
+        return int(value)
+    if isinstance(value, int | float | str):
+        return value
+    return str(value)

@@ -1,0 +1,223 @@
+"""Is it different, by how much, and how sure: paired comparison of readings. scipy does the statistics."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from sinkscope.definitions import define
+from sinkscope.errors import MetricError
+from sinkscope.metrics.base import dims_over, exact
+
+BATCH = 2_000_000
+"""Numbers that one batch of resamples may hold."""
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How ``compare`` resamples: how often, from which seed, and the level of its interval."""
+
+    resamples: int = 9999
+    seed: int = 0
+    level: float = 0.95
+
+
+class _Test(NamedTuple):
+    low: np.ndarray
+    high: np.ndarray
+    p: np.ndarray
+
+
+@exact
+def compare(
+    readings: xr.Dataset | xr.DataArray,
+    *,
+    to: str | xr.Dataset | xr.DataArray,
+    over: str | Iterable[Hashable] = "prompt",
+    variable: str | None = None,
+    test: str = "permutation",
+    resampling: Resampling | None = None,
+) -> xr.Dataset:
+    """Mean paired difference ``readings - to`` along ``over``, with interval, p-value and false-discovery control.
+
+    ``to`` is a label of the dim ``edit`` (every other label is compared with it), or a second reading or DataArray
+    with the same labels. ``variable`` names the variable of a Dataset that holds several. The pairs are the labels of
+    ``over``; all other dims stay, so a head map gives one test per head. Average over tokens first: tokens of one
+    prompt are not independent.
+
+    Returns a Dataset: ``difference``; ``low``, ``high`` (bootstrap interval, bias-corrected and accelerated);
+    ``p_value`` (``test``: ``"permutation"`` flips signs, exact when 2^n is within the resamples; ``"wilcoxon"`` signed
+    rank, much faster for many heads); ``q_value`` (Benjamini-Hochberg over every test of the result); ``n`` pairs.
+    Pairs with a NaN are left out; below two pairs there is no interval and no p, below one no difference: NaN.
+
+    Raises:
+        MetricError: no such label or variable, labels that differ, or an unknown test or dim.
+    """
+    how = resampling or Resampling()
+    if test not in ("permutation", "wilcoxon"):
+        raise MetricError(f"compare(test={test!r}): tests are 'permutation' and 'wilcoxon'.")
+    values, reference = _pair(_pick(readings, variable), to, variable)
+    difference = values.astype("float64") - reference.astype("float64")
+    pooled = dims_over(difference, over, "compare")
+    kept = [dim for dim in difference.dims if dim not in pooled]
+    difference = difference.transpose(*kept, *pooled)
+    shape = difference.shape[: len(kept)]
+    cells = difference.values.reshape(int(np.prod(shape)), -1)
+    count = np.isfinite(cells).sum(1)
+    with np.errstate(invalid="ignore"):
+        mean = np.where(count > 0, np.nansum(cells, axis=1) / np.maximum(count, 1), np.nan)
+    low, high, p = _test_cells(cells, test, how)
+    columns = {"difference": mean, "low": low, "high": high, "p_value": p, "q_value": _q_values(p), "n": count}
+    coords = {name: coord.variable for name, coord in difference.coords.items() if set(coord.dims) <= set(kept)}
+    result = xr.Dataset({name: (kept, column.reshape(shape)) for name, column in columns.items()}, coords=coords)
+    units = str(values.attrs.get("units", ""))
+    for name in ("difference", "low", "high"):
+        result[name].attrs["units"] = units
+    result.attrs = {
+        "metric": "compare", "definition": "paired", "meaning": define("compare", "paired").meaning, "reference": "",
+        "units": units, "variable": str(values.name or ""), "n": int(count.max(initial=0)), "test": test,
+        "to": to if isinstance(to, str) else "reading", "over": ", ".join(map(str, pooled)),
+        "resamples": how.resamples, "seed": how.seed, "level": how.level,
+    }  # fmt: skip
+    return result
+
+
+def _pick(readings: xr.Dataset | xr.DataArray, variable: str | None) -> xr.DataArray:
+    if isinstance(readings, xr.DataArray):
+        return readings
+    if not isinstance(readings, xr.Dataset):
+        raise MetricError(f"compare: expected a Dataset or DataArray, got {type(readings).__name__}.")
+    names = sorted(map(str, readings.data_vars))
+    if variable is None and len(names) == 1:
+        return readings[names[0]]
+    if variable not in names:
+        raise MetricError(f"compare(variable={variable!r}): this dataset holds {names}. Name one of them.")
+    return readings[variable]
+
+
+def _pair(
+    values: xr.DataArray, to: str | xr.Dataset | xr.DataArray, variable: str | None
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """Give the values and what they are compared with, without coordinates that are not dims."""
+    plain = values.reset_coords(drop=True)
+    if not isinstance(to, str):
+        other = _pick(to, variable).reset_coords(drop=True)
+        extra = [dim for dim in other.dims if dim not in plain.dims]
+        if extra:
+            raise MetricError(f"compare: 'to' has the dims {extra}, which the readings lack. Select one label of them.")
+        return plain, other
+    labels = plain["edit"].values.tolist() if "edit" in plain.dims else []
+    if to not in labels:
+        raise MetricError(
+            f"compare(to={to!r}): the labels of the dim 'edit' are {labels}. Name one, or pass a reading as 'to'."
+        )
+    return plain.drop_sel(edit=to), plain.sel(edit=to, drop=True)
+
+
+def _test_cells(cells: np.ndarray, test: str, how: Resampling) -> _Test:
+    """Interval and p of each row of ``(cell, pair)``; rows with the same gaps are resampled together."""
+    low, high, p = (np.full(len(cells), np.nan) for _ in range(3))
+    patterns, group = np.unique(np.isfinite(cells), axis=0, return_inverse=True)
+    for number, pattern in enumerate(patterns):
+        if pattern.sum() < 2:
+            continue
+        at = np.nonzero(group.ravel() == number)[0]
+        data = cells[at][:, pattern]
+        constant = (data == data[:, :1]).all(1)
+        low[at[constant]] = high[at[constant]] = data[constant, 0]
+        if not constant.all():
+            low[at[~constant]], high[at[~constant]] = _interval(data[~constant], how)
+        p[at] = _p_values(data, test, how)
+    return _Test(low, high, p)
+
+
+def _interval(data: np.ndarray, how: Resampling) -> tuple[np.ndarray, np.ndarray]:
+    with warnings.catch_warnings():
+        # A degenerate interval comes back as NaN and is replaced by the percentile interval below.
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        found = stats.bootstrap(
+            (data,), np.mean, axis=-1, vectorized=True, n_resamples=how.resamples, batch=_batch(data, how),
+            confidence_level=how.level, rng=np.random.default_rng(how.seed),
+        )  # fmt: skip
+    ends = (np.asarray(found.confidence_interval.low), np.asarray(found.confidence_interval.high))
+    tails = ((1 - how.level) / 2, (1 + how.level) / 2)
+    plain = [np.quantile(found.bootstrap_distribution, tail, axis=-1) for tail in tails]
+    return np.where(np.isnan(ends[0]), plain[0], ends[0]), np.where(np.isnan(ends[1]), plain[1], ends[1])
+
+
+def _p_values(data: np.ndarray, test: str, how: Resampling) -> np.ndarray:
+    p = np.ones(len(data))
+    moved = (data != 0).any(1)
+    if not moved.any():
+        return p
+    if test == "wilcoxon":
+        p[moved] = np.asarray(stats.wilcoxon(data[moved], axis=-1)[1])
+    else:
+        found = stats.permutation_test(
+            (data[moved],), np.mean, permutation_type="samples", axis=-1, vectorized=True, n_resamples=how.resamples,
+            batch=_batch(data, how), rng=np.random.default_rng(how.seed),
+        )  # fmt: skip
+        p[moved] = found.pvalue
+    return p
+
+
+def _batch(data: np.ndarray, how: Resampling) -> int:
+    return int(min(how.resamples, max(1, BATCH // max(data.size, 1))))
+
+
+def _q_values(p: np.ndarray) -> np.ndarray:
+    q = np.full_like(p, np.nan)
+    tested = np.isfinite(p)
+    if tested.any():
+        q[tested] = stats.false_discovery_control(p[tested], method="bh")
+    return q
+
+
+@exact
+def rank_correlation(
+    a: xr.DataArray, b: xr.DataArray, *, over: str | Iterable[Hashable] | None = None, method: str = "spearman"
+) -> xr.Dataset:
+    """Rank correlation of two arrays with the same labels: ``correlation``, ``p_value``, ``n``.
+
+    ``over`` names the dims that are pooled (None: all); the rest stay. Pairs with a NaN are left out; NaN below three
+    pairs or where one side is constant. ``method``: ``"spearman"`` or ``"kendall"``.
+
+    Raises:
+        MetricError: labels or dims differ, or an unknown method.
+    """
+    functions = {"spearman": stats.spearmanr, "kendall": stats.kendalltau}
+    definition = define("rank_correlation", method)
+    if set(a.dims) != set(b.dims):
+        raise MetricError(
+            f"rank_correlation: dims differ, {list(a.dims)} and {list(b.dims)}. Reduce one of them first."
+        )
+    first, second = xr.align(a.reset_coords(drop=True), b.reset_coords(drop=True), join="exact")
+    pooled = list(first.dims) if over is None else dims_over(first, over, "rank_correlation")
+    kept = [dim for dim in first.dims if dim not in pooled]
+    x, y = (array.transpose(*kept, *pooled).values.astype(np.float64) for array in (first, second))
+    shape = x.shape[: len(kept)]
+    rows = []
+    for at in np.ndindex(*shape):
+        u, v = x[at].ravel(), y[at].ravel()
+        good = np.isfinite(u) & np.isfinite(v)
+        u, v = u[good], v[good]
+        usable = u.size >= 3 and np.ptp(u) > 0 and np.ptp(v) > 0
+        pair = functions[method](u, v) if usable else (np.nan, np.nan)
+        rows.append((float(pair[0]), float(pair[1]), int(good.sum())))
+    columns = np.array(rows, dtype=np.float64).reshape(-1, 3).T
+    coords = {dim: first[dim] for dim in kept if dim in first.coords}
+    names = ("correlation", "p_value", "n")
+    data = {name: (kept, column.reshape(shape)) for name, column in zip(names, columns, strict=True)}
+    result = xr.Dataset(data, coords=coords)
+    result["n"] = result["n"].astype("int64")
+    result.attrs = {
+        "metric": "rank_correlation", "definition": definition.name, "meaning": definition.meaning,
+        "units": "1", "reference": "", "n": int(result["n"].sum()),
+    }  # fmt: skip
+    return result

@@ -1,0 +1,106 @@
+"""Who gets the attention, text or image: dominance and efficiency indices, and the positional trend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike
+
+from sinkscope.definitions import define
+from sinkscope.errors import MetricError
+from sinkscope.metrics.base import exact, of_role, require
+from sinkscope.roles import TEXT_ROLES
+
+
+@exact
+def modality_dominance(
+    ds: xr.Dataset, *, text: Sequence[str] = (*TEXT_ROLES, "bos", "special"), other: str | Sequence[str] = "image"
+) -> xr.Dataset:
+    """Attention per text token over attention per visual token, and each modality's efficiency; dims (prompt layer).
+
+    Needs ``role_share`` (prompt layer head role); heads are averaged. ``mdi = (A_T / |T|) / (A_O / |O|)``, above 1
+    where text dominates; ``aei_text``, ``aei_other`` = share of the attention over share of the tokens. Whether the
+    first token and the template are text decides the result, as the sinks sit there: say which roles with ``text=``.
+    NaN where a prompt has no token of a modality, infinite where the other modality gets nothing. Average prompts with
+    care: ratios have outliers. Source: "When Language Overrules" (text_dominance2025).
+
+    Raises:
+        MetricError: no ``role_share``, or none of the roles is in the reading.
+    """
+    require(ds, "modality_dominance", "role_share")
+    share = ds["role_share"].astype("float64").mean("head")
+    attention, tokens = [], []
+    for roles in (list(text), [other] if isinstance(other, str) else list(other)):
+        held = [role for role in roles if role in ds["role"].values.tolist()]
+        if not held:
+            raise MetricError(
+                f"modality_dominance: none of the roles {roles} is in this reading, which holds "
+                f"{ds['role'].values.tolist()}."
+            )
+        attention.append(share.sel(role=held).sum("role", min_count=1))
+        tokens.append(of_role(ds, "modality_dominance", roles).sum("key").reset_coords(drop=True).astype("float64"))
+    (a_t, a_o), (n_t, n_o) = attention, tokens
+    both = (n_t > 0) & (n_o > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        data = {
+            "mdi": (a_t / n_t) / (a_o / n_o),
+            "aei_text": (a_t / (a_t + a_o)) / (n_t / (n_t + n_o)),
+            "aei_other": (a_o / (a_t + a_o)) / (n_o / (n_t + n_o)),
+        }
+    result = xr.Dataset({name: array.where(both).transpose(*share.isel(role=0).dims) for name, array in data.items()})
+    result = result.drop_vars("role", errors="ignore")
+    definition = define("modality_dominance", "mdi")
+    result.attrs = {
+        "metric": "modality_dominance", "definition": "mdi", "meaning": definition.meaning, "units": "ratio",
+        "reference": definition.reference, "n": int(both.sum()), "text": ", ".join(text), "other": str(other),
+    }  # fmt: skip
+    return result
+
+
+def by_stage(array: xr.DataArray) -> xr.DataArray:
+    """Average the first two, middle two and last two layers: the dim ``layer`` becomes ``stage`` (early, middle, late).
+
+    Raises:
+        MetricError: no dim ``layer``, or fewer than two layers.
+    """
+    count = array.sizes.get("layer", 0)
+    if count < 2:
+        raise MetricError(f"by_stage: two layers are needed; the dims are {dict(array.sizes)}.")
+    groups = {"early": [0, 1], "middle": [count // 2 - 1, count // 2], "late": [count - 2, count - 1]}
+    parts = [array.isel(layer=at).mean("layer") for at in groups.values()]
+    return xr.concat(parts, dim="stage").assign_coords(stage=list(groups)).assign_attrs(array.attrs)
+
+
+class Trend(NamedTuple):
+    """Positional trend ``mu exp(sigma x)``, x = rank / count in [0, 1); ``r2`` of the fit in log space."""
+
+    mu: float
+    sigma: float
+    r2: float
+
+
+def positional_trend(scores: ArrayLike) -> Trend:
+    """Fit the trend of a visual attention curve over raster rank, least squares on the logs of its positive entries.
+
+    ``scores`` is ``(token,)``, averaged over many images. sigma > 0: later tokens are favoured. NaN below two positive
+    entries. Fit on images that are not under test. Source: Zhao et al. (zhao2025); the space of the fit is our choice.
+    """
+    curve = np.asarray(scores, dtype=np.float64)
+    place = np.arange(curve.size) / max(curve.size, 1)
+    good = curve > 0
+    if good.sum() < 2:
+        return Trend(np.nan, np.nan, np.nan)
+    logs = np.log(curve[good])
+    slope, level = np.polyfit(place[good], logs, 1)
+    spread = ((logs - logs.mean()) ** 2).sum()
+    left = ((logs - level - slope * place[good]) ** 2).sum()
+    return Trend(float(np.exp(level)), float(slope), float(1 - left / spread) if spread > 0 else 1.0)
+
+
+def debias(scores: ArrayLike, trend: Trend) -> np.ndarray:
+    """Divide scores ``(..., token)`` by the trend at their rank. Source: Zhao et al. (zhao2025)."""
+    values = np.asarray(scores, dtype=np.float64)
+    return values / (trend.mu * np.exp(trend.sigma * np.arange(values.shape[-1]) / values.shape[-1]))

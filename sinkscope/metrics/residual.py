@@ -1,0 +1,85 @@
+"""Sink positions by the residual stream: phi, its bound, its distribution, and which state each layer reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from sinkscope.definitions import define
+from sinkscope.errors import MetricError
+from sinkscope.metrics.base import attribute, exact, masked, of_role, require, stamp
+
+
+@exact
+def phi_sinks(
+    ds: xr.Dataset,
+    definition: str = "kang2025",
+    *,
+    tau: float | None = None,
+    roles: str | Sequence[str] = "all",
+) -> xr.DataArray:
+    """Say which tokens are sinks by their residual stream: bool, dims (prompt site key).
+
+    Needs ``phi`` (from ``SinkDims``). ``"kang2025"``: phi >= 20. ``"width_relative"``: phi / sqrt(d_model) >= 0.3125,
+    the same at width 4096; phi never exceeds sqrt(d_model), so 20 is out of reach below width 400. ``roles="image"``
+    keeps visual sinks only. Plot ``phi_histogram`` before trusting a threshold. Source: Kang et al. (kang2025) B1.
+
+    Raises:
+        MetricError: no ``phi`` or ``d_model``, or an unknown definition.
+    """
+    chosen = define("phi_sinks", definition)
+    require(ds, "phi_sinks", "phi")
+    bound = chosen.default("tau") if tau is None else tau
+    level = relative_phi(ds) if definition == "width_relative" else ds["phi"].astype("float64")
+    found = (masked(level, of_role(ds, "phi_sinks", roles)) >= bound).transpose(*ds["phi"].dims)
+    return stamp(found, "phi_sinks", definition, n=int(level.notnull().sum()), tau=bound)
+
+
+@exact
+def relative_phi(ds: xr.Dataset) -> xr.DataArray:
+    """Give phi over its upper bound sqrt(d_model), in [0, 1]; dims (prompt site key)."""
+    require(ds, "relative_phi", "phi")
+    return (ds["phi"].astype("float64") / np.sqrt(attribute(ds, "relative_phi", "d_model"))).rename("relative_phi")
+
+
+@exact
+def phi_histogram(ds: xr.Dataset, bins: int = 50, *, roles: str | Sequence[str] = "all") -> xr.DataArray:
+    """Count tokens by phi / sqrt(d_model) at each site: dims (site bin), ``bin`` labelled by its centre, 0 to 1.
+
+    Raises:
+        MetricError: no ``phi`` or ``d_model``, or fewer than one bin.
+    """
+    if bins < 1:
+        raise MetricError(f"phi_histogram(bins={bins}): at least one bin is needed.")
+    level = masked(relative_phi(ds), of_role(ds, "phi_histogram", roles))
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    counts = [
+        np.histogram(np.clip(values[np.isfinite(values)], 0.0, 1.0), edges)[0]
+        for values in level.transpose("site", ...).values
+    ]
+    result = xr.DataArray(
+        np.array(counts).reshape(-1, bins), dims=("site", "bin"),
+        coords={"site": ds["site"].values, "bin": (edges[:-1] + edges[1:]) / 2},
+    )  # fmt: skip
+    result = stamp(result, "phi_sinks", "width_relative", n=int(level.notnull().sum()))
+    return result.rename("phi_histogram").assign_attrs(units="tokens")
+
+
+def at_block_inputs(array: xr.DataArray, layers: Sequence[int]) -> xr.DataArray:
+    """Turn the dim ``site`` into ``layer``: the state that each layer reads (``embed``, then ``(l-1).post``).
+
+    Raises:
+        MetricError: a site is missing.
+    """
+    wanted = ["embed" if int(layer) == 0 else f"{int(layer) - 1}.post" for layer in layers]
+    absent = [site for site in wanted if site not in array["site"].values]
+    if absent:
+        raise MetricError(
+            f"at_block_inputs: the sites {absent} are missing; there are {array['site'].values.tolist()}. "
+            "Read all sites, or fewer layers."
+        )
+    picked = array.sel(site=wanted)
+    picked = picked.drop_vars([name for name, coord in picked.coords.items() if "site" in coord.dims])
+    return picked.rename(site="layer").assign_coords(layer=list(layers))

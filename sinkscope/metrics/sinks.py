@@ -1,0 +1,84 @@
+"""Where the sinks are: the share of heads with a sink, and which tokens are sinks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import xarray as xr
+
+from sinkscope.definitions import define
+from sinkscope.errors import MetricError
+from sinkscope.metrics.base import dims_over, exact, lengths, mean_over, require, stamp
+
+
+@exact
+def sink_rate(
+    ds: xr.Dataset,
+    epsilon: float = 0.3,
+    position: int | Sequence[int] | None = 0,
+    *,
+    over: str | Iterable[str] = ("prompt", "layer", "head"),
+    definition: str = "gu2025",
+) -> xr.DataArray:
+    """Share of heads whose key mass at a position is above epsilon (strictly).
+
+    Needs ``key_mass`` (prompt layer head key). The result keeps every dim that is not in ``over``: ``over=("prompt",
+    "head")`` gives a layer profile, ``over="prompt"`` a head map. ``position`` counts real tokens from 0; a sequence
+    keeps the dim ``key`` labelled by position, None takes every position. Prompts that end before it are left out, and
+    the coordinate ``n`` says how many values went in: NaN with n = 0 where none did. Units: share of heads, 0 to 1
+    (the paper prints percent). Source: Gu et al. (gu2025) Sink^eps_k. Late positions have few rows: do not read
+    k > T/2.
+
+    Raises:
+        MetricError: no ``key_mass``, a position that no prompt has, or an unknown definition or dim.
+    """
+    define("sink_rate", definition)
+    require(ds, "sink_rate", "key_mass")
+    mass = ds["key_mass"].drop_vars(["token", "token_role"], errors="ignore")
+    size = mass.sizes["key"]
+    wanted = list(range(size)) if position is None else position
+    for k in np.atleast_1d(wanted):
+        if not 0 <= k < size:
+            raise MetricError(f"sink_rate(position={k}): the longest prompt has positions 0..{size - 1}.")
+    mass = mass.isel(key=wanted)
+    if "key" in mass.dims:
+        mass = mass.assign_coords(key=wanted)
+    dims = dims_over(mass, over, "sink_rate")
+    hit = (mass > epsilon).astype("float64").where(mass.notnull())
+    return stamp(mean_over(hit, dims), "sink_rate", definition, epsilon=epsilon, position=str(position))
+
+
+@exact
+def sink_tokens(ds: xr.Dataset, definition: str = "gu2025", *, threshold: float | None = None) -> xr.DataArray:
+    """Say which tokens are sinks, head by head: bool, dims (prompt layer head key), false beyond a prompt's end.
+
+    Needs ``key_mass``. Definitions: ``"gu2025"`` key mass > 0.3; ``"act_absolute"`` > 0.1; ``"act_relative"`` > 5 / N,
+    N the prompt's length (yu2024; the constant is recalled, not read). ``threshold`` replaces the constant. The result
+    serves as ``keys=`` of an edit; ``.any(["layer", "head"])`` gives the sinks of a prompt.
+
+    Raises:
+        MetricError: no ``key_mass``, or an unknown definition.
+    """
+    chosen = define("sink_tokens", definition)
+    require(ds, "sink_tokens", "key_mass")
+    bound = chosen.default("threshold") if threshold is None else threshold
+    mass = ds["key_mass"]
+    limit = bound / lengths(ds, "sink_tokens") if definition == "act_relative" else bound
+    found = (mass > limit).transpose(*mass.dims)
+    return stamp(found, "sink_tokens", definition, n=int(mass.notnull().sum()), threshold=bound)
+
+
+@exact
+def implicit_sink(ds: xr.Dataset, *, over: str | Iterable[str] = ("prompt", "query")) -> xr.DataArray:
+    """Attention that goes to no key: mean of 1 - row sum, by default per (layer, head).
+
+    Needs ``row_sum`` (prompt layer head query). Above 0 in models with a learned sink logit (GPT-OSS), with
+    softmax-off-by-one or an unnormalised normaliser; 0 up to rounding under softmax. Units: attention weight.
+
+    Raises:
+        MetricError: no ``row_sum``, or an unknown dim.
+    """
+    require(ds, "implicit_sink", "row_sum")
+    missing = 1.0 - ds["row_sum"].astype("float64")
+    return stamp(mean_over(missing, dims_over(missing, over, "implicit_sink")), "implicit_sink", "row_deficit")
