@@ -47,7 +47,7 @@ class TransformersBackend:
         """Run the model once under ``instruments``; see :class:`sinkscope.backends.base.Backend`."""
         collector = _Collector(self.model, tower, instruments)
         with ExitStack() as stack:
-            stack.enter_context(self._hooked(tower, instruments))
+            stack.enter_context(self._hooked(tower, instruments, len(next(iter(inputs.values())))))
             session = None
             if instruments.wants or instruments.edits:
                 session = stack.enter_context(seam.entered(self.model, collector.session))
@@ -73,13 +73,13 @@ class TransformersBackend:
         return (kept[0] if kept else _hidden(out)), scores
 
     @contextmanager
-    def _hooked(self, tower: Tower, instruments: Instruments) -> Iterator[None]:
+    def _hooked(self, tower: Tower, instruments: Instruments, batch: int) -> Iterator[None]:
         handles = []
         try:
             for site in tower.residual:
                 hooks = instruments.residual.get(site.name, ())
                 if hooks:
-                    handles.append(_hook(self.model.get_submodule(site.path), site, hooks))
+                    handles.append(_hook(self.model.get_submodule(site.path), site, hooks, batch))
             yield
         finally:
             for handle in handles:
@@ -154,8 +154,10 @@ class _Collector:
             self.instruments.collect(layer, join(calls))
 
 
-def _hook(module: torch.nn.Module, site: ResidualSite, hooks: Any) -> Any:
+def _hook(module: torch.nn.Module, site: ResidualSite, hooks: Any, batch: int) -> Any:
     def changed(hidden: torch.Tensor) -> torch.Tensor:
+        if hidden.ndim == 2:  # OPT flattens batch and tokens before its MLP
+            return changed(hidden.view(batch, -1, hidden.shape[-1])).flatten(0, 1)
         for hook in hooks:
             new = hook(hidden)
             hidden = hidden if new is None else new

@@ -1,0 +1,170 @@
+"""Probes of attention weights: key mass, role shares, entropy, maxima, row sums, single maps.
+
+All are exact and reduced inside the pass; only :class:`AttentionMap` keeps weights, for the layers and heads it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool
+
+from sinkscope.attention.view import LayerStats
+from sinkscope.backends.base import Tower
+from sinkscope.errors import ProbeError
+from sinkscope.probes.base import Probe, Scene, standard
+from sinkscope.schema import Variable
+
+
+@dataclass(frozen=True)
+class KeyMass(Probe):
+    """Mean attention each key gets, over the queries that can see it (alpha_k of Gu et al. 2025, eq. of M1).
+
+    Makes ``key_mass`` (prompt, layer, head, key). In a decoder the key's own row counts; an encoder averages all its
+    rows. ``keys`` limits it to a few keys (others are NaN), which the fused path serves almost for free.
+    """
+
+    keys: Any = None
+    variables: ClassVar[Mapping[str, Variable]] = standard("key_mass")
+    statistics: ClassVar[frozenset[str]] = frozenset({"key_mass"})
+
+    def few(self, scene: Scene) -> Bool[torch.Tensor, "batch key"] | None:
+        """The named keys."""
+        return None if self.keys is None else scene.chosen(self.keys, self, "keys")
+
+    def at_layer(self, stats: LayerStats, scene: Scene, layer: int) -> dict[str, torch.Tensor]:
+        """Divide the column sums by the number of queries that see the key."""
+        assert stats.key_sum is not None
+        assert stats.key_viewers is not None
+        mass = stats.key_sum / stats.key_viewers[:, None]
+        chosen = self.few(scene)
+        return {"key_mass": mass if chosen is None else mass.masked_fill(~chosen[:, None], torch.nan)}
+
+
+@dataclass(frozen=True)
+class RoleShare(Probe):
+    """Attention on the keys of each role, mean over the named queries.
+
+    Makes ``role_share`` (prompt, layer, head, role). Each token has one role, so the shares add up to the row sum. NaN
+    where a prompt has no such query.
+    """
+
+    queries: Any = "text"
+    variables: ClassVar[Mapping[str, Variable]] = standard("role_share")
+    statistics: ClassVar[frozenset[str]] = frozenset({"role_share"})
+
+    def at_layer(self, stats: LayerStats, scene: Scene, layer: int) -> dict[str, torch.Tensor]:
+        """Average the rows of the named queries."""
+        assert stats.role_share is not None
+        weight = scene.chosen(self.queries, self, "queries").float()
+        total = torch.einsum("bhqr,bq->bhr", stats.role_share, weight)
+        return {"role_share": total / weight.sum(-1)[:, None, None]}
+
+
+@dataclass(frozen=True)
+class Entropy(Probe):
+    """Entropy of each attention row in nats, over the keys alone (an implicit sink's mass is not an outcome).
+
+    Makes ``entropy`` (prompt, layer, head, query); row 0 of a decoder is 0.
+    """
+
+    variables: ClassVar[Mapping[str, Variable]] = standard("entropy")
+    statistics: ClassVar[frozenset[str]] = frozenset({"entropy"})
+
+    def at_layer(self, stats: LayerStats, scene: Scene, layer: int) -> dict[str, torch.Tensor]:
+        """Pass the rows through; rounding may not leave an entropy below zero."""
+        assert stats.entropy is not None
+        return {"entropy": stats.entropy.clamp(min=0.0)}
+
+
+@dataclass(frozen=True)
+class RowSum(Probe):
+    """Sum of each attention row. Below 1 the rest went to an implicit sink (learned sink logit, softmax-off-by-one).
+
+    Makes ``row_sum`` (prompt, layer, head, query).
+    """
+
+    variables: ClassVar[Mapping[str, Variable]] = standard("row_sum")
+    statistics: ClassVar[frozenset[str]] = frozenset({"row_sum"})
+
+    def at_layer(self, stats: LayerStats, scene: Scene, layer: int) -> dict[str, torch.Tensor]:
+        """Pass the rows through."""
+        assert stats.row_sum is not None
+        return {"row_sum": stats.row_sum}
+
+
+@dataclass(frozen=True)
+class LogSumExp(Probe):
+    """Log of the softmax denominator over the keys, in nats. Makes ``log_sum_exp`` (prompt, layer, head, query)."""
+
+    variables: ClassVar[Mapping[str, Variable]] = standard("log_sum_exp")
+    statistics: ClassVar[frozenset[str]] = frozenset({"log_sum_exp"})
+
+    def at_layer(self, stats: LayerStats, scene: Scene, layer: int) -> dict[str, torch.Tensor]:
+        """Pass the rows through."""
+        assert stats.log_sum_exp is not None
+        return {"log_sum_exp": stats.log_sum_exp}
+
+
+@dataclass(frozen=True)
+class MaxAttention(Probe):
+    """Largest single weight a query puts on the named keys (Kan et al. 2025: maximum visual attention).
+
+    Makes ``max_attention`` (prompt, layer, head, query): NaN at queries not named, 0 where the query sees none of the
+    keys.
+    """
+
+    keys: Any = "image"
+    queries: Any = "text"
+    variables: ClassVar[Mapping[str, Variable]] = standard("max_attention")
+
+    def maxima(self, scene: Scene) -> Bool[torch.Tensor, "batch key"] | None:
+        """The named keys."""
+        return scene.chosen(self.keys, self, "keys")
+
+    def at_layer(self, stats: LayerStats, scene: Scene, layer: int) -> dict[str, torch.Tensor]:
+        """Keep the named queries."""
+        queries = scene.chosen(self.queries, self, "queries")
+        largest = stats.maxima[0].clamp(min=0.0)
+        return {"max_attention": largest.masked_fill(~queries[:, None], torch.nan)}
+
+
+@dataclass(frozen=True)
+class AttentionMap(Probe):
+    """The attention map itself, for the named layers and heads only.
+
+    Makes ``attention`` (prompt, layer, head, query, key). Used alone, the layer and head dims hold just those named;
+    beside other probes the rest is NaN. Maps of over 1 GiB in all are refused, with the size.
+    """
+
+    layers: Sequence[int]
+    heads: Sequence[int]
+    variables: ClassVar[Mapping[str, Variable]] = standard("attention")
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "heads"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (int(value),) if isinstance(value, int) else tuple(int(v) for v in value))
+
+    def check(self, tower: Tower) -> None:
+        """Layers and heads must exist."""
+        for name, count in (("layers", len(tower.attention)), ("heads", max(s.heads for s in tower.attention))):
+            wrong = [i for i in getattr(self, name) if not 0 <= i < count]
+            if wrong or not getattr(self, name):
+                raise ProbeError(
+                    f"AttentionMap({name}={list(getattr(self, name))}): this model has {name} 0..{count - 1}. "
+                    f"Name {name} in that range."
+                )
+
+    def maps(self, tower: Tower) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """Layers and heads to keep."""
+        return tuple(self.layers), tuple(self.heads)
+
+    def at_layer(self, stats: LayerStats, scene: Scene, layer: int) -> dict[str, torch.Tensor]:
+        """Put the kept heads at their place."""
+        if stats.maps is None:
+            return {}
+        return {"attention": stats.maps}

@@ -1,0 +1,96 @@
+"""Probes of the model's output: loss per token and logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+
+from sinkscope.backends.base import Tower
+from sinkscope.errors import ProbeError
+from sinkscope.probes.base import Probe, Scene, standard
+from sinkscope.schema import Variable
+
+CHUNK = 256
+"""Positions whose log-softmax is formed at once."""
+
+
+@dataclass(frozen=True)
+class TokenLoss(Probe):
+    """Cross-entropy of the next token at each query, in nats. Makes ``token_loss`` (prompt, query).
+
+    Finite on exactly T - 1 queries of a prompt of T tokens.
+    """
+
+    variables: ClassVar[Mapping[str, Variable]] = standard("token_loss")
+    logits: ClassVar[str | None] = "all"
+
+    def check(self, tower: Tower) -> None:
+        """Only a decoder predicts the next token."""
+        if not tower.causal:
+            raise ProbeError("TokenLoss(): this model is an encoder and predicts no next token. Use Logits() instead.")
+
+    def at_end(self, logits: Float[torch.Tensor, "batch position vocab"], scene: Scene) -> dict[str, torch.Tensor]:
+        """Loss of token t + 1 at query t, over real tokens."""
+        ids, real = scene.batch.inputs["input_ids"], scene.batch.real
+        loss = torch.full(real.shape, torch.nan, device=logits.device)
+        for start in range(0, real.shape[1] - 1, CHUNK):
+            stop = min(start + CHUNK, real.shape[1] - 1)
+            scores = logits[:, start:stop].float()
+            picked = scores.gather(-1, ids[:, start + 1 : stop + 1, None])[..., 0]
+            loss[:, start:stop] = scores.logsumexp(-1) - picked
+        target = torch.zeros_like(real)
+        target[:, :-1] = real[:, :-1] & real[:, 1:]
+        return {"token_loss": loss.masked_fill(~target, torch.nan)}
+
+
+@dataclass(frozen=True)
+class Logits(Probe):
+    """Output logits at ``positions``: ``"last"``, ``"all"``, or positions from the first real token.
+
+    Makes ``logits`` (prompt, position, vocab); ``position`` is labelled by the tokens' positions, counted from the end
+    (-1) for ``"last"``. A model whose output has one vector per prompt (a classifier) gives that vector.
+    """
+
+    positions: str | Sequence[int] = "last"
+    variables: ClassVar[Mapping[str, Variable]] = standard("logits")
+    logits: ClassVar[str | None] = "all"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.positions, str):
+            if self.positions not in ("last", "all"):
+                raise ProbeError(f"Logits(positions={self.positions!r}): use 'last', 'all' or a list of positions.")
+        else:
+            object.__setattr__(self, "positions", tuple(int(p) for p in self.positions))
+
+    def labels(self, longest: int) -> list[int]:
+        """Labels of the position dimension."""
+        if self.positions == "last":
+            return [-1]
+        return list(range(longest)) if self.positions == "all" else [int(p) for p in self.positions]
+
+    def at_end(self, logits: Float[torch.Tensor, "batch position vocab"], scene: Scene) -> dict[str, torch.Tensor]:
+        """Take the rows asked for."""
+        if logits.ndim == 2:
+            return {"logits": logits[:, None].float()}
+        real = scene.batch.real
+        rows = []
+        for scores, mask in zip(logits, real, strict=True):
+            own = scores[mask[-scores.shape[0] :]] if scores.shape[0] != int(mask.sum()) else scores
+            if self.positions == "all":
+                padded = own.new_full((real.shape[1], own.shape[-1]), torch.nan, dtype=torch.float32)
+                padded[: len(own)] = own.float()
+                rows.append(padded)
+                continue
+            wanted = [-1] if self.positions == "last" else [int(p) for p in self.positions]
+            wrong = [p for p in wanted if not -len(own) <= p < len(own)]
+            if wrong:
+                raise ProbeError(
+                    f"Logits(positions={list(self.positions)}): position {wrong[0]} is beyond a prompt of {len(own)} "
+                    "tokens. Use positions inside every prompt."
+                )
+            rows.append(own[wanted].float())
+        return {"logits": torch.stack(rows)}

@@ -1,0 +1,134 @@
+"""Probes of the residual stream: norms, massive activations, and phi on sink dimensions.
+
+Read by hooks on the blocks, never from ``hidden_states``, whose last entry is after the final norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from sinkscope.backends.base import Tower
+from sinkscope.errors import ProbeError
+from sinkscope.probes.base import Probe, Scene, standard
+from sinkscope.schema import Variable
+
+PHI_EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class ResidualNorm(Probe):
+    """l2 norm of the residual stream at each token and site. Makes ``residual_norm`` (prompt, site, key)."""
+
+    variables: ClassVar[Mapping[str, Variable]] = standard("residual_norm")
+
+    def sites(self, tower: Tower) -> tuple[str, ...]:
+        """All sites."""
+        return tower.site_names
+
+    def at_site(self, hidden: Float[torch.Tensor, "batch key d_model"], scene: Scene) -> dict[str, torch.Tensor]:
+        """Norm over the width."""
+        return {"residual_norm": torch.linalg.vector_norm(hidden.float(), dim=-1)}
+
+
+@dataclass(frozen=True)
+class MassiveActivations(Probe):
+    """The largest entries of the residual stream at each site, and the median magnitude (Sun et al. 2024, M1 and M2).
+
+    Makes ``top_value`` (signed), ``top_dim``, ``top_position`` (prompt, site, rank), ranked by magnitude over all real
+    tokens and dimensions, and ``median_abs`` (prompt, site), the mid-point median of all magnitudes. The paper's code
+    takes the lower middle element instead of the mid-point.
+    """
+
+    top: int = 10
+    variables: ClassVar[Mapping[str, Variable]] = standard("top_value", "top_dim", "top_position", "median_abs")
+
+    def check(self, tower: Tower) -> None:
+        """At least one entry, at most one token's width."""
+        if not 1 <= self.top <= tower.d_model:
+            raise ProbeError(f"MassiveActivations(top={self.top}): top must be from 1 to the width {tower.d_model}.")
+
+    def sites(self, tower: Tower) -> tuple[str, ...]:
+        """All sites."""
+        return tower.site_names
+
+    def at_site(self, hidden: Float[torch.Tensor, "batch key d_model"], scene: Scene) -> dict[str, torch.Tensor]:
+        """Rank the entries of each prompt."""
+        rows = [_top(state[real].float(), self.top) for state, real in zip(hidden, scene.batch.real, strict=True)]
+        names = ("top_value", "top_dim", "top_position", "median_abs")
+        return {name: torch.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+
+
+@dataclass(frozen=True)
+class SinkDims(Probe):
+    """phi: the largest |x_d| over the named dimensions, over the root mean square of the token (Kang et al. 2025, B1).
+
+    Makes ``phi`` (prompt, site, key): max over dims of |x_d| / sqrt(mean(x^2) + 1e-6), on the raw residual stream
+    without the norm's weight. ``dims=None`` takes all dimensions; it cannot exceed the square root of the width.
+    """
+
+    dims: Sequence[int] | None = None
+    variables: ClassVar[Mapping[str, Variable]] = standard("phi")
+
+    def __post_init__(self) -> None:
+        if self.dims is not None:
+            object.__setattr__(self, "dims", tuple(int(d) for d in self.dims))
+
+    def check(self, tower: Tower) -> None:
+        """Dimensions must exist."""
+        if self.dims is None:
+            return
+        wrong = [d for d in self.dims if not 0 <= d < tower.d_model]
+        if wrong or not self.dims:
+            raise ProbeError(
+                f"SinkDims(dims={list(self.dims)}): the residual stream has dimensions 0..{tower.d_model - 1}. "
+                "Name dimensions in that range, or None for all."
+            )
+
+    def sites(self, tower: Tower) -> tuple[str, ...]:
+        """All sites."""
+        return tower.site_names
+
+    def at_site(self, hidden: Float[torch.Tensor, "batch key d_model"], scene: Scene) -> dict[str, torch.Tensor]:
+        """Ratio of the largest named entry to the root mean square."""
+        hidden = hidden.float()
+        scale = (hidden.square().mean(-1) + PHI_EPSILON).sqrt()
+        entries = hidden if self.dims is None else hidden[..., list(self.dims)]
+        return {"phi": entries.abs().amax(-1) / scale}
+
+
+def _top(
+    hidden: Float[torch.Tensor, "key d_model"], top: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Signed values, dims and positions of the ``top`` largest magnitudes, and the median magnitude."""
+    magnitude = hidden.abs()
+    # The top entries lie in the tokens with the largest maxima, so only those rows are ranked.
+    rows = magnitude.amax(-1).topk(min(top, len(magnitude))).indices
+    found = magnitude[rows].flatten()
+    order = found.topk(min(top, len(found))).indices
+    position, dim = rows[order // hidden.shape[1]], order % hidden.shape[1]
+    return hidden[position, dim], dim.float(), position.float(), midpoint_median(magnitude.flatten())
+
+
+def midpoint_median(values: Float[torch.Tensor, " entry"]) -> Float[torch.Tensor, ""]:
+    """Exact median, the mean of the two middle elements of an even count.
+
+    A sample brackets the middle, so that only a few per cent of the values are ranked.
+    """
+    count = len(values)
+    low_rank, high_rank = (count - 1) // 2, count // 2
+    if count > 1 << 14:
+        sample = values[:: max(1, count >> 13)].sort().values
+        low, high = sample[int(len(sample) * 0.46)], sample[int(len(sample) * 0.54)]
+        below = int(torch.count_nonzero(values < low))
+        inside = values[(values >= low) & (values <= high)]
+        if below <= low_rank and high_rank < below + len(inside):
+            ranked = np.partition(inside.cpu().numpy(), (low_rank - below, high_rank - below))
+            middle = (ranked[low_rank - below] + ranked[high_rank - below]) / 2
+            return torch.as_tensor(middle, dtype=values.dtype, device=values.device)
+    return torch.as_tensor(np.median(values.cpu().numpy()), dtype=values.dtype, device=values.device)

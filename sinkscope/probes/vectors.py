@@ -1,0 +1,75 @@
+"""Probes of value, key and written vectors: norms, and what attention writes into the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from sinkscope.attention.view import LayerStats
+from sinkscope.backends.base import Tower
+from sinkscope.errors import ProbeError
+from sinkscope.probes.base import Probe, Scene, standard
+from sinkscope.roles import MEASURED_ROLES, ROLE_INDEX
+from sinkscope.schema import Variable
+
+
+@dataclass(frozen=True)
+class ValueNorm(Probe):
+    """l2 norm of each value vector, per key-value head. Makes ``value_norm`` (prompt, layer, kv_head, key)."""
+
+    variables: ClassVar[Mapping[str, Variable]] = standard("value_norm")
+    statistics: ClassVar[frozenset[str]] = frozenset({"value_norm"})
+
+    def at_layer(self, stats: LayerStats, scene: Scene, layer: int) -> dict[str, torch.Tensor]:
+        """Pass the norms through."""
+        assert stats.value_norm is not None
+        return {"value_norm": stats.value_norm}
+
+
+@dataclass(frozen=True)
+class KeyNorm(Probe):
+    """l2 norm of each key vector as attention sees it (after rotary positions and key norms).
+
+    Makes ``key_norm`` (prompt, layer, kv_head, key).
+    """
+
+    variables: ClassVar[Mapping[str, Variable]] = standard("key_norm")
+    statistics: ClassVar[frozenset[str]] = frozenset({"key_norm"})
+
+    def at_layer(self, stats: LayerStats, scene: Scene, layer: int) -> dict[str, torch.Tensor]:
+        """Pass the norms through."""
+        assert stats.key_norm is not None
+        return {"key_norm": stats.key_norm}
+
+
+@dataclass(frozen=True)
+class Contribution(Probe):
+    """What each role writes: the sum over its keys of |weight x value x W_O|, mean over all real queries (Kang et al. 2025, B2).
+
+    Makes ``contribution`` (prompt, layer, head, role). Divide by the number of tokens of a role for the mean per token.
+    """
+
+    variables: ClassVar[Mapping[str, Variable]] = standard("contribution")
+    statistics: ClassVar[frozenset[str]] = frozenset({"contribution"})
+
+    def check(self, tower: Tower) -> None:
+        """Every layer needs an output projection."""
+        without = [site.layer for site in tower.attention if site.output_path is None]
+        if without:
+            raise ProbeError(
+                f"Contribution(): no output projection W_O was found in layers {without}. Use ValueNorm() instead."
+            )
+
+    def at_layer(self, stats: LayerStats, scene: Scene, layer: int) -> dict[str, torch.Tensor]:
+        """Weight the written norms by the attention each key gets."""
+        assert stats.key_sum is not None
+        written = stats.key_sum * scene.write_norms[layer]
+        real = scene.batch.real
+        roles = scene.batch.roles.long()
+        one_hot = torch.zeros(*real.shape, len(ROLE_INDEX), device=real.device)
+        one_hot.scatter_(-1, roles[..., None], real.float()[..., None])
+        total = torch.einsum("bhk,bkr->bhr", written, one_hot[..., : len(MEASURED_ROLES)])
+        return {"contribution": total / real.sum(-1)[:, None, None]}
