@@ -1,0 +1,134 @@
+"""Facts about a model that need no run: its kind, its name, its context length, its fingerprint; and the table of what
+sinkscope can do with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+from sinkscope.errors import UnsupportedModelError
+
+Kind = Literal["decoder", "encoder", "vision", "vlm"]
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation_autoset"}
+"""Config entries that do not change what the model computes."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What sinkscope can read and change in a model, as found by running one token (or one blank image) through it.
+
+    Attributes:
+        model: name of the model.
+        kind: ``decoder``, ``encoder``, ``vision`` or ``vlm``.
+        backend: ``transformers`` or ``lens``.
+        reading: ``streaming`` (statistics without a map), ``dense`` (from the map) or ``none``.
+        edits: whether edits take effect.
+        implicit_sink: whether rows may sum to less than one (learned sink logits, softmax-off-by-one, sigmoid).
+        layers: number of attention layers of the default tower.
+        heads: query heads of one layer.
+        kv_heads: key-value heads of one layer.
+        attention_calls: attention calls seen in the trial, all towers together.
+        vision_tower: whether ``run(..., tower="vision")`` has something to read.
+        context_length: longest prompt in tokens, ``None`` where nothing limits it.
+        why_not: why reading or edits are not possible; empty where they are.
+    """
+
+    model: str
+    kind: Kind
+    backend: str
+    reading: str
+    edits: bool
+    implicit_sink: bool
+    layers: int
+    heads: int
+    kv_heads: int
+    attention_calls: int
+    vision_tower: bool
+    context_length: int | None
+    why_not: str
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Give name and value of every entry as text, in order, leaving out an empty ``why_not``."""
+        pairs = [(field.name.replace("_", " "), getattr(self, field.name)) for field in fields(self)]
+        return [(name, _plain(value)) for name, value in pairs if value != ""]
+
+    def __str__(self) -> str:
+        width = max(len(name) for name, _ in self.rows())
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.rows())
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{html.escape(n)}</th><td>{html.escape(v)}</td></tr>" for n, v in self.rows())
+        return f"<table>{rows}</table>"
+
+
+def kind_of(model: PreTrainedModel) -> Kind:
+    """Tell a decoder from an encoder, a vision encoder and a vision-language model.
+
+    CLIP and SigLIP, a text and a vision encoder side by side, count as encoders with a vision tower.
+
+    Raises:
+        UnsupportedModelError: the model takes neither text nor images.
+    """
+    config = model.config
+    if model.main_input_name == "pixel_values" and getattr(config, "text_config", None) is None:
+        return "vision"
+    if model.main_input_name not in ("input_ids", "pixel_values"):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} takes {model.main_input_name}; sinkscope reads models of text, images or both."
+        )
+    text = config.get_text_config()
+    if getattr(config, "vision_config", None) is not None:
+        return "encoder" if hasattr(model, "logit_scale") else "vlm"
+    causal = text.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    masked = text.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return "decoder" if causal and (getattr(text, "is_decoder", False) or not masked) else "encoder"
+
+
+def folder_name(folder: str) -> str:
+    """Last part of a path; with its parent where the last part says nothing."""
+    path = Path(folder).resolve()
+    return f"{path.parent.name}/{path.name}" if path.name in ("model", "checkpoint") else path.name
+
+
+def name_of(model: PreTrainedModel) -> str:
+    """Name a model that was handed over: the last part of its path, its hub id, or its class."""
+    name = getattr(model, "name_or_path", "") or ""
+    return folder_name(name) if name and Path(name).is_dir() else name or type(model).__name__
+
+
+def context_length(config: Any) -> int | None:
+    """Longest prompt in tokens that a text configuration allows; ``None`` where nothing limits it (ALiBi)."""
+    found = [getattr(config, name, None) for name in CONTEXT_NAMES]
+    return next((length for length in found if isinstance(length, int) and length > 0), None)
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 over configuration and names, shapes, types and bytes of all parameters, in hex."""
+    digest = hashlib.sha256(json.dumps(_stable(model.config.to_dict()), sort_keys=True, default=str).encode())
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype};".encode())
+        data = parameter.detach().cpu().contiguous().reshape(-1)
+        digest.update(data.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _stable(entry: Any) -> Any:
+    if isinstance(entry, dict):
+        return {str(key): _stable(value) for key, value in entry.items() if key not in VOLATILE}
+    return [_stable(value) for value in entry] if isinstance(entry, list | tuple) else entry
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "no limit" if value is None else str(value)

@@ -1,0 +1,259 @@
+"""Weights from a folder or a hub: loaded whole or refused, never half loaded.
+
+transformers fills what a checkpoint lacks with random numbers and says so in a log line; what is then measured is noise
+that looks like a result. Here a missing, mismatched, truncated or non-finite tensor is an error that names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+from transformers.utils import logging as transformers_logging
+
+from sinkscope.errors import ModelError, UnsupportedModelError
+
+ATTENTION_FREE = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"})
+"""Model types without any attention. Some name their mixing layer "attention", so the name tells nothing."""
+
+SHOWN = 3
+"""How many tensor names an error shows before it counts the rest."""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' log lines and progress bars: what matters in them is raised as an error here."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def resolve(source: str | os.PathLike[str]) -> tuple[str, bool]:
+    """Tell a local folder from a hub id: the path or id, and whether it is local.
+
+    Raises:
+        ModelError: it is spelled like a path and there is no such folder, or the folder holds no ``config.json``.
+    """
+    text = os.fspath(source)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            found = sorted(entry.name for entry in path.iterdir())[:6]
+            raise ModelError(
+                f"load_model({text!r}): this folder has no config.json (it holds {found or 'nothing'}). "
+                "Name the folder that model.save_pretrained wrote."
+            )
+        return str(path), True
+    if path.is_file():
+        raise ModelError(f"load_model({text!r}): this is a file. Name the folder that holds it and config.json.")
+    looks_local = isinstance(source, os.PathLike) or text.startswith((".", "~", "/")) or text.count("/") > 1
+    if looks_local or "\\" in text or not text.strip():
+        raise ModelError(f"load_model({text!r}): there is no such folder. Check the path.")
+    return text, False
+
+
+def read_config(name: str, local: bool) -> PreTrainedConfig:
+    """Read the configuration. Code that comes with a checkpoint is never run.
+
+    Raises:
+        ModelError: it cannot be read, or cannot be reached.
+        UnsupportedModelError: the model type is unknown to transformers, has no attention, or is an encoder-decoder.
+    """
+    raw: dict[str, Any] = {}
+    if local:
+        try:
+            raw = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelError(f"{name}/config.json is not valid JSON ({error}). Copy the model again.") from None
+    if local and not isinstance(raw.get("model_type"), str):
+        raise ModelError(f"{name}/config.json names no model_type. Use a folder that model.save_pretrained wrote.")
+    if raw.get("model_type") in ATTENTION_FREE:
+        raise _attention_free(str(raw["model_type"]))
+    try:
+        config = AutoConfig.from_pretrained(name, local_files_only=local, trust_remote_code=False)
+    except (ValueError, KeyError) as error:
+        kind = raw.get("model_type", name)
+        code = (
+            " Code that comes with a checkpoint is not run." if "custom code" in str(error) or "auto_map" in raw else ""
+        )
+        raise UnsupportedModelError(
+            f"load_model({name!r}): transformers {transformers.__version__} does not know the model type {kind!r}."
+            f"{code} Update transformers, or build the model yourself and pass it to load_model."
+        ) from None
+    except (OSError, HFValidationError) as error:
+        raise _unreachable(name, error) from None
+    except StrictDataclassError as error:
+        raise ModelError(f"{name}/config.json is malformed: {_first_line(error)}. Copy the model again.") from None
+    check_config(config)
+    return config
+
+
+def check_config(config: PreTrainedConfig) -> None:
+    """Refuse model types that sinkscope cannot read at all.
+
+    Raises:
+        UnsupportedModelError: the model has no attention, or is an encoder-decoder.
+    """
+    if config.model_type in ATTENTION_FREE:
+        raise _attention_free(config.model_type)
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"model type {config.model_type!r} is an encoder-decoder; sinkscope reads decoders, encoders, vision "
+            "encoders and vision-language models. Pass its encoder alone: load_model(model.get_encoder())."
+        )
+
+
+def load_weights(
+    name: str, config: PreTrainedConfig, *, local: bool, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """Load the class that the configuration names, whole, in evaluation mode.
+
+    Args:
+        name: folder or hub id.
+        config: its configuration.
+        local: never touch the network.
+        dtype: cast to this; ``None`` keeps the checkpoint's own.
+
+    Raises:
+        ModelError: weights are absent, truncated, missing, of the wrong shape, or not finite.
+    """
+    cls = model_class(config)
+    model, info = _load(cls, name, config, local, dtype)
+    missing = sorted(info["missing_keys"])
+    if missing and all(".pooler." in f".{key}" for key in missing):
+        with contextlib.suppress(TypeError):  # a class that cannot be built without its pooler keeps the keys missing
+            model, info = _load(cls, name, config, local, dtype, add_pooling_layer=False)
+            missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"load_model({name!r}): {len(missing)} weights of {cls.__name__} are missing from the checkpoint: "
+            f"{_list(missing)}. They would be random. Copy the model again, or use a checkpoint of this class."
+        )
+    check_finite(model, name)
+    return model.eval()
+
+
+def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Give the class named in ``config.architectures``, else the usual class with a head for this model type.
+
+    Raises:
+        UnsupportedModelError: there is no class for it.
+    """
+    for named in getattr(config, "architectures", None) or ():
+        cls = getattr(transformers, named, None)
+        if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
+            return cls
+    for table in (
+        modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_MAPPING_NAMES,
+    ):
+        named = table.get(config.model_type)
+        if named is not None:
+            return getattr(transformers, named if isinstance(named, str) else named[0])
+    raise UnsupportedModelError(
+        f"model type {config.model_type!r}: transformers {transformers.__version__} has no model class for it."
+    )
+
+
+@torch.no_grad()
+def check_finite(model: torch.nn.Module, name: str) -> None:
+    """Refuse a model that holds a number that is not finite, naming the first such tensor.
+
+    Raises:
+        ModelError: a weight is NaN or infinite.
+    """
+    for key, tensor in model.state_dict().items():
+        if not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta:
+            continue
+        low, high = torch.aminmax(tensor)  # NaN and infinity both show in the extremes, with no second copy in memory
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            count = int((~torch.isfinite(tensor)).sum())
+            raise ModelError(
+                f"{name}: {key} holds {count} of {tensor.numel()} numbers that are not finite. The checkpoint is "
+                f"damaged, or overflowed in {str(tensor.dtype).removeprefix('torch.')}. Copy it again, or load it with "
+                "another dtype."
+            )
+
+
+def _load(
+    cls: type[PreTrainedModel], name: str, config: PreTrainedConfig, local: bool, dtype: Any, **settings: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    try:
+        with quiet():
+            loaded: Any = cls.from_pretrained(
+                name, config=config, dtype=dtype or "auto", local_files_only=local, trust_remote_code=False,
+                use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **settings,
+            )  # fmt: skip
+    except SafetensorError as error:
+        raise ModelError(
+            f"load_model({name!r}): a weight file is truncated or damaged ({error}). Copy the model again."
+        ) from None
+    except OSError as error:
+        raise _no_weights(name, local, error) from None
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ModelError(f"load_model({name!r}): {cls.__name__} cannot be loaded: {_first_line(error)}") from None
+    model, info = loaded
+    if info["mismatched_keys"]:
+        key, found, wanted = sorted(info["mismatched_keys"])[0]
+        raise ModelError(
+            f"load_model({name!r}): {key} has shape {tuple(found)} in the checkpoint and {tuple(wanted)} in "
+            f"{cls.__name__} ({len(info['mismatched_keys'])} such weights). config.json belongs to another model."
+        )
+    return model, info
+
+
+def _no_weights(name: str, local: bool, error: Exception) -> ModelError:
+    if not local:
+        return _unreachable(name, error)
+    files = {path.name for path in Path(name).iterdir()}
+    index = Path(name) / "model.safetensors.index.json"
+    if index.is_file():
+        wanted = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+        absent = sorted(wanted - files)
+        return ModelError(f"load_model({name!r}): weight files {_list(absent)} are absent. Copy the model again.")
+    if any(file.endswith((".bin", ".pt", ".pth")) for file in files):
+        return ModelError(
+            f"load_model({name!r}): its weights are pickles, which can run code when they are read. Save them as "
+            "safetensors (model.save_pretrained) and load that."
+        )
+    return ModelError(f"load_model({name!r}): there is no model.safetensors in this folder. Copy the model again.")
+
+
+def _unreachable(name: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"load_model({name!r}): there is no such local folder, and no such model on the hub could be read "
+        f"({_first_line(error)}). Check the spelling and the network, or give a local folder or 'zoo:NAME'."
+    )
+
+
+def _attention_free(model_type: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"model type {model_type!r} has no attention, so there is nothing to read or edit in it."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:300]
+
+
+def _list(keys: list[str]) -> str:
+    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    return ", ".join(keys[:SHOWN]) + more
