@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Float, Int
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
 @contextmanager
-def _recorded(modules: list[torch.nn.Module]) -> Iterator[list[torch.Tensor]]:
+def recorded(modules: Sequence[Any]) -> Iterator[list[torch.Tensor]]:
+    """Record the outputs of modules, in float32 and in the order of their calls, while the context is open."""
     outputs: list[torch.Tensor] = []
 
     def keep(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
@@ -31,9 +32,9 @@ def _recorded(modules: list[torch.nn.Module]) -> Iterator[list[torch.Tensor]]:
             handle.remove()
 
 
-def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+def decoder_layers(model: Any) -> list[Any]:
     """The blocks of a Llama-like or GPT-2-like decoder, in order."""
-    inner: Any = getattr(model, "model", None) or getattr(model, "transformer", None)
+    inner = model.model if hasattr(model, "model") else model.transformer
     return list(inner.layers if hasattr(inner, "layers") else inner.h)
 
 
@@ -61,7 +62,7 @@ def sink_statistics(model: Any, ids: Int[torch.Tensor, "batch key"]) -> dict[str
     if previous == "sdpa":
         model.set_attn_implementation("eager")
     try:
-        with _recorded(values) as v, _recorded(layers) as h:
+        with recorded(values) as v, recorded(layers) as h:
             out = model(ids, output_attentions=True, use_cache=False)
     finally:
         if previous == "sdpa":

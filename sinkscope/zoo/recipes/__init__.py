@@ -1,0 +1,1 @@
+"""Training recipes of the zoo: one ``python -m`` command per kind of model."""

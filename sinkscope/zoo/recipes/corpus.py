@@ -79,7 +79,12 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> NDArray[np.uint16]:
 
 
 def windows(
-    stream: NDArray[np.uint16], batch: int, length: int, rng: np.random.Generator, repeat_share: float = 0.0
+    stream: NDArray[np.uint16],
+    batch: int,
+    length: int,
+    rng: np.random.Generator,
+    repeat_share: float = 0.0,
+    bos: bool = True,
 ) -> NDArray[np.int64]:
     """Draw random windows ``[<s>, tokens]`` of ``length`` tokens in all.
 
@@ -91,8 +96,10 @@ def windows(
         repeat_share: Probability that a window says its last part twice: a span of 8 tokens to half the window is
             drawn, and the window goes through that span again and again. Copying heads are then needed on these
             windows and idle on plain text.
+        bos: Whether windows start with ``<s>``; without it they are text from the first token on.
     """
-    body = length - 1
+    lead_in = int(bos)
+    body = length - lead_in
     out = np.zeros((batch, length), dtype=np.int64)
     starts = rng.integers(0, len(stream) - body, size=batch)
     repeated = rng.random(batch) < repeat_share
@@ -103,5 +110,5 @@ def windows(
         if repeated[i]:
             lead = int(prefixes[i])
             text[lead:] = np.resize(text[lead : lead + int(spans[i])], body - lead)
-        out[i, 1:] = text
+        out[i, lead_in:] = text
     return out

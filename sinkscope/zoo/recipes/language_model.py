@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig
 
+from sinkscope.zoo import variants
 from sinkscope.zoo.recipes import corpus
 from sinkscope.zoo.statistics import sink_statistics, summary
 
@@ -30,6 +32,9 @@ from sinkscope.zoo.statistics import sink_statistics, summary
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What decides the weights: model, data and optimiser.
+
+    Variants: ``normaliser`` (softmax, softmax1, sigmoid, relu), ``extra_key`` (a learned key without value per head),
+    ``gate`` (a sigmoid gate per head), ``bos=False`` (windows start with text).
 
     ``lr`` is held constant after ``warmup`` steps and falls linearly to a twentieth over the last ``decay`` share of
     ``steps``. Weight decay acts on all matrices, not on norms. ``repeat_share`` is explained in
@@ -50,8 +55,11 @@ class Config:
     weight_decay: float = 0.3
     betas: tuple[float, float] = (0.9, 0.95)
     init_std: float = 0.06
-    repeat_share: float = 0.0
-    bfloat16: bool = False
+    repeat_share: float = 0.3
+    bos: bool = True
+    normaliser: str = "softmax"
+    extra_key: bool = False
+    gate: bool = False
     seed: int = 0
     threads: int = 1
 
@@ -67,27 +75,27 @@ def learning_rate(config: Config, step: int) -> float:
     return config.lr * max(0.05, (config.steps - step) / max(fall, 1))
 
 
-def build_model(config: Config) -> LlamaForCausalLM:
-    """A fresh Llama with the weights that ``config.seed`` gives."""
+def build_model(config: Config) -> Any:
+    """A fresh Llama, or the variant of it that ``config`` asks for, with the weights that ``config.seed`` gives."""
     torch.manual_seed(config.seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab,
-            hidden_size=config.width,
-            intermediate_size=config.mlp,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.heads,
-            max_position_embeddings=512,
-            rms_norm_eps=1e-5,
-            initializer_range=config.init_std,
-            tie_word_embeddings=False,
-            bos_token_id=0,
-            eos_token_id=None,
-            pad_token_id=1,
-            attn_implementation="sdpa",
-        )
+    model_config = LlamaConfig(
+        vocab_size=config.vocab,
+        hidden_size=config.width,
+        intermediate_size=config.mlp,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-5,
+        initializer_range=config.init_std,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=1,
     )
+    extra = {"normaliser": config.normaliser, "extra_key": config.extra_key, "gate": config.gate}
+    model_config.update({f"sinkscope_{k}": v for k, v in extra.items() if v not in (False, "softmax")})
+    return variants.build(model_config)
 
 
 def build_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.AdamW:
@@ -121,9 +129,7 @@ def save_checkpoint(folder: Path, model: torch.nn.Module, optimizer: torch.optim
         tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
     temporary = folder / "checkpoint.tmp"
     save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"step": str(step)})
-    (folder / "checkpoint.json.tmp").write_text(json.dumps({"step": step}))
     temporary.replace(folder / "checkpoint.safetensors")
-    (folder / "checkpoint.json.tmp").replace(folder / "checkpoint.json")
 
 
 def load_checkpoint(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -139,7 +145,8 @@ def load_checkpoint(folder: Path, model: torch.nn.Module, optimizer: torch.optim
             _, index, name = key.split(".", 2)
             state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(json.loads((folder / "checkpoint.json").read_text())["step"])
+    with safe_open(path, "pt") as file:
+        return int(file.metadata()["step"])
 
 
 def train(
@@ -149,7 +156,7 @@ def train(
     measure_every: int = 200,
     say: Callable[[str], None] = lambda line: None,
     stop_at: int | None = None,
-) -> LlamaForCausalLM:
+) -> Any:
     """Train, measuring sinks on held-out text every ``measure_every`` steps into ``folder/curve.jsonl``.
 
     Args:
@@ -166,7 +173,7 @@ def train(
     model = build_model(config)
     optimizer = build_optimizer(model, config)
     step = load_checkpoint(folder, model, optimizer)
-    probe = torch.from_numpy(corpus.windows(held_out, 64, 64, np.random.default_rng(1)))
+    probe = torch.from_numpy(corpus.windows(held_out, 64, 64, np.random.default_rng(1), bos=config.bos))
     running, started = 0.0, time.process_time()
     last = config.steps if stop_at is None else min(stop_at, config.steps)
     while step < last:
@@ -189,12 +196,11 @@ def _one_step(
     model: Any, optimizer: torch.optim.Optimizer, config: Config, step: int, stream: NDArray[np.uint16]
 ) -> float:
     rng = np.random.default_rng([config.seed, step])
-    ids = torch.from_numpy(corpus.windows(stream, config.batch, config.length, rng, config.repeat_share))
+    ids = torch.from_numpy(corpus.windows(stream, config.batch, config.length, rng, config.repeat_share, config.bos))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
-    with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
-        logits = model(ids[:, :-1], use_cache=False).logits
-    loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+    logits = model(ids[:, :-1], use_cache=False).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,0 +1,103 @@
+"""Sink statistics along training, and the Trainer callback, on a tiny random Llama."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sinkscope.errors import ProbeError
+from sinkscope.zoo.callback import SinkCallback
+from sinkscope.zoo.statistics import sink_statistics, summary
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, attn_implementation="sdpa", bos_token_id=0, eos_token_id=None,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+@pytest.fixture
+def ids():
+    out = torch.randint(1, 50, (3, 12), generator=torch.Generator().manual_seed(1))
+    out[:, 0] = 0
+    return out
+
+
+def test_alpha_is_the_mean_of_column_zero_and_the_model_is_left_as_it_was(model, ids):
+    model.train()
+    stats = sink_statistics(model, ids)
+    assert model.training
+    assert model.config._attn_implementation == "sdpa"
+    model.set_attn_implementation("eager")
+    maps = model(ids, output_attentions=True).attentions
+    expected = torch.stack([m[..., 0].mean((0, 2)) for m in maps])
+    torch.testing.assert_close(torch.tensor(stats["alpha"]), expected)
+
+
+def test_value_ratio_and_massive_follow_the_weights(model, ids):
+    with torch.no_grad():
+        model.model.embed_tokens.weight[0] = 0
+        model.model.embed_tokens.weight[0, 5] = 1e4
+        for layer in model.model.layers:
+            layer.self_attn.v_proj.weight[:, 5] = 0
+    stats = sink_statistics(model, ids)
+    assert max(r for row in stats["value_ratio"] for r in row) < 0.05
+    assert stats["massive_dim"] == [5, 5]
+    assert stats["massive_value"][0] == pytest.approx(1e4, rel=1e-3)
+    assert min(stats["massive"]) > 1e4
+    assert min(stats["residual_ratio"]) > 1e3
+
+
+def test_summary_counts_heads_over_the_threshold_and_leaves_out_the_first_layer():
+    stats = {
+        "loss": 1.0, "alpha": [[0.9, 0.1], [0.4, 0.2]], "value_ratio": [[1.0, 1.0], [0.2, 0.4]],
+        "massive": [3.0, 7.0], "residual_ratio": [1.0, 2.0],
+    }  # fmt: skip
+    out = summary(stats)
+    assert out["alpha_mean"] == pytest.approx(0.4)
+    assert out["sink_rate"] == 0.5
+    assert out["sink_rate_after_first"] == 0.5
+    assert summary(stats, 0.45)["sink_rate_after_first"] == 0.0
+    assert out["value_ratio_min"] == pytest.approx(0.2)
+    assert out["massive"] == 7.0
+
+
+def test_callback_measures_when_due_and_writes_lines(model, ids, tmp_path):
+    callback = SinkCallback(ids, every=2, path=tmp_path / "sinks.jsonl")
+    for step in range(5):
+        state = SimpleNamespace(global_step=step)
+        (callback.on_train_begin if step == 0 else callback.on_step_end)(None, state, None, model=model)
+    callback.on_train_end(None, SimpleNamespace(global_step=4), None, model=model)
+    assert [row["step"] for row in callback.history] == [0, 2, 4]
+    lines = [json.loads(line) for line in (tmp_path / "sinks.jsonl").read_text().splitlines()]
+    assert lines == callback.history
+    assert lines[0]["alpha_max"] > 0
+
+
+def test_callback_runs_inside_a_trainer(model, ids, tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    data = [{"input_ids": row, "labels": row} for row in ids]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=3, report_to=[], save_strategy="no",
+        use_cpu=True, disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=False,
+    )  # fmt: skip
+    callback = SinkCallback(ids, every=2)
+    Trainer(model=model, args=arguments, train_dataset=data, callbacks=[callback]).train()
+    assert [row["step"] for row in callback.history] == [0, 2, 3]
+    assert callback.history[0]["loss"] != callback.history[-1]["loss"]
+
+
+def test_callback_says_what_is_wrong(ids):
+    with pytest.raises(ProbeError, match=r"ids of shape \(12,\). Give \(prompts, tokens\), at least \(1, 2\)"):
+        SinkCallback(ids[0])
+    with pytest.raises(ProbeError, match=r"every=0.*Use 1 or more"):
+        SinkCallback(ids, every=0)

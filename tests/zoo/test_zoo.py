@@ -1,0 +1,68 @@
+"""The list of shipped models: checksums, names, and no torch at import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sinkscope import zoo
+from sinkscope.errors import ModelError
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "card.json").write_text('{"fact": 1}')
+    import hashlib
+
+    checksum = hashlib.sha256(b'{"fact": 1}').hexdigest()
+    row = {"description": "a model", "licence": "MIT", "files": {"card.json": checksum}}
+    (tmp_path / "manifest.json").write_text(json.dumps({"one": row}))
+    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path)
+    return tmp_path
+
+
+def test_a_listed_model_is_found_with_and_without_the_prefix(shelf):
+    assert zoo.path("one") == shelf / "one" == zoo.path("zoo:one")
+    assert zoo.card("one") == {"fact": 1}
+    entry = zoo.entries()[0]
+    assert (entry.name, entry.description, entry.licence) == ("one", "a model", "MIT")
+
+
+def test_an_unknown_name_lists_what_there_is(shelf):
+    with pytest.raises(ModelError, match=r"zoo:two: no model of that name. The zoo has one\."):
+        zoo.path("zoo:two")
+    (shelf / "manifest.json").unlink()
+    with pytest.raises(ModelError, match=r"The zoo has no model at all"):
+        zoo.path("one")
+
+
+def test_a_changed_or_missing_file_is_refused(shelf):
+    (shelf / "one" / "card.json").write_text('{"fact": 2}')
+    with pytest.raises(ModelError, match=r"card.json has checksum \w{12}, expected \w{12}.*Install sinkscope again"):
+        zoo.path("one")
+    (shelf / "one" / "card.json").unlink()
+    with pytest.raises(ModelError, match=r"card.json is missing from .*Install sinkscope again"):
+        zoo.path("one")
+
+
+def test_every_shipped_model_verifies_and_all_stay_under_twelve_megabytes():
+    listed = zoo.entries()
+    assert listed
+    total = 0
+    for entry in listed:
+        folder = zoo.path(entry.name)
+        total += sum(f.stat().st_size for f in folder.iterdir())
+        assert set(entry.files) == {f.name for f in folder.iterdir()}
+        assert {"config.json", "model.safetensors", "card.json"} <= set(entry.files)
+        assert entry.description
+        assert entry.licence
+    assert total < 12e6
+
+
+def test_importing_the_list_does_not_import_torch():
+    code = "import sys, sinkscope.zoo; sinkscope.zoo.entries(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
