@@ -65,7 +65,7 @@ def _samples(array: xr.DataArray) -> list[np.ndarray]:
 @themed
 def max_attention_histogram(
     array: xr.DataArray,
-    fit: Mapping[str, Any] | None = None,
+    fit: Mapping[str, Any] | xr.Dataset | None = None,
     *,
     bins: int = 40,
     names: Sequence[str] = ("sink heads", "vision heads"),
@@ -76,8 +76,8 @@ def max_attention_histogram(
 
     Args:
         array: numbers of any dims, one per head (and prompt); NaN is left out.
-        fit: what ``metrics.bimodality`` found, as plain numbers: ``means``, ``weights``, ``sds`` of the components,
-            ``valley`` (NaN: none was found), ``bimodal`` (optional). Nothing is fitted here.
+        fit: what ``metrics.bimodality`` found (one verdict), or plain numbers: ``means``, ``weights``, ``sds`` of the
+            components, ``valley`` (NaN: none was found), ``bimodal`` (optional). Nothing is fitted here.
         bins: bars of the histogram.
         names: names of the component with the lower and with the higher mean.
         title: title of the axes.
@@ -88,12 +88,23 @@ def max_attention_histogram(
     if values.size:
         axes.hist(values, bins=bins, density=True, color="#BFC8CF", label=f"heads (n = {values.size})")
     if fit is not None:
-        _mixture(axes, fit, names)
+        _mixture(axes, _numbers(fit) if isinstance(fit, xr.Dataset) else fit, names)
     axes.set(xlabel=plain(str(array.attrs.get("long_name", array.name or "largest attention weight"))),
              ylabel="density", title=plain(title))  # fmt: skip
     if values.size or fit is not None:
         axes.legend()
     return axes
+
+
+def _numbers(found: xr.Dataset) -> dict[str, Any]:
+    if found["valley"].ndim:
+        raise SchemaError(
+            f"max_attention_histogram: the fit has the dimensions {tuple(found['valley'].dims)}, one histogram needs "
+            "one verdict. Select one, or pool: bimodality(values)."
+        )
+    columns = {"means": "mean", "weights": "weight", "sds": "std"}
+    numbers: dict[str, Any] = {k: [float(found[f"{side}_{v}"]) for side in ("low", "high")] for k, v in columns.items()}
+    return numbers | {"valley": float(found["valley"]), "bimodal": bool(found["bimodal"])}
 
 
 def _mixture(axes: Axes, fit: Mapping[str, Any], names: Sequence[str]) -> None:

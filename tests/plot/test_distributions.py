@@ -5,6 +5,7 @@ from scipy import stats
 
 from sinkscope import plot
 from sinkscope.errors import SchemaError
+from sinkscope.metrics.bimodal import bimodality
 
 
 def norms(values):
@@ -56,6 +57,15 @@ def test_histogram_says_when_it_is_not_bimodal():
     texts = [t.get_text() for t in ax.get_legend().get_texts()]
     assert texts[1:] == ["component 1", "component 2", "not bimodal: no split"]
     assert len(ax.lines) == 3, "two components and the remark, no valley"
+
+
+def test_histogram_takes_what_the_metric_returns():
+    found = bimodality(heads())
+    low, high, valley = plot.max_attention_histogram(heads(), found).lines
+    assert low.get_ydata().max() > high.get_ydata().max()
+    assert valley.get_xdata() == [float(found.valley)] * 2
+    with pytest.raises(SchemaError, match=r"the fit has the dimensions \('layer',\), one histogram needs one verdict"):
+        plot.max_attention_histogram(heads(), found.expand_dims("layer"))
 
 
 def test_histogram_of_nothing():

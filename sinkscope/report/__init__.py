@@ -1,0 +1,86 @@
+"""Report: a reading as one self-contained HTML page that opens without a network."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import xarray as xr
+
+from sinkscope import schema
+from sinkscope.errors import SchemaError
+from sinkscope.report.figures import FIGURES, available, chosen, draw, pictures
+from sinkscope.report.findings import Finding, findings
+from sinkscope.report.heads import head_data
+from sinkscope.report.sinks import Kind, Sinks, find_sinks
+
+__all__ = [
+    "FIGURES", "Finding", "Kind", "Sinks", "available", "draw", "find_sinks", "findings", "pictures", "write_report",
+]  # fmt: skip
+
+
+def write_report(
+    ds: xr.Dataset,
+    path: str | os.PathLike[str],
+    *,
+    title: str | None = None,
+    overwrite: bool = False,
+    figures: Sequence[str] | None = None,
+) -> Path:
+    """Write a reading as one HTML page: findings in words, a head grid to click, figures, definitions, provenance.
+
+    The page holds its own script and pictures, makes no request, and shows every token as text. It is written through a
+    temporary file, so a killed run leaves the old page or none.
+
+    Args:
+        ds: a reading. Select one label first if it has an ``edit`` dimension.
+        path: the file to write.
+        title: title of the page; the model's id if left out.
+        overwrite: replace an existing file.
+        figures: names out of ``FIGURES``; all that the reading allows if left out.
+
+    Returns:
+        The path that was written.
+
+    Raises:
+        OutputError: the path cannot be written, exists, or plotly is not installed.
+        SchemaError: ``ds`` is not a reading, has dimensions in front of ``prompt``, or lacks what a named figure needs.
+    """
+    from sinkscope.report.page import plotly_script, render
+
+    target = schema.check_output(path, overwrite=overwrite)
+    schema.validate(ds)
+    _check_leading(ds)
+    names = chosen(ds, figures)
+    plotly_script()
+    told, sinks = findings(ds)
+    drawn = pictures(ds, names, sinks=sinks)
+    page = render(ds, title or f"{ds.attrs['model_id']}", told, sinks, drawn, head_data(ds, sinks))
+    return _write(page, target)
+
+
+def _check_leading(ds: xr.Dataset) -> None:
+    for name in map(str, ds.data_vars):
+        known = schema.VARIABLES.get(name)
+        extra = [str(d) for d in ds[name].dims if known is not None and d not in known.dims]
+        if extra:
+            first = ds[extra[0]].values.tolist()[0] if extra[0] in ds.coords else 0
+            raise SchemaError(
+                f"write_report: this reading has the dimension {extra[0]!r} in front; a page shows one run. "
+                f"Select one: ds.sel({extra[0]}={first!r})."
+            )
+
+
+def _write(text: str, target: Path) -> Path:
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return target

@@ -1,0 +1,220 @@
+"""The headline findings: what the numbers say, in words, and honestly where they say nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from sinkscope.errors import MetricError
+from sinkscope.metrics.bimodal import bimodality
+from sinkscope.metrics.drain import value_drain
+from sinkscope.metrics.entropy import row_entropy
+from sinkscope.metrics.massive import massive_activations, massive_dims
+from sinkscope.metrics.sinks import implicit_sink, sink_rate
+from sinkscope.report.sinks import Sinks, find_sinks
+from sinkscope.report.text import counted, number, percent
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding.
+
+    ``state`` is ``found``, ``absent`` (measured, and not there) or ``missing`` (not measured; the text says what to
+    add). ``used`` holds the attributes of the metrics behind it, for the table of definitions.
+    """
+
+    heading: str
+    text: str
+    state: str
+    used: tuple[dict[str, Any], ...] = field(default=(), compare=False)
+
+
+def findings(ds: xr.Dataset) -> tuple[list[Finding], Sinks | None]:
+    """Say what a reading shows: where the sink is, how its values are drained, which dimension carries it, and more.
+
+    Args:
+        ds: a reading without a dimension in front of ``prompt``.
+
+    Returns:
+        The findings in the order of the page, and the sinks (None: ``key_mass`` was not measured).
+    """
+    sinks = find_sinks(ds) if "key_mass" in ds else None
+    steps: list[tuple[str, Callable[[], Finding]]] = [
+        ("Where attention goes", lambda: _where(ds, sinks)),
+        ("Values of the sink", lambda: _drain(ds, sinks)),
+        ("What carries it", lambda: _carrier(ds, sinks)),
+        ("Entropy", lambda: _entropy(ds)),
+    ]
+    if "row_sum" in ds:
+        steps.append(("Attention that goes to no token", lambda: _implicit(ds)))
+    if "max_attention" in ds:
+        steps.append(("Kinds of heads", lambda: _split(ds)))
+    done = []
+    for heading, step in steps:
+        try:
+            done.append(step())
+        except MetricError as error:
+            done.append(Finding(heading, f"Not measured: {error}", "missing"))
+    return done, sinks
+
+
+def _where(ds: xr.Dataset, sinks: Sinks | None) -> Finding:
+    rate = sink_rate(ds)
+    if sinks is None or not sinks.found:
+        top = sinks.kinds[0] if sinks and sinks.kinds else None
+        best = (
+            ""
+            if top is None
+            else (
+                f" Most goes to {top.label}: {percent(top.mass)} of the attention on average, where "
+                f"evenly spread attention would give it {percent(top.chance)}."
+            )
+        )
+        return Finding(
+            "No sink found",
+            f"None of {counted(int(rate.attrs['n']), 'head reading')} (prompt x layer x head) puts more than "
+            f"{number(float(rate.attrs['epsilon']))} of its attention on one token.{best}",
+            "absent", (rate.attrs,),
+        )  # fmt: skip
+    top = sinks.kinds[0]
+    text = (
+        f"{_capital(top.label)} is the sink ({top.roles}). It gets {percent(top.mass)} of the attention on average, "
+        f"where evenly spread attention would give it {percent(top.chance)}; in {percent(top.heads)} of "
+        f"{counted(sinks.n, 'head reading')} (prompt x layer x head) it gets more than {number(sinks.threshold)}. "
+        f"The sink rate of position 0 is {percent(float(rate))}."
+    )
+    others = [kind for kind in sinks.kinds[1:4] if kind.heads > 0]
+    if others:
+        text += " Other sinks: " + ", ".join(f"{kind.label} ({percent(kind.heads)} of heads)" for kind in others) + "."
+    return Finding(f"The sink is {top.label}", text, "found", (rate.attrs,))
+
+
+def _drain(ds: xr.Dataset, sinks: Sinks | None) -> Finding:
+    chosen: int | xr.DataArray = sinks.mask if sinks is not None and sinks.found else 0
+    name = sinks.label if sinks is not None and sinks.found else "the first token"
+    ratio = value_drain(ds, chosen)
+    if not np.isfinite(ratio.values).any():
+        raise MetricError("value_drain: no prompt has both the sink and other tokens. Use longer prompts.")
+    by_layer = ratio.mean("kv_head")
+    mean, lowest = float(ratio.mean()), by_layer.idxmin("layer").item()
+    text = (
+        f"The value vectors of {name} are {number(mean)} times as long as the median of the other tokens (mean over "
+        f"layers and key-value heads); the smallest ratio is {number(float(by_layer.min()))}, in layer {int(lowest)}."
+    )
+    drained = percent(float((ratio < 0.5).sum() / ratio.notnull().sum()))
+    if mean < 0.9:
+        extra = f" In {drained} of the key-value heads they are less than half as long."
+        return Finding(f"Its values are drained to {number(mean)}", text + extra, "found", (ratio.attrs,))
+    heading = "Its values are not drained" if mean <= 1.1 else "Its values are longer than the others'"
+    return Finding(heading, f"{text} {drained} of the key-value heads have less than half.", "absent", (ratio.attrs,))
+
+
+def _carrier(ds: xr.Dataset, sinks: Sinks | None) -> Finding:
+    absolute = massive_activations(ds, "sun2024")
+    ranked = massive_dims(ds, "relative")
+    entries = int(absolute["massive"].sum())
+    bound = f"magnitude above {number(absolute.attrs['absolute'])}, {number(absolute.attrs['ratio'])} times the median"
+    finds = "1 entry" if entries == 1 else f"{entries:,} entries"
+    rule = f"The absolute rule of Sun et al. ({bound}) finds {finds}."
+    used = (dict(ranked.attrs), dict(absolute.attrs))
+    if ranked.sizes["dim"] == 0:
+        top = float(abs(ds["top_value"]).max())
+        text = (
+            f"No residual dimension stands out in most prompts. The largest entry of the residual stream has magnitude "
+            f"{number(top)}. {rule}"
+        )
+        return Finding("No massive activation found", text, "absent", used)
+    first = ranked.isel(dim=0)
+    dim, at = int(first["dim"]), int(first["at"])
+    on_sink = _share_on(ds, dim, sinks) if sinks is not None and sinks.found else 0.0
+    place = f"position {at}"
+    if sinks is not None and sinks.found:
+        place = (
+            f"{sinks.label} ({percent(on_sink)} of its massive entries)" if on_sink > 0.5 else f"{place}, not the sink"
+        )
+    size, ratio = number(float(first["magnitude"])), number(float(first["ratio"]))
+    text = (
+        f"Residual dimension {dim} is massive in {percent(float(first))} of the sites and prompts, most often at "
+        f"{place}: its magnitude is {size} there, {ratio} times the median entry. {_more_dims(ranked)}{rule} "
+        "That a dimension stands at the sink does not yet show that it makes the sink: an edit does (SetActivations)."
+    )
+    where = "at the sink" if on_sink > 0.5 else f"at position {at}"
+    return Finding(f"Dimension {dim} stands out {where}", text, "found", used)
+
+
+def _share_on(ds: xr.Dataset, dim: int, sinks: Sinks) -> float:
+    """Share of the massive entries of one dimension that lie on the sink."""
+    order = ("prompt", "site", "rank")
+    massive = massive_activations(ds, "relative")["massive"].transpose(*order).values
+    here = massive & (ds["top_dim"].transpose(*order).values == dim)
+    prompt = np.nonzero(here)[0]
+    position = ds["top_position"].transpose(*order).values[here].astype(int)
+    return float(sinks.mask.values[prompt, position].mean()) if prompt.size else 0.0
+
+
+def _more_dims(ranked: xr.DataArray) -> str:
+    rest = [int(d) for d in ranked["dim"].values[1:5]]
+    if not rest:
+        return ""
+    more = ranked.sizes["dim"] - 1 - len(rest)
+    if more:
+        return f"Then come {', '.join(map(str, rest))} and {more} more. "
+    return f"{'The next is' if len(rest) == 1 else 'Then come'} {', '.join(map(str, rest))}. "
+
+
+def _p(result: xr.Dataset) -> str:
+    p = float(result["dip_p"])
+    return "p < 0.001" if p < 0.001 else f"p = {number(p)}"
+
+
+def _entropy(ds: xr.Dataset) -> Finding:
+    share = row_entropy(ds)
+    by_layer = share.mean("head")
+    low, high = by_layer.idxmin("layer").item(), by_layer.idxmax("layer").item()
+    text = (
+        f"The mean attention row has {percent(float(share.mean()))} of the entropy of an even one: least in layer "
+        f"{int(low)} ({percent(float(by_layer.min()))}), most in layer {int(high)} ({percent(float(by_layer.max()))}). "
+        f"Low entropy alone does not tell a sink from a head that copies; see the head grid."
+    )
+    return Finding(f"Rows use {percent(float(share.mean()))} of the entropy they could", text, "found", (share.attrs,))
+
+
+def _implicit(ds: xr.Dataset) -> Finding:
+    missing = implicit_sink(ds)
+    mean = float(missing.mean())
+    if mean < 1e-4:
+        return Finding("No implicit sink", "Every attention row sums to 1 up to rounding.", "absent", (missing.attrs,))
+    top = missing.where(missing == missing.max(), drop=True)
+    text = (
+        f"{percent(mean)} of the attention goes to no token at all (a learned sink logit or a normaliser that does not "
+        f"sum to 1); most in layer {int(top['layer'].values[0])}, head {int(top['head'].values[0])}: "
+        f"{percent(float(missing.max()))}."
+    )
+    return Finding(f"{percent(mean)} of the attention goes to no token", text, "found", (missing.attrs,))
+
+
+def _split(ds: xr.Dataset) -> Finding:
+    values = ds["max_attention"].mean("query")
+    result = bimodality(values)
+    n = int(result["n"])
+    if not bool(result["bimodal"]):
+        text = (
+            f"The largest attention weight on the chosen keys, mean over queries, has one hump over {n:,} head "
+            f"readings (dip test {_p(result)}): no split into two classes of heads is justified."
+        )
+        return Finding("Heads do not fall into two classes", text, "absent", (result.attrs,))
+    above = percent(float(result["high_weight"]))
+    text = (
+        f"The largest attention weight on the chosen keys, mean over queries, has two humps, at "
+        f"{number(float(result['low_mean']))} and {number(float(result['high_mean']))} ({above} of {n:,} head "
+        f"readings), with a valley at {number(float(result['valley']))} (dip test {_p(result)})."
+    )
+    return Finding("Heads fall into two classes", text, "found", (result.attrs,))
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,117 @@
+"""Which token is the sink: the group of tokens that most heads put their attention on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from sinkscope.metrics.sinks import sink_tokens
+from sinkscope.report.text import quoted
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of token: the first token of the prompts, or all tokens with one string.
+
+    ``heads`` is the share of (prompt, layer, head) for which a token of this kind is a sink; ``mass`` the mean
+    attention such a token gets over all of them; ``chance`` what evenly spread attention would give it.
+    """
+
+    label: str
+    roles: str
+    heads: float
+    mass: float
+    chance: float
+
+
+@dataclass(frozen=True)
+class Sinks:
+    """What was found: kinds with the strongest first, the tokens of that kind, and the threshold used."""
+
+    kinds: tuple[Kind, ...]
+    mask: xr.DataArray
+    threshold: float
+    any_sink: float
+    n: int
+
+    @property
+    def found(self) -> bool:
+        """Say whether any head has a sink."""
+        return bool(self.kinds) and self.kinds[0].heads > 0
+
+    @property
+    def label(self) -> str:
+        """Name the sink in words; the first token where none was found."""
+        return self.kinds[0].label if self.kinds else "the first token"
+
+
+def find_sinks(ds: xr.Dataset) -> Sinks:
+    """Group the sinks of a reading by kind of token.
+
+    A token is a sink of a head where its key mass is above 0.3 (Gu et al. 2025). In a decoder only the first half of a
+    prompt counts: later keys are seen by few queries, and a head that attends to itself would pass for one with a sink.
+
+    Args:
+        ds: a reading with ``key_mass``, no dimension in front of ``prompt``.
+
+    Raises:
+        MetricError: there is no ``key_mass``.
+    """
+    flags = sink_tokens(ds)
+    mass = ds["key_mass"].transpose("prompt", "layer", "head", "key").values.astype(np.float64)
+    roles = ds["token_role"].transpose("prompt", "key").values.astype(str)
+    real = (roles != "") & (roles != "pad")
+    length = real.sum(axis=1)
+    causal = bool(int(ds.attrs.get("causal", 1)))
+    counted = real & (np.arange(real.shape[1])[None] < np.ceil(length / 2)[:, None]) if causal else real
+    hits = flags.transpose("prompt", "layer", "head", "key").values & counted[:, None, None]
+    names = _kind_names(ds, real)
+    groups = {name: (names == name) & counted for name in dict.fromkeys(names[counted].tolist())}
+    chance = _chance(length, real.shape[1], causal)
+    kinds = [(_kind(name, group, hits, mass, roles, chance), group) for name, group in groups.items()]
+    kinds.sort(key=lambda pair: (-pair[0].heads, -np.nan_to_num(pair[0].mass)))
+    mask = (
+        kinds[0][1] if kinds and kinds[0][0].heads > 0 else np.arange(real.shape[1])[None] == np.zeros((len(real), 1))
+    )
+    return Sinks(
+        tuple(kind for kind, _ in kinds[:6]),
+        xr.DataArray(mask, dims=("prompt", "key"), coords={"prompt": ds["prompt"].values}),
+        float(flags.attrs["threshold"]),
+        float(hits.any(axis=3).mean()),
+        int(np.prod(hits.shape[:3])),
+    )
+
+
+def _kind_names(ds: xr.Dataset, real: np.ndarray) -> np.ndarray:
+    tokens = ds["token"].transpose("prompt", "key").values.astype(str) if "token" in ds.coords else real.astype(str)
+    names = np.array([[quoted(token) for token in row] for row in tokens], dtype=object)
+    first = names[:, 0].tolist()
+    same = len(set(first)) == 1
+    names[:, 0] = f"the first token, {first[0]}" if same else "the first token"
+    return names
+
+
+def _chance(length: np.ndarray, keys: int, causal: bool) -> np.ndarray:
+    """Key mass under evenly spread attention, ``(prompt, key)``."""
+    out = np.full((len(length), keys), np.nan)
+    for p, n in enumerate(length.tolist()):
+        weights = 1.0 / np.arange(1, n + 1)
+        out[p, :n] = weights[::-1].cumsum()[::-1] / np.arange(n, 0, -1) if causal else 1.0 / n
+    return out
+
+
+def _kind(
+    name: str, group: np.ndarray, hits: np.ndarray, mass: np.ndarray, roles: np.ndarray, chance: np.ndarray
+) -> Kind:
+    of_kind = np.broadcast_to(group[:, None, None], mass.shape)
+    values = mass[of_kind]
+    values = values[np.isfinite(values)]
+    return Kind(
+        name,
+        ", ".join(dict.fromkeys(roles[group].tolist())),
+        float((hits & of_kind).any(axis=3).mean()),
+        float(values.mean()) if values.size else float("nan"),
+        float(chance[group].mean()),
+    )
