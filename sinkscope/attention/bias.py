@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Bool, Float, Int
 
+from sinkscope.attention.masks import MaskSpec
+
 NEG = -1e30
 """Logit of a hidden key. Finite, so 0 x logit stays 0 in the entropy; exp of it is exactly 0 in float32."""
 
@@ -25,7 +27,13 @@ class Tile:
     head: Int[torch.Tensor, " flat"]
     rows: slice
     cols: slice
-    visible: Bool[torch.Tensor, "flat query key"] | None
+    mask: MaskSpec
+
+    @property
+    def visible(self) -> Bool[torch.Tensor, "flat query key"] | None:
+        """Which keys each query of the tile sees; None where all of them."""
+        seen = self.mask.visible(self.rows, self.cols)
+        return None if seen is None else seen[self.batch]
 
 
 @dataclass

@@ -52,8 +52,7 @@ class MaskSpec:
 
     def visible(self, rows: slice, cols: slice) -> Bool[torch.Tensor, "batch query key"] | None:
         """Render one block; None where every query of the block sees every key of it."""
-        first, last = rows.start + self.q_offset, rows.stop - 1 + self.q_offset
-        del last
+        first = rows.start + self.q_offset
         if self.padding is None and (
             self.kind == "full" or (self.kind == "causal" and cols.stop - 1 + self.kv_offset <= first)
         ):
@@ -64,6 +63,27 @@ class MaskSpec:
         if self.padding is not None:
             seen = seen & self.padding[:, None, cols]
         return seen
+
+    def hidden(self, rows: slice, cols: slice) -> tuple[int, Bool[torch.Tensor, "batch query key"]] | None:
+        """Keys hidden from some query of a block: the first such column (from ``cols.start``) and the block from there.
+
+        A causal mask without padding hides only the corner past the first row's own position, which is all that is
+        rendered, once per size; the leading axis is then 1.
+        """
+        if self.kind != "causal" or self.padding is not None:
+            seen = self.visible(rows, cols)
+            return None if seen is None else (0, ~seen)
+        edge = max(0, rows.start + self.q_offset - self.kv_offset + 1 - cols.start)
+        width = cols.stop - cols.start - edge
+        if width <= 0:
+            return None
+        lead = rows.start + self.q_offset - self.kv_offset + 1 - cols.start - edge
+        key = ("corner", rows.stop - rows.start, width, lead)
+        if key not in self._cache:
+            row = torch.arange(rows.stop - rows.start, device=self.device)[:, None]
+            col = torch.arange(width, device=self.device)[None, :]
+            self._cache[key] = (col >= row + lead)[None]
+        return edge, self._cache[key]
 
     def _apply(
         self, q: Int[torch.Tensor, " query"], kv: Int[torch.Tensor, " key"]

@@ -57,6 +57,7 @@ class Accumulators:
         self.row_sum = empty(rows) if "row_sum" in wants else None
         self.log_sum_exp = empty(rows) if "log_sum_exp" in wants else None
         self.maxima = [empty(rows) for _ in wants.maxima]
+        self.masks = [_KeySet.of(mask) for mask in wants.maxima]
         self.maps = torch.zeros(batch, len(wants.maps), rows, keys, device=device) if wants.maps else None
 
     def finish(self, batch: int, stats: LayerStats) -> None:
@@ -86,6 +87,8 @@ def attend(
     grad = torch.is_grad_enabled() and (call.query.requires_grad or call.value.requires_grad or _edit_grad(edits))
     one_hot = context.one_hot() if store.roles else None
     per_tile = max(1, TILE.get(call.query.device.type, TILE["cpu"]) // (min(BLOCK, rows) * keys))
+    per_tile = min(per_tile, batch * heads)
+    scratch = None if grad else _Scratch(per_tile * min(BLOCK, rows) * keys, call.query.device)
     outputs: list[torch.Tensor] = []
     for start in range(0, batch * heads, per_tile):
         flat = torch.arange(start, min(start + per_tile, batch * heads), device=call.query.device)
@@ -97,7 +100,9 @@ def attend(
         pieces = []
         for begin in range(0, rows, BLOCK):
             span = slice(begin, min(begin + BLOCK, rows))
-            pieces.append(_tile(call, store, _Work(query, key, value, where, span, weight, grad, start), wants, edits))
+            pieces.append(
+                _tile(call, store, _Work(query, key, value, where, span, weight, scratch, start), wants, edits)
+            )
         outputs.append(torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0])
     out = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     out = rearrange(out, "(batch head) query dim -> batch query head dim", batch=batch)
@@ -105,6 +110,19 @@ def attend(
     if store.key_sum is not None:
         stats.key_viewers = call.mask.viewers(weight.bool())
     return _gate(out, edits).to(call.query.dtype), stats
+
+
+class _Scratch:
+    """Two buffers that every tile of a call is computed in; fresh memory per tile would cost more than the arithmetic."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.logits = torch.empty(size, device=device)
+        self.weights = torch.empty(size, device=device)
+
+    @staticmethod
+    def view(buffer: torch.Tensor, *shape: int) -> torch.Tensor:
+        """The first numbers of a buffer, shaped."""
+        return buffer[: math.prod(shape)].view(shape)
 
 
 @dataclass
@@ -115,7 +133,7 @@ class _Work:
     where: tuple[Int[torch.Tensor, " flat"], Int[torch.Tensor, " flat"]]
     rows: slice
     weight: Float[torch.Tensor, "batch query"]
-    grad: bool
+    scratch: _Scratch | None
     start: int
 
 
@@ -140,14 +158,12 @@ def _tile(
 ) -> Float[torch.Tensor, "flat query vdim"]:
     """Logits, normalise, output and statistics of one tile."""
     batch, head = work.where
-    cols = call.mask.extent(work.rows)
-    visible = call.mask.visible(work.rows, cols)
-    tile = Tile(batch, head, work.rows, cols, None if visible is None else visible[batch])
+    tile = Tile(batch, head, work.rows, call.mask.extent(work.rows), call.mask)
     logits = _logits(call, work, tile)
     for bias in edits.biases if edits else ():
         logits = bias.apply(logits, tile)
     more_mass = _extra_mass(call, edits)
-    weights, lse = _normalise(call, logits, tile, edits, more_mass or "entropy" in wants or "log_sum_exp" in wants)
+    weights, lse = _normalise(call, logits, work, edits, more_mass or "entropy" in wants or "log_sum_exp" in wants)
     factor, extra = _denominator(call, lse, work, edits) if lse is not None and more_mass else (None, None)
     edited = bool(edits and edits.weights)
     if edited or (factor is not None and (wants.weights_needed or edited)):
@@ -155,7 +171,7 @@ def _tile(
         factor = None
     for change in edits.weights if edits else ():
         weights = change(weights, tile)
-    columns = torch.bmm(weights, work.value[:, cols])
+    columns = torch.bmm(weights, work.value[:, tile.cols])
     if factor is not None:
         columns = columns * factor[..., None]
     size = call.value.shape[-1]
@@ -169,42 +185,47 @@ def _tile(
 
 
 def _logits(call: Call, work: _Work, tile: Tile) -> Float[torch.Tensor, "flat query key"]:
-    logits = torch.bmm(work.query[:, tile.rows], work.key[:, tile.cols].transpose(1, 2))
+    query, key = work.query[:, tile.rows], work.key[:, tile.cols].transpose(1, 2)
+    if work.scratch is None:
+        logits = torch.bmm(query, key)
+    else:
+        out = work.scratch.view(work.scratch.logits, len(query), query.shape[1], key.shape[2])
+        logits = torch.bmm(query, key, out=out)
     if call.softcap is not None:
         logits = torch.tanh(logits / call.softcap) * call.softcap
     if call.bias is not None:
         bias = call.bias.expand(call.query.shape[0], call.query.shape[1], *call.bias.shape[2:])
         logits = logits + bias[tile.batch, tile.head][:, tile.rows, tile.cols].float()
-    if tile.visible is None:
+    hidden = call.mask.hidden(tile.rows, tile.cols)
+    if hidden is None:
         return logits
-    if call.mask.kind == "causal" and call.mask.padding is None:
-        # Only the columns past the first row's last visible key can be hidden from some row of the tile.
-        edge = max(0, tile.rows.start + call.mask.q_offset - call.mask.kv_offset)
-        hidden = ~tile.visible[:, :, edge - tile.cols.start :]
-        part = logits[:, :, edge - tile.cols.start :]
-        if work.grad:
-            return torch.cat([logits[:, :, : edge - tile.cols.start], part.masked_fill(hidden, NEG)], dim=-1)
-        part.masked_fill_(hidden, NEG)
-        return logits
-    return logits.masked_fill(~tile.visible, NEG) if work.grad else logits.masked_fill_(~tile.visible, NEG)
+    edge, block = hidden
+    block = block if len(block) == 1 else block[tile.batch]
+    if work.scratch is None:
+        return torch.cat([logits[:, :, :edge], logits[:, :, edge:].masked_fill(block, NEG)], dim=-1)
+    logits[:, :, edge:].masked_fill_(block, NEG)
+    return logits
 
 
 def _normalise(
-    call: Call, logits: Float[torch.Tensor, "flat query key"], tile: Tile, edits: CallEdits | None, with_lse: bool
+    call: Call, logits: Float[torch.Tensor, "flat query key"], work: _Work, edits: CallEdits | None, with_lse: bool
 ) -> tuple[Float[torch.Tensor, "flat query key"], Float[torch.Tensor, "flat query"] | None]:
     """Weights and, where asked for, the log-sum-exp of the keys."""
-    weights = torch.softmax(logits, dim=-1)
+    if work.scratch is None or logits.requires_grad:
+        weights = torch.softmax(logits, dim=-1)
+    else:
+        weights = torch.softmax(logits, dim=-1, out=work.scratch.view(work.scratch.weights, *logits.shape))
     lse = None
     if with_lse:
         lse = logits.amax(-1) - weights.amax(-1).log()
-    if tile.visible is not None and call.mask.dead_rows() is not None:
+    if call.mask.dead_rows() is not None:
         weights = weights.masked_fill((logits.amax(-1) <= NEG / 2)[..., None], 0.0)
     kind = _swapped(call, edits)
     if kind is None:
         return weights, lse
     heads = edits.normaliser_heads if edits and edits.normaliser else None
     swapped = elementwise(kind, logits)
-    return (swapped if heads is None else torch.where(heads[tile.head][:, None, None], swapped, weights)), lse
+    return (swapped if heads is None else torch.where(heads[work.where[1]][:, None, None], swapped, weights)), lse
 
 
 def _swapped(call: Call, edits: CallEdits | None) -> str | None:
@@ -272,34 +293,56 @@ def _reduce(
     if store.role_share is not None:
         store.role_share[span, rows] = shares
     if store.row_sum is not None:
-        store.row_sum[span, rows] = weights.sum(-1)
+        store.row_sum[span, rows] = shares.sum(-1) if store.roles else weights.sum(-1)
     if store.log_sum_exp is not None and lse is not None:
         store.log_sum_exp[span, rows] = lse
-    if store.entropy is not None:
-        if plain is not None and plain[1] is not None:
-            store.entropy[span, rows] = (plain[1] - torch.linalg.vecdot(weights, plain[0].detach())).detach()
-        else:
-            store.entropy[span, rows] = torch.special.entr(weights).sum(-1)
-    for target, mask in zip(store.maxima, wants.maxima, strict=True):
-        target[span, rows] = _largest(weights, mask[:, cols], tile)
+    for target, mask in zip(store.maxima, store.masks, strict=True):
+        target[span, rows] = _largest(weights, mask, tile)
     if store.maps is not None:
         for i, head in enumerate(wants.maps):
             chosen = tile.head == head
             if bool(chosen.any()):
                 store.maps[tile.batch[chosen], i, rows, cols] = weights[chosen]
+    if store.entropy is None:
+        return
+    if plain is None or plain[1] is None:
+        store.entropy[span, rows] = torch.special.entr(weights).sum(-1)
+        return
+    # Last use of this tile's logits: their buffer takes the products.
+    logits = plain[0].detach()
+    products = torch.mul(weights, logits, out=logits) if work.scratch is not None else weights * logits
+    store.entropy[span, rows] = plain[1].detach() - products.sum(-1)
+
+
+@dataclass
+class _KeySet:
+    """Keys whose largest weight is wanted: their mask, and the run of columns that holds them all."""
+
+    mask: Bool[torch.Tensor, "batch key"]
+    first: int
+    stop: int
+    whole: bool
+
+    @staticmethod
+    def of(mask: Bool[torch.Tensor, "batch key"]) -> _KeySet:
+        """Find the run of columns once per call."""
+        union = mask.any(0).nonzero()[:, 0]
+        if len(union) == 0:
+            return _KeySet(mask, 0, 0, True)
+        first, stop = int(union[0]), int(union[-1]) + 1
+        return _KeySet(mask, first, stop, bool(mask[:, first:stop].all()))
 
 
 def _largest(
-    weights: Float[torch.Tensor, "flat query key"], mask: Bool[torch.Tensor, "batch key"], tile: Tile
+    weights: Float[torch.Tensor, "flat query key"], keys: _KeySet, tile: Tile
 ) -> Float[torch.Tensor, "flat query"]:
-    """Largest weight on the masked keys; minus infinity where a row's tile holds none of them."""
-    union = mask.any(0).nonzero()[:, 0]
-    if len(union) == 0:
+    """Largest weight on the wanted keys; minus infinity where a row's tile holds none of them."""
+    first, stop = max(keys.first, tile.cols.start), min(keys.stop, tile.cols.stop)
+    if first >= stop:
         return weights.new_full(weights.shape[:2], -math.inf)
-    first, last = int(union[0]), int(union[-1]) + 1
-    part, chosen = weights[:, :, first:last], mask[tile.batch][:, None, first:last]
-    if not bool(chosen.all()):
-        part = part.masked_fill(~chosen, -math.inf)
+    part = weights[:, :, first - tile.cols.start : stop - tile.cols.start]
+    if not keys.whole:
+        part = part.masked_fill(~keys.mask[tile.batch][:, None, first:stop], -math.inf)
     return part.amax(-1)
 
 
