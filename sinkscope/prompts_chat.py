@@ -58,7 +58,7 @@ def _one_chat(item: Any, which: int, model: Any, vocabulary: Vocabulary) -> tupl
         )
     bos = getattr(processor.tokenizer, "bos_token", None)
     given = processor(
-        images=images or None,
+        images=[images] if images else None,
         text=rendered,
         return_tensors="pt",
         add_special_tokens=not (bos and rendered.startswith(bos)),
