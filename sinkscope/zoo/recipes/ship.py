@@ -1,0 +1,194 @@
+"""Put a finished run on the shelf: copy its files, measure its card, renew checksums and pages.
+
+    python -m sinkscope.zoo.recipes.ship NAME RUN_FOLDER [MORE_SEEDS ...]
+    python -m sinkscope.zoo.recipes.ship --pages docs/zoo
+
+The first folder's model is shipped; further folders give the curves of other seeds for the card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from sinkscope import zoo
+from sinkscope.errors import ModelError
+from sinkscope.zoo import variants
+from sinkscope.zoo.recipes import facts
+from sinkscope.zoo.recipes.backcopy_task import SYMBOLS, zipf_chain
+from sinkscope.zoo.recipes.language_model import Config, build_model, build_optimizer, load_checkpoint
+
+BACKCOPY_TEXT = "none: sequences from a Zipf-like bigram chain made from a seed (the paper uses tiny-Shakespeare)"
+STDLIB_TEXT = (
+    "source code of the CPython standard library of the training machine, Python Software Foundation License; the "
+    "text itself is not shipped, 1 file in 20 was held out"
+)
+
+
+def _read_curve(folder: Path) -> list[dict[str, Any]]:
+    if (folder / "curve.json").exists():
+        return json.loads((folder / "curve.json").read_text())
+    if (folder / "curve.jsonl").exists():
+        return [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+    raise ModelError(f"ship: no curve.json or curve.jsonl in {folder}. Name the folder of a finished run.")
+
+
+def _write(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(_rounded(data), indent=1) + "\n", encoding="utf-8")
+
+
+def _rounded(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {k: _rounded(v) for k, v in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_rounded(v) for v in data]
+    if isinstance(data, float):
+        return None if np.isnan(data) else float(f"{data:.5g}")
+    return data
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+    }
+
+
+def ship_backcopy(name: str, folders: list[Path], target: Path) -> dict[str, Any]:
+    """Copy a Bigram-Backcopy run and measure its card; the curves of all folders go into it."""
+    recipe = json.loads((folders[0] / "recipe.json").read_text())
+    model = variants.load(folders[0])
+    chain = zipf_chain(len(SYMBOLS), recipe["triggers"])
+    curves = {json.loads((f / "recipe.json").read_text())["seed"]: _read_curve(f) for f in folders}
+    measured, claims = facts.backcopy_facts(model, curves, recipe["seed"], chain, recipe)
+    for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "recipe.json"):
+        (target / file).write_bytes((folders[0] / file).read_bytes())
+    _write(target / "curve.json", curves[recipe["seed"]])
+    attention = {"softmax": "softmax", "relu": "ReLU"}.get(recipe["normaliser"], recipe["normaliser"])
+    layers = f"{recipe['layers']} layer" + ("s" if recipe["layers"] > 1 else "")
+    return {
+        "description": f"Bigram-Backcopy, {layers}, {attention} attention, {recipe['optimizer']}, "
+        f"{recipe['triggers']} triggers",
+        "source": "Guo et al. 2024, arXiv 2410.13835",
+        "text": BACKCOPY_TEXT,
+        "command": f"python -m sinkscope.zoo.recipes.bigram_backcopy --arm {name} --seed {recipe['seed']} --out FOLDER",
+        "recipe": recipe,
+        "claims": claims,
+        "facts": measured,
+    }
+
+
+def ship_language_model(name: str, folder: Path, target: Path) -> dict[str, Any]:
+    """Copy a language model's checkpoint in bfloat16 and measure its card on the weights as shipped."""
+    fields = json.loads((folder / "config.json").read_text())
+    fields["betas"] = tuple(fields["betas"])
+    config = Config(**{k: v for k, v in fields.items() if hasattr(Config(), k)})
+    model = build_model(config)
+    step = load_checkpoint(folder, model, build_optimizer(model, config))
+    variants.save(model, target, torch.bfloat16)
+    (target / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "pad_token": "<pad>"}
+    _write(target / "tokenizer_config.json", names)
+    _write(target / "recipe.json", fields)
+    curve = [{k: v for k, v in row.items() if k != "detail"} for row in _read_curve(folder)]
+    _write(target / "curve.json", curve)
+    measured, claims = facts.language_model_facts(variants.load(target), np.load(folder / "held_out.npy"), config.bos)
+    measured["training"] = {"steps": step, "tokens": step * config.batch * (config.length - 1), **curve[-1]}
+    options = " ".join(
+        f"--{k.replace('_', '-')} {v}" for k, v in fields.items() if v != getattr(Config(), k) and k != "betas"
+    )
+    extra = [k for k in ("extra_key", "gate") if fields.get(k)] + ([] if config.bos else ["no <s>"])
+    kind = ", ".join([config.normaliser, *extra])
+    return {
+        "description": f"Llama, {config.layers} layers, {config.heads} heads, width {config.width}, {kind}; "
+        "Python source text",
+        "source": "Gu et al. 2025, arXiv 2410.10781",
+        "text": STDLIB_TEXT + f"; {config.repeat_share:.0%} of the windows say a span again and again",
+        "command": f"python -m sinkscope.zoo.recipes.language_model --out FOLDER {options}".strip(),
+        "recipe": fields,
+        "claims": claims,
+        "facts": measured,
+    }
+
+
+def ship(name: str, folders: list[Path]) -> Path:
+    """Put a run on the shelf under ``name`` and list it with its checksums.
+
+    Raises:
+        ModelError: a folder holds no finished run.
+    """
+    if not (folders[0] / "recipe.json").exists() and not (folders[0] / "checkpoint.safetensors").exists():
+        raise ModelError(f"ship: {folders[0]} holds no recipe.json and no checkpoint. Name the folder of a run.")
+    target = zoo.WEIGHTS / name
+    target.mkdir(parents=True, exist_ok=True)
+    if (folders[0] / "checkpoint.safetensors").exists():
+        content = ship_language_model(name, folders[0], target)
+    else:
+        content = ship_backcopy(name, folders, target)
+    _write(target / "card.json", {"name": name, **content, "versions": _versions()})
+    manifest = zoo.WEIGHTS / "manifest.json"
+    rows = json.loads(manifest.read_text()) if manifest.exists() else {}
+    files = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(target.iterdir())}
+    licence = "MIT (weights)" + ("; text: PSF licence, not shipped" if "Python" in content["description"] else "")
+    rows[name] = {"description": content["description"], "licence": licence, "files": files}
+    _write(manifest, dict(sorted(rows.items())))
+    return target
+
+
+def page(name: str) -> str:
+    """The model's page in Markdown, from its card alone."""
+    card = zoo.card(name)
+    lines = [f"# zoo:{name}", "", card["description"] + ".", "", "<!-- made from card.json; do not edit -->", ""]
+    lines += [f"- After: {card['source']}", f"- Text: {card['text']}", f"- Made by: `{card['command']}`"]
+    lines += [f"- Parameters: {card['facts']['parameters']:,}"]
+    lines += [f"- Trained with: {', '.join(f'{k} {v}' for k, v in card['versions'].items())}", ""]
+    lines += ["| what | paper or target | measured | agrees |", "|---|---|---|---|"]
+    for row in card["claims"]:
+        verdict = {True: "yes", False: "**no**", None: "not judged"}[row["agrees"]]
+        lines.append(f"| {row['claim']} | {row['paper']} | {_text(row['measured'])} | {verdict} |")
+    lines += ["", "## Facts", ""]
+    lines += [f"- {key}: `{json.dumps(value)}`" for key, value in card["facts"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_text(v) for v in value)
+    return "none" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def pages(folder: Path) -> list[Path]:
+    """Write one page per model of the zoo."""
+    folder.mkdir(parents=True, exist_ok=True)
+    out = []
+    for entry in zoo.entries():
+        out.append(folder / f"{entry.name}.md")
+        out[-1].write_text(page(entry.name), encoding="utf-8")
+    return out
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pages", type=Path, help="folder for one page per model of the zoo")
+    parser.add_argument("name", nargs="?")
+    parser.add_argument("folders", nargs="*", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.name:
+        ship(options.name, options.folders)
+    if options.pages:
+        pages(options.pages)
+
+
+if __name__ == "__main__":
+    main()

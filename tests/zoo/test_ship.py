@@ -1,0 +1,80 @@
+"""Shipping a run: files, checksums, the card and its page, at tiny scale."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from sinkscope import zoo
+from sinkscope.errors import ModelError
+from sinkscope.zoo import variants
+from sinkscope.zoo.recipes import bigram_backcopy as bb
+from sinkscope.zoo.recipes import facts, ship
+from sinkscope.zoo.recipes import language_model as lm
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "shelf")
+    return tmp_path / "shelf"
+
+
+def test_a_backcopy_run_is_shipped_with_card_and_page(shelf, tmp_path):
+    folders = []
+    for seed in (1, 2):
+        config = dataclasses.replace(bb.Config(), steps=3, batch=4, length=16, width=8, seed=seed)
+        model, curve, _ = bb.train(config)
+        bb.save(model, curve, config, tmp_path / str(seed))
+        folders.append(tmp_path / str(seed))
+    ship.ship("bb-1l", folders)
+    card = zoo.card("bb-1l")
+    assert list(card["facts"]["final_by_seed"]) == ["1", "2"]
+    assert len(card["claims"][0]["measured"]) == 2
+    assert card["claims"][0]["agrees"] is False
+    assert card["recipe"]["steps"] == 3
+    assert [e.name for e in zoo.entries()] == ["bb-1l"]
+    (page,) = ship.pages(tmp_path / "docs")
+    text = page.read_text()
+    assert "# zoo:bb-1l" in text
+    assert "**no**" in text
+    assert card["command"] in text
+    with pytest.raises(ModelError, match=r"holds no recipe.json and no checkpoint"):
+        ship.ship("other", [tmp_path])
+
+
+def test_a_language_model_is_shipped_in_half_precision_with_facts_of_the_shipped_weights(shelf, tmp_path):
+    source = tmp_path / "lib"
+    source.mkdir()
+    for i in range(60):
+        body = "\n".join(f"def function_{i}_{j}(x, y):\n    return x + {i * j}\n" for j in range(12))
+        (source / f"m{i}.py").write_text(body)
+    config = lm.Config(layers=2, heads=2, width=16, mlp=24, vocab=300, length=24, batch=2, steps=2, warmup=1)
+    run = tmp_path / "run"
+    lm.train(config, run, source, measure_every=2)
+    (run / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    folder = ship.ship("lm", [run])
+    card = zoo.card("lm")
+    assert card["facts"]["training"]["steps"] == 2
+    assert "--layers 2" in card["command"]
+    assert "PSF" in zoo.entries()[0].licence
+    model = variants.load(folder)
+    assert card["facts"]["parameters"] == sum(p.numel() for p in model.parameters())
+    assert (folder / "model.safetensors").stat().st_size < 3 * card["facts"]["parameters"]
+    assert set(card["facts"]["alpha_mean_by_input"]) == {
+        "natural",
+        "repeated span",
+        "random tokens",
+        "one token repeated",
+    }
+
+
+def test_log_growth_recovers_a_planted_slope():
+    import numpy as np
+
+    curve = [{"step": s, "sink_logit_gap": [2.5 * np.log(s) + 1]} for s in range(10, 1000, 50)]
+    out = facts.log_growth(curve)
+    assert out["slope"] == pytest.approx(2.5)
+    assert out["r2"] == pytest.approx(1.0)
+    assert np.isnan(facts.log_growth(curve[:2])["slope"])
