@@ -170,7 +170,7 @@ def load_model(
             id, a transformers model, or a TransformerLens ``TransformerBridge``.
         tokenizer: use this one instead of the checkpoint's.
         processor: use this one instead of the checkpoint's.
-        dtype: load the weights in this type; ``None`` keeps the checkpoint's own.
+        dtype: load the weights in this type; ``None`` keeps the checkpoint's own (float32 for the zoo).
         device: put the model here; ``None`` leaves it where it is.
         backend: ``"transformers"``, ``"lens"`` (TransformerLens, on a copy), or ``"auto"``: transformers, and
             TransformerLens for architectures that bypass the attention interface.
@@ -190,6 +190,8 @@ def load_model(
             "model or a TransformerBridge."
         )
     name, local = _locate(source)
+    if str(source).startswith("zoo:"):
+        wanted = wanted or torch.float32  # shipped in half precision to be small, made to be measured in single
     config = model_files.read_config(name, local)
     if any(key.startswith("sinkscope_") for key in config.to_dict()):
         from sinkscope.zoo import variants

@@ -53,7 +53,7 @@ def resolve(source: str | os.PathLike[str]) -> tuple[str, bool]:
     """
     text = os.fspath(source)
     path = Path(text).expanduser()
-    if path.is_dir():
+    if text.strip() and path.is_dir():
         if not (path / "config.json").is_file():
             found = sorted(entry.name for entry in path.iterdir())[:6]
             raise ModelError(

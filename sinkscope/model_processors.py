@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -72,12 +73,10 @@ def load_processor(name: str, config: PreTrainedConfig, tokenizer: Any | None, l
 
 
 def _whole_processor(name: str, config: PreTrainedConfig, tokenizer: Any, local: bool) -> Any:
-    try:
-        return AutoProcessor.from_pretrained(name, local_files_only=local, trust_remote_code=False)
-    except ImportError:
-        pass
     cls = _processor_class(name, config, local)
     assert cls is not None
+    if "video_processor" not in cls.get_attributes() or importlib.util.find_spec("torchvision") is not None:
+        return AutoProcessor.from_pretrained(name, local_files_only=local, trust_remote_code=False)
     parts = {
         "image_processor": AutoImageProcessor.from_pretrained(name, local_files_only=local),
         "tokenizer": tokenizer,
@@ -85,7 +84,16 @@ def _whole_processor(name: str, config: PreTrainedConfig, tokenizer: Any, local:
     settings, _ = cls.get_processor_dict(name, local_files_only=local)
     if settings.get("chat_template") is None:
         settings["chat_template"] = getattr(tokenizer, "chat_template", None)
-    return cls.from_args_and_dict([parts.get(part) for part in cls.get_attributes()], settings)
+    return _without_video(cls).from_args_and_dict([parts.get(part) for part in cls.get_attributes()], settings)
+
+
+def _without_video(cls: Any) -> Any:
+    """Subclass a processor so that it accepts ``None`` for its video part, which exists for torchvision alone."""
+
+    def check(self: Any, name: str, argument: Any) -> Any:
+        return type(None) if argument is None else cls.check_argument_for_proper_class(self, name, argument)
+
+    return type(cls.__name__, (cls,), {"check_argument_for_proper_class": check, "__doc__": cls.__doc__})
 
 
 def _processor_class(name: str, config: PreTrainedConfig, local: bool) -> Any | None:
