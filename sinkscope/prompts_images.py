@@ -32,6 +32,15 @@ def load_image(source: Any, where: str) -> Image.Image:
     """
     image, name = _open(source, where)
     try:
+        return _to_rgb(_upright(image, name), name)
+    except PromptError:
+        if image is not source:
+            image.close()
+        raise
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    try:
         frames = getattr(image, "n_frames", 1)
         if frames > 1:
             raise PromptError(
@@ -44,7 +53,7 @@ def load_image(source: Any, where: str) -> Image.Image:
         raise PromptError(f"{name}: the image cannot be read to its end ({error}). Is the file cut short?") from None
     if image.width == 0 or image.height == 0:
         raise PromptError(f"{name}: the image has no pixels (width {image.width}, height {image.height}).")
-    return _to_rgb(image, name)
+    return image
 
 
 def _open(source: Any, where: str) -> tuple[Image.Image, str]:
