@@ -21,6 +21,7 @@ PROBE_OF: dict[str, str] = {
     "entropy": "Entropy()",
     "max_attention": "MaxAttention(keys=...)",
     "row_sum": "RowSum()",
+    "log_sum_exp": "LogSumExp()",
     "value_norm": "ValueNorm()",
     "key_norm": "KeyNorm()",
     "contribution": "Contribution()",

@@ -37,9 +37,9 @@ def entropy_summary(
     """Mean row entropy with the sink's key and of the row renormalised without it, by default per (layer, head).
 
     Needs ``entropy`` (prompt layer head query) and the attention each query gives the sink. That is taken from
-    ``share`` if given, else from ``attention``, else from ``max_attention`` read on a role that one token of each
-    prompt has. ``sink`` is a position (0: the first token) or such a role. A mean over queries (``role_share``) cannot
-    serve: entropy is not linear in it.
+    ``share`` if given, else from ``max_attention`` read on a role that one token of each prompt has, else from
+    ``attention`` (its layers and heads only). ``sink`` is a position (0: the first token) or such a role. A mean over
+    queries (``role_share``) cannot serve: entropy is not linear in it.
 
     Returns a Dataset: ``entropy``, ``sink_share`` and ``entropy_without_sink`` over the queries whose share is known,
     ``n`` their number, ``n_without`` those of them that keep at least ``min_rest`` of their mass without the sink (a
@@ -119,15 +119,15 @@ def non_vision_entropy(ds: xr.Dataset, *, queries: str = "all", visual: str = "i
 
 
 def _sink_share(ds: xr.Dataset, sink: int | str) -> xr.DataArray:
-    if "attention" in ds:
-        if isinstance(sink, int):
-            return ds["attention"].isel(key=sink)
-        at = of_role(ds, "entropy_summary", sink)
-        return masked(ds["attention"], at).sum("key", min_count=1)
     if "max_attention" in ds:
         for keys in _roles_read(ds):
             if _is_one_token(ds, keys, sink):
                 return ds["max_attention"]
+    if "attention" in ds:
+        if isinstance(sink, int):
+            return ds["attention"].isel(key=sink)
+        if _is_one_token(ds, sink, sink):
+            return masked(ds["attention"], of_role(ds, "entropy_summary", sink)).sum("key", min_count=1)
     role = sink if isinstance(sink, str) else "bos"
     raise MetricError(
         f"entropy_summary needs the attention each query gives the sink ({sink!r}); this reading holds "

@@ -94,7 +94,8 @@ def max_visual_attention(ds: xr.Dataset, *, reduce: str = "mean", over: str | It
 
 
 def _last(values: xr.DataArray) -> xr.DataArray:
-    return values.ffill("query").isel(query=-1, drop=True)
+    place = xr.DataArray(np.arange(values.sizes["query"]), dims="query")
+    return values.isel(query=(values.notnull() * place).max("query").reset_coords(drop=True))
 
 
 @exact

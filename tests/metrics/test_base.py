@@ -1,0 +1,55 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from sinkscope import metrics
+from sinkscope.errors import MetricError
+from sinkscope.metrics.base import PROBE_OF, exact, masked, mean_over, plain, real_tokens
+from sinkscope.schema import VARIABLES
+
+from .readings import from_maps, random_maps
+
+
+def test_metrics_import_without_torch():
+    code = "import sys, sinkscope.metrics, sinkscope.definitions; assert not {'torch', 'sklearn'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_is_there_and_documented():
+    for name in metrics.__all__:
+        assert getattr(metrics, name).__doc__, name
+
+
+def test_every_variable_has_a_probe_to_name():
+    assert set(VARIABLES) - set(PROBE_OF) == set()
+
+
+def test_mean_over_nothing_is_nan_with_n_0():
+    values = xr.DataArray([[1.0, np.nan], [np.nan, np.nan]], dims=("layer", "head"))
+    mean = mean_over(values, ["head"])
+    assert float(mean[0]) == 1.0
+    assert np.isnan(mean[1])
+    assert mean["n"].values.tolist() == [1, 0]
+
+
+def test_real_tokens_know_where_a_prompt_ends():
+    real = real_tokens(from_maps(random_maps((12, 8, 5))), "test")
+    assert real.sum("key").values.tolist() == [12, 8, 5]
+
+
+def test_masks_are_joined_exactly():
+    values = xr.DataArray([1.0, 2.0, 3.0], dims="layer", coords={"layer": [0, 1, 2]})
+
+    @exact
+    def metric():
+        return masked(values, xr.DataArray([True, True], dims="layer", coords={"layer": [0, 1]}))
+
+    with pytest.raises(MetricError, match=r"metric: the labels of the inputs differ .*Select the same prompts"):
+        metric()
+
+
+def test_attributes_are_plain():
+    assert [plain(v) for v in (True, 2, 0.5, "a", None, [1])] == [1, 2, 0.5, "a", "None", "[1]"]

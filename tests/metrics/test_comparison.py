@@ -1,0 +1,151 @@
+import numpy as np
+import pytest
+import xarray as xr
+from scipy import stats
+
+from sinkscope.errors import MetricError
+from sinkscope.metrics import Resampling, compare, rank_correlation, sink_rate
+
+from .readings import from_maps, random_maps, with_edits
+
+FAST = Resampling(resamples=999)
+
+
+def loss(effects=(0.0, 0.5), prompts=20, heads=3, seed=0):
+    rng = np.random.default_rng(seed)
+    base = rng.normal(size=(1, prompts, heads))
+    noise = rng.normal(scale=0.1, size=(len(effects), prompts, heads))
+    noise[0] = 0
+    values = base + noise + np.array(effects)[:, None, None]
+    return xr.DataArray(
+        values, dims=("edit", "prompt", "head"), name="loss", attrs={"units": "nat"},
+        coords={
+            "edit": ["none", *[f"e{i}" for i in range(1, len(effects))]],
+            "prompt": np.arange(prompts), "head": np.arange(heads),
+        },
+    )  # fmt: skip
+
+
+def test_paired_difference_against_a_label():
+    values = loss((0.0, 0.5, 0.0))
+    found = compare(values, to="none", resampling=FAST)
+    assert found["difference"].dims == ("edit", "head")
+    assert found["edit"].values.tolist() == ["e1", "e2"]
+    paired = values.sel(edit="e1") - values.sel(edit="none")
+    np.testing.assert_allclose(found["difference"].sel(edit="e1"), paired.mean("prompt"))
+    assert (found["n"] == 20).all()
+    strong, weak = found.sel(edit="e1"), found.sel(edit="e2")
+    assert (strong["low"] > 0.4).all()
+    assert (strong["high"] < 0.6).all()
+    assert (strong["low"] < strong["difference"]).all()
+    assert (strong["q_value"] < 0.05).all()
+    assert (weak["p_value"] > 0.01).all()
+    assert found["difference"].attrs["units"] == "nat"
+    assert found.attrs["to"] == "none"
+
+
+def test_statistics_are_scipys():
+    values = loss()
+    found = compare(values, to="none", test="wilcoxon")
+    d = (values.sel(edit="e1") - values.sel(edit="none")).values
+    expected = [stats.wilcoxon(d[:, h]).pvalue for h in range(3)]
+    np.testing.assert_allclose(found["p_value"].values[0], expected)
+    np.testing.assert_allclose(found["q_value"].values[0], stats.false_discovery_control(expected))
+    one = stats.bootstrap((d[:, 0],), np.mean, rng=np.random.default_rng(0))
+    np.testing.assert_allclose(found["low"].values[0, 0], one.confidence_interval.low, atol=0.01)
+
+
+def test_a_small_sample_is_permuted_exactly():
+    values = xr.DataArray([1.0, 2.0, 3.0, 4.0], dims="prompt")
+    found = compare(values, to=xr.zeros_like(values), resampling=FAST)
+    assert float(found["p_value"]) == 2 / 16
+    assert float(found["difference"]) == 2.5
+
+
+def test_same_seed_same_numbers():
+    a, b = (compare(loss(), to="none", resampling=Resampling(500, seed=3)) for _ in range(2))
+    xr.testing.assert_identical(a, b)
+
+
+def test_two_readings_and_a_named_variable():
+    ds = from_maps(random_maps((6, 6, 6)))
+    other = ds.copy(deep=True)
+    other["entropy"] = other["entropy"] - 1.0
+    found = compare(ds.mean("query"), to=other.mean("query"), variable="entropy", resampling=FAST)
+    np.testing.assert_allclose(found["difference"], 1.0, rtol=1e-6)
+    np.testing.assert_allclose(found["low"], found["difference"], rtol=1e-6)
+    assert found["difference"].dims == ("layer", "head")
+    assert found.attrs["variable"] == "entropy"
+
+
+def test_works_on_what_a_metric_returns():
+    ds = with_edits(from_maps(random_maps((6, 7, 8))))
+    found = compare(sink_rate(ds, 0.2, over=("layer", "head")), to="base", resampling=FAST)
+    assert found["difference"].values.tolist() == [0.0]
+    assert found["p_value"].values.tolist() == [1.0]
+    assert found["low"].values.tolist() == found["high"].values.tolist() == [0.0]
+
+
+def test_gaps_are_left_out_pair_by_pair():
+    values = loss(heads=3).copy()
+    values[1, 5:, 1] = np.nan
+    values[1, 1:, 2] = np.nan
+    found = compare(values, to="none", resampling=FAST).isel(edit=0)
+    assert found["n"].values.tolist() == [20, 5, 1]
+    assert np.isfinite(found["difference"]).all()
+    assert np.isfinite(found["p_value"]).values.tolist() == [True, True, False]
+    assert np.isfinite(found["low"]).values.tolist() == [True, True, False]
+    assert np.isfinite(found["q_value"]).values.tolist() == [True, True, False]
+
+
+def test_nothing_to_compare_is_nan_with_n_0():
+    found = compare(loss() * np.nan, to="none")
+    assert np.isnan(found["difference"]).all()
+    assert (found["n"] == 0).all()
+
+
+def test_errors():
+    values = loss()
+    with pytest.raises(MetricError, match=r"compare\(to='x'\): the labels of the dim 'edit' are \['none', 'e1'\]"):
+        compare(values, to="x")
+    with pytest.raises(MetricError, match=r"compare\(test='t'\): tests are 'permutation' and 'wilcoxon'"):
+        compare(values, to="none", test="t")
+    with pytest.raises(MetricError, match=r"compare\(variable=None\): this dataset holds \['a', 'b'\]"):
+        compare(xr.Dataset({"a": values, "b": values}), to="none")
+    with pytest.raises(MetricError, match="compare: the labels of the inputs differ"):
+        compare(values, to=values.isel(prompt=slice(3)))
+    with pytest.raises(MetricError, match="compare: the labels of the inputs differ"):
+        compare(values.drop_vars("prompt"), to=values.drop_vars("prompt").isel(prompt=slice(3)))
+    with pytest.raises(MetricError, match=r"'to' has the dims \['edit'\], which the readings lack"):
+        compare(values.isel(edit=0), to=values)
+    with pytest.raises(MetricError, match="expected a Dataset or DataArray, got list"):
+        compare([1.0], to="none")
+
+
+def test_rank_correlation_is_scipys():
+    rng = np.random.default_rng(0)
+    a = xr.DataArray(rng.normal(size=(4, 6)), dims=("layer", "head"), coords={"layer": range(4)})
+    b = (a + rng.normal(size=(4, 6))).transpose("head", "layer")
+    for method, function in (("spearman", stats.spearmanr), ("kendall", stats.kendalltau)):
+        found = rank_correlation(a, b, method=method)
+        expected = function(a.values.ravel(), b.transpose("layer", "head").values.ravel())
+        np.testing.assert_allclose([found["correlation"], found["p_value"]], expected)
+        assert found.attrs["definition"] == method
+    by_layer = rank_correlation(a, b, over="head")
+    assert by_layer["correlation"].dims == ("layer",)
+    assert by_layer["n"].values.tolist() == [6] * 4
+
+
+def test_rank_correlation_of_constants_is_nan():
+    a = xr.DataArray([1.0, 2.0, 3.0, np.nan], dims="head")
+    found = rank_correlation(a, xr.ones_like(a))
+    assert np.isnan(found["correlation"])
+    assert int(found["n"]) == 3
+
+
+def test_rank_correlation_errors():
+    a = xr.DataArray(np.ones((2, 3)), dims=("layer", "head"))
+    with pytest.raises(MetricError, match=r"dims differ, \['layer', 'head'\] and \['head'\]"):
+        rank_correlation(a, a[0])
+    with pytest.raises(MetricError, match="rank_correlation: no definition 'pearson'"):
+        rank_correlation(a, a, method="pearson")

@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+
+from sinkscope.errors import MetricError
+from sinkscope.metrics import discover_sink_dims, massive_activations, massive_dims
+from sinkscope.metrics.massive import normal_extreme
+
+from .readings import from_states, with_edits
+
+WIDTH = 64
+
+
+def states(size=0.0, prompts=6, dim=9, seed=0):
+    """Normal states of prompts of different length; ``size`` at the first token in one dim."""
+    rng = np.random.default_rng(seed)
+    made = [rng.normal(size=(5, 8 + p, WIDTH)) for p in range(prompts)]
+    for state in made:
+        if size:
+            state[:, 0, dim] = size
+    return made
+
+
+def test_absolute_rule_is_strict_in_magnitude_and_not_in_ratio():
+    ds = from_states([np.array([[[0.1, 0.2, 250, 0.3], [0.2, 0.1, 0.1, 100.0]]])], top=4)
+    found = massive_activations(ds)
+    assert found["massive"].values[0, 0].tolist() == [True, False, False, False]
+    np.testing.assert_allclose(found["ratio"].values[0, 0, 0], 250 / 0.2)
+    assert massive_activations(ds, ratio=1250.0)["massive"].values.sum() == 1
+    assert massive_activations(ds, ratio=1251.0)["massive"].values.sum() == 0
+    assert massive_activations(ds, absolute=99.0, ratio=500)["massive"].values.sum() == 2
+    assert found.attrs["definition"] == "sun2024"
+    assert found.attrs["reference"] == "sun2024"
+
+
+def test_relative_rule_finds_what_the_absolute_rule_misses():
+    ds = from_states(states(size=17.0))
+    assert not massive_activations(ds)["massive"].any()
+    found = massive_activations(ds, "relative")["massive"]
+    assert found.dims == ("prompt", "site", "rank")
+    np.testing.assert_array_equal(found, np.arange(10) == np.zeros((6, 5, 1)))
+    ranked = massive_dims(ds)
+    assert ranked["dim"].values.tolist() == [9]
+    assert ranked.values.tolist() == [1.0]
+    assert ranked["at"].values.tolist() == [0]
+    np.testing.assert_allclose(ranked["magnitude"], 17.0)
+    assert ranked.attrs["n"] == 30
+
+
+def test_relative_rule_is_silent_on_normal_states():
+    ds = from_states(states())
+    assert not massive_activations(ds, "relative")["massive"].any()
+    ranked = massive_dims(ds)
+    assert ranked.sizes["dim"] == 0
+    assert ranked.attrs["units"] == "share of (prompt, site)"
+
+
+def test_relative_rule_wants_the_same_dimension_again():
+    made = states()
+    for p, state in enumerate(made):
+        state[:, 3, 5 * p] = 40.0  # as large, but each prompt in a dim of its own
+    ds = from_states(made)
+    assert not massive_activations(ds, "relative")["massive"].any()
+    assert massive_activations(ds, "relative", recurrence=0.0)["massive"].values.sum() == 30
+
+
+def test_relative_rule_does_not_depend_on_scale():
+    a, b = (massive_activations(from_states([x * s for x in states(size=17.0)]), "relative") for s in (1.0, 1e-3))
+    np.testing.assert_array_equal(a["massive"], b["massive"])
+    np.testing.assert_allclose(a["ratio"], b["ratio"])
+
+
+def test_normal_extreme_is_what_normal_numbers_show():
+    rng = np.random.default_rng(0)
+    ratios = [np.abs(x).max() / np.median(np.abs(x)) for x in rng.normal(size=(400, 5000))]
+    import xarray as xr
+
+    assert float(normal_extreme(xr.DataArray(5000))) == pytest.approx(np.median(ratios), rel=0.05)
+
+
+def test_massive_keeps_the_edit_dim_and_dims_ask_for_one_label():
+    ds = with_edits(from_states(states(size=17.0)))
+    assert massive_activations(ds, "relative")["massive"].dims == ("edit", "prompt", "site", "rank")
+    with pytest.raises(MetricError, match=r"massive_dims: the reading has the dims \['edit'\] in front"):
+        massive_dims(ds)
+
+
+def test_massive_errors():
+    ds = from_states(states())
+    with pytest.raises(
+        MetricError, match=r"'relative' has no parameters \['ratio'\]; it has \['factor', 'recurrence'\]"
+    ):
+        massive_activations(ds, "relative", ratio=3.0)
+    with pytest.raises(MetricError, match="needs the attribute 'd_model'"):
+        massive_activations(ds.drop_attrs(), "relative")
+    with pytest.raises(MetricError, match=r"needs 'median_abs'.*Add MassiveActivations\(\)"):
+        massive_activations(ds.drop_vars("median_abs"))
+    with pytest.raises(MetricError, match=r"no definition 'sun'\. Its definitions are \['sun2024', 'relative'\]"):
+        massive_activations(ds, "sun")
+
+
+def test_discovery_by_the_width_relative_rule():
+    ds = from_states(states(size=30.0, dim=9))
+    found = discover_sink_dims(ds, definition="width_relative")
+    assert found["dim"].values.tolist() == [9]
+    assert found.values.tolist() == [1.0]
+    x = np.stack([s[0, 0] for s in states(size=30.0)])
+    np.testing.assert_allclose(
+        discover_sink_dims(ds.sel(site=["embed"]), definition="width_relative")["phi"],
+        np.median(30 / np.sqrt((x**2).mean(1) + 1e-6)),
+    )
+    assert discover_sink_dims(ds).sizes["dim"] == 0, "20 is above sqrt(64)"
+
+
+def test_discovery_recovers_known_dims_at_a_wide_model():
+    rng = np.random.default_rng(3)
+    made = [rng.choice([-1.0, 1.0], size=(11, 6, 4096)) for _ in range(3)]
+    for state in made:
+        state[2:, 0, 1415], state[2:, 0, 2533] = 60, -45
+        state[0, 0, 777] = 500  # at one site only
+    found = discover_sink_dims(from_states(made))
+    assert found["dim"].values.tolist() == [1415, 2533]
+    assert found.attrs["tau"] == 20.0
+    rms = np.sqrt((4094 + 60**2 + 45**2) / 4096)
+    np.testing.assert_allclose(found["phi"], [60 / rms, 45 / rms], rtol=1e-6)
+
+
+def test_discovery_looks_at_the_position_asked_for():
+    ds = from_states(states(size=30.0))
+    assert discover_sink_dims(ds, 1, definition="width_relative").sizes["dim"] == 0
+
+
+def test_discovery_errors():
+    ds = from_states(states())
+    with pytest.raises(MetricError, match=r"needs 'residual_norm'.*Add ResidualNorm\(\)"):
+        discover_sink_dims(ds.drop_vars("residual_norm"))
+    with pytest.raises(
+        MetricError, match=r"needs block inputs \('embed', '0\.post', \.\.\.\); the sites are \['0\.mid'\]"
+    ):
+        discover_sink_dims(from_states([np.ones((1, 3, 16))], sites=["0.mid"]))

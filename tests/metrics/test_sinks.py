@@ -1,0 +1,143 @@
+import numpy as np
+import pytest
+import xarray as xr
+
+from sinkscope.errors import MetricError
+from sinkscope.metrics import implicit_sink, sink_rate, sink_tokens
+
+from .readings import A5, A5_SELF, from_maps, random_maps, with_edits
+
+
+def two_heads():
+    return from_maps([np.stack([A5, A5_SELF])[None]])
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "expected"),
+    [(0.2, [100, 50, 100, 50, 50]), (0.3, [50, 50, 100, 50, 50]), (0.5, [50, 0, 0, 0, 50])],
+)
+def test_sink_rate_is_the_papers_vector(epsilon, expected):
+    rate = sink_rate(two_heads(), epsilon, position=None)
+    np.testing.assert_allclose(100 * rate, expected)
+    assert rate["key"].values.tolist() == [0, 1, 2, 3, 4]
+    assert rate.attrs["definition"] == "gu2025"
+    assert rate.attrs["reference"] == "gu2025"
+    assert rate.attrs["units"] == "share of heads"
+
+
+def test_sink_rate_at_the_first_token_is_a_scalar_that_counts_its_heads():
+    rate = sink_rate(two_heads())
+    assert rate.shape == ()
+    assert float(rate) == 0.5
+    assert rate.attrs["n"] == int(rate["n"]) == 2
+
+
+def test_sink_rate_threshold_is_strict():
+    ds = two_heads()
+    ds["key_mass"] = ds["key_mass"] * 0 + 0.25
+    assert float(sink_rate(ds, 0.25)) == 0.0
+    assert float(sink_rate(ds, 0.2499)) == 1.0
+
+
+def test_sink_rate_keeps_dims_that_are_not_averaged_over():
+    ds = from_maps(random_maps())
+    by_layer, by_head = sink_rate(ds, 0.3, over=("prompt", "head")), sink_rate(ds, 0.3, over="prompt")
+    assert by_layer.dims == ("layer",)
+    assert by_head.dims == ("layer", "head")
+    mass = ds["key_mass"].values[..., 0]
+    np.testing.assert_allclose(by_head, (mass > 0.3).mean(0))
+    np.testing.assert_allclose(by_layer, (mass > 0.3).mean((0, 2)))
+    np.testing.assert_allclose(float(sink_rate(ds)), (mass > 0.3).mean())
+
+
+def test_sink_rate_leaves_out_prompts_that_are_too_short():
+    ds = from_maps(random_maps((6, 3)))
+    rate = sink_rate(ds, 0.1, position=[2, 4])
+    assert rate["n"].values.tolist() == [24, 12]
+    np.testing.assert_allclose(rate[1], (ds["key_mass"].values[0, ..., 4] > 0.1).mean())
+
+
+def test_sink_rate_over_nothing_is_nan_with_n_0():
+    ds = from_maps(random_maps((6, 3))).isel(prompt=[1])
+    rate = sink_rate(ds, position=5)
+    assert np.isnan(rate)
+    assert int(rate["n"]) == 0
+
+
+def test_sink_rate_keeps_the_edit_dim():
+    ds = with_edits(from_maps(random_maps()))
+    ds["key_mass"].loc[{"edit": "masked"}] = ds["key_mass"].sel(edit="masked") * 0
+    rate = sink_rate(ds, 0.01)
+    assert rate.dims == ("edit",)
+    assert float(rate.sel(edit="masked")) == 0.0
+    assert float(rate.sel(edit="base")) > 0
+
+
+def test_sink_rate_says_which_position_does_not_exist():
+    with pytest.raises(MetricError, match=r"sink_rate\(position=9\): the longest prompt has positions 0\.\.4"):
+        sink_rate(two_heads(), position=9)
+
+
+def test_a_missing_variable_names_the_probe_to_add():
+    with pytest.raises(MetricError, match=r"sink_rate needs 'key_mass'; .*Add KeyMass\(\) to the probes"):
+        sink_rate(two_heads().drop_vars("key_mass"))
+
+
+def test_something_else_than_a_reading_is_refused():
+    with pytest.raises(MetricError, match=r"sink_rate: expected a reading \(xarray\.Dataset\), got ndarray"):
+        sink_rate(np.zeros(3))
+
+
+def test_an_unknown_definition_lists_the_known_ones():
+    with pytest.raises(MetricError, match=r"sink_tokens: no definition 'gu'.*act_relative.*act_absolute"):
+        sink_tokens(two_heads(), "gu")
+
+
+def test_an_unknown_dim_lists_those_there_are():
+    with pytest.raises(MetricError, match=r"sink_rate\(over=\['batch'\]\): \['batch'\] are not dims"):
+        sink_rate(two_heads(), over="batch")
+
+
+def test_sink_tokens_by_each_definition():
+    ds = two_heads()
+    first = np.array([0.66, 0.125, 0.35, 0.05, 0.05])
+    np.testing.assert_array_equal(sink_tokens(ds)[0, 0, 0], first > 0.3)
+    np.testing.assert_array_equal(sink_tokens(ds, "act_absolute")[0, 0, 0], first > 0.1)
+    assert not sink_tokens(ds, "act_relative").any(), "5 / 5 is 1, and no key mass is above 1"
+    np.testing.assert_array_equal(sink_tokens(ds, "act_relative", threshold=1.0)[0, 0, 0], first > 0.2)
+
+
+def test_sink_tokens_relative_rule_uses_each_prompts_own_length():
+    uniform = [np.tril(np.ones((t, t)))[None, None] / np.arange(1, t + 1)[:, None] for t in (10, 4)]
+    found = sink_tokens(from_maps(uniform), "act_relative", threshold=2.0)
+    assert found.dtype == bool
+    mass = from_maps(uniform)["key_mass"].values[:, 0, 0]
+    np.testing.assert_array_equal(found[0, 0, 0], mass[0] > 2 / 10)
+    np.testing.assert_array_equal(found[1, 0, 0, :4], mass[1, :4] > 2 / 4)
+
+
+def test_sink_tokens_are_never_padding_and_keep_roles():
+    ds = from_maps(random_maps())
+    found = sink_tokens(ds, threshold=-1.0)
+    assert found.dims == ("prompt", "layer", "head", "key")
+    assert found.sum("key").values[:, 0, 0].tolist() == [12, 8, 5]
+    assert "token_role" in found.coords
+
+
+def test_sink_tokens_survives_netcdf(tmp_path):
+    sink_tokens(two_heads()).to_netcdf(tmp_path / "s.nc", engine="h5netcdf")
+    with xr.open_dataarray(tmp_path / "s.nc", engine="h5netcdf") as back:
+        assert back.attrs["threshold"] == 0.3
+
+
+def test_implicit_sink_is_what_the_row_lacks():
+    ds = from_maps([np.stack([A5, 0.75 * A5])[None], np.stack([A5, 0.25 * A5])[None][..., :3, :3]])
+    missing = implicit_sink(ds)
+    assert missing.dims == ("layer", "head")
+    np.testing.assert_allclose(missing[0], [0.0, (5 * 0.25 + 3 * 0.75) / 8], atol=1e-7)
+    assert missing["n"].values.tolist() == [[8, 8]]
+
+
+def test_implicit_sink_names_its_probe():
+    with pytest.raises(MetricError, match=r"implicit_sink needs 'row_sum'.*Add RowSum\(\)"):
+        implicit_sink(two_heads().drop_vars("row_sum"))
