@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import importlib.util
 import os
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import torch
@@ -123,6 +125,18 @@ class Model:
             )
         network = self.model if self._bridge is None else self._bridge.original_model
         return lens.to_bridge(copy.deepcopy(network), tokenizer=self.tokenizer)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Switch dropout off in every module for a while; each module then gets its own mode back."""
+        training = [module for module in self.model.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
     def _make_backend(self) -> Any:
         from sinkscope.backends.transformers import TransformersBackend

@@ -10,6 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
 from sinkscope import model_facts, testing
 from sinkscope.errors import ModelError, UnsupportedModelError
@@ -120,6 +121,34 @@ def test_a_model_passed_in_is_wrapped_and_left_alone():
     assert network.config._attn_implementation == "sdpa"
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+
+
+def test_evaluating_switches_dropout_off_and_every_mode_back():
+    network = testing.tiny("gpt2", resid_pdrop=0.5).train()
+    network.transformer.h[1].eval()
+    before = [module.training for module in network.modules()]
+    model, ids = load_model(network), testing.text_ids(network)
+
+    def interrupted():
+        with model.evaluating():
+            assert torch.equal(network(ids).logits, network(ids).logits)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [module.training for module in network.modules()] == before
+    assert not torch.equal(network(ids).logits, network(ids).logits)
+
+
+def test_a_bridge_is_taken_with_the_model_inside_it():
+    network = testing.tiny("llama")
+    network.set_attn_implementation("eager")
+    bridge = build_bridge_from_module(network, type(network).__name__, hf_config=network.config)
+    model = load_model(bridge, tokenizer="mine")
+    assert model.model is bridge.original_model
+    assert (model.kind, model.tokenizer) == ("decoder", "mine")
+    with pytest.raises(ModelError, match=r"a TransformerBridge has replaced the model's own attention\. Use"):
+        load_model(bridge, backend="transformers")
 
 
 def test_a_config_without_architectures_gets_the_usual_class(tmp_path):
