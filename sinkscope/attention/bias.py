@@ -21,13 +21,19 @@ NEG = -1e30
 
 @dataclass
 class Tile:
-    """Some heads x some rows of one call: logits before, weights after the softmax. Flat heads: batch and head together."""
+    """Some heads x some rows of one call: logits before, weights after the softmax. Flat heads: batch and head together.
+
+    ``rest`` is the share of each row that is on no key (learned sink, null or extra key), None where there is none.
+    ``rest_scale`` gathers what weight edits multiply it by.
+    """
 
     batch: Int[torch.Tensor, " flat"]
     head: Int[torch.Tensor, " flat"]
     rows: slice
     cols: slice
     mask: MaskSpec
+    rest: Float[torch.Tensor, "flat query"] | None = None
+    rest_scale: Float[torch.Tensor, "flat query"] | None = None
 
     @property
     def visible(self) -> Bool[torch.Tensor, "flat query key"] | None:
@@ -35,10 +41,19 @@ class Tile:
         seen = self.mask.visible(self.rows, self.cols)
         return None if seen is None else seen[self.batch]
 
+    def scale_rest(self, factor: Float[torch.Tensor, "flat query"]) -> None:
+        """Multiply the share that is on no key, so that it is renormalised with the keys."""
+        if self.rest is not None:
+            self.rest = self.rest * factor
+            self.rest_scale = factor if self.rest_scale is None else self.rest_scale * factor
+
 
 @dataclass
 class Tally:
-    """What an edit did in one run: rows changed, rows that saw only hidden keys and were left alone, calls fired."""
+    """What an edit did in one run: rows changed, rows that saw only hidden keys and were left alone, rows fired on.
+
+    ``touched`` is only counted up to the first rows found: it answers whether, not how often.
+    """
 
     touched: int = 0
     spared: int = 0
@@ -47,10 +62,11 @@ class Tally:
 
 @dataclass
 class LogBias:
-    """Add ``value`` to the logits of the selected keys; minus infinity hides them.
+    """Add ``value`` to the logits of the selected keys; with ``hide`` they are hidden instead.
 
     ``keys`` is (batch, head, key), ``queries`` (batch, query) or None for all; ``keep_self`` leaves the diagonal as it is.
-    ``value`` is one number per head and may carry a gradient. A row that sees only hidden keys is left as it was.
+    ``value`` is one number per head and may carry a gradient. A row that sees only hidden keys is left as it was. In a
+    call with a learned sink or a null key that share is part of the row: the softmax runs over both.
     """
 
     keys: Bool[torch.Tensor, "batch head key"]
@@ -63,36 +79,76 @@ class LogBias:
 
     def apply(self, logits: Float[torch.Tensor, "flat query key"], tile: Tile) -> Float[torch.Tensor, "flat query key"]:
         """Return the logits with the bias added to the selected keys of the selected rows."""
-        selected = self.keys[tile.batch, tile.head][:, tile.cols]
-        cols = selected.any(0).nonzero()[:, 0]
+        cols, chosen = self._chosen(tile, logits.shape[1])
         if len(cols) == 0:
             return logits
-        chosen = selected[:, None, cols].expand(-1, logits.shape[1], -1)
+        old = logits[:, :, cols]
+        live = chosen & (old > NEG / 2)
+        if self.hide:
+            new = torch.where(live, torch.full_like(old, NEG), old)
+            hidden = logits.index_copy(2, cols, new) if logits.requires_grad else logits.index_copy_(2, cols, new)
+            blind = (hidden.amax(-1) <= NEG / 2) & live.any(-1)
+            if bool(blind.any()):
+                self.tally.spared += int(blind.sum())
+                hidden = hidden.index_copy(2, cols, torch.where(blind[..., None], old, new))
+                live = live & ~blind[..., None]
+            self._count(live)
+            return hidden
+        self._count(live)
+        step = torch.where(live, self.value[tile.head][:, None, None], torch.zeros((), device=logits.device))
+        if logits.requires_grad or step.requires_grad:
+            return logits.index_add(2, cols, step.to(logits.dtype))
+        return logits.index_add_(2, cols, step.to(logits.dtype))
+
+    def reweigh(
+        self, weights: Float[torch.Tensor, "flat query key"], tile: Tile
+    ) -> Float[torch.Tensor, "flat query key"]:
+        """Do the same to weights that an earlier edit has changed: multiply, then bring each row back to its sum."""
+        cols, chosen = self._chosen(tile, weights.shape[1])
+        if len(cols) == 0:
+            return weights
+        old = weights[:, :, cols]
+        live = chosen & (old != 0)
+        factor = torch.zeros_like(old) if self.hide else self.value[tile.head][:, None, None].exp().expand_as(old)
+        before = weights.sum(-1)
+        changed = weights.index_copy(2, cols, torch.where(live, old * factor, old))
+        after = changed.sum(-1)
+        if tile.rest is not None:
+            before, after = before + tile.rest, after + tile.rest
+        blind = live.any(-1) & (changed.amax(-1) <= 0)
+        self.tally.spared += int(blind.sum()) if self.hide else 0
+        self._count(live & ~blind[..., None])
+        back = torch.where(blind | (after <= 0), torch.ones_like(after), before / after.clamp(min=1e-38))
+        tile.scale_rest(back)
+        return torch.where(blind[..., None], weights, changed * back[..., None])
+
+    def _chosen(self, tile: Tile, rows: int) -> tuple[Int[torch.Tensor, " col"], Bool[torch.Tensor, "flat query col"]]:
+        """Columns of the tile that some head selects, and which of their entries are selected."""
+        selected = self.keys[tile.batch, tile.head][:, tile.cols]
+        cols = selected.any(0).nonzero()[:, 0]
+        chosen = selected[:, None, cols].expand(-1, rows, -1)
         if self.queries is not None:
             chosen = chosen & self.queries[tile.batch, tile.rows][:, :, None]
         if self.keep_self:
-            row = torch.arange(tile.rows.start, tile.rows.stop, device=logits.device) + self.diagonal
-            chosen = chosen & (cols[None, :] + tile.cols.start != row[:, None])
-        old = logits[:, :, cols]
-        live = chosen & (old > NEG / 2)
-        self.tally.touched += int(live.any(-1).sum())
-        if self.hide:
-            new = torch.where(live, torch.full_like(old, NEG), old)
-            logits = logits.index_copy(2, cols, new) if logits.requires_grad else logits.index_copy_(2, cols, new)
-            blind = (logits.amax(-1) <= NEG / 2) & live.any(-1)
-            if bool(blind.any()):
-                self.tally.spared += int(blind.sum())
-                back = torch.where(blind[..., None], old, new)
-                logits = logits.index_copy(2, cols, back)
-            return logits
-        step = torch.where(live, self.value[tile.head][:, None, None], torch.zeros((), device=logits.device))
-        return logits.index_add(2, cols, step) if logits.requires_grad or step.requires_grad else logits.index_add_(
-            2, cols, step
-        )  # fmt: skip
+            chosen = chosen & ~diagonal(tile, self.diagonal, cols)
+        return cols, chosen
+
+    def _count(self, live: Bool[torch.Tensor, "flat query col"]) -> None:
+        if not self.tally.touched:
+            self.tally.touched += int(live.any(-1).sum())
+
+
+def diagonal(tile: Tile, offset: int, cols: Int[torch.Tensor, " col"]) -> Bool[torch.Tensor, "query col"]:
+    """Where a query of the tile is the key itself; ``offset`` is the key column of query row 0."""
+    row = torch.arange(tile.rows.start, tile.rows.stop, device=cols.device) + offset
+    return cols[None, :] + tile.cols.start == row[:, None]
 
 
 WeightEdit = Callable[[Float[torch.Tensor, "flat query key"], Tile], Float[torch.Tensor, "flat query key"]]
-"""Takes the weights of a tile and returns new ones; may work in place where no gradient is asked for."""
+"""Takes the weights of a tile and returns new ones."""
+
+Gate = Callable[[Float[torch.Tensor, "batch query head dim"]], Float[torch.Tensor, "batch query head dim"]]
+"""Takes the output of all heads of a call and returns a new one."""
 
 
 @dataclass
@@ -105,30 +161,50 @@ class ValueScale:
 
 
 @dataclass
-class HeadGate:
-    """Multiply each head's output by ``scale`` and add ``shift`` (both per head; the shift is (head, head_dim))."""
+class ExtraKey:
+    """One more key and value that every query of the chosen heads sees; the key joins the denominator of the softmax."""
 
-    scale: Float[torch.Tensor, " head"]
-    shift: Float[torch.Tensor, "head dim"] | None = None
-    tally: Tally = field(default_factory=Tally)
+    key: Float[torch.Tensor, "head dim"]
+    value: Float[torch.Tensor, "head vdim"]
+    heads: Bool[torch.Tensor, " head"]
 
 
 @dataclass
 class CallEdits:
-    """Everything to be changed in one attention call, in the order of the user's list within each kind."""
+    """Everything to be changed in one attention call.
+
+    Log-biases that stand before every weight edit act on the logits; later ones on the weights. The normaliser and what
+    shares its denominator hold wherever they stand. ``blockwise`` asks for the blockwise pass though nothing changes.
+    """
 
     biases: list[LogBias] = field(default_factory=list)
     weights: list[WeightEdit] = field(default_factory=list)
     values: list[ValueScale] = field(default_factory=list)
-    gates: list[HeadGate] = field(default_factory=list)
+    gates: list[Gate] = field(default_factory=list)
     null_logits: Float[torch.Tensor, " head"] | None = None
-    extra_key: Float[torch.Tensor, "head dim"] | None = None
-    extra_value: Float[torch.Tensor, "head dim"] | None = None
-    normaliser: str | None = None
-    normaliser_heads: Bool[torch.Tensor, " head"] | None = None
+    extra_keys: list[ExtraKey] = field(default_factory=list)
+    normalisers: dict[str, Bool[torch.Tensor, " head"]] = field(default_factory=dict)
+    blockwise: bool = False
+
+    def add_bias(self, bias: LogBias) -> None:
+        """Put a log-bias where its place in the list says: on the logits, or on weights already edited."""
+        if self.weights:
+            self.weights.append(bias.reweigh)
+        else:
+            self.biases.append(bias)
+
+    def add_null(self, logits: Float[torch.Tensor, " head"]) -> None:
+        """Add a key without a value; several make one, the sum of their exponentials."""
+        self.null_logits = logits if self.null_logits is None else torch.logaddexp(self.null_logits, logits)
+
+    def swap(self, kind: str, heads: Bool[torch.Tensor, " head"]) -> None:
+        """Give the heads another normaliser; a later swap wins."""
+        for other in self.normalisers.values():
+            other &= ~heads
+        self.normalisers[kind] = self.normalisers.get(kind, torch.zeros_like(heads)) | heads
 
     def __bool__(self) -> bool:
         return bool(
-            self.biases or self.weights or self.values or self.gates or self.normaliser
-            or self.null_logits is not None or self.extra_key is not None
+            self.biases or self.weights or self.values or self.gates or self.normalisers or self.extra_keys
+            or self.null_logits is not None or self.blockwise
         )  # fmt: skip

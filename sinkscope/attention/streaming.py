@@ -51,8 +51,8 @@ class Accumulators:
             return torch.zeros(batch * heads, *shape, device=device)
 
         self.key_sum = empty(keys) if "key_mass" in wants or "contribution" in wants else None
-        self.roles = len(context.role_list) if "role_share" in wants else 0
-        self.role_share = empty(rows, self.roles) if self.roles else None
+        self.roles = _Roles.of(context, keys) if "role_share" in wants else None
+        self.role_share = empty(rows, len(context.role_list)) if self.roles else None
         self.entropy = empty(rows) if "entropy" in wants else None
         self.row_sum = empty(rows) if "row_sum" in wants else None
         self.log_sum_exp = empty(rows) if "log_sum_exp" in wants else None
@@ -85,7 +85,6 @@ def attend(
     real = context.real
     weight = real[:, -rows:].float() if real.shape[1] >= rows else real.new_ones(batch, rows).float()
     grad = torch.is_grad_enabled() and (call.query.requires_grad or call.value.requires_grad or _edit_grad(edits))
-    one_hot = context.one_hot() if store.roles else None
     per_tile = max(1, TILE.get(call.query.device.type, TILE["cpu"]) // (min(BLOCK, rows) * keys))
     per_tile = min(per_tile, batch * heads)
     scratch = None if grad else _Scratch(per_tile * min(BLOCK, rows) * keys, call.query.device)
@@ -94,8 +93,6 @@ def attend(
         flat = torch.arange(start, min(start + per_tile, batch * heads), device=call.query.device)
         where = flat // heads, flat % heads
         key, value = _operands(call, where, heads // kv_heads, edits)
-        if one_hot is not None:
-            value = torch.cat([value, one_hot[where[0]].to(value.dtype)], dim=-1)
         query = call.query[where].float() * call.scale
         pieces = []
         for begin in range(0, rows, BLOCK):
@@ -148,7 +145,7 @@ def _operands(
     value = call.value[batch, head // group].float()
     for change in edits.values if edits else ():
         chosen = change.keys[batch, head]
-        change.tally.touched += int(chosen.sum())
+        change.tally.touched = change.tally.touched or int(chosen.sum())
         value = torch.where(chosen[..., None], value * change.scale, value)
     return key, value
 
@@ -166,21 +163,20 @@ def _tile(
     weights, lse = _normalise(call, logits, work, edits, more_mass or "entropy" in wants or "log_sum_exp" in wants)
     factor, extra = _denominator(call, lse, work, edits) if lse is not None and more_mass else (None, None)
     edited = bool(edits and edits.weights)
-    if edited or (factor is not None and (wants.weights_needed or edited)):
-        weights = weights if factor is None else weights * factor[..., None]
+    if factor is not None and (wants.weights_needed or edited):
+        weights = weights * factor[..., None]
+        tile.rest = 1 - factor
         factor = None
     for change in edits.weights if edits else ():
         weights = change(weights, tile)
-    columns = torch.bmm(weights, work.value[:, tile.cols])
+    out = torch.bmm(weights, work.value[:, tile.cols])
     if factor is not None:
-        columns = columns * factor[..., None]
-    size = call.value.shape[-1]
-    out = columns[..., :size]
+        out = out * factor[..., None]
     if extra is not None:
         out = out + extra
     if wants.anything:
         plain = None if edited or more_mass or _swapped(call, edits) else (logits, lse)
-        _reduce(store, work, tile, wants, (weights, columns[..., size:], plain, lse))
+        _reduce(store, work, tile, weights, plain, lse)
     return out
 
 
@@ -220,18 +216,25 @@ def _normalise(
         lse = logits.amax(-1) - weights.amax(-1).log()
     if call.mask.dead_rows() is not None:
         weights = weights.masked_fill((logits.amax(-1) <= NEG / 2)[..., None], 0.0)
-    kind = _swapped(call, edits)
-    if kind is None:
-        return weights, lse
-    heads = edits.normaliser_heads if edits and edits.normaliser else None
-    swapped = elementwise(kind, logits)
-    return (swapped if heads is None else torch.where(heads[work.where[1]][:, None, None], swapped, weights)), lse
+    for kind, heads in _swapped(call, edits).items():
+        weights = torch.where(heads[work.where[1]][:, None, None], elementwise(kind, logits), weights)
+    return weights, lse
 
 
-def _swapped(call: Call, edits: CallEdits | None) -> str | None:
-    """Name of the normaliser where it is not a softmax."""
-    kind = edits.normaliser if edits and edits.normaliser else call.normaliser
-    return kind if kind in ("sigmoid", "relu") else None
+def _kinds(call: Call, edits: CallEdits | None) -> dict[str, Bool[torch.Tensor, " head"]]:
+    """Heads under each normaliser that is not the softmax: the model's own, unless an edit swaps it."""
+    kinds = edits.normalisers if edits else {}
+    if call.normaliser == "softmax":
+        return kinds
+    left = torch.ones(call.query.shape[1], dtype=torch.bool, device=call.query.device)
+    for heads in kinds.values():
+        left = left & ~heads
+    return {**kinds, call.normaliser: left | kinds[call.normaliser] if call.normaliser in kinds else left}
+
+
+def _swapped(call: Call, edits: CallEdits | None) -> dict[str, Bool[torch.Tensor, " head"]]:
+    """Heads whose normaliser works on each weight alone."""
+    return {kind: heads for kind, heads in _kinds(call, edits).items() if kind in ("sigmoid", "relu")}
 
 
 def elementwise(kind: str, logits: Float[torch.Tensor, "flat query key"]) -> Float[torch.Tensor, "flat query key"]:
@@ -244,58 +247,70 @@ def elementwise(kind: str, logits: Float[torch.Tensor, "flat query key"]) -> Flo
 
 
 def _extra_mass(call: Call, edits: CallEdits | None) -> bool:
-    kind = edits.normaliser if edits and edits.normaliser else call.normaliser
-    if _swapped(call, edits) and (edits is None or edits.normaliser_heads is None):
-        return False
-    added = edits is not None and (edits.null_logits is not None or edits.extra_key is not None)
-    return added or kind == "softmax1" or call.sink_logits is not None or call.extra_key is not None
+    """True where the denominator holds more than the keys."""
+    added = edits is not None and (edits.null_logits is not None or bool(edits.extra_keys))
+    return added or "softmax1" in _kinds(call, edits) or call.sink_logits is not None or call.extra_key is not None
 
 
 def _denominator(
     call: Call, lse: Float[torch.Tensor, "flat query"], work: _Work, edits: CallEdits | None
 ) -> tuple[Float[torch.Tensor, "flat query"], Float[torch.Tensor, "flat query vdim"] | None]:
-    """Row factor that a larger denominator puts on the keys' weights, and the extra key's own output."""
+    """Row factor that a larger denominator puts on the keys' weights, and the extra keys' own output."""
     head, rows = work.where[1], work.rows
-    kind = edits.normaliser if edits and edits.normaliser else call.normaliser
     total = lse
     if call.sink_logits is not None:
         total = torch.logaddexp(total, call.sink_logits.float()[head][:, None])
-    if kind == "softmax1":
+    kinds = _kinds(call, edits)
+    if "softmax1" in kinds:
         plus_one = torch.logaddexp(total, torch.zeros_like(total))
-        chosen = edits.normaliser_heads if edits and edits.normaliser else None
-        total = plus_one if chosen is None else torch.where(chosen[head][:, None], plus_one, total)
+        total = torch.where(kinds["softmax1"][head][:, None], plus_one, total)
     if edits is not None and edits.null_logits is not None:
         total = torch.logaddexp(total, edits.null_logits[head][:, None].expand_as(total))
-    keys = [k for k in (call.extra_key, edits.extra_key if edits else None) if k is not None]
-    logits = [torch.einsum("fqd,fd->fq", work.query[:, rows], key.float()[head]) for key in keys]
-    for logit in logits:
-        total = torch.logaddexp(total, logit)
+    if call.extra_key is not None:
+        own = torch.einsum("fqd,fd->fq", work.query[:, rows], call.extra_key.float()[head])
+        total = torch.logaddexp(total, own)
+    extras = edits.extra_keys if edits else []
+    logits = []
+    for each in extras:
+        logit = torch.einsum("fqd,fd->fq", work.query[:, rows], each.key.float()[head])
+        logits.append(logit.masked_fill(~each.heads[head][:, None], -math.inf))
+        total = torch.logaddexp(total, logits[-1])
+    alone = [heads[head][:, None] for heads in _swapped(call, edits).values()]
     extra = None
-    if edits is not None and edits.extra_value is not None and edits.extra_key is not None:
-        extra = (logits[-1] - total).exp()[..., None] * edits.extra_value.float()[head][:, None]
-    return (lse - total).exp(), extra
+    for each, logit in zip(extras, logits, strict=True):
+        share = (logit - total).exp()
+        for swapped in alone:
+            share = share.masked_fill(swapped, 0.0)
+        part = share[..., None] * each.value.float()[head][:, None]
+        extra = part if extra is None else extra + part
+    factor = (lse - total).exp()
+    for swapped in alone:
+        factor = factor.masked_fill(swapped, 1.0)
+    return factor, extra
 
 
 def _reduce(
     store: Accumulators,
     work: _Work,
     tile: Tile,
-    wants: Wants,
-    results: tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor | None] | None, torch.Tensor | None],
+    weights: Float[torch.Tensor, "flat query key"],
+    plain: tuple[torch.Tensor, torch.Tensor | None] | None,
+    lse: Float[torch.Tensor, "flat query"] | None,
 ) -> None:
-    """Fold one tile into the accumulators."""
-    weights, shares, plain, lse = (x.detach() if isinstance(x, torch.Tensor) else x for x in results)
+    """Fold one tile into the accumulators. ``plain`` holds logits and log-sum-exp where rows are an unedited softmax."""
+    weights = weights.detach()
     span = slice(work.start, work.start + len(work.where[0]))
     rows, cols = tile.rows, tile.cols
     if store.key_sum is not None:
         counted = work.weight[tile.batch][:, None, rows]
         store.key_sum[span, cols] += torch.bmm(counted, weights)[:, 0]
-    if store.role_share is not None:
-        store.role_share[span, rows] = shares
     if store.row_sum is not None:
-        store.row_sum[span, rows] = shares.sum(-1) if store.roles else weights.sum(-1)
+        store.row_sum[span, rows] = weights.sum(-1)
+    if store.role_share is not None and store.roles is not None:
+        total = None if plain is not None else weights.sum(-1)
+        store.role_share[span, rows] = store.roles.shares(weights, total, tile)
     if store.log_sum_exp is not None and lse is not None:
-        store.log_sum_exp[span, rows] = lse
+        store.log_sum_exp[span, rows] = lse.detach()
     for target, mask in zip(store.maxima, store.masks, strict=True):
         target[span, rows] = _largest(weights, mask, tile)
     if store.maps is not None:
@@ -312,6 +327,39 @@ def _reduce(
     logits = plain[0].detach()
     products = torch.mul(weights, logits, out=logits) if work.scratch is not None else weights * logits
     store.entropy[span, rows] = plain[1].detach() - products.sum(-1)
+
+
+@dataclass
+class _Roles:
+    """Role membership of the keys, laid out so that few columns are summed.
+
+    All roles but the most frequent one are summed over their own columns; the most frequent gets the rest of the row,
+    which for a softmax is 1 minus the others. Summing every column by a product would cost a sixth of the pass.
+    """
+
+    cols: Int[torch.Tensor, " minor"]
+    one_hot: Float[torch.Tensor, "batch minor role"]
+    major: int
+
+    @staticmethod
+    def of(context: Context, keys: int) -> _Roles:
+        """Find the most frequent role of the batch and the columns of all others."""
+        one_hot = context.one_hot()[:, -keys:]
+        major = int(one_hot.sum((0, 1)).argmax())
+        one_hot[..., major] = 0.0
+        cols = one_hot.any(-1).any(0).nonzero()[:, 0]
+        return _Roles(cols, one_hot[:, cols], major)
+
+    def shares(
+        self, weights: Float[torch.Tensor, "flat query key"], total: torch.Tensor | None, tile: Tile
+    ) -> Float[torch.Tensor, "flat query role"]:
+        """Shares of one tile; ``total`` is the row sum where it is not 1."""
+        inside = (self.cols >= tile.cols.start) & (self.cols < tile.cols.stop)
+        cols = self.cols[inside] - tile.cols.start
+        shares = torch.bmm(weights.index_select(2, cols), self.one_hot[tile.batch][:, inside])
+        rest = (1.0 if total is None else total) - shares.sum(-1)
+        shares[..., self.major] = rest.clamp(min=0.0)
+        return shares
 
 
 @dataclass
@@ -354,8 +402,5 @@ def _gate(
     out: Float[torch.Tensor, "batch query head vdim"], edits: CallEdits | None
 ) -> Float[torch.Tensor, "batch query head vdim"]:
     for gate in edits.gates if edits else ():
-        gate.tally.touched += int((gate.scale != 1).sum())
-        out = out * gate.scale[None, None, :, None]
-        if gate.shift is not None:
-            out = out + gate.shift[None, None]
+        out = gate(out)
     return out
