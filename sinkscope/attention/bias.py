@@ -1,4 +1,4 @@
-"""Edits as primitives on one attention call: log-bias, value edit, extra or null key, weight edit, head gate, normaliser.
+"""Edits as primitives on one attention call: log-bias, value or weight edit, extra or null key, head gate, normaliser.
 
 Every intervention on attention in the literature is made of these (``sinkscope.edits`` says how). Each primitive is
 resolved against one call: its masks have the call's own shapes, so the pass applies them without knowing where they
@@ -21,7 +21,7 @@ NEG = -1e30
 
 @dataclass
 class Tile:
-    """Some heads x some rows of one call: logits before, weights after the softmax. Flat heads: batch and head together.
+    """Some heads x some rows of one call: logits, then weights. Heads are flat: batch and head together.
 
     ``rest`` is the share of each row that is on no key (learned sink, null or extra key), None where there is none.
     ``rest_scale`` gathers what weight edits multiply it by.
@@ -64,7 +64,7 @@ class Tally:
 class LogBias:
     """Add ``value`` to the logits of the selected keys; with ``hide`` they are hidden instead.
 
-    ``keys`` is (batch, head, key), ``queries`` (batch, query) or None for all; ``keep_self`` leaves the diagonal as it is.
+    ``keys`` is (batch, head, key), ``queries`` (batch, query) or None for all; ``keep_self`` leaves the diagonal.
     ``value`` is one number per head and may carry a gradient. A row that sees only hidden keys is left as it was. In a
     call with a learned sink or a null key that share is part of the row: the softmax runs over both.
     """
@@ -162,7 +162,7 @@ class ValueScale:
 
 @dataclass
 class ExtraKey:
-    """One more key and value that every query of the chosen heads sees; the key joins the denominator of the softmax."""
+    """One more key and value that every query of the chosen heads sees; the key joins the softmax."""
 
     key: Float[torch.Tensor, "head dim"]
     value: Float[torch.Tensor, "head vdim"]

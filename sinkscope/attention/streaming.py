@@ -173,7 +173,7 @@ def _tile(
     if factor is not None:
         out = out * factor[..., None]
     if extra is not None:
-        out = out + extra
+        out = out + (extra if tile.rest_scale is None else extra * tile.rest_scale[..., None])
     if wants.anything:
         plain = None if edited or more_mass or _swapped(call, edits) else (logits, lse)
         _reduce(store, work, tile, weights, plain, lse)
