@@ -59,7 +59,7 @@ def run(
         )
     paths: set[str] = set()
     guard = _guard(model, where, prompts, edits)
-    with torch.no_grad():
+    with torch.no_grad(), model.evaluating():
         for batch in progress(batches(prompts, batch_size, model.device), len(prompts), batch_size):
             plan = _plan(edits, where, prompts, batch)
             output = read_batch(model, where, batch, probes, shelf, plan)

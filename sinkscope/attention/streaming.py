@@ -58,6 +58,7 @@ class Accumulators:
         self.log_sum_exp = empty(rows) if "log_sum_exp" in wants else None
         self.maxima = [empty(rows) for _ in wants.maxima]
         self.masks = [_KeySet.of(mask) for mask in wants.maxima]
+        self.map_heads = wants.maps
         self.maps = torch.zeros(batch, len(wants.maps), rows, keys, device=device) if wants.maps else None
 
     def finish(self, batch: int, stats: LayerStats) -> None:
@@ -314,7 +315,7 @@ def _reduce(
     for target, mask in zip(store.maxima, store.masks, strict=True):
         target[span, rows] = _largest(weights, mask, tile)
     if store.maps is not None:
-        for i, head in enumerate(wants.maps):
+        for i, head in enumerate(store.map_heads):
             chosen = tile.head == head
             if bool(chosen.any()):
                 store.maps[tile.batch[chosen], i, rows, cols] = weights[chosen]

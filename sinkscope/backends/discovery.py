@@ -77,7 +77,6 @@ def discover(model: torch.nn.Module) -> dict[str, Tower]:
         if isinstance(m, torch.nn.Linear) or type(m).__name__ == "Conv1D"
     ]
     session = seam.Session(observe=trial.observe)
-    training = model.training
     try:
         with torch.no_grad(), seam.entered(model, session):
             for inputs in trial_inputs(model):
@@ -87,7 +86,6 @@ def discover(model: torch.nn.Module) -> dict[str, Tower]:
             raise _bypass(model, error) from None
         raise
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
     if not trial.calls:

@@ -124,7 +124,7 @@ def midpoint_median(values: Float[torch.Tensor, " entry"]) -> Float[torch.Tensor
     low_rank, high_rank = (count - 1) // 2, count // 2
     if count > 1 << 14:
         sample = values[:: max(1, count >> 13)].sort().values
-        low, high = sample[int(len(sample) * 0.46)], sample[int(len(sample) * 0.54)]
+        low, high = sample[int(len(sample) * 0.48)], sample[int(len(sample) * 0.52)]
         below = int(torch.count_nonzero(values < low))
         inside = values[(values >= low) & (values <= high)]
         if below <= low_rank and high_rank < below + len(inside):
