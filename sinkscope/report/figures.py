@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -73,7 +74,10 @@ def _sink_profile(ds: xr.Dataset, sinks: Sinks | None) -> Axes:
 
     sink, others = (part.mean(["prompt", "key"]) for part in _groups(ds["key_mass"], sinks))
     heads = _both(sink, others)
-    low, high = (heads.quantile(q, "head") for q in (0.25, 0.75))
+    with warnings.catch_warnings():
+        # A group without a token is drawn as a gap, not warned of.
+        warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
+        low, high = (heads.quantile(q, "head") for q in (0.25, 0.75))
     says = f"attention on {_name(sinks)} and on any other token; line: mean over heads, band: their quartiles"
     mean = plot.described(heads.mean("head"), ds, says)
     return plot.layer_profile(mean, band=(low, high), ylabel="mean attention weight", title="Attention by layer")
@@ -213,13 +217,17 @@ def pictures(ds: xr.Dataset, names: Sequence[str] | None = None, *, sinks: Sinks
     drawn = []
     for name in chosen(ds, names):
         with plot.theme("page"), mpl.rc_context({"svg.hashsalt": "sinkscope"}):
-            figure = draw(ds, name, sinks=sinks).get_figure(root=True)
+            axes = draw(ds, name, sinks=sinks)
+            figure = axes.get_figure(root=True)
             assert figure is not None
             caption = figure.get_supxlabel().replace("\n", " ").replace(r"\$", "$")  # type: ignore[union-attr]
             figure.supxlabel("")  # type: ignore[union-attr]
             buffer = io.BytesIO()
-            figure.savefig(buffer, format="svg", metadata={"Date": None})  # type: ignore[union-attr]
+            box = "tight" if hasattr(axes, "get_zlim") else None  # a picture in space leaves wide margins
+            figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches=box)  # type: ignore[union-attr]
             plt.close(figure)  # type: ignore[arg-type]
         recipe = FIGURES[name]
-        drawn.append(Picture(name, recipe.heading, f"{recipe.says} {caption}.", buffer.getvalue()))
+        drawn.append(
+            Picture(name, recipe.heading, f"{recipe.says} {caption[:1].upper()}{caption[1:]}.", buffer.getvalue())
+        )
     return drawn

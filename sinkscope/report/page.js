@@ -93,6 +93,21 @@
     }));
   };
 
+  const table = (prompt, shares, values) => {
+    el("value-column").hidden = !values;
+    el("rows").replaceChildren(...prompt.tokens.map((token, i) => {
+      const line = document.createElement("tr");
+      const cells = [String(i), token, prompt.roles[i], number(shares[i])].concat(values ? [number(values[i])] : []);
+      cells.forEach((text, c) => {
+        const cell = document.createElement("td");
+        if (c === 0 || c > 2) cell.className = "n";
+        cell.textContent = text;
+        line.append(cell);
+      });
+      return line;
+    }));
+  };
+
   const bars = (id, title, values, prompt, name, color, line) => {
     const text = prompt.tokens.map(escape);
     const trace = { x: values.map((_, i) => i), y: values.map((v) => (Number.isFinite(v) ? v : null)), text,
@@ -120,6 +135,7 @@
     if (data.kv_of_head) parts.push(`Its values come from key-value head ${kv}.`);
     el("detail-text").textContent = parts.join(" ");
     strip(prompt, shares, values);
+    table(prompt, shares, values);
     bars("c-mass", "Attention on each token", shares, prompt, "attention", "#0868ac", false);
     if (values) bars("c-value", "Length of the value vectors", values, prompt, "norm", "#009e73", false);
     if (rows) bars("c-entropy", "Entropy of each query's row [nat]", rows, prompt, "entropy", "#8c6d1f", true);

@@ -89,7 +89,7 @@ def _kind_names(ds: xr.Dataset, real: np.ndarray) -> np.ndarray:
     names = np.array([[quoted(token) for token in row] for row in tokens], dtype=object)
     first = names[:, 0].tolist()
     same = len(set(first)) == 1
-    names[:, 0] = f"the first token, {first[0]}" if same else "the first token"
+    names[:, 0] = f"the first token {first[0]}" if same else "the first token"
     return names
 
 

@@ -38,8 +38,8 @@ def percent(share: float) -> str:
         return "unknown"
     value = 100 * share
     if 0 < value < 0.1:
-        return "under 0.1 %"
-    return f"{value:.0f} %" if value >= 10 or value == 0 else f"{value:.1f} %"
+        return "under 0.1%"
+    return f"{value:.0f}%" if value >= 10 or value == 0 else f"{value:.1f}%"
 
 
 def number(value: float) -> str:

@@ -90,6 +90,11 @@ def _shares(mass, heads):
     return np.stack([bos, rest * 0.7, rest * 0.2, rest * 0.1], axis=-1).astype("float32")
 
 
+@pytest.fixture(scope="session")
+def build():
+    return fake_reading
+
+
 @pytest.fixture
 def reading():
     return fake_reading()

@@ -1,0 +1,72 @@
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from sinkscope.errors import SchemaError
+from sinkscope.report import FIGURES, available, draw, pictures
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def test_all_figures_of_a_full_reading_are_available(reading):
+    assert available(reading) == [name for name in FIGURES if name != "attention_map"]
+
+
+def test_available_follows_the_variables(reading):
+    assert available(reading[["entropy", "residual_norm"]]) == ["residual_norm", "entropy_map"]
+
+
+def test_sink_map_shows_the_sink(reading):
+    ax = draw(reading, "sink_map")
+    np.testing.assert_allclose(ax.images[0].get_array(), reading["key_mass"].isel(key=0).mean("prompt"), rtol=1e-5)
+
+
+def test_profile_is_sink_against_others(reading):
+    mass = reading["key_mass"].values
+    sink, others = draw(reading, "sink_profile").lines
+    np.testing.assert_allclose(sink.get_ydata(), mass[..., 0].mean(axis=(0, 2)), rtol=1e-5)
+    expected = [[np.nanmean(mass[:, layer, head, 1:]) for head in range(12)] for layer in range(6)]
+    np.testing.assert_allclose(others.get_ydata(), np.mean(expected, axis=1), rtol=1e-5)
+
+
+def test_massive_picture_takes_the_largest_entry(reading):
+    ax = draw(reading, "massive_activations")
+    assert max(line.get_data_3d()[2][1] for line in ax.lines) == pytest.approx(float(abs(reading["top_value"]).max()))
+
+
+def test_attention_map_takes_the_first_that_was_asked_for(reading):
+    maps = np.full((3, 6, 12, 40, 40), np.nan, dtype="float32")
+    maps[0, 4, 7] = np.tril(np.ones((40, 40))) / np.arange(1, 41)[:, None]
+    ax = draw(reading.assign(attention=(("prompt", "layer", "head", "query", "key"), maps)), "attention_map")
+    assert ax.get_title(loc="left") == "Layer 4, head 7"
+    np.testing.assert_allclose(ax.images[0].get_array(), maps[0, 4, 7])
+
+
+def test_pictures_are_the_same_every_time(reading):
+    names = ["sink_map", "massive_activations"]
+    first, again = pictures(reading, names), pictures(reading, names)
+    assert [p.svg for p in first] == [p.svg for p in again]
+    assert first[0].source.startswith("data:image/svg+xml;base64,")
+    assert "Model fake/six-layers; n = 3 prompts; mean attention on the first token “<s>”" in first[0].caption
+    assert not plt.get_fignums(), "figures are closed"
+
+
+@pytest.mark.parametrize("name", [name for name in FIGURES if name != "attention_map"])
+def test_every_figure_is_drawn_from_a_reading_with_one_token(reading, name):
+    short = reading.isel(prompt=[0], key=[0], query=[0])
+    assert pictures(short, [name])[0].svg.startswith(b"<?xml")
+
+
+def test_unknown_figure(reading):
+    with pytest.raises(SchemaError, match=r"figure 'sinkmap': there is no such figure. Use one of \['attention_map'"):
+        draw(reading, "sinkmap")
+    with pytest.raises(SchemaError, match=r"figure 'attention_map' needs \['attention'\].*Add AttentionMap\(layers"):
+        draw(reading, "attention_map")

@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+
+from sinkscope.report import find_sinks, findings
+
+
+def by_state(ds):
+    told, _ = findings(ds)
+    return {finding.heading: finding for finding in told}
+
+
+def test_a_planted_sink_is_told_with_its_numbers(reading):
+    told, sinks = findings(reading)
+    first = reading["key_mass"].isel(key=0).values
+    assert sinks.found
+    assert sinks.kinds[0].heads == pytest.approx((first > 0.3).mean())
+    assert sinks.kinds[0].mass == pytest.approx(first.mean(), rel=1e-5)
+    assert told[0].heading == "The sink is the first token “<s>”"
+    assert f"{100 * first.mean():.0f}% of the attention" in told[0].text
+    assert f"in {100 * (first > 0.3).mean():.0f}% of 216 head readings" in told[0].text
+    assert told[0].state == "found"
+
+
+def test_the_drain_is_told(reading):
+    norm = reading["value_norm"].values.astype(float)
+    ratio = norm[..., 0] / np.nanmedian(norm[..., 1:], axis=-1)
+    finding = next(f for f in findings(reading)[0] if f.heading.startswith("Its values are drained"))
+    assert finding.heading == f"Its values are drained to {ratio.mean():.3g}"
+    assert f"{ratio.mean(axis=(0, 2)).min():.3g}, in layer 5" in finding.text
+
+
+def test_the_carrier_is_told(reading):
+    finding = next(f for f in findings(reading)[0] if f.heading.startswith("Dimension"))
+    assert finding.heading == "Dimension 17 stands out at the sink"
+    assert "the first token “<s>” (100% of its massive entries)" in finding.text
+    assert "The next is 42." in finding.text
+
+
+def test_nothing_is_claimed_where_nothing_is(evenly_spread):
+    told, sinks = findings(evenly_spread)
+    assert not sinks.found
+    assert [f.state for f in told] == ["absent", "absent", "absent", "found", "absent"]
+    assert told[0].heading == "No sink found"
+    assert "None of 216 head readings" in told[0].text
+    assert told[1].heading == "Its values are not drained"
+    assert told[2].heading == "No massive activation found"
+
+
+def test_what_was_not_measured_names_its_probe(reading):
+    told, sinks = findings(reading[["residual_norm"]])
+    assert sinks is None
+    assert {f.state for f in told} == {"missing"}
+    texts = " ".join(f.text for f in told)
+    for probe in ("KeyMass()", "ValueNorm()", "MassiveActivations()", "Entropy()"):
+        assert f"Add {probe} to the probes of the run" in texts
+
+
+def test_implicit_sink_is_told_where_rows_were_summed(reading):
+    rows = reading["entropy"] * 0 + 1.0
+    assert "No implicit sink" in by_state(reading.assign(row_sum=rows))
+    told = by_state(reading.assign(row_sum=rows.where(rows["head"] != 3, 0.4)))
+    finding = told["5.0% of the attention goes to no token"]
+    assert "layer 0, head 3: 60%" in finding.text
+
+
+def test_two_classes_of_heads_are_told(reading):
+    r = np.random.default_rng(0)
+    levels = np.where(np.arange(12) < 6, 0.05, 0.5) + r.normal(0, 0.01, (3, 6, 12))
+    largest = reading["max_attention"] * 0 + levels[..., None]
+    finding = by_state(reading.assign(max_attention=largest))["Heads fall into two classes"]
+    assert "at 0.0502 and 0.5 (50% of 216 head readings)" in finding.text
+    assert "p < 0.001" in finding.text
+
+
+def test_an_encoder_may_sink_on_its_last_token(reading):
+    lengths = [40, 25, 33]
+    mass = reading["key_mass"].copy(deep=True) * 0.01
+    token = reading["token"].copy(deep=True)
+    for p, n in enumerate(lengths):
+        mass[p, :, :6, n - 1] = 0.6
+        token[p, n - 1] = "[SEP]"
+    changed = reading.assign(key_mass=mass).assign_coords(token=token)
+    decoder = find_sinks(changed)
+    assert not decoder.found, "few queries see a late key of a decoder"
+    encoder = find_sinks(changed.assign_attrs(causal=0))
+    assert encoder.label == "“[SEP]”"
+    assert encoder.kinds[0].heads == 0.5
+    assert np.argwhere(encoder.mask.values).tolist() == [[0, 39], [1, 24], [2, 32]]
+    assert encoder.kinds[0].chance == pytest.approx(np.mean([1 / n for n in lengths]))
+
+
+def test_chance_of_a_decoder_is_that_of_even_rows(reading):
+    first = find_sinks(reading).kinds[0]
+    expected = np.mean([np.mean(1 / np.arange(1, n + 1)) for n in (40, 25, 33)])
+    assert first.chance == pytest.approx(expected)
