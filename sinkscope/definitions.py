@@ -71,11 +71,15 @@ _DEFINITIONS: tuple[Definition, ...] = (
     ),
     Definition(
         "sink_dims", "width_relative",
-        "as kang2025 with tau a share of its upper bound sqrt(d_model): 20 / sqrt(4096) at every width",
+        "as kang2025 with tau a share of its upper bound sqrt(d_model), 20 / sqrt(4096) at every width, and at least "
+        "twice what normal entries would show",
         "share of sites", (("tau", 0.3125), ("share", 0.5)), "kang2025",
     ),
     Definition("phi_sinks", "kang2025", "phi at least tau", "1", (("tau", 20.0),), "kang2025"),
-    Definition("phi_sinks", "width_relative", "phi / sqrt(d_model) at least tau", "1", (("tau", 0.3125),), "kang2025"),
+    Definition(
+        "phi_sinks", "width_relative", "phi at least tau sqrt(d_model), and twice what normal entries would show", "1",
+        (("tau", 0.3125),), "kang2025",
+    ),
     Definition(
         "value_drain", "guo2024", "l2 norm of the value vector of the sink over the median of the other tokens",
         "ratio", (), "guo2024",

@@ -11,6 +11,7 @@ from scipy import stats
 from sinkscope.definitions import define
 from sinkscope.errors import MetricError
 from sinkscope.metrics.base import attribute, exact, lengths, require, stamp
+from sinkscope.metrics.residual import phi_threshold
 
 NORMAL_MEDIAN = float(stats.norm.isf(0.25))
 """Median magnitude of a standard normal number."""
@@ -143,8 +144,9 @@ def discover_sink_dims(
     |x_d| / RMS at ``position`` is at least ``tau``; those that count in at least ``share`` of the sites are kept. Needs
     ``top_value``, ``top_dim``, ``top_position`` and ``residual_norm`` (RMS = norm / sqrt(d_model)). A dimension that is
     not in the top list counts as 0, so nothing is invented. ``"kang2025"`` has tau = 20, which no model narrower than
-    400 can reach; ``"width_relative"`` has 0.3125 sqrt(d_model), the same at width 4096. Coordinate ``phi``: median
-    over sites. Use at least 20 prompts; check the dims by a causal test before trusting them.
+    400 can reach; ``"width_relative"`` has 0.3125 sqrt(d_model), the same at width 4096, and at least twice what normal
+    entries would show. Coordinate ``phi``: median over sites. Use at least 20 prompts; check the dims by a causal test
+    before trusting them.
 
     Raises:
         MetricError: a variable or ``d_model`` is missing, or the reading still has an ``edit`` dim.
@@ -160,7 +162,7 @@ def discover_sink_dims(
     )
     sites = _middle_inputs([str(site) for site in ds["site"].values])
     level = _phi_by_dim(ds.sel(site=sites), position, width)
-    bound = rule.tau * np.sqrt(width) if rule.relative else rule.tau
+    bound = phi_threshold(rule.tau, width) if rule.relative else rule.tau
     counted = (level >= bound).mean(0)
     kept = np.nonzero(counted >= rule.share)[0]
     kept = kept[np.lexsort((-np.median(level, axis=0)[kept], -counted[kept]))]

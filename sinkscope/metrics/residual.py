@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
+from scipy import stats
 
 from sinkscope.definitions import define
 from sinkscope.errors import MetricError
@@ -23,7 +24,8 @@ def phi_sinks(
     """Say which tokens are sinks by their residual stream: bool, dims (prompt site key).
 
     Needs ``phi`` (from ``SinkDims``). ``"kang2025"``: phi >= 20. ``"width_relative"``: phi / sqrt(d_model) >= 0.3125,
-    the same at width 4096; phi never exceeds sqrt(d_model), so 20 is out of reach below width 400. ``roles="image"``
+    the same at width 4096, and twice what normal entries would show (``phi_threshold``); phi never exceeds
+    sqrt(d_model), so 20 is out of reach below width 400. ``roles="image"``
     keeps visual sinks only. Plot ``phi_histogram`` before trusting a threshold. Source: Kang et al. (kang2025) B1.
 
     Raises:
@@ -32,9 +34,19 @@ def phi_sinks(
     chosen = define("phi_sinks", definition)
     require(ds, "phi_sinks", "phi")
     bound = chosen.default("tau") if tau is None else tau
-    level = relative_phi(ds) if definition == "width_relative" else ds["phi"].astype("float64")
-    found = (masked(level, of_role(ds, "phi_sinks", roles)) >= bound).transpose(*ds["phi"].dims)
+    level = ds["phi"].astype("float64")
+    limit = phi_threshold(bound, attribute(ds, "phi_sinks", "d_model")) if definition == "width_relative" else bound
+    found = (masked(level, of_role(ds, "phi_sinks", roles)) >= limit).transpose(*ds["phi"].dims)
     return stamp(found, "phi_sinks", definition, n=int(level.notnull().sum()), tau=bound)
+
+
+def phi_threshold(tau: float, width: int) -> float:
+    """Give the bound on phi of the width-relative rule: ``tau sqrt(width)``, at least twice what normal entries show.
+
+    The largest of ``width`` normal entries is about ``isf(1 / 2 width)`` root mean squares; in narrow models that
+    alone is above ``tau sqrt(width)``.
+    """
+    return float(max(tau * np.sqrt(width), 2 * stats.norm.isf(0.5 / width)))
 
 
 @exact

@@ -124,6 +124,12 @@ def test_discovery_recovers_known_dims_at_a_wide_model():
     np.testing.assert_allclose(found["phi"], [60 / rms, 45 / rms], rtol=1e-6)
 
 
+def test_discovery_is_silent_on_normal_states_of_a_narrow_model():
+    ds = from_states(states(prompts=3))
+    assert 0.3125 * np.sqrt(WIDTH) < 3.0, "below what the largest of 64 normal numbers shows"
+    assert discover_sink_dims(ds, definition="width_relative").sizes["dim"] == 0
+
+
 def test_discovery_looks_at_the_position_asked_for():
     ds = from_states(states(size=30.0))
     assert discover_sink_dims(ds, 1, definition="width_relative").sizes["dim"] == 0

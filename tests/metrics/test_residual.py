@@ -3,6 +3,7 @@ import pytest
 
 from sinkscope.errors import MetricError
 from sinkscope.metrics import at_block_inputs, phi_histogram, phi_sinks, relative_phi
+from sinkscope.metrics.residual import phi_threshold
 
 from .readings import ATTRS, from_states
 
@@ -32,6 +33,11 @@ def test_phi_sinks_of_a_role_and_by_width():
     by_width = phi_sinks(reading(), "width_relative")
     np.testing.assert_array_equal(by_width, phi_sinks(reading()))
     assert phi_sinks(reading(256), "width_relative", tau=1.5).sum() == 3
+
+
+def test_threshold_is_twice_the_normal_extreme_in_narrow_models():
+    assert phi_threshold(0.3125, 4096) == 20.0
+    assert phi_threshold(0.3125, 64) == pytest.approx(2 * 2.418, abs=1e-2)
 
 
 def test_relative_phi_is_over_its_bound():
