@@ -8,7 +8,7 @@ came from. A primitive counts what it touched; an edit that touched nothing is a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -60,26 +60,51 @@ class Tally:
     fired: int = 0
 
 
-@dataclass
-class LogBias:
-    """Add ``value`` to the logits of the selected keys; with ``hide`` they are hidden instead.
+@dataclass(kw_only=True)
+class KeyTarget:
+    """Selected keys in selected rows: ``keys`` (batch, head, key), ``queries`` (batch, query) or None for all rows.
 
-    ``keys`` is (batch, head, key), ``queries`` (batch, query) or None for all; ``keep_self`` leaves the diagonal.
-    ``value`` is one number per head and may carry a gradient. A row that sees only hidden keys is left as it was. In a
-    call with a learned sink or a null key that share is part of the row: the softmax runs over both.
+    ``keep_self`` leaves the diagonal out; ``diagonal`` is the key column of query row 0.
     """
 
     keys: Bool[torch.Tensor, "batch head key"]
-    value: Float[torch.Tensor, " head"]
     queries: Bool[torch.Tensor, "batch query"] | None = None
     keep_self: bool = False
-    hide: bool = False
     diagonal: int = 0
     tally: Tally = field(default_factory=Tally)
 
+    def chosen(self, tile: Tile) -> tuple[Int[torch.Tensor, " col"], Bool[torch.Tensor, "flat query col"]]:
+        """Columns of the tile that some head selects, and which of their entries are selected."""
+        selected = self.keys[tile.batch, tile.head][:, tile.cols]
+        cols = selected.any(0).nonzero()[:, 0]
+        found = selected[:, None, cols].expand(-1, tile.rows.stop - tile.rows.start, -1)
+        if self.queries is not None:
+            found = found & self.queries[tile.batch, tile.rows][:, :, None]
+        if self.keep_self:
+            row = torch.arange(tile.rows.start, tile.rows.stop, device=cols.device) + self.diagonal
+            found = found & (cols[None, :] + tile.cols.start != row[:, None])
+        return cols, found
+
+    def count(self, live: Bool[torch.Tensor, "flat query col"]) -> None:
+        """Note that rows were changed."""
+        if not self.tally.touched:
+            self.tally.touched += int(live.any(-1).sum())
+
+
+@dataclass(kw_only=True)
+class LogBias(KeyTarget):
+    """Add ``value`` (one number per head, may carry a gradient) to the logits of the keys; ``hide`` hides them instead.
+
+    A row that sees only hidden keys is left as it was. In a call with a learned sink or a null key that share is part of
+    the row: the softmax runs over both.
+    """
+
+    value: Float[torch.Tensor, " head"]
+    hide: bool = False
+
     def apply(self, logits: Float[torch.Tensor, "flat query key"], tile: Tile) -> Float[torch.Tensor, "flat query key"]:
         """Return the logits with the bias added to the selected keys of the selected rows."""
-        cols, chosen = self._chosen(tile, logits.shape[1])
+        cols, chosen = self.chosen(tile)
         if len(cols) == 0:
             return logits
         old = logits[:, :, cols]
@@ -92,9 +117,9 @@ class LogBias:
                 self.tally.spared += int(blind.sum())
                 hidden = hidden.index_copy(2, cols, torch.where(blind[..., None], old, new))
                 live = live & ~blind[..., None]
-            self._count(live)
+            self.count(live)
             return hidden
-        self._count(live)
+        self.count(live)
         step = torch.where(live, self.value[tile.head][:, None, None], torch.zeros((), device=logits.device))
         if logits.requires_grad or step.requires_grad:
             return logits.index_add(2, cols, step.to(logits.dtype))
@@ -104,7 +129,7 @@ class LogBias:
         self, weights: Float[torch.Tensor, "flat query key"], tile: Tile
     ) -> Float[torch.Tensor, "flat query key"]:
         """Do the same to weights that an earlier edit has changed: multiply, then bring each row back to its sum."""
-        cols, chosen = self._chosen(tile, weights.shape[1])
+        cols, chosen = self.chosen(tile)
         if len(cols) == 0:
             return weights
         old = weights[:, :, cols]
@@ -117,31 +142,26 @@ class LogBias:
             before, after = before + tile.rest, after + tile.rest
         blind = live.any(-1) & (changed.amax(-1) <= 0)
         self.tally.spared += int(blind.sum()) if self.hide else 0
-        self._count(live & ~blind[..., None])
+        self.count(live & ~blind[..., None])
         back = torch.where(blind | (after <= 0), torch.ones_like(after), before / after.clamp(min=1e-38))
         tile.scale_rest(back)
         return torch.where(blind[..., None], weights, changed * back[..., None])
 
-    def _chosen(self, tile: Tile, rows: int) -> tuple[Int[torch.Tensor, " col"], Bool[torch.Tensor, "flat query col"]]:
-        """Columns of the tile that some head selects, and which of their entries are selected."""
-        selected = self.keys[tile.batch, tile.head][:, tile.cols]
-        cols = selected.any(0).nonzero()[:, 0]
-        chosen = selected[:, None, cols].expand(-1, rows, -1)
-        if self.queries is not None:
-            chosen = chosen & self.queries[tile.batch, tile.rows][:, :, None]
-        if self.keep_self:
-            chosen = chosen & ~diagonal(tile, self.diagonal, cols)
-        return cols, chosen
 
-    def _count(self, live: Bool[torch.Tensor, "flat query col"]) -> None:
-        if not self.tally.touched:
-            self.tally.touched += int(live.any(-1).sum())
+@dataclass(kw_only=True)
+class DropWeights(KeyTarget):
+    """Set the weights of the selected keys to 0 and leave the rest of the row alone."""
 
-
-def diagonal(tile: Tile, offset: int, cols: Int[torch.Tensor, " col"]) -> Bool[torch.Tensor, "query col"]:
-    """Where a query of the tile is the key itself; ``offset`` is the key column of query row 0."""
-    row = torch.arange(tile.rows.start, tile.rows.stop, device=cols.device) + offset
-    return cols[None, :] + tile.cols.start == row[:, None]
+    def __call__(
+        self, weights: Float[torch.Tensor, "flat query key"], tile: Tile
+    ) -> Float[torch.Tensor, "flat query key"]:
+        """Return the weights without the selected keys."""
+        cols, chosen = self.chosen(tile)
+        if len(cols) == 0:
+            return weights
+        old = weights[:, :, cols]
+        self.count(chosen & (old != 0))
+        return weights.index_copy(2, cols, old.masked_fill(chosen, 0.0))
 
 
 WeightEdit = Callable[[Float[torch.Tensor, "flat query key"], Tile], Float[torch.Tensor, "flat query key"]]
@@ -202,6 +222,16 @@ class CallEdits:
         for other in self.normalisers.values():
             other &= ~heads
         self.normalisers[kind] = self.normalisers.get(kind, torch.zeros_like(heads)) | heads
+
+    def neutral(self) -> CallEdits:
+        """The same path through the pass with nothing changed: what an edited call is compared with, bit for bit."""
+        same = CallEdits(blockwise=True)
+        same.biases = [replace(b, value=torch.zeros_like(b.value), hide=False, tally=Tally()) for b in self.biases]
+        same.weights = [lambda weights, _: weights for _ in self.weights]
+        same.values = [replace(change, scale=1.0, tally=Tally()) for change in self.values]
+        if self.null_logits is not None:
+            same.null_logits = torch.full_like(self.null_logits, -torch.inf)
+        return same
 
     def __bool__(self) -> bool:
         return bool(

@@ -1,0 +1,21 @@
+"""Edits: every intervention on attention sinks as a value, exact, composable, undone afterwards.
+
+    sk.run(model, prompts, probes=[sk.Logits()], edits=[sk.MaskKeys("first", layers=range(2, 10))])
+
+Edits act in list order. Rows keep their sums unless the edit says otherwise; a query that sees nothing but masked keys
+is left unchanged and counted; an edit that changes nothing raises ``EditHasNoEffect``.
+"""
+
+from sinkscope.edits.activations import SetActivations
+from sinkscope.edits.base import AttentionEdit, Edit
+from sinkscope.edits.conditional import CalibrateSinks, Redistribute
+from sinkscope.edits.heads import AblateHeads, GateHeads
+from sinkscope.edits.keys import DropKeys, MaskKeys, ScaleKeys, ShiftLogits, SteerKeys, ZeroValues
+from sinkscope.edits.normalisers import KeyValueBias, NullKey, SwapNormaliser
+from sinkscope.edits.text import dumps, loads, parse
+
+__all__ = [
+    "AblateHeads", "AttentionEdit", "CalibrateSinks", "DropKeys", "Edit", "GateHeads", "KeyValueBias", "MaskKeys",
+    "NullKey", "Redistribute", "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser",
+    "ZeroValues", "dumps", "loads", "parse",
+]  # fmt: skip

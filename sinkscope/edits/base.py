@@ -1,0 +1,185 @@
+"""What an edit is: a frozen value that says what to change, and knows how to write itself into one attention call.
+
+To add one: subclass :class:`AttentionEdit`, give its fields, and write its primitives into the ``CallEdits`` that
+``build`` receives. Everything else (which layers and heads, padding, caches, the effect check, JSON) is done here and
+in :mod:`sinkscope.edits.plan`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from sinkscope.attention.bias import CallEdits
+from sinkscope.backends.base import Tower
+from sinkscope.edits.selectors import HeadMap, from_plain, heads_of, is_empty, layers_of, show, to_plain, tokens_of
+from sinkscope.errors import EditError
+
+if TYPE_CHECKING:
+    from sinkscope.edits.site import CallSite
+
+EDITS: dict[str, type[Edit]] = {}
+"""Every edit class by name, filled as classes are made."""
+
+
+@dataclass(frozen=True, repr=False)
+class Edit(ABC):
+    """Base of all edits."""
+
+    conditional: ClassVar[bool] = False
+    """True where the edit acts only on what it finds: it may find nothing, and then records it."""
+
+    def __init_subclass__(cls) -> None:
+        if not cls.__name__.startswith(("Attention", "_")):
+            EDITS[cls.__name__] = cls
+
+    @property
+    def identity(self) -> bool:
+        """True where the edit changes nothing by definition (gamma = 1): it is left out of the run."""
+        return False
+
+    @property
+    def selects_nothing(self) -> bool:
+        """True where the user wrote an empty selection: allowed, recorded, without effect."""
+        return any(is_empty(getattr(self, f.name)) for f in fields(self))
+
+    @abstractmethod
+    def check(self, tower: Tower) -> None:
+        """Refuse layers, heads, sites or dimensions that this tower does not have.
+
+        Raises:
+            EditError: says which there are.
+        """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the edit as JSON data: its name, and every field that is not at its default."""
+        return {"edit": type(self).__name__} | {f.name: to_plain(v) for f, v in self._given()}
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Edit:
+        """Make an edit from what :meth:`to_dict` gave.
+
+        Raises:
+            EditError: no such edit or field.
+        """
+        name = data.get("edit") if isinstance(data, dict) else None
+        cls = EDITS.get(str(name))
+        if cls is None:
+            raise EditError(f"edit {name!r}: there is no such edit. Edits are {sorted(EDITS)}.")
+        known = [f.name for f in fields(cls)]
+        values = {k: from_plain(v) for k, v in data.items() if k != "edit"}
+        wrong = sorted(set(values) - set(known))
+        if wrong:
+            raise EditError(f"{name}: there is no field {wrong[0]!r}. Its fields are {known}.")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise EditError(f"{name}: {error}.") from None
+
+    def _given(self) -> list[tuple[Field[Any], Any]]:
+        """Fields that are required or differ from their default, positional ones first."""
+        pairs = [(f, getattr(self, f.name)) for f in fields(self)]
+        pairs = [(f, v) for f, v in pairs if f.default is MISSING or v != f.default]
+        return sorted(pairs, key=lambda pair: pair[0].kw_only)
+
+    def __repr__(self) -> str:
+        parts = [show(v) if not f.kw_only else f"{f.name}={show(v)}" for f, v in self._given()]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _asked(self, name: str) -> str:
+        """Open a message: the edit's name and the field as it was given."""
+        value = getattr(self, name)
+        text = show(value)
+        return f"{type(self).__name__}({name}={text if len(text) < 60 else text[:57] + '...'})"
+
+    def _number(self, name: str, low: float = -math.inf, high: float = math.inf, hint: str = "") -> None:
+        """Check one finite number and keep it as a float."""
+        value = getattr(self, name)
+        plain = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+        if not plain or not math.isfinite(float(value)) or not low <= float(value) <= high:
+            span = _span(low, high)
+            raise EditError(f"{self._asked(name)}: {name} must be a finite number{span}.{' ' + hint if hint else ''}")
+        self._set(name, float(value))
+
+    def _choice(self, name: str, allowed: tuple[str, ...]) -> None:
+        if getattr(self, name) not in allowed:
+            raise EditError(f"{self._asked(name)}: {name} must be one of {list(allowed)}.")
+
+
+def _span(low: float, high: float) -> str:
+    if math.isfinite(low) and math.isfinite(high):
+        return f" from {low:g} to {high:g}"
+    return f" of at least {low:g}" if math.isfinite(low) else ""
+
+
+@dataclass(frozen=True, repr=False)
+class AttentionEdit(Edit):
+    """An edit of attention calls: in which layers, heads and query rows.
+
+    ``layers`` is None (all), a number, a range, a list, or a boolean DataArray over (layer). ``heads`` is None (all), a
+    list for every named layer, a mapping ``{layer: [heads]}``, or a boolean DataArray over (layer, head). ``queries``
+    selects rows as ``keys`` selects keys; None means all.
+    """
+
+    layers: Any = field(default=None, kw_only=True)
+    heads: Any = field(default=None, kw_only=True)
+    queries: Any = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Bring every selector into its hashable form.
+
+        Raises:
+            EditError: a malformed selector.
+        """
+        self._set("layers", layers_of(self.layers, self._asked("layers")))
+        self._set("heads", heads_of(self.heads, self._asked("heads")))
+        if self.queries is not None:
+            self._set("queries", tokens_of(self.queries, self._asked("queries")))
+        if "keys" in {f.name for f in fields(self)}:
+            self._set("keys", tokens_of(getattr(self, "keys"), self._asked("keys")))  # noqa: B009
+
+    def check(self, tower: Tower) -> None:
+        """Layers and heads must exist in ``tower``."""
+        sites = {site.layer: site for site in tower.attention}
+        count = len(sites)
+        named = set(self.layers or ()) | (set(self.heads) if isinstance(self.heads, HeadMap) else set())
+        if wrong := sorted(named - set(sites)):
+            name = "layers" if set(self.layers or ()) - set(sites) else "heads"
+            found = f"this model has layers 0..{count - 1}"
+            hint = f"Use layers=range({count})." if name == "layers" else f"Layer {wrong[0]} is not among them."
+            raise EditError(f"{self._asked(name)}: {found}. {hint}")
+        for layer in self.layers_in(tower):
+            total = sites[layer].heads
+            asked = self.heads.get(layer, ()) if isinstance(self.heads, HeadMap) else self.heads or ()
+            if any(not 0 <= h < total for h in asked):
+                raise EditError(
+                    f"{self._asked('heads')}: layer {layer} has heads 0..{total - 1}. Use heads=range({total})."
+                )
+
+    def layers_in(self, tower: Tower) -> tuple[int, ...]:
+        """Layers of ``tower`` in which this edit acts."""
+        named = [site.layer for site in tower.attention if self.layers is None or site.layer in self.layers]
+        if isinstance(self.heads, HeadMap):
+            return tuple(layer for layer in named if self.heads.get(layer))
+        return () if self.heads == () else tuple(named)
+
+    def heads_in(self, layer: int, total: int) -> tuple[int, ...]:
+        """Heads of ``layer`` on which this edit acts."""
+        if self.heads is None:
+            return tuple(range(total))
+        return self.heads.get(layer, ()) if isinstance(self.heads, HeadMap) else self.heads
+
+    def _refuse_queries(self, why: str) -> None:
+        if self.queries is not None:
+            raise EditError(f"{self._asked('queries')}: {why}.")
+
+    @abstractmethod
+    def build(self, edits: CallEdits, site: CallSite) -> None:
+        """Add this edit's primitives for one call to ``edits``."""

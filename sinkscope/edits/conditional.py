@@ -1,0 +1,233 @@
+"""Edits that act only on what they find: VAR (visual sinks of a row) and ACT (sinks of a head)."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+
+from sinkscope.attention.bias import CallEdits, Tally, Tile
+from sinkscope.attention.streaming import attend
+from sinkscope.attention.view import Wants
+from sinkscope.edits.base import AttentionEdit
+from sinkscope.edits.selectors import whole_numbers
+from sinkscope.errors import EditError
+
+if TYPE_CHECKING:
+    from sinkscope.backends.base import Tower
+    from sinkscope.edits.site import CallSite
+
+TIE = 1e-6
+"""Shares this close to a threshold count as having reached it: sums of float32 weights are no more exact."""
+
+
+@dataclass
+class MoveShare:
+    """In rows that qualify, move a part of the weight on sinks to the other visual keys (Kang et al. 2025, VAR)."""
+
+    sinks: Bool[torch.Tensor, "batch key"]
+    image: Bool[torch.Tensor, "batch key"]
+    rows: Bool[torch.Tensor, "batch query"]
+    heads: Bool[torch.Tensor, " head"]
+    edit: Redistribute
+    tally: Tally
+
+    def __call__(
+        self, weights: Float[torch.Tensor, "flat query key"], tile: Tile
+    ) -> Float[torch.Tensor, "flat query key"]:
+        """Return the weights with the share moved; rows keep their sums."""
+        sinks = self.sinks[tile.batch][:, None, tile.cols].to(weights.dtype)
+        image = self.image[tile.batch][:, None, tile.cols].to(weights.dtype)
+        receivers = image * (1 - sinks)
+        mass, spare = (weights * image).sum(-1), (weights * receivers).sum(-1)
+        on_sinks = (weights * sinks).sum(-1)
+        where = self.rows[tile.batch, tile.rows] & self.heads[tile.head][:, None]
+        where = where & (mass >= self.edit.min_image_mass - TIE) & (spare > 0) & (on_sinks > 0)
+        share = spare / mass.clamp(min=1e-38)
+        if self.edit.rule == "non_sink":
+            where = where & (share >= self.edit.rho - TIE)
+            moved = self.edit.p
+        else:
+            where = where & (1 - share <= self.edit.rho + TIE)
+            moved = 1 - self.edit.p
+        fired = int(where.sum())
+        if not fired:
+            return weights
+        self.tally.fired += fired
+        self.tally.touched += fired
+        gain = 1 + moved * on_sinks / spare.clamp(min=1e-38)
+        new = weights * (1 - moved * sinks + (gain[..., None] - 1) * receivers)
+        return torch.where(where[..., None], new, weights)
+
+
+@dataclass(frozen=True, repr=False)
+class Redistribute(AttentionEdit):
+    """Move attention from sinks to the other visual tokens in heads that look at the image (Kang et al. 2025, VAR).
+
+    For each head and each row after the image: sinks are keys whose phi (:class:`sinkscope.SinkDims`, on the residual
+    stream entering the layer, over ``dims`` or all dimensions) is at least ``tau``; text sinks are freed too. The row
+    must give at least ``min_image_mass`` to visual tokens. ``rule="non_sink"`` (the paper) acts where the share of that
+    mass on non-sinks is at least ``rho``, and moves the part ``p`` of the sinks' weight. ``rule="sink"`` (the released
+    code) acts where the sink share is at most ``rho``, and ``p`` is the part a sink keeps. Rows keep their sums. A layer
+    whose prompt has no visual sink, layers before ``start_layer`` and, with ``skip_last``, the last layer are left
+    alone. At decoding steps keys of the prompt keep their phi, and each new token gets its own.
+    """
+
+    conditional: ClassVar[bool] = True
+    p: float = 0.6
+    _: KW_ONLY
+    rho: float = 0.5
+    min_image_mass: float = 0.2
+    tau: float = 20.0
+    dims: Any = None
+    rule: str = "non_sink"
+    skip_last: bool = True
+    start_layer: int = 2
+
+    def __post_init__(self) -> None:
+        """Check the numbers, the rule and the selectors."""
+        for name in ("p", "rho", "min_image_mass"):
+            self._number(name, 0.0, 1.0)
+        self._number("tau", low=0.0)
+        self._choice("rule", ("non_sink", "sink"))
+        if not isinstance(self.start_layer, int) or isinstance(self.start_layer, bool) or self.start_layer < 0:
+            raise EditError(f"{self._asked('start_layer')}: start_layer must be a layer number of at least 0.")
+        if self.dims is not None:
+            self._set("dims", whole_numbers(self.dims, self._asked("dims"), "dims"))
+        super().__post_init__()
+
+    @property
+    def identity(self) -> bool:
+        """Nothing is moved."""
+        return self.p == (0.0 if self.rule == "non_sink" else 1.0)
+
+    def check(self, tower: Tower) -> None:
+        """Layers, heads and dimensions must exist."""
+        super().check(tower)
+        wrong = [d for d in self.dims or () if not 0 <= d < tower.d_model]
+        if wrong:
+            raise EditError(
+                f"{self._asked('dims')}: the residual stream has dimensions 0..{tower.d_model - 1}. "
+                "Name dimensions in that range, or None for all."
+            )
+
+    def layers_in(self, tower: Tower) -> tuple[int, ...]:
+        """Named layers from ``start_layer`` on, the last one left out where asked."""
+        last = tower.attention[-1].layer
+        named = super().layers_in(tower)
+        return tuple(n for n in named if n >= self.start_layer and not (self.skip_last and n == last))
+
+    def sinks(self, hidden: Float[torch.Tensor, "batch key d_model"]) -> Bool[torch.Tensor, "batch key"]:
+        """Tokens whose phi reaches tau."""
+        from sinkscope.probes.residual import PHI_EPSILON
+
+        hidden = hidden.detach().float()
+        scale = (hidden.square().mean(-1) + PHI_EPSILON).sqrt()
+        entries = hidden if self.dims is None else hidden[..., list(self.dims)]
+        return entries.abs().amax(-1) / scale >= self.tau
+
+    def build(self, edits: CallEdits, site: CallSite) -> None:
+        """A weight edit where the prompt has a visual sink."""
+        found = site.memory.get("sinks")
+        if found is None:
+            return
+        image = site.tokens.named("image")
+        width = image.shape[1]
+        # Rows of padding have no phi; a batch row without a visual sink is left alone as a whole.
+        real = site.tokens.batch.real.repeat_interleave(len(found) // len(image), 0)
+        found = torch.cat([found[:, :width] & real, found[:, width:]], dim=1)
+        visual = found[:, :width] & image.repeat_interleave(len(found) // len(image), 0)
+        found = found & visual.any(-1, keepdim=True)
+        if not bool(found.any()):
+            return
+        rows = site.queries("after_image")
+        assert rows is not None
+        edits.weights.append(
+            MoveShare(site.along_keys(found, False), site.along_keys(image, False), rows, site.heads, self, site.tally)
+        )
+
+
+@dataclass
+class DampSinks:
+    """Multiply the weight on detected keys by ``beta`` and give what is freed to the others (Yu et al. 2024, ACT)."""
+
+    sinks: Bool[torch.Tensor, "batch head key"]
+    rows: Bool[torch.Tensor, "batch query"] | None
+    beta: float
+    tally: Tally
+
+    def __call__(
+        self, weights: Float[torch.Tensor, "flat query key"], tile: Tile
+    ) -> Float[torch.Tensor, "flat query key"]:
+        """Return the weights with the sinks damped; rows keep their sums."""
+        sinks = self.sinks[tile.batch, tile.head][:, None, tile.cols].to(weights.dtype)
+        share = (weights * sinks).sum(-1)
+        rest = (weights * (1 - sinks)).sum(-1)
+        where = share > 0
+        if self.rows is not None:
+            where = where & self.rows[tile.batch, tile.rows]
+        self.tally.spared += int((where & (rest <= 0)).sum())
+        where = where & (rest > 0)
+        fired = int(where.sum())
+        if not fired:
+            return weights
+        self.tally.fired += fired
+        self.tally.touched += fired
+        gain = 1 + (1 - self.beta) * share / rest.clamp(min=1e-38)
+        new = weights * torch.where(sinks > 0, torch.full_like(gain, self.beta)[..., None], gain[..., None])
+        return torch.where(where[..., None], new, weights)
+
+
+@dataclass(frozen=True, repr=False)
+class CalibrateSinks(AttentionEdit):
+    """Damp the sinks of each head other than the initial token (Yu et al. 2024, ACT).
+
+    Per prompt and head, sinks are keys whose mean attention over the queries that see them (``key_mass``, as the edits
+    standing before this one leave it) exceeds ``threshold``. Their weight is multiplied by ``beta``; what is freed goes
+    to all other keys, the initial token among them, in proportion. ``exempt="initial"`` spares the first token;
+    ``"first_hit"`` (the released code) spares the first detected key, whichever it is. A row that sees only sinks is
+    left unchanged. At decoding steps the sinks found in the prompt hold.
+    """
+
+    conditional: ClassVar[bool] = True
+    threshold: float = 0.1
+    _: KW_ONLY
+    beta: float = 0.4
+    exempt: str = "initial"
+
+    def __post_init__(self) -> None:
+        """Check the numbers, the choice and the selectors."""
+        self._number("threshold", low=0.0)
+        self._number("beta", 0.0, 1.0)
+        self._choice("exempt", ("initial", "first_hit"))
+        super().__post_init__()
+
+    @property
+    def identity(self) -> bool:
+        """Beta 1."""
+        return self.beta == 1.0
+
+    def build(self, edits: CallEdits, site: CallSite) -> None:
+        """Find the sinks in a first pass over the call, then a weight edit."""
+        if not site.cached or "found" not in site.memory:
+            site.memory["found"] = self._detect(edits, site)
+        found = site.memory["found"]
+        start, length = site.call.mask.kv_offset, site.call.key.shape[2]
+        sinks = torch.nn.functional.pad(found, (0, max(0, start + length - found.shape[-1])))
+        sinks = sinks[..., start : start + length]
+        if bool(sinks.any()):
+            edits.weights.append(DampSinks(sinks, site.queries(), self.beta, site.tally))
+
+    def _detect(self, edits: CallEdits, site: CallSite) -> Bool[torch.Tensor, "batch head key"]:
+        with torch.no_grad():
+            stats = attend(site.call, Wants(frozenset({"key_mass"})), site.context(), edits or None)[1]
+        assert stats.key_sum is not None
+        assert stats.key_viewers is not None
+        mass = stats.key_sum / stats.key_viewers.clamp(min=1)[:, None]
+        real = site.along_keys(site.tokens.batch.real, True)
+        found = (mass > self.threshold) & real[:, None] & site.heads[None, :, None]
+        if self.exempt == "initial":
+            return found & ~site.along_keys(site.tokens.named("first"), False)[:, None]
+        return found & (found.long().cumsum(-1) > 1)

@@ -1,0 +1,179 @@
+"""Edits that select keys: scaled, masked, dropped, shifted, steered, or without their value."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Any
+
+from sinkscope.attention.bias import CallEdits, DropWeights, LogBias, ValueScale
+from sinkscope.edits.base import AttentionEdit
+
+if TYPE_CHECKING:
+    import torch
+
+    from sinkscope.edits.site import CallSite
+
+
+def _bias(edits: CallEdits, site: CallSite, keys: torch.Tensor, log: float, keep_self: bool = False) -> None:
+    hide = log == -math.inf
+    edits.add_bias(
+        LogBias(
+            keys=keys,
+            value=site.per_head(0.0 if hide else log),
+            queries=site.queries(),
+            keep_self=keep_self,
+            hide=hide,
+            diagonal=site.diagonal,
+            tally=site.tally,
+        )
+    )
+
+
+@dataclass(frozen=True, repr=False)
+class ScaleKeys(AttentionEdit):
+    """Multiply the weight of the selected keys by ``gamma`` and renormalise the row (Han et al. 2025, ZeroTuning).
+
+    The same as adding log gamma to the logit, which is how it is done: exact in every row, and the learned sink of a
+    model that has one is part of the row. ``gamma=0`` is :class:`MaskKeys`; ``gamma=1`` is no edit at all. At decoding
+    steps it holds for every new query.
+    """
+
+    gamma: float
+    _: KW_ONLY
+    keys: Any = "first"
+
+    def __post_init__(self) -> None:
+        """Check gamma and the selectors."""
+        self._number("gamma", low=0.0, hint="Use gamma=0 to mask the keys.")
+        super().__post_init__()
+
+    @property
+    def identity(self) -> bool:
+        """Gamma 1."""
+        return self.gamma == 1.0
+
+    def build(self, edits: CallEdits, site: CallSite) -> None:
+        """Log gamma on the logits."""
+        _bias(edits, site, site.keys(), math.log(self.gamma) if self.gamma > 0 else -math.inf)
+
+
+@dataclass(frozen=True, repr=False)
+class MaskKeys(AttentionEdit):
+    """Hide the selected keys before the softmax; ``keep_self=True`` leaves each query its own key.
+
+    A query that sees nothing but masked keys is left unchanged and counted.
+    """
+
+    keys: Any
+    _: KW_ONLY
+    keep_self: bool = False
+
+    def build(self, edits: CallEdits, site: CallSite) -> None:
+        """Logits of minus infinity."""
+        _bias(edits, site, site.keys(), -math.inf, self.keep_self)
+
+
+@dataclass(frozen=True, repr=False)
+class DropKeys(AttentionEdit):
+    """Set the weights of the selected keys to 0 after the softmax, without renormalising.
+
+    Rows then sum to less than before; a row left with no key gives a zero output. ``keep_self=True`` leaves each query
+    its own key.
+    """
+
+    keys: Any
+    _: KW_ONLY
+    keep_self: bool = False
+
+    def build(self, edits: CallEdits, site: CallSite) -> None:
+        """Weights of 0."""
+        edits.weights.append(
+            DropWeights(
+                keys=site.keys(),
+                queries=site.queries(),
+                keep_self=self.keep_self,
+                diagonal=site.diagonal,
+                tally=site.tally,
+            )
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class ZeroValues(AttentionEdit):
+    """Set the value vectors of the selected keys to 0: the weights stay, what they carry is gone (value ablation).
+
+    ``queries`` does not apply: a value is the same for every query.
+    """
+
+    keys: Any
+
+    def __post_init__(self) -> None:
+        """Check the selectors."""
+        super().__post_init__()
+        self._refuse_queries("a value vector is the same for every query. Use DropKeys to act on some rows")
+
+    def build(self, edits: CallEdits, site: CallSite) -> None:
+        """Values times 0."""
+        edits.values.append(ValueScale(site.keys(), 0.0, site.tally))
+
+
+@dataclass(frozen=True, repr=False)
+class ShiftLogits(AttentionEdit):
+    """Add the constant ``bias`` to the logits of the selected keys."""
+
+    bias: float
+    _: KW_ONLY
+    keys: Any = "first"
+
+    def __post_init__(self) -> None:
+        """Check the bias and the selectors."""
+        self._number("bias", hint="Use MaskKeys to hide keys.")
+        super().__post_init__()
+
+    @property
+    def identity(self) -> bool:
+        """Bias 0."""
+        return self.bias == 0.0
+
+    def build(self, edits: CallEdits, site: CallSite) -> None:
+        """The bias on the logits."""
+        _bias(edits, site, site.keys(), self.bias)
+
+
+@dataclass(frozen=True, repr=False)
+class SteerKeys(AttentionEdit):
+    """Turn attention towards the selected keys of the prompt (PASTA, Zhang et al. 2023).
+
+    ``mode="exclude"`` (the paper): every prompt key that is not selected gets its weight times ``alpha`` (0.01), rows
+    renormalised. ``mode="include"`` (as coded): those keys get their weight divided by ``alpha``, so alpha must exceed
+    1 for the same direction. Generated keys are left alone. Both suppress the sink too unless it is selected:
+    ``protect_sink=True`` keeps the first token at factor 1, the control that PASTA lacks.
+    """
+
+    alpha: float
+    _: KW_ONLY
+    keys: Any
+    mode: str = "exclude"
+    protect_sink: bool = False
+
+    def __post_init__(self) -> None:
+        """Check alpha, the mode and the selectors."""
+        self._number("alpha", low=1e-30, hint="Use alpha=0.01 to turn to the keys, or MaskKeys to hide the others.")
+        self._choice("mode", ("include", "exclude"))
+        super().__post_init__()
+
+    @property
+    def identity(self) -> bool:
+        """Alpha 1."""
+        return self.alpha == 1.0
+
+    def build(self, edits: CallEdits, site: CallSite) -> None:
+        """Log alpha on the prompt keys that are not selected."""
+        kept = site.tokens.choose(self, "keys", site.layer, site.head_count)
+        others = site.tokens.prompt[:, None] & ~kept
+        if self.protect_sink:
+            others = others & ~site.tokens.named("first")[:, None]
+        log = math.log(self.alpha)
+        keys = site.along_keys(others, False) & site.heads[None, :, None]
+        _bias(edits, site, keys, log if self.mode == "exclude" else -log)
