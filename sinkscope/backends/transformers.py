@@ -56,7 +56,7 @@ class TransformersBackend:
         return Output(hidden, scores, frozenset(session.paths if session else {"native"}))
 
     def _run(self, inputs: Mapping[str, torch.Tensor], logits: str | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        base = getattr(self.model, "base_model", self.model)
+        base = _headless(self.model, inputs)
         arguments = dict(inputs)
         if logits is None:
             return _hidden(base(**arguments, **_no_cache(base))), None
@@ -188,6 +188,12 @@ def _hidden(output: Any) -> torch.Tensor:
     raise UnsupportedModelError(
         f"the model returned {type(output).__name__} without a hidden state or logits. Pass a model that returns either."
     )
+
+
+def _headless(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    """The model without its output layer; the model itself where that part takes no raw inputs (DINOv3's encoder)."""
+    base = getattr(model, "base_model", model)
+    return base if set(inputs) <= set(inspect.signature(base.forward).parameters) else model
 
 
 def _no_cache(model: torch.nn.Module) -> dict[str, Any]:
