@@ -4,6 +4,8 @@ import numpy as np
 import oracle
 import pytest
 import torch
+
+import sinkscope as sk
 from parity.common import (
     DECODERS,
     DUAL,
@@ -17,8 +19,6 @@ from parity.common import (
     model,
     network,
 )
-
-import sinkscope as sk
 from sinkscope import testing
 from sinkscope.probes import LogSumExp, RowSum
 from sinkscope.roles import MEASURED_ROLES, ROLE_INDEX
