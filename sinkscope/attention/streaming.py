@@ -308,7 +308,9 @@ def _reduce(
     if store.row_sum is not None:
         store.row_sum[span, rows] = weights.sum(-1)
     if store.role_share is not None and store.roles is not None:
-        total = None if plain is not None else weights.sum(-1)
+        dead = tile.mask.dead_rows()
+        total = None if dead is None else (~dead[tile.batch, rows]).float()
+        total = total if plain is not None else weights.sum(-1)
         store.role_share[span, rows] = store.roles.shares(weights, total, tile)
     if store.log_sum_exp is not None and lse is not None:
         store.log_sum_exp[span, rows] = lse.detach()
@@ -327,7 +329,8 @@ def _reduce(
     # Last use of this tile's logits: their buffer takes the products.
     logits = plain[0].detach()
     products = torch.mul(weights, logits, out=logits) if work.scratch is not None else weights * logits
-    store.entropy[span, rows] = plain[1].detach() - products.sum(-1)
+    # Rounding may not leave an entropy below zero; a row that sees no key has none.
+    store.entropy[span, rows] = (plain[1].detach() - products.sum(-1)).clamp(min=0.0)
 
 
 @dataclass
