@@ -12,10 +12,11 @@ from sinkscope.edits.conditional import CalibrateSinks, Redistribute
 from sinkscope.edits.heads import AblateHeads, GateHeads
 from sinkscope.edits.keys import DropKeys, MaskKeys, ScaleKeys, ShiftLogits, SteerKeys, ZeroValues
 from sinkscope.edits.normalisers import KeyValueBias, NullKey, SwapNormaliser
+from sinkscope.edits.reference import mean_activations, mean_outputs
 from sinkscope.edits.text import dumps, loads, parse
 
 __all__ = [
     "AblateHeads", "AttentionEdit", "CalibrateSinks", "DropKeys", "Edit", "GateHeads", "KeyValueBias", "MaskKeys",
     "NullKey", "Redistribute", "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser",
-    "ZeroValues", "dumps", "loads", "parse",
+    "ZeroValues", "dumps", "loads", "mean_activations", "mean_outputs", "parse",
 ]  # fmt: skip

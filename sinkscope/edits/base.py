@@ -84,7 +84,7 @@ class Edit(ABC):
         """Fields that are required or differ from their default, positional ones first."""
         pairs = [(f, getattr(self, f.name)) for f in fields(self)]
         pairs = [(f, v) for f, v in pairs if f.default is MISSING or v != f.default]
-        return sorted(pairs, key=lambda pair: pair[0].kw_only)
+        return sorted(pairs, key=lambda pair: bool(pair[0].kw_only))
 
     def __repr__(self) -> str:
         parts = [show(v) if not f.kw_only else f"{f.name}={show(v)}" for f, v in self._given()]

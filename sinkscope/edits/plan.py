@@ -25,7 +25,7 @@ class Plan:
     Identity edits and empty selections are left out, so a model under them runs as it would without. ``neutral`` makes
     the plan that takes the same paths and changes nothing. ``values`` gives, by the place of an edit in the list, a
     tensor (layer, head) to use instead of its own number on the logits, so that a gradient can be taken; such an edit
-    is never left out. One plan serves one forward pass, or one generation: ``begin`` says at which position a pass starts.
+    is never left out. One plan serves one forward pass, or one generation: ``begin`` says where a pass starts.
     """
 
     def __init__(
@@ -68,13 +68,9 @@ class Plan:
             value = self.values.get(index)
             edit = self.edits[index]
             assert isinstance(edit, AttentionEdit)
-            edit.build(
-                edits,
-                CallSite(
-                    edit, layer, call, tokens, self.tallies[index], self._remember(index, layer),
-                    None if value is None else value[layer],
-                ),
-            )  # fmt: skip
+            memory = self._remember(index, layer)
+            numbers = None if value is None else value[layer]
+            edit.build(edits, CallSite(edit, layer, call, tokens, self.tallies[index], memory, numbers))
         if not edits:
             return None
         return edits.neutral() if self.neutral else edits
@@ -104,7 +100,7 @@ class Plan:
 
     def _setter(self, index: int, edit: SetActivations) -> ResidualHook:
         def hook(hidden: torch.Tensor) -> torch.Tensor | None:
-            tokens = _all_real(*hidden.shape[:2], hidden.device) if self._inner else self.tokens
+            tokens = _all_real(hidden.shape[0], hidden.shape[1], hidden.device) if self._inner else self.tokens
             return edit.change(hidden, tokens, self.offset, self._remember(index, edit.site), self.tallies[index])
 
         return hook

@@ -46,7 +46,7 @@ class Tokens:
             if isinstance(selection, Selection):
                 array = selection.array()
                 if "head" in array.dims and "head" in array.coords and layer is not None:
-                    array = array.reindex(head=range(heads), fill_value=False)
+                    array = array.reindex(head=range(heads), fill_value=False)  # type: ignore[arg-type]
                 self._found[key] = from_array(array, self.batch, layer, EditError, asked)
             else:
                 self._found[key] = select(selection, self.batch, EditError, asked)[:, None]
