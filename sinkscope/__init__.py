@@ -29,6 +29,20 @@ if TYPE_CHECKING:
     from sinkscope import testing as testing
     from sinkscope import zoo as zoo
     from sinkscope.definitions import cite as cite
+    from sinkscope.edits import AblateHeads as AblateHeads
+    from sinkscope.edits import CalibrateSinks as CalibrateSinks
+    from sinkscope.edits import DropKeys as DropKeys
+    from sinkscope.edits import GateHeads as GateHeads
+    from sinkscope.edits import KeyValueBias as KeyValueBias
+    from sinkscope.edits import MaskKeys as MaskKeys
+    from sinkscope.edits import NullKey as NullKey
+    from sinkscope.edits import Redistribute as Redistribute
+    from sinkscope.edits import ScaleKeys as ScaleKeys
+    from sinkscope.edits import SetActivations as SetActivations
+    from sinkscope.edits import ShiftLogits as ShiftLogits
+    from sinkscope.edits import SteerKeys as SteerKeys
+    from sinkscope.edits import SwapNormaliser as SwapNormaliser
+    from sinkscope.edits import ZeroValues as ZeroValues
     from sinkscope.errors import EditError as EditError
     from sinkscope.errors import EditHasNoEffect as EditHasNoEffect
     from sinkscope.errors import MetricError as MetricError
@@ -82,8 +96,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "MaxAttention", "ResidualNorm", "RoleShare", "RowSum", "SinkDims", "TokenLoss", "ValueNorm",
     ),
     "edits": (
-        "AblateHeads", "CalibrateSinks", "DropKeys", "GateHeads", "MaskKeys", "NullKey", "Redistribute", "ScaleKeys",
-        "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues",
+        "AblateHeads", "CalibrateSinks", "DropKeys", "GateHeads", "KeyValueBias", "MaskKeys", "NullKey", "Redistribute",
+        "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues",
     ),
     "errors": (
         "EditError", "EditHasNoEffect", "MetricError", "ModelError", "OutputError", "ProbeError", "PromptError",

@@ -183,7 +183,8 @@ def demo(*, output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("
     """
     from sinkscope import demo as story
 
-    story.main(output)
+    if not story.main(output):
+        raise SinkscopeError("demo: what was planted was not found as planted; see the lines marked WRONG.")
 
 
 @app.command(sort_key=7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from sinkscope.errors import ModelError, PromptError, SchemaError
-from sinkscope.textform import edits_of, probes_of
+from sinkscope import textform
+from sinkscope.errors import ModelError, ProbeError, PromptError, SchemaError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 _MODEL = Group("Model", sort_key=3)
 _PROMPTS = Group("Prompts", sort_key=1)
 _MEASURE = Group("Reading", sort_key=2)
+
+STANDARD_PROBES: tuple[str, ...] = (
+    "key-mass", "role-share queries=all", "entropy", "value-norm", "residual-norm", "massive-activations",
+)  # fmt: skip
+"""What is read when no probe is named: enough for every finding and figure about sinks."""
 
 Texts = Annotated[list[str], Parameter(negative=())]
 
@@ -101,7 +107,10 @@ class MeasureOptions:
         Raises:
             ProbeError: a malformed or unknown probe.
         """
-        return probes_of(self.probe)
+        from sinkscope import probes
+
+        classes = {textform.kebab(n): getattr(probes, n) for n in probes.__all__ if n != "Probe"}
+        return [textform.parse(text, classes, ProbeError, "probe") for text in self.probe or STANDARD_PROBES]
 
     def edits(self) -> list[Any]:
         """Make the edits.
@@ -109,7 +118,11 @@ class MeasureOptions:
         Raises:
             EditError: a malformed or unknown edit.
         """
-        return edits_of(self.edit)
+        if not self.edit:
+            return []
+        from sinkscope import edits
+
+        return [edit for text in self.edit for edit in edits.parse(text)]
 
 
 @Parameter(name="*", group=_MODEL)
@@ -129,20 +142,14 @@ class ModelOptions:
 
 
 def split_text(content: str, split: str) -> list[str]:
-    """Cut a text into prompts: paragraphs (lines of one are joined), lines, or the whole; empty ones are left out."""
+    """Cut a text into prompts: paragraphs (an empty line between), lines, or the whole; empty ones are left out."""
     if split == "none":
-        parts = [content.strip("\n")]
+        parts = [content]
     elif split == "line":
         parts = content.splitlines()
     else:
-        parts, lines = [], []
-        for line in [*content.splitlines(), ""]:
-            if line.strip():
-                lines.append(line.strip())
-            else:
-                parts.append(" ".join(lines))
-                lines = []
-    return [part for part in parts if part.strip()]
+        parts = re.split(r"\n[^\S\n]*\n", content)
+    return [part.strip("\n") for part in parts if part.strip()]
 
 
 def load(source: str, options: ModelOptions) -> Model:
@@ -154,14 +161,17 @@ def load(source: str, options: ModelOptions) -> Model:
     from sinkscope.model import load_model, minilm_path
 
     quiet_libraries()
-    place: Any = minilm_path() if source == "minilm" else source
+    place = minilm_path() if source == "minilm" else source
     try:
-        return load_model(place, dtype=options.dtype, device=options.device, backend=options.backend)
+        model = load_model(place, dtype=options.dtype, device=options.device, backend=options.backend)
     except (RuntimeError, AssertionError) as error:
         if options.device is None:
             raise
         reason = str(error).splitlines()[0]
         raise ModelError(f"--device {options.device}: torch refuses it: {reason} Use --device cpu.") from None
+    if source == "minilm":
+        model.id = "all-MiniLM-L6-v2"  # the package keeps it in a folder named "model"
+    return model
 
 
 def make_prompts(options: PromptOptions, texts: Sequence[str], model: Model) -> Prompts:

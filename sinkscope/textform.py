@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
-from sinkscope.errors import EditError, ProbeError, SinkscopeError
+from sinkscope.errors import SinkscopeError
 
 T = TypeVar("T")
-
-STANDARD_PROBES: tuple[str, ...] = (
-    "key-mass", "role-share queries=all", "entropy", "value-norm", "residual-norm", "massive-activations",
-)  # fmt: skip
-"""What the command line reads when no probe is named: enough for every finding and figure about sinks."""
 
 _WORDS = {"true": True, "false": False, "none": None}
 
@@ -77,31 +72,3 @@ def parse(text: str, classes: Mapping[str, type[T]], error: type[SinkscopeError]
         if field in ("layers", "heads") and isinstance(given.get(field), int):
             given[field] = (given[field],)
     return cls(**given)
-
-
-def probes_of(texts: Sequence[str]) -> list[Any]:
-    """Make probes from their text forms; none given means :data:`STANDARD_PROBES`.
-
-    Raises:
-        ProbeError: as :func:`parse`.
-    """
-    from sinkscope import probes
-
-    classes = {kebab(n): getattr(probes, n) for n in probes.__all__ if n != "Probe"}
-    return [parse(text, classes, ProbeError, "probe") for text in texts or STANDARD_PROBES]
-
-
-def edits_of(texts: Sequence[str]) -> list[Any]:
-    """Make edits from their text forms.
-
-    Raises:
-        EditError: as :func:`parse`.
-    """
-    if not texts:
-        return []
-    from sinkscope import edits
-    from sinkscope.edits.base import Edit
-
-    classes = {kebab(n): c for n in dir(edits) if isinstance(c := getattr(edits, n), type) and issubclass(c, Edit)}
-    classes.pop("edit", None)
-    return [parse(text, classes, EditError, "edit") for text in texts]

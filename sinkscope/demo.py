@@ -1,0 +1,232 @@
+"""The demo: a real pretrained encoder and a model with a planted sink, measured, drawn, reported and told in words.
+
+Everything it says is computed from the readings it writes. The planted model comes with the truth, so the demo also
+checks itself: it says whether the instrument found what was planted, and found nothing in the shuffled twin.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from sinkscope import schema
+from sinkscope.cli_options import ModelOptions, load, quiet_libraries, split_text
+from sinkscope.errors import OutputError
+from sinkscope.metrics import massive_activations, massive_dims, sink_rate, value_drain
+from sinkscope.probes import (
+    AttentionMap,
+    Entropy,
+    KeyMass,
+    MassiveActivations,
+    MaxAttention,
+    ResidualNorm,
+    RoleShare,
+    ValueNorm,
+)
+from sinkscope.prompts import Prompts
+from sinkscope.report import available, draw, find_sinks, findings, write_report
+from sinkscope.runner import run
+
+if TYPE_CHECKING:
+    from sinkscope.model import Model
+    from sinkscope.report import Sinks
+    from sinkscope.testing import PlantedTruth
+
+PROBES = (
+    KeyMass(), RoleShare(queries="all"), Entropy(), ValueNorm(), ResidualNorm(), MassiveActivations(),
+    MaxAttention(keys="first", queries="all"),
+)  # fmt: skip
+PLANTED_PROMPTS, PLANTED_LENGTH = 8, 24
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was planted: what was planted, what was found, and whether they agree."""
+
+    what: str
+    planted: str
+    found: str
+    agrees: bool
+
+
+def main(output: Path) -> bool:
+    """Run the demo, write everything into the folder ``output`` and say what was found.
+
+    Returns:
+        Whether the planted truth was found, and nothing in the shuffled twin.
+
+    Raises:
+        OutputError: the folder cannot be made or written.
+        ModelError: the encoder's package is not installed.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"demo --output {output}: the folder cannot be made: {error.strerror}.") from None
+    schema.check_output(output / "minilm.nc", overwrite=True)
+    quiet_libraries()
+    encoder(output)
+    return planted(output)
+
+
+def encoder(output: Path) -> xr.Dataset:
+    """Measure the pretrained sentence encoder on the shipped texts; write reading, figures and report."""
+    texts = demo_texts()
+    _title(f"A real model: the sentence encoder all-MiniLM-L6-v2, on {len(texts)} short texts")
+    model = load("minilm", ModelOptions())
+    prompts = Prompts.from_texts(texts, model)
+    ds = run(model, prompts, PROBES, batch_size=8)
+    told, sinks = findings(ds)
+    for finding in told:
+        _say(f"* {finding.heading}.", finding.text)
+    _write(ds, output, "minilm", "Attention sinks of all-MiniLM-L6-v2", sinks)
+    overview(ds, sinks, output / "minilm-overview.png")
+    one = run(model, prompts.subset([0]), [strongest_head(ds)])
+    figure(one, "attention_map", output / "minilm-attention-map.png")
+    return ds
+
+
+def planted(output: Path) -> bool:
+    """Measure the planted model and its twin, and compare with what was planted."""
+    from sinkscope.testing import planted_sink
+
+    _title("A model with a known answer: a sink planted by hand, and its shuffled twin")
+    model, truth = planted_sink(seed=0)
+    ds = run(model, _random_prompts(model), PROBES, batch_size=PLANTED_PROMPTS)
+    twin_model, _ = planted_sink(seed=0, shuffled=True)
+    twin = run(twin_model, _random_prompts(twin_model), PROBES, batch_size=PLANTED_PROMPTS)
+    checks = [*compare(ds, truth), twin_check(twin)]
+    width = max(len(check.what) for check in checks)
+    for check in checks:
+        print(f"  {'ok   ' if check.agrees else 'WRONG'} {check.what:<{width}}  planted: {check.planted}")
+        print(f"        {'':<{width}}  found:   {check.found}")
+    _write(ds, output, "planted", "A planted sink", find_sinks(ds))
+    agreed = all(check.agrees for check in checks)
+    verdict = "The planted sink was found, and none in its twin" if agreed else "NOT all that was planted was found"
+    _say(f"* {verdict}.", "Each line above compares what was built into the weights with what the readings show.")
+    print(f"\nFigures, readings and reports are in {output}. Open {output / 'minilm.html'} in a browser.")
+    return agreed
+
+
+def compare(ds: xr.Dataset, truth: PlantedTruth) -> list[Check]:
+    """Compare a reading of the planted model with the truth."""
+    found_heads = sink_heads(ds)
+    place = int(ds["key_mass"].mean(["prompt", "layer", "head"]).argmax("key"))
+    dims = massive_dims(ds, "sun2024")
+    found_dims = [int(d) for d in dims["dim"].values]
+    value = float(abs(ds["top_value"]).max())
+    kv_heads = sorted({(layer, int(ds["kv_of_head"].sel(head=head))) for layer, head in truth.heads})
+    drain = [float(value_drain(ds).sel(layer=layer).isel(kv_head=kv)) for layer, kv in kv_heads]
+    return [
+        Check("heads with the sink", _pairs(truth.heads), _pairs(found_heads), found_heads == truth.heads),
+        Check("token of the sink", f"position {truth.position}", f"position {place}", place == truth.position),
+        Check("dimension that carries it", str(truth.dims), str(found_dims), found_dims == sorted(truth.dims)),
+        Check("its largest magnitude", f"{truth.value:,.1f}", f"{value:,.1f}", abs(value / truth.value - 1) < 1e-4),
+        Check(
+            "values of the sink, against the median",
+            "under 0.5 in these heads", f"at most {max(drain):.3f}", max(drain) < 0.5,
+        ),
+    ]  # fmt: skip
+
+
+def twin_check(twin: xr.Dataset) -> Check:
+    """Say whether the shuffled twin is free of what was planted."""
+    heads, entries = sink_heads(twin), int(massive_activations(twin, "sun2024")["massive"].sum())
+    found = f"{len(heads)} heads with a sink, {entries} massive entries"
+    return Check("shuffled twin", "nothing", found, not heads and not entries)
+
+
+def sink_heads(ds: xr.Dataset) -> list[tuple[int, int]]:
+    """List the (layer, head) pairs whose first token is a sink in most prompts (Gu et al. 2025, epsilon 0.3)."""
+    rate = sink_rate(ds, over="prompt").transpose("layer", "head")
+    hits = (rate > 0.5).values.nonzero()
+    layers, heads = rate["layer"].values, rate["head"].values
+    return [(int(layers[i]), int(heads[j])) for i, j in zip(*hits, strict=True)]
+
+
+def strongest_head(ds: xr.Dataset) -> AttentionMap:
+    """Ask for the map of the head that gives the first token the most."""
+    mass = ds["key_mass"].isel(key=0).mean("prompt")
+    top = mass.where(mass == mass.max(), drop=True)
+    return AttentionMap(layers=[int(top["layer"][0])], heads=[int(top["head"][0])])
+
+
+def demo_texts() -> list[str]:
+    """Give the texts that ship with the package."""
+    content = resources.files("sinkscope.data").joinpath("demo_texts.txt").read_text(encoding="utf-8")
+    return split_text(content, "paragraph")
+
+
+def figure(ds: xr.Dataset, name: str, target: Path, sinks: Sinks | None = None) -> None:
+    """Draw one figure of a reading into a PNG file."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from sinkscope.plot import theme
+
+    with theme("page"):
+        drawn = draw(ds, name, sinks=sinks).get_figure(root=True)
+        assert drawn is not None
+        drawn.savefig(target)  # type: ignore[union-attr]
+        plt.close(drawn)  # type: ignore[arg-type]
+
+
+def overview(ds: xr.Dataset, sinks: Sinks | None, target: Path) -> None:
+    """Draw three panels side by side: where the sink is, how its values are drained, what grows with depth."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from sinkscope import plot
+
+    plain = ds["value_norm"].drop_vars([n for n in ds["value_norm"].coords if n not in ds["value_norm"].dims])
+    mask = sinks.mask if sinks is not None else ds["key_mass"].isel(layer=0, head=0, drop=True) * 0 == 1
+    label = sinks.label if sinks is not None else "the first token"
+    grid = ds["key_mass"].where(mask).mean(["prompt", "key"])
+    with plot.theme("page"):
+        drawn, axes = plt.subplots(1, 3, figsize=(13.2, 3.9), width_ratios=[1.15, 1, 1])
+        plot.sink_map(grid, title=f"Attention on {label}", ax=axes[0])
+        plot.value_drain(plain.where(mask), plain.where(~mask), title="Length of its value vectors", ax=axes[1])
+        plot.top_values_by_layer(
+            abs(ds["top_value"]).mean("prompt"), ds["median_abs"].mean("prompt"),
+            title="Largest activations", ax=axes[2],
+        )  # fmt: skip
+        plot.caption(drawn, ds)
+        drawn.savefig(target)
+        plt.close(drawn)
+
+
+def _write(ds: xr.Dataset, output: Path, name: str, title: str, sinks: Sinks | None) -> None:
+    schema.save(ds, output / f"{name}.nc", overwrite=True)
+    for kind in available(ds):
+        figure(ds, kind, output / f"{name}-{kind.replace('_', '-')}.png", sinks)
+    write_report(ds, output / f"{name}.html", title=title, overwrite=True)
+
+
+def _random_prompts(model: Model) -> Any:
+    from sinkscope.testing import text_ids
+
+    ids = text_ids(model.model, batch=PLANTED_PROMPTS, length=PLANTED_LENGTH, seed=1)
+    return Prompts.from_ids(ids.tolist(), model)
+
+
+def _pairs(heads: Sequence[tuple[int, int]]) -> str:
+    return ", ".join(f"{layer}.{head}" for layer, head in heads) or "none"
+
+
+def _title(text: str) -> None:
+    print(f"\n{text}\n{'-' * len(text)}")
+
+
+def _say(heading: str, text: str) -> None:
+    print(heading)
+    print(textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="  ") + "\n")

@@ -1,0 +1,16 @@
+"""Every test runs offline, on one thread, with the shape annotations of sinkscope checked on every call."""
+
+import os
+
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PIP_NO_INDEX": "1",  # some libraries install packages by themselves when they are loaded
+    "WANDB_MODE": "disabled",
+    "MPLBACKEND": "Agg",
+}
+
+# After the settings above, which libraries read when they are imported.
+from jaxtyping import install_import_hook
+
+install_import_hook("sinkscope", "shapecheck.check_shapes")
