@@ -130,16 +130,10 @@ def _anyres(source: Source) -> Cells | None:
     height, width = source.size
     if math.isnan(height):
         return None
-    side, processor = source.side, source.processor
+    side = source.side
     base = Picture.of(height, width).resized(*_square(source)).cells(side, side)
-    best = _best_resolution(source)
-    new = _fitted(height, width, best)
-    canvas = Picture.of(height, width).resized(*new)
-    canvas = Picture(
-        canvas.y.cut(-((best[0] - new[0]) // 2), best[0]), canvas.x.cut(-((best[1] - new[1]) // 2), best[1])
-    )
-    tile = setting(processor, "crop_size", "height") or _square(source)[0]
-    tiles = best[0] // tile, best[1] // tile
+    canvas, tile = anyres_canvas(source)
+    tiles = int(canvas.y.length) // tile, int(canvas.x.length) // tile
     pad_y, pad_x = _unpadded(height, width, tiles[0] * side, tiles[1] * side)
     rows, columns = tiles[0] * side - 2 * pad_y, tiles[1] * side - 2 * pad_x
     step = tile / side
@@ -151,6 +145,17 @@ def _anyres(source: Source) -> Cells | None:
     cells[:, 2] = 1 + (centre_y // tile) * tiles[1] + centre_x // tile
     with_separator = np.concatenate([cells.reshape(rows, columns, 7), blank(rows)[:, None]], axis=1)
     return np.concatenate([base, with_separator.reshape(-1, 7)])
+
+
+def anyres_canvas(source: Source) -> tuple[Picture, int]:
+    """Give the padded picture that LLaVA-Next and LLaVA-OneVision cut into tiles, and the side of a tile in pixels."""
+    best = _best_resolution(source)
+    new = _fitted(*source.size, best)
+    canvas = Picture.of(*source.size).resized(*new)
+    canvas = Picture(
+        canvas.y.cut(-((best[0] - new[0]) // 2), best[0]), canvas.x.cut(-((best[1] - new[1]) // 2), best[1])
+    )
+    return canvas, setting(source.processor, "crop_size", "height") or _square(source)[0]
 
 
 def _onevision(source: Source) -> Cells | None:

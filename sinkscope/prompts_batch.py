@@ -31,8 +31,10 @@ def collate(prompts: Prompts, indices: tuple[int, ...], device: torch.device | s
     for row, index in enumerate(indices):
         roles[row, : lengths[row]] = torch.from_numpy(prompts.roles[index])
         ids[row, : lengths[row]] = torch.from_numpy(prompts.ids[index])
+    if len(indices) > 1 and any("grid_thw" in prompts.extras[i] for i in indices):
+        raise PromptError("this vision tower joins all images of a call into one sequence. Run it with batch_size=1.")
     inputs = collate_extras([prompts.extras[i] for i in indices], longest)
-    if prompts.ids[indices[0]][0] >= 0:
+    if bool((ids >= 0).all()):
         inputs["input_ids"] = ids
         if min(lengths) < longest:
             inputs["attention_mask"] = real.long()

@@ -57,12 +57,18 @@ def _one_chat(item: Any, which: int, model: Any, vocabulary: Vocabulary) -> tupl
             "Leave placeholders out of the text: from_chat puts one for each image."
         )
     bos = getattr(processor.tokenizer, "bos_token", None)
-    given = processor(
-        images=[images] if images else None,
-        text=rendered,
-        return_tensors="pt",
-        add_special_tokens=not (bos and rendered.startswith(bos)),
-    )
+    try:
+        given = processor(
+            images=[images] if images else None,
+            text=rendered,
+            return_tensors="pt",
+            add_special_tokens=not (bos and rendered.startswith(bos)),
+        )
+    except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+        raise PromptError(
+            f"prompt {which}: {type(processor).__name__} refuses this prompt ({error}). Check the images, and that the "
+            "processor is the one of this model."
+        ) from None
     inputs = {name: _tensor(value, name) for name, value in given.items() if name not in _UNUSED}
     row = check_ids(inputs.pop("input_ids")[0].tolist(), which, vocabulary, model.context_length)
     inputs.pop("attention_mask", None)

@@ -228,10 +228,10 @@ def _layout(model: Any, values: torch.Tensor) -> tuple[list[tuple[str, str]], in
             f"from_images: the first block gets {prefix + rows * columns} tokens for {rows} x {columns} patches, "
             "so which token is which patch cannot be told. Encoders that merge patches are not supported."
         )
-    return _prefix_tokens(model.model, prefix), rows, columns
+    return prefix_tokens(model.model, prefix), rows, columns
 
 
-def _prefix_tokens(module: torch.nn.Module, count: int) -> list[tuple[str, str]]:
+def prefix_tokens(module: torch.nn.Module, count: int) -> list[tuple[str, str]]:
     """Name the ``count`` tokens in front of the patches: class, distillation (DeiT), registers, in that order."""
     names = [name.rsplit(".", 1)[-1] for name, _ in module.named_parameters()]
     found: list[tuple[str, str]] = []

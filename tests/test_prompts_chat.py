@@ -228,3 +228,8 @@ def test_clip_output_is_run_whole():
     prompts = Prompts.from_inputs(inputs, model)
     assert prompts.lengths == (3, 3)
     assert set(prompts.batch([0, 1]).inputs) == {"input_ids", "pixel_values"}
+
+
+def test_what_the_processor_refuses_is_told():
+    with pytest.raises(PromptError, match=r"prompt 0: Qwen2VLProcessor refuses this prompt \(.*aspect ratio"):
+        Prompts.from_chat([{"image": image(900, 2), "text": "What?"}], vlm("qwen2_vl"))
