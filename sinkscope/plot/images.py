@@ -12,13 +12,19 @@ from sinkscope.errors import SchemaError
 from sinkscope.plot.labels import need_dims, plain
 from sinkscope.plot.theme import PALETTE, ROLE_COLOURS, SEQUENTIAL, axes_for, themed
 
-_BOX = ("box_left", "box_top", "box_right", "box_bottom")
+
+def _given(values: xr.DataArray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or len(boxes) > values.sizes["key"]:
+        raise SchemaError(
+            f"patch_overlay: boxes have the shape {boxes.shape}, expected (up to {values.sizes['key']} tokens, 4). "
+            "Pass the boxes of the same prompt."
+        )
+    edges = np.full((values.sizes["key"], 4), np.nan)
+    edges[: len(boxes)] = boxes
+    return edges, np.asarray(np.isfinite(edges).all(axis=1))
 
 
-def _boxes(values: xr.DataArray, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    if all(name in values.coords for name in _BOX):
-        edges = np.stack([values[name].values.astype(float) for name in _BOX], axis=1)
-        return edges, np.asarray(np.isfinite(edges).all(axis=1))
+def _tiled(values: xr.DataArray, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
     if "grid_row" not in values.coords or "grid_col" not in values.coords:
         raise SchemaError(
             "patch_overlay: the coordinates grid_row and grid_col are missing. Use a reading of prompts with images, "
@@ -37,8 +43,8 @@ def patch_overlay(
     image: np.ndarray,
     values: xr.DataArray,
     *,
+    boxes: np.ndarray | None = None,
     limits: tuple[float, float] | None = None,
-    alpha: float = 0.6,
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
@@ -46,23 +52,23 @@ def patch_overlay(
 
     Args:
         image: pixels, ``(height, width)`` or ``(height, width, 3 or 4)``.
-        values: dims ``(key,)``, with the coordinates ``grid_row`` and ``grid_col`` (NaN: not a patch). Where the
-            patches do not tile the whole image (crops, padding), the coordinates ``box_left``, ``box_top``,
-            ``box_right``, ``box_bottom`` say in pixels where each lies.
+        values: dims ``(key,)``, with the coordinates ``grid_row`` and ``grid_col`` (NaN: not a patch).
+        boxes: left, top, right and bottom of each token in pixels, shape ``(key, 4)``, NaN where it is no patch:
+            ``prompts.grids[i].box``. Needed where the patches do not tile the whole image (crops, padding, several
+            images or resolutions); keep one image and resolution with ``values.where(...)``.
         limits: values with the lightest and darkest colour; 0 and the largest if left out.
-        alpha: opacity of the patches.
         title: title of the axes.
         ax: axes to draw on.
     """
     line = need_dims(values, ("key",), "patch_overlay")
     height, width = image.shape[:2]
-    boxes, kept = _boxes(line, width, height)
+    edges, kept = _tiled(line, width, height) if boxes is None else _given(line, np.asarray(boxes, dtype=float))
     kept = kept & np.isfinite(line.values)
     numbers = line.values[kept]
     axes = axes_for(values, ax, height=0.25 + 1.05 * height / width)
     axes.imshow(image, cmap="gray" if image.ndim == 2 else None, extent=(0, width, height, 0))
-    patches = [Rectangle((a, b), c - a, d - b) for a, b, c, d in boxes[kept]]
-    collection = PatchCollection(patches, cmap=SEQUENTIAL, alpha=alpha, linewidths=0)
+    patches = [Rectangle((a, b), c - a, d - b) for a, b, c, d in edges[kept]]
+    collection = PatchCollection(patches, cmap=SEQUENTIAL, alpha=0.62, linewidths=0)
     collection.set_array(numbers)
     collection.set_clim(*(limits or (0.0, float(numbers.max()) if numbers.size and numbers.max() > 0 else 1.0)))
     axes.add_collection(collection)

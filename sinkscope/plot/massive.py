@@ -48,7 +48,7 @@ def massive_activations_picture(
     kept = np.isfinite(value) & np.isfinite(dim) & np.isfinite(place)
     value, dim, place = np.abs(value[kept]), dim[kept].astype(int), place[kept].astype(int)
     source = ds["top_value"].assign_attrs({**ds.attrs, "definition": _caption(ds)})
-    axes = cast(Axes3D, axes_for(source, ax, height=1.25, projection="3d"))
+    axes = cast(Axes3D, axes_for(source, ax, height=1.0, projection="3d"))
     chosen = set(highlight) or ({int(dim[0])} if dim.size else set())
     for z, d, t in zip(value, dim, place, strict=True):
         colour = SINK if d in chosen else OTHER
@@ -88,7 +88,7 @@ def _decorate(axes: Axes3D, ds: xr.Dataset, place: np.ndarray, dims: np.ndarray,
     axes.set_ylabel("dimension")
     axes.set_zlabel("magnitude")
     axes.view_init(elev=22, azim=-58)
-    axes.set_box_aspect((1.6, 1.1, 0.9), zoom=0.82)  # type: ignore[arg-type]
+    axes.set_box_aspect((1.6, 1.1, 0.9), zoom=0.9)  # type: ignore[arg-type]
 
 
 def _spread(wanted: list[int], gap: float) -> list[int]:

@@ -149,6 +149,23 @@ def _attention(ds: xr.Dataset, sinks: Sinks | None) -> Axes:
     return plot.attention_map(plot.described(one, ds, "attention map of prompt 0, at most 40 tokens"))
 
 
+def _patches(ds: xr.Dataset, sinks: Sinks | None) -> Axes:
+    from sinkscope import plot
+
+    placed = np.isfinite(ds["grid_row"].transpose("prompt", "key").values)
+    prompt = int(placed.any(axis=1).argmax())
+    mass = ds["key_mass"].isel(prompt=prompt).mean(["layer", "head"])
+    cells = list(zip(ds["grid_row"].values[prompt].tolist(), ds["grid_col"].values[prompt].tolist(), strict=True))
+    first = {cell: i for i, cell in reversed(list(enumerate(cells)))}
+    mass = mass.where(xr.DataArray([first[cell] == i for i, cell in enumerate(cells)], dims="key"))
+    rows, columns = (int(np.nanmax(ds[name].values[prompt])) + 1 for name in ("grid_row", "grid_col"))
+    blank = np.ones((rows * 16, columns * 16, 3))
+    says = (
+        f"mean attention on each patch of the first image of prompt {ds['prompt'].values[prompt]}, all layers and heads"
+    )
+    return plot.patch_overlay(blank, plot.described(mass.rename("attention weight"), ds, says), title="Patches")
+
+
 FIGURES: dict[str, Recipe] = {
     "sink_map": Recipe("Where the sink is", ("key_mass",), "Layers upwards, heads along.", _sink_map),
     "sink_profile": Recipe("The sink over depth", ("key_mass",), "The sink against one other token.", _sink_profile),
@@ -162,6 +179,9 @@ FIGURES: dict[str, Recipe] = {
     "residual_norm": Recipe("Norms over depth", ("residual_norm",), "Log scale.", _norms),
     "entropy_map": Recipe("Entropy of every head", ("entropy",), "Dark rows spread their attention.", _entropy_map),
     "max_attention": Recipe("One class of heads or two", ("max_attention",), "Mixture of two normals.", _histogram),
+    "image_patches": Recipe(
+        "Attention on image patches", ("key_mass", "grid_row"), "Patches where they lie on the image.", _patches
+    ),
     "attention_map": Recipe("An attention map", ("attention",), "The first map that was asked for.", _attention),
 }  # fmt: skip
 """Every figure that can be drawn from a reading alone, by name."""
@@ -185,8 +205,9 @@ def chosen(ds: xr.Dataset, names: Sequence[str] | None = None) -> list[str]:
             raise SchemaError(f"figure {name!r}: there is no such figure. Use one of {sorted(FIGURES)}.")
         missing = [v for v in FIGURES[name].needs if v not in ds]
         if missing:
-            probes = ", ".join(dict.fromkeys(PROBE_OF[v] for v in missing))
-            raise SchemaError(f"figure {name!r} needs {missing}, which this reading lacks. Add {probes} to the probes.")
+            probes = ", ".join(dict.fromkeys(PROBE_OF[v] for v in missing if v in PROBE_OF))
+            todo = f"Add {probes} to the probes." if probes else "Measure prompts with images."
+            raise SchemaError(f"figure {name!r} needs {missing}, which this reading lacks. {todo}")
     return list(names)
 
 

@@ -87,7 +87,7 @@ def _where(ds: xr.Dataset, sinks: Sinks | None) -> Finding:
         f"{counted(sinks.n, 'head reading')} (prompt x layer x head) it gets more than {number(sinks.threshold)}. "
         f"The sink rate of position 0 is {percent(float(rate))}."
     )
-    others = [kind for kind in sinks.kinds[1:4] if kind.heads > 0]
+    others = [kind for kind in sinks.kinds[1:4] if kind.heads >= 0.01]
     if others:
         text += " Other sinks: " + ", ".join(f"{kind.label} ({percent(kind.heads)} of heads)" for kind in others) + "."
     return Finding(f"The sink is {top.label}", text, "found", (rate.attrs,))
@@ -108,7 +108,9 @@ def _drain(ds: xr.Dataset, sinks: Sinks | None) -> Finding:
     drained = percent(float((ratio < 0.5).sum() / ratio.notnull().sum()))
     if mean < 0.9:
         extra = f" In {drained} of the key-value heads they are less than half as long."
-        return Finding(f"Its values are drained to {number(mean)}", text + extra, "found", (ratio.attrs,))
+        return Finding(
+            f"Its values are drained to {percent(mean)} of the others' length", text + extra, "found", (ratio.attrs,)
+        )
     heading = "Its values are not drained" if mean <= 1.1 else "Its values are longer than the others'"
     return Finding(heading, f"{text} {drained} of the key-value heads have less than half.", "absent", (ratio.attrs,))
 

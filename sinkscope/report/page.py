@@ -19,7 +19,7 @@ from sinkscope.report.sinks import Sinks
 from sinkscope.report.text import counted, percent
 from sinkscope.schema import VARIABLES
 
-_STRUCTURED = ("edits", "probes", "definitions", "versions")
+_STRUCTURED = ("edits", "probes", "versions")
 _FIRST = (
     "model_id",
     "model_fingerprint",
@@ -111,7 +111,9 @@ def definition_rows(ds: xr.Dataset, told: Iterable[Finding]) -> list[tuple[str, 
 
 def provenance_rows(ds: xr.Dataset) -> list[tuple[str, str]]:
     """List the attributes of a reading as readable pairs, the most asked-for first."""
-    names = [name for name in _FIRST if name in ds.attrs] + [str(n) for n in ds.attrs if n not in _FIRST]
+    # The definitions have a table of their own.
+    rest = [str(name) for name in ds.attrs if name not in (*_FIRST, "definitions")]
+    names = [name for name in _FIRST if name in ds.attrs] + rest
     rows = []
     for name in names:
         value = ds.attrs[name]
@@ -132,4 +134,13 @@ def _readable(text: str) -> str:
 
 
 def _one(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    """Write a probe or an edit as the call that makes it, anything else as JSON."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        rest = dict(value)
+        for key in ("probe", "edit"):
+            name = rest.pop(key, None)
+            if isinstance(name, str):
+                return f"{name}({', '.join(f'{k}={v!r}' for k, v in rest.items() if v is not None)})"
+    return json.dumps(value)

@@ -8,9 +8,8 @@ from sinkscope.errors import SchemaError
 IMAGE = np.zeros((40, 60, 3))
 
 
-def patches(**boxes):
+def patches():
     coords = {"grid_row": ("key", [np.nan, 0, 0, 1, 1]), "grid_col": ("key", [np.nan, 0, 1, 0, 1])}
-    coords |= {name: ("key", values) for name, values in boxes.items()}
     return xr.DataArray([9.0, 1.0, 2.0, 3.0, np.nan], dims="key", coords=coords, name="attention")
 
 
@@ -27,13 +26,11 @@ def test_patches_lie_on_their_pixels():
 
 
 def test_pixel_boxes_win_over_the_grid():
-    box = {
-        "box_left": [np.nan, 5, 15, 5, 15],
-        "box_top": [np.nan, 2, 2, 12, 12],
-        "box_right": [np.nan, 15, 25, 15, 25],
-        "box_bottom": [np.nan, 12, 12, 22, 22],
-    }
-    assert extents(plot.patch_overlay(IMAGE, patches(**box)))[0] == [5, 2, 15, 12]
+    boxes = np.array([[np.nan] * 4, [5, 2, 15, 12], [15, 2, 25, 12], [5, 12, 15, 22]])
+    ax = plot.patch_overlay(IMAGE, patches(), boxes=boxes)
+    assert extents(ax) == [[5, 2, 15, 12], [15, 2, 25, 12], [5, 12, 15, 22]]
+    with pytest.raises(SchemaError, match=r"boxes have the shape \(9, 4\), expected \(up to 5 tokens, 4\)"):
+        plot.patch_overlay(IMAGE, patches(), boxes=np.zeros((9, 4)))
 
 
 def test_overlay_without_patches_says_so():

@@ -76,7 +76,8 @@ def fake_reading(lengths=(40, 25, 33), layers=6, heads=12, kv_heads=4, dim=64, s
     ds.attrs = {
         "sinkscope_version": "0.1.0", "schema_version": 1, "model_id": "fake/six-layers", "model_fingerprint": "f00d",
         "dtype": "float32", "backend": "transformers", "path": "blockwise", "edits": "[]",
-        "probes": json.dumps(["KeyMass()", "Entropy()"]), "definitions": json.dumps({"key_mass": "gu2025"}),
+        "probes": json.dumps([{"probe": "KeyMass", "keys": None}, {"probe": "MaxAttention", "keys": "image"}]),
+        "definitions": json.dumps({"key_mass": "gu2025"}),
         "prompts_hash": "cafe", "key0": "the beginning-of-sequence token <s>",
         "versions": json.dumps({"torch": "2.13"}),
         "created": "2026-11-21T00:00:00Z", "seed": 0, "causal": 1, "d_model": dim,

@@ -61,11 +61,13 @@ def visit(browser, written):
 
 
 def click_cell(page, layer, head, layers=6, heads=12):
-    box = page.locator("#grid .nsewdrag").bounding_box()
-    x = box["x"] + box["width"] * (head + 0.5) / heads
-    y = box["y"] + box["height"] * (1 - (layer + 0.5) / layers)
-    page.mouse.move(x, y)
-    page.mouse.click(x, y)
+    cells = page.locator("#grid .nsewdrag")
+    cells.scroll_into_view_if_needed()
+    box = cells.bounding_box()
+    place = {"x": box["width"] * (head + 0.5) / heads, "y": box["height"] * (1 - (layer + 0.5) / layers)}
+    cells.hover(position=place)
+    page.locator("#grid .hovertext", has_text=f"layer {layer}, head {head}:").wait_for()
+    cells.click(position=place)
 
 
 def test_the_page_loads_in_silence(visit):

@@ -9,6 +9,9 @@ import pytest
 from sinkscope.errors import SchemaError
 from sinkscope.report import FIGURES, available, draw, pictures
 
+ELSEWHERE = ("attention_map", "image_patches")
+"""Figures that need what the fake reading has not: stored maps, images."""
+
 
 @pytest.fixture(autouse=True)
 def _close_figures():
@@ -17,7 +20,7 @@ def _close_figures():
 
 
 def test_all_figures_of_a_full_reading_are_available(reading):
-    assert available(reading) == [name for name in FIGURES if name != "attention_map"]
+    assert available(reading) == [name for name in FIGURES if name not in ELSEWHERE]
 
 
 def test_available_follows_the_variables(reading):
@@ -50,6 +53,17 @@ def test_attention_map_takes_the_first_that_was_asked_for(reading):
     np.testing.assert_allclose(ax.images[0].get_array(), maps[0, 4, 7])
 
 
+def test_patches_show_the_first_image(reading):
+    row, column = np.full((3, 40), np.nan), np.full((3, 40), np.nan)
+    row[1, 3:9], column[1, 3:9] = [0, 0, 1, 1, 0, 0], [0, 1, 0, 1, 0, 1]
+    coords = {"grid_row": (("prompt", "key"), row), "grid_col": (("prompt", "key"), column)}
+    ax = draw(reading.assign_coords(coords), "image_patches")
+    expected = reading["key_mass"].values[1, :, :, 3:7].mean(axis=(0, 1))
+    np.testing.assert_allclose(ax.collections[0].get_array(), expected, rtol=1e-5)
+    with pytest.raises(SchemaError, match=r"needs \['grid_row'\].*Measure prompts with images"):
+        draw(reading, "image_patches")
+
+
 def test_pictures_are_the_same_every_time(reading):
     names = ["sink_map", "massive_activations"]
     first, again = pictures(reading, names), pictures(reading, names)
@@ -59,7 +73,7 @@ def test_pictures_are_the_same_every_time(reading):
     assert not plt.get_fignums(), "figures are closed"
 
 
-@pytest.mark.parametrize("name", [name for name in FIGURES if name != "attention_map"])
+@pytest.mark.parametrize("name", [name for name in FIGURES if name not in ELSEWHERE])
 def test_every_figure_is_drawn_from_a_reading_with_one_token(reading, name):
     short = reading.isel(prompt=[0], key=[0], query=[0])
     assert pictures(short, [name])[0].svg.startswith(b"<?xml")

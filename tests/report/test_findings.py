@@ -25,7 +25,7 @@ def test_the_drain_is_told(reading):
     norm = reading["value_norm"].values.astype(float)
     ratio = norm[..., 0] / np.nanmedian(norm[..., 1:], axis=-1)
     finding = next(f for f in findings(reading)[0] if f.heading.startswith("Its values are drained"))
-    assert finding.heading == f"Its values are drained to {ratio.mean():.3g}"
+    assert finding.heading == f"Its values are drained to {100 * ratio.mean():.0f}% of the others' length"
     assert f"{ratio.mean(axis=(0, 2)).min():.3g}, in layer 5" in finding.text
 
 

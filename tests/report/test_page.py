@@ -108,9 +108,9 @@ def test_tables(reading):
     rows = provenance_rows(reading)
     assert rows[0] == ("model id", "fake/six-layers")
     assert ("edits", "none") in rows
-    assert ("probes", "KeyMass(); Entropy()") in rows
+    assert ("probes", "KeyMass(); MaxAttention(keys='image')") in rows
     assert ("versions", "torch 2.13") in rows
-    assert len(rows) == len(reading.attrs)
+    assert len(rows) == len(reading.attrs) - 1
     assert definition_rows(reading, [])[0][:2] == ("key_mass", "variable")
 
 
