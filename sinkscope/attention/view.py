@@ -75,7 +75,7 @@ class LayerStats:
     key_norm: Float[torch.Tensor, "batch kv_head key"] | None = None
 
     maxima: list[Float[torch.Tensor, "batch head query"]] = field(default_factory=list)
-    maps: Float[torch.Tensor, "batch head query key"] | None = None
+    maps: Float[torch.Tensor, "batch kept_head query key"] | None = None
     value: Float[torch.Tensor, "batch kv_head key dim"] | None = None
     path: str = ""
 

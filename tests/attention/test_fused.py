@@ -1,0 +1,102 @@
+"""The fused path gives the numbers of the blockwise one, and stands back where it cannot."""
+
+from dataclasses import replace
+
+import oracle
+import pytest
+import torch
+
+from attention.calls import make, wants
+from sinkscope.attention.bias import CallEdits
+from sinkscope.attention.fused import FEW, fused_attend
+from sinkscope.attention.streaming import attend
+from sinkscope.attention.view import Wants
+
+CHEAP = frozenset({"key_mass", "log_sum_exp"})
+
+
+def few(case, count=3):
+    chosen = torch.zeros_like(case.context.real)
+    chosen[:, :count] = True
+    return chosen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize("mask", ["causal", "full"])
+@pytest.mark.parametrize("length", [1, 5, 128, 300])
+def test_fused_equals_blockwise_and_dense(length, mask, group, dtype):
+    case = make(length=length, mask=mask, group=group, dtype=dtype, seed=length)
+    asked = Wants(CHEAP, few=few(case))
+    out, stats = fused_attend(case.call, asked, case.context, None)
+    assert stats.path == "fused"
+    other, plain = attend(case.call, asked, case.context)
+    rounding = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(out, other, rtol=rounding, atol=rounding)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-3
+    chosen = few(case)[0]
+    shown, wanted = stats.key_sum[:, :, chosen], plain.key_sum[:, :, chosen]
+    torch.testing.assert_close(shown / length, wanted / length, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(stats.key_viewers, plain.key_viewers)
+    torch.testing.assert_close(stats.log_sum_exp, plain.log_sum_exp, rtol=tolerance, atol=tolerance)
+    assert torch.isnan(stats.key_sum[:, :, ~chosen]).all()
+    dense = case.dense
+    mass = torch.stack([oracle.key_mass(w, v) for w, v in zip(dense.weights, case.visible, strict=True)])
+    found = (stats.key_sum / stats.key_viewers[:, None])[:, :, chosen]
+    torch.testing.assert_close(found.double(), mass[:, :, chosen], rtol=tolerance, atol=tolerance)
+
+
+def test_key_sums_leave_out_rows_that_are_not_real():
+    """A context can mark rows as unreal without a mask (all rows equally long, the first ones not measured)."""
+    case = make(length=9)
+    case.context.real[:, :4] = False
+    asked = Wants(frozenset({"key_mass"}), few=few(case))
+    _, stats = fused_attend(case.call, asked, case.context, None)
+    _, plain = attend(case.call, asked, case.context)
+    torch.testing.assert_close(stats.key_sum[..., :3], plain.key_sum[..., :3], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(stats.key_viewers, plain.key_viewers)
+
+
+def test_without_statistics_the_kernel_of_the_library_runs():
+    case = make(length=50)
+    out, stats = fused_attend(case.call, Wants(), case.context, None)
+    torch.testing.assert_close(out.transpose(1, 2).double(), case.dense.output, rtol=1e-5, atol=1e-5)
+    assert stats.path == "fused"
+    norms = Wants(frozenset({"value_norm", "key_norm"}))
+    assert fused_attend(case.call, norms, case.context, None) is not None
+
+
+CANNOT = {
+    "padding": {"padding": "right"}, "window": {"mask": "window"}, "cache": {"mask": "offset"},
+    "soft cap": {"softcap": 3.0}, "learned sinks": {"sinks": True}, "sigmoid": {"normaliser": "sigmoid"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", CANNOT)
+def test_it_stands_back_where_the_kernel_would_be_wrong(reason):
+    case = make(length=20, **CANNOT[reason])
+    assert fused_attend(case.call, Wants(), case.context, None) is None
+
+
+def test_it_stands_back_for_a_bias_for_edits_and_for_what_needs_the_weights():
+    case = make(length=20)
+    serves = Wants(CHEAP, few=few(case))
+    assert fused_attend(case.call, serves, case.context, None) is not None
+    assert fused_attend(case.call, serves, case.context, CallEdits(blockwise=True)) is None
+    for other in (
+        Wants(frozenset({"entropy"})), Wants(frozenset({"role_share"})), Wants(frozenset({"key_mass"})),
+        wants(case, names=frozenset()), Wants(maps=(0,)), replace(serves, maxima=(few(case),)),
+        replace(serves, few=few(case, FEW + 1)),
+    ):  # fmt: skip
+        assert fused_attend(case.call, other, case.context, None) is None
+    case.call.bias = torch.zeros(1, 4, 20, 20)
+    assert fused_attend(case.call, Wants(), case.context, None) is None
+
+
+def test_it_stands_back_where_a_gradient_is_wanted():
+    """The kernel's log-sum-exp carries no gradient, so a share made of it would have a wrong one."""
+    case = make(length=20)
+    case.call.query.requires_grad_()
+    assert fused_attend(case.call, Wants(CHEAP, few=few(case)), case.context, None) is None
+    with torch.no_grad():
+        assert fused_attend(case.call, Wants(CHEAP, few=few(case)), case.context, None) is not None
