@@ -138,6 +138,21 @@ def read_batch(
     model: Model, tower: Tower, batch: Batch, probes: Sequence[Probe], shelf: Shelf, plan: Plan | None
 ) -> Output:
     """One forward pass: reads, reduces and stores what the probes ask."""
+    instruments, scene = prepare(model, tower, batch, probes, shelf, plan)
+    wanted = next((probe.logits for probe in probes if probe.logits), None)
+    output = model.backend.forward(batch.inputs, tower, instruments, wanted)
+    check_finite(model, tower, batch, output)
+    if wanted and output.logits is not None:
+        for probe in probes:
+            if probe.logits:
+                shelf.put(probe.at_end(output.logits, scene), batch)
+    return replace(output, logits=None)
+
+
+def prepare(
+    model: Model, tower: Tower, batch: Batch, probes: Sequence[Probe], shelf: Shelf, plan: Plan | None
+) -> tuple[Instruments, Scene]:
+    """What one forward pass over ``batch`` shall read into ``shelf`` and change, and what the probes look at."""
     scene = Scene(batch, tower, {})
     reader = _Reader(model, tower, probes, shelf, scene)
     instruments = Instruments(
@@ -147,14 +162,7 @@ def read_batch(
         collect=reader.collect,
         residual=_merge(plan.residual if plan is not None else {}, reader.residual()),
     )
-    wanted = next((probe.logits for probe in probes if probe.logits), None)
-    output = model.backend.forward(batch.inputs, tower, instruments, wanted)
-    check_finite(model, tower, batch, output)
-    if wanted and output.logits is not None:
-        for probe in probes:
-            if probe.logits:
-                shelf.put(probe.at_end(output.logits, scene), batch)
-    return replace(output, logits=None)
+    return instruments, scene
 
 
 def _merge(first: Any, second: Any) -> dict[str, list[Any]]:

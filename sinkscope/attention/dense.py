@@ -29,6 +29,10 @@ def reduce_map(
     """
     stats = LayerStats(path="dense")
     weights = weights.detach().float()
+    dead = None if visible is None else ~visible.any(-1)
+    if dead is not None and bool(dead.any()):
+        # A library's softmax spreads a row that sees nothing (left padding) evenly over hidden keys.
+        weights = weights.masked_fill(dead[:, None, :, None], 0.0)
     rows = weights.shape[2]
     real = context.real[:, -rows:].float()
     if "key_mass" in wants or "contribution" in wants:

@@ -11,7 +11,8 @@ from sinkscope.backends.discovery import trial_inputs
 from sinkscope.backends.lens_hooks import Seat
 from sinkscope.errors import UnsupportedModelError
 
-POINTS = ("hook_k", "hook_rot_k", "hook_k_normed", "hook_v", "hook_attn_scores", "hook_pattern", "hook_z")
+ATTENTION = ("hook_k", "hook_rot_k", "hook_k_normed", "hook_v", "hook_attn_scores", "hook_pattern", "hook_z")
+BLOCK = ("hook_resid_mid", "mlp.in.hook_in")
 
 
 def split_inputs(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -46,7 +47,7 @@ def explore(bridge: Any) -> tuple[tuple[Seat, ...], Tower]:
     seats = tuple(_seat(bridge, layer, seen[layer]) for layer in range(len(blocks)))
     vision = bool(getattr(bridge.cfg, "is_visual_model", False))
     tower = Tower(
-        "vision" if vision else "text", tuple(seat.site for seat in seats), _residual(bridge, len(blocks)),
+        "vision" if vision else "text", tuple(seat.site for seat in seats), _residual(bridge, seen),
         int(bridge.cfg.d_model),
     )  # fmt: skip
     return seats, tower
@@ -64,8 +65,11 @@ def _watch(bridge: Any, layers: int) -> dict[int, dict[str, torch.Tensor]]:
         return hook
 
     known = bridge.hook_dict
-    wanted = [(layer, name, f"blocks.{layer}.attn.{name}") for layer in range(layers) for name in POINTS]
-    hooks = [(point, keep(layer, name)) for layer, name, point in wanted if point in known]
+    hooks = []
+    for layer in range(layers):
+        places = {name: f"blocks.{layer}.attn.{name}" for name in ATTENTION}
+        places |= {name: f"blocks.{layer}.{name}" for name in BLOCK}
+        hooks += [(place, keep(layer, name)) for name, place in places.items() if place in known]
     inputs = trial_inputs(bridge.original_model)[0]
     if "input_ids" in inputs:
         inputs["input_ids"] = inputs["input_ids"].repeat(1, 2)
@@ -113,12 +117,14 @@ def _live(seen: dict[str, torch.Tensor], clip: float | None) -> bool:
     return made.shape == given.shape and bool((made - given).abs().max() <= tolerance * given.abs().max().clamp(min=1))
 
 
-def _residual(bridge: Any, layers: int) -> tuple[ResidualSite, ...]:
-    known = bridge.hook_dict
+def _residual(bridge: Any, seen: dict[int, dict[str, torch.Tensor]]) -> tuple[ResidualSite, ...]:
+    """Sites in order. With post-norm the MLP reads the stream itself, and ``hook_resid_mid`` fires behind it."""
     sites = [ResidualSite("embed", "blocks.0.hook_resid_pre", before=True)]
-    for layer in range(layers):
-        for place in ("mid", "post"):
-            path = f"blocks.{layer}.hook_resid_{place}"
-            if path in known:
-                sites.append(ResidualSite(f"{layer}.{place}", path, before=False))
+    for layer, fired in seen.items():
+        order = list(fired)
+        if "hook_resid_mid" in order:
+            late = "mlp.in.hook_in" in order and order.index("mlp.in.hook_in") < order.index("hook_resid_mid")
+            place = "mlp.in.hook_in" if late else "hook_resid_mid"
+            sites.append(ResidualSite(f"{layer}.mid", f"blocks.{layer}.{place}", before=False))
+        sites.append(ResidualSite(f"{layer}.post", f"blocks.{layer}.hook_resid_post", before=False))
     return tuple(sites)

@@ -81,6 +81,11 @@ class _Layer:
                 f"LogSumExp: TransformerLens has no attention scores before the softmax for {seat.site.path}, only "
                 "weights. Use Entropy() or RowSum(), or load the transformers model instead of the bridge."
             )
+        if "log_sum_exp" in wants and type(seat.module).__name__ == "MPTALiBiAttentionBridge":
+            raise UnsupportedModelError(
+                "LogSumExp: MPT's position biases count from the end of the batch, so the same prompt has another "
+                "log-sum-exp in a longer batch. Use Entropy() or MaxAttention(), which do not depend on it."
+            )
 
     def hooks(self) -> list[NamedHook]:
         """Functions for this layer's hook points."""
@@ -132,20 +137,19 @@ class _Layer:
     def _edits(self, call: Call) -> CallEdits | None:
         assert self.instruments.edits is not None
         edits = self.instruments.edits(self.seat.site.layer, call)
-        if edits and edits.extra_key is not None:
+        if edits and edits.extra_keys:
             raise EditError(
-                "an extra key-value pair needs the queries, which TransformerLens does not hand over at its scores. "
+                "an extra key-value pair is scored against the queries, and a bridge hands over finished scores. "
                 "Load the transformers model instead of the bridge."
             )
         return edits
 
     def _call(self, weights: Float[torch.Tensor, "batch head query key"], visible: torch.Tensor) -> Call:
-        """The layer as one attention call whose logits are given: nothing is left of queries and keys but the shape."""
+        """The layer as one attention call whose logits are its bias: of queries and keys nothing is left but the shape."""
         assert self.value is not None
         assert self.scores is not None
-        batch, heads, rows, keys = weights.shape
-        query = self.value.new_zeros(batch, heads, rows, 1)
-        key = self.value.new_zeros(batch, self.value.shape[1], keys, 1)
+        query = self.value.new_zeros(*weights.shape[:3], self.value.shape[-1])
+        key = torch.zeros_like(self.value)
         mask, _ = from_call(visible[:, None], query, key, causal=False)
         bias = self.scores.float().masked_fill(~visible[:, None], 0.0)
         sinks = getattr(self.seat.module.original_component, "sinks", None)
