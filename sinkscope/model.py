@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
-import importlib.util
 import os
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
@@ -118,13 +117,9 @@ class Model:
         """
         from sinkscope.backends import lens
 
-        if self.kind == "vlm" and importlib.util.find_spec("torchvision") is None and self.processor is not None:
-            raise UnsupportedModelError(
-                f"to_bridge: TransformerLens would install torchvision by itself to read the processor of {self.id!r}. "
-                "Install torchvision first, or load the model without its processor."
-            )
-        network = self.model if self._bridge is None else self._bridge.original_model
-        return lens.to_bridge(copy.deepcopy(network), tokenizer=self.tokenizer)
+        if self._bridge is not None:
+            return copy.deepcopy(self._bridge)
+        return lens.to_bridge(self.model, tokenizer=self.tokenizer)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

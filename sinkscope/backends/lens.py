@@ -114,9 +114,8 @@ class LensBackend:
     def _no_edits(self) -> str:
         layers = [seat.site.layer for seat in self.seats if not seat.live]
         return (
-            f"{type(self.bridge.original_model).__name__}: edits of attention would have no effect in layers {layers}. "
-            "TransformerLens leaves this attention to transformers and sees the weights after they were used. Reading "
-            "works; to edit, use backend='transformers' if this model's attention can be read there."
+            f"TransformerLens leaves the attention of layers {layers} to transformers and sees weights after they were "
+            "used, so edits there would have no effect. Use backend='transformers' if it can read this model."
         )
 
 

@@ -145,7 +145,7 @@ class _Layer:
         return edits
 
     def _call(self, weights: Float[torch.Tensor, "batch head query key"], visible: torch.Tensor) -> Call:
-        """The layer as one attention call whose logits are its bias: of queries and keys nothing is left but the shape."""
+        """The layer as one attention call: its bias holds the logits, queries and keys are mere shapes."""
         assert self.value is not None
         assert self.scores is not None
         query = self.value.new_zeros(*weights.shape[:3], self.value.shape[-1])
