@@ -56,7 +56,8 @@ class Shelf:
 
     def _array(self, name: str, shape: Sequence[int], axes: Sequence[str], stack: str) -> np.ndarray:
         if name not in self.arrays:
-            sizes = [self.longest if dim in ("key", "query") else size for dim, size in zip(axes, shape, strict=True)]
+            whole = {"key", "query"} | ({"position"} if self._all_positions() else set())
+            sizes = [self.longest if dim in whole else size for dim, size in zip(axes, shape, strict=True)]
             if name == "attention" and not self._maps_alone():
                 sizes[0] = max(site.heads for site in self.tower.attention)
             if stack == "layer":
@@ -77,6 +78,9 @@ class Shelf:
     def _head_slots(self) -> Any:
         heads = self.map_heads or ()
         return slice(0, len(heads)) if self._maps_alone() else list(heads)
+
+    def _all_positions(self) -> bool:
+        return any(isinstance(probe, Logits) and probe.positions == "all" for probe in self.probes)
 
     def _maps_alone(self) -> bool:
         others = [v for n, v in self.variables.items() if n != "attention" and {"layer", "head"} & set(v.dims)]

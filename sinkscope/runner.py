@@ -118,7 +118,11 @@ def check_request(model: Model, prompts: Prompts, probes: Sequence[Probe], tower
             made[name] = type(probe).__name__
         probe.check(tower)
         if probe.logits and model.kind != "vision" and model.model.get_output_embeddings() is None and tower.causal:
-            raise ProbeError(f"{type(probe).__name__}(): {model.id} has no output layer. Load the model with its head.")
+            raise _headless(model, probe)
+
+
+def _headless(model: Model, probe: Probe) -> ProbeError:
+    return ProbeError(f"{type(probe).__name__}(): {model.id} has no output layer. Load the model with its head.")
 
 
 def batches(prompts: Prompts, batch_size: int, device: torch.device) -> Iterable[Batch]:
@@ -139,13 +143,15 @@ def read_batch(
 ) -> Output:
     """One forward pass: reads, reduces and stores what the probes ask."""
     instruments, scene = prepare(model, tower, batch, probes, shelf, plan)
-    wanted = next((probe.logits for probe in probes if probe.logits), None)
+    asked = {probe.logits for probe in probes if probe.logits}
+    wanted = "all" if "all" in asked else next(iter(asked), None)
     output = model.backend.forward(batch.inputs, tower, instruments, wanted)
     check_finite(model, tower, batch, output)
-    if wanted and output.logits is not None:
-        for probe in probes:
-            if probe.logits:
-                shelf.put(probe.at_end(output.logits, scene), batch)
+    for probe in probes:
+        if probe.logits:
+            if output.logits is None:
+                raise _headless(model, probe)
+            shelf.put(probe.at_end(output.logits, scene), batch)
     return replace(output, logits=None)
 
 

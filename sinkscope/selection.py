@@ -6,7 +6,7 @@ first real token, negative from the end), or a boolean DataArray made from earli
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ def select(selection: Any, batch: Batch, error: type[SinkscopeError], asked: str
         return _named(selection, batch, error, asked)
     if isinstance(selection, xr.DataArray):
         return from_array(selection, batch, None, error, asked)[:, 0]
-    items = [selection] if isinstance(selection, int | np.integer) else list(selection)
+    items = list(selection) if isinstance(selection, Iterable) else [selection]
     if items and all(isinstance(item, str) for item in items):
         chosen = torch.zeros_like(real)
         for name in items:

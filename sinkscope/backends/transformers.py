@@ -39,7 +39,7 @@ class TransformersBackend:
         self.reading = "streaming" if self.towers else "none"
         self.edits = bool(self.towers)
         self.default_tower = next(iter(self.towers), "text")
-        self._factors: dict[str, torch.Tensor] = {}
+        self._factors: dict[str, tuple[tuple[int, int], torch.Tensor]] = {}
 
     def forward(
         self, inputs: Mapping[str, torch.Tensor], tower: Tower, instruments: Instruments, logits: str | None = None
@@ -86,17 +86,18 @@ class TransformersBackend:
                 handle.remove()
 
     def write_factor(self, site: AttentionSite) -> Float[torch.Tensor, "head dim dim"] | None:
-        """Triangular factor of each head's slice of W_O, so that |R v| = |W_O v| at head width instead of model width."""
+        """Triangular factor of each head's slice of W_O: |R v| = |W_O v| at head width instead of model width."""
         if site.output_path is None:
             return None
-        if site.output_path not in self._factors:
-            module = self.model.get_submodule(site.output_path)
+        module: Any = self.model.get_submodule(site.output_path)
+        state = id(module.weight), 0 if module.weight.is_inference() else module.weight._version
+        if self._factors.get(site.output_path, (None,))[0] != state:
             weight = module.weight.detach().double()
             if weight.shape[0] == site.heads * site.head_dim and type(module).__name__ == "Conv1D":
                 weight = weight.T
             per_head = weight.reshape(weight.shape[0], site.heads, site.head_dim).permute(1, 0, 2)
-            self._factors[site.output_path] = torch.linalg.qr(per_head, mode="r").R.float()
-        return self._factors[site.output_path]
+            self._factors[site.output_path] = state, torch.linalg.qr(per_head, mode="r").R.float()
+        return self._factors[site.output_path][1]
 
     def vision_root(self) -> str | None:
         """Path of the vision part inside a larger model, or None."""
@@ -186,7 +187,7 @@ def _hidden(output: Any) -> torch.Tensor:
     if isinstance(output, tuple) and output and isinstance(output[0], torch.Tensor):
         return output[0]
     raise UnsupportedModelError(
-        f"the model returned {type(output).__name__} without a hidden state or logits. Pass a model that returns either."
+        f"the model returned {type(output).__name__} without a hidden state or logits. Pass one that returns either."
     )
 
 

@@ -113,8 +113,8 @@ class LogSumExp(Probe):
 class MaxAttention(Probe):
     """Largest single weight a query puts on the named keys (Kan et al. 2025: maximum visual attention).
 
-    Makes ``max_attention`` (prompt, layer, head, query): NaN at queries not named, 0 where the query sees none of the
-    keys.
+    Makes ``max_attention`` (prompt, layer, head, query): NaN at queries not named and in prompts that have no such key,
+    0 where the query sees none of the keys.
     """
 
     keys: Any = "image"
@@ -128,6 +128,7 @@ class MaxAttention(Probe):
     def at_layer(self, stats: LayerStats, scene: Scene, layer: int) -> dict[str, torch.Tensor]:
         """Keep the named queries."""
         queries = scene.chosen(self.queries, self, "queries")
+        queries = queries & scene.chosen(self.keys, self, "keys").any(-1, keepdim=True)
         largest = stats.maxima[0].clamp(min=0.0)
         return {"max_attention": largest.masked_fill(~queries[:, None], torch.nan)}
 
@@ -147,7 +148,8 @@ class AttentionMap(Probe):
     def __post_init__(self) -> None:
         for name in ("layers", "heads"):
             value = getattr(self, name)
-            object.__setattr__(self, name, (int(value),) if isinstance(value, int) else tuple(int(v) for v in value))
+            values = [value] if isinstance(value, int) else value
+            object.__setattr__(self, name, tuple(dict.fromkeys(int(v) for v in values)))
 
     def check(self, tower: Tower) -> None:
         """Layers and heads must exist."""

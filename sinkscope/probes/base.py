@@ -1,8 +1,8 @@
 """What a probe is: a frozen dataclass that names the statistics it needs and turns them into variables.
 
 To add one: subclass :class:`Probe`, declare ``variables``, name the statistics in ``statistics`` (or ask for residual
-sites or logits), and return tensors whose dims are those of the variable with ``layer`` or ``site`` left out. The runner
-unites what all probes need, reads each thing once, and puts the numbers at their place. Key and query axes are those of
+sites or logits), and return tensors whose dims are those of the variable with ``layer`` or ``site`` left out. The
+runner unites what all probes need, reads each thing once, and puts the numbers at their place. Key and query axes are those of
 the padded batch; the runner numbers them from the first real token.
 """
 
@@ -48,7 +48,7 @@ class Probe(ABC):  # noqa: B024 - every method has a default; a probe overrides 
     logits: ClassVar[str | None] = None
     """``"last"`` or ``"all"`` where output logits are needed."""
 
-    def check(self, tower: Tower) -> None:
+    def check(self, tower: Tower) -> None:  # noqa: B027
         """Refuse arguments that this tower cannot serve, before anything runs."""
 
     def maxima(self, scene: Scene) -> Bool[torch.Tensor, "batch key"] | None:

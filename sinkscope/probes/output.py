@@ -63,8 +63,11 @@ class Logits(Probe):
         if isinstance(self.positions, str):
             if self.positions not in ("last", "all"):
                 raise ProbeError(f"Logits(positions={self.positions!r}): use 'last', 'all' or a list of positions.")
-        else:
-            object.__setattr__(self, "positions", tuple(int(p) for p in self.positions))
+            return
+        places = [self.positions] if isinstance(self.positions, int) else self.positions
+        object.__setattr__(self, "positions", tuple(dict.fromkeys(int(p) for p in places)))
+        if not self.positions:
+            raise ProbeError("Logits(positions=[]): no position is named. Use 'last', 'all' or a list of positions.")
 
     def labels(self, longest: int) -> list[int]:
         """Labels of the position dimension."""

@@ -77,7 +77,8 @@ class SinkDims(Probe):
 
     def __post_init__(self) -> None:
         if self.dims is not None:
-            object.__setattr__(self, "dims", tuple(int(d) for d in self.dims))
+            dims = [self.dims] if isinstance(self.dims, int) else self.dims
+            object.__setattr__(self, "dims", tuple(dict.fromkeys(int(d) for d in dims)))
 
     def check(self, tower: Tower) -> None:
         """Dimensions must exist."""
