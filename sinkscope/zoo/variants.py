@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
@@ -31,9 +31,9 @@ NORMALISERS = ("softmax", "softmax1", "sigmoid", "relu")
 
 def normalise(
     logits: Float[torch.Tensor, "*batch query key"],
-    visible: Float[torch.Tensor, "*batch query key"],
+    visible: Shaped[torch.Tensor, "... query key"],
     normaliser: str,
-    extra: Float[torch.Tensor, "*batch query one"] | None = None,
+    extra: Float[torch.Tensor, "*batch query 1"] | None = None,
 ) -> Float[torch.Tensor, "*batch query key"]:
     """Turn scaled logits into attention weights.
 

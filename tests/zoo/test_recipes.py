@@ -183,3 +183,11 @@ def test_the_tokenizer_puts_bos_first_and_round_trips(source):
     assert encoded.tokens[0] == "<s>"
     assert encoded.ids[0] == 0
     assert tokenizer.decode(encoded.ids) == "def f(x):\n    return 'é'\n"
+
+
+def test_the_first_steps_may_have_their_own_batch_and_repeats():
+    config = lm.Config(batch=8, repeat_share=0.5, start_steps=10, start_batch=16, start_repeat_share=0.25, length=11)
+    assert lm.data_of_step(config, 9) == (16, 0.25)
+    assert lm.data_of_step(config, 10) == (8, 0.5)
+    assert lm.tokens_seen(config, 10) == 1600
+    assert lm.tokens_seen(config, 12) == 1760

@@ -78,3 +78,18 @@ def test_log_growth_recovers_a_planted_slope():
     assert out["slope"] == pytest.approx(2.5)
     assert out["r2"] == pytest.approx(1.0)
     assert np.isnan(facts.log_growth(curve[:2])["slope"])
+
+
+def test_figures_are_drawn_for_the_models_on_the_shelf(shelf, tmp_path):
+    from sinkscope.zoo.recipes import figures
+
+    config = dataclasses.replace(bb.Config(), steps=3, batch=4, length=16, width=8)
+    model, curve, _ = bb.train(config)
+    bb.save(model, curve, config, tmp_path / "run")
+    ship.ship("bb-1l", [tmp_path / "run"])
+    written = figures.draw(tmp_path / "figures")
+    assert [p.name for p in written] == ["backcopy-dynamics.png"]
+    figure = figures.dynamics(["bb-1l"])
+    line = figure.axes[0].lines[0]
+    risks = [row["backcopy_risk"] for row in figures.curve("bb-1l")]
+    assert list(line.get_ydata()) == pytest.approx([r / max(risks) for r in risks])

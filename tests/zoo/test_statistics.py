@@ -97,7 +97,7 @@ def test_callback_runs_inside_a_trainer(model, ids, tmp_path):
 
 
 def test_callback_says_what_is_wrong(ids):
-    with pytest.raises(ProbeError, match=r"ids of shape \(12,\). Give \(prompts, tokens\), at least \(1, 2\)"):
-        SinkCallback(ids[0])
+    with pytest.raises(ProbeError, match=r"ids of shape \(3, 1\). Give \(prompts, tokens\), at least \(1, 2\)"):
+        SinkCallback(ids[:, :1])
     with pytest.raises(ProbeError, match=r"every=0.*Use 1 or more"):
         SinkCallback(ids, every=0)

@@ -66,3 +66,25 @@ def test_every_shipped_model_verifies_and_all_stay_under_twelve_megabytes():
 def test_importing_the_list_does_not_import_torch():
     code = "import sys, sinkscope.zoo; sinkscope.zoo.entries(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["bb-1l", "bb-1l-relu"])
+def test_the_instrument_reads_a_shipped_model_as_its_own_dense_attention_does(name):
+    import numpy as np
+    import torch
+
+    import sinkscope as sk
+    from sinkscope.zoo import variants
+    from sinkscope.zoo.recipes import backcopy_task as task
+
+    ids = task.sample(task.zipf_chain(), 3, 64, np.random.default_rng(3))
+    model = sk.load_model(f"zoo:{name}")
+    reading = sk.run(model, sk.Prompts.from_ids(ids.tolist(), model), probes=[sk.KeyMass()])
+    plain = variants.load(zoo.path(name))
+    plain.set_attn_implementation(variants.NAME)
+    with torch.no_grad():
+        weights = plain(ids, output_attentions=True).attentions[0]
+    want = torch.stack([weights[:, :, k:, k].mean(-1) for k in range(64)], -1)
+    np.testing.assert_allclose(reading.key_mass.isel(layer=0).values, want.numpy(), atol=1e-5)
+    first = float(reading.key_mass.isel(layer=0, key=0).mean())
+    assert first > 0.4 if name == "bb-1l" else first < 0.05

@@ -45,15 +45,17 @@ def log_growth(curve: list[Row], from_share: float = 0.1) -> dict[str, float]:
     """Straight line of the first layer's sink logit gap against ln(step) over the later part of training.
 
     Returns:
-        ``slope`` per e-fold of steps, ``r2`` of the line, and ``n`` points.
+        ``slope`` per e-fold of steps, ``r2`` of that line, ``r2_linear`` of one in the step itself, ``n`` points.
     """
     last = curve[-1]["step"]
     rows = [r for r in curve if r["step"] >= max(from_share * last, 1)]
-    x, y = np.log([r["step"] for r in rows]), np.array([r["sink_logit_gap"][0] for r in rows])
+    t = np.array([r["step"] for r in rows], dtype=float)
+    x, y = np.log(t), np.array([r["sink_logit_gap"][0] for r in rows])
     if len(rows) < 3 or np.ptp(y) == 0:
-        return {"slope": float("nan"), "r2": float("nan"), "n": len(rows)}
+        return {"slope": float("nan"), "r2": float("nan"), "r2_linear": float("nan"), "n": len(rows)}
     slope, _ = np.polyfit(x, y, 1)
-    return {"slope": float(slope), "r2": float(np.corrcoef(x, y)[0, 1] ** 2), "n": len(rows)}
+    squared = [float(np.corrcoef(v, y)[0, 1] ** 2) for v in (x, t)]
+    return {"slope": float(slope), "r2": squared[0], "r2_linear": squared[1], "n": len(rows)}
 
 
 def backcopy_facts(
@@ -107,6 +109,17 @@ def backcopy_facts(
             parts["no_mlp"]["bigram_excess"] > 5 * parts["full"]["bigram_excess"],
         ),
     ]
+    growth = log_growth(curves[shipped])
+    if softmax:
+        claims.append(
+            claim(
+                "Sink logit gap against log time: R2 of a line in ln(step), and in the step itself"
+                + (" (learning rate falls, so not judged)" if recipe["cosine"] else ""),
+                "grows like ln(step)",
+                [growth["r2"], growth["r2_linear"]],
+                None if recipe["cosine"] else bool(growth["r2"] > max(0.8, growth["r2_linear"])),
+            )
+        )
     if recipe["layers"] > 1:
         peaked = recipe["optimizer"] == "adamw" and softmax
         claims.append(
@@ -122,8 +135,8 @@ def backcopy_facts(
         "final_by_seed": {str(k): v for k, v in final.items()},
         "shipped_seed": shipped,
         "risks_without_parts": parts,
-        "sink_gap_against_log_time": log_growth(curves[shipped]),
-        "oracle_bigram_risk": float((chain.marginal * chain.entropy()[: chain.bos]).sum()),
+        "sink_gap_against_log_time": growth,
+        "oracle_bigram_risk": parts["full"]["bigram_risk"] - parts["full"]["bigram_excess"],
     }
     return facts, claims
 

@@ -37,7 +37,8 @@ class Config:
     ``gate`` (a sigmoid gate per head), ``bos=False`` (windows start with text).
 
     ``lr`` is held constant after ``warmup`` steps and falls linearly to a twentieth over the last ``decay`` share of
-    ``steps``. Weight decay acts on all matrices, not on norms. ``repeat_share`` is explained in
+    ``steps``. The first ``start_steps`` steps use ``start_batch`` and ``start_repeat_share`` instead of ``batch`` and
+    ``repeat_share``. Weight decay acts on all matrices, not on norms. ``repeat_share`` is explained in
     :func:`sinkscope.zoo.recipes.corpus.windows`.
     """
 
@@ -56,6 +57,9 @@ class Config:
     betas: tuple[float, float] = (0.9, 0.95)
     init_std: float = 0.06
     repeat_share: float = 0.3
+    start_steps: int = 0
+    start_batch: int = 16
+    start_repeat_share: float = 0.3
     bos: bool = True
     normaliser: str = "softmax"
     extra_key: bool = False
@@ -73,6 +77,19 @@ def learning_rate(config: Config, step: int) -> float:
     if step < start:
         return config.lr
     return config.lr * max(0.05, (config.steps - step) / max(fall, 1))
+
+
+def data_of_step(config: Config, step: int) -> tuple[int, float]:
+    """Batch size and share of repeating windows at a step."""
+    if step < config.start_steps:
+        return config.start_batch, config.start_repeat_share
+    return config.batch, config.repeat_share
+
+
+def tokens_seen(config: Config, step: int) -> int:
+    """Predicted tokens after ``step`` steps."""
+    early = min(step, config.start_steps)
+    return (early * config.start_batch + (step - early) * config.batch) * (config.length - 1)
 
 
 def build_model(config: Config) -> Any:
@@ -183,7 +200,7 @@ def train(
         if step % measure_every == 0 or step == last or step == 1:
             stats = sink_statistics(model, probe)
             seconds = time.process_time() - started
-            row = {"step": step, "tokens": step * config.batch * (config.length - 1), "train_loss": running}
+            row = {"step": step, "tokens": tokens_seen(config, step), "train_loss": running}
             row |= summary(stats) | {"cpu_seconds": seconds} | {"detail": stats}
             with (folder / "curve.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -196,7 +213,8 @@ def _one_step(
     model: Any, optimizer: torch.optim.Optimizer, config: Config, step: int, stream: NDArray[np.uint16]
 ) -> float:
     rng = np.random.default_rng([config.seed, step])
-    ids = torch.from_numpy(corpus.windows(stream, config.batch, config.length, rng, config.repeat_share, config.bos))
+    batch, repeat_share = data_of_step(config, step)
+    ids = torch.from_numpy(corpus.windows(stream, batch, config.length, rng, repeat_share, config.bos))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
     logits = model(ids[:, :-1], use_cache=False).logits

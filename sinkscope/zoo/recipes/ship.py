@@ -24,7 +24,7 @@ from sinkscope.errors import ModelError
 from sinkscope.zoo import variants
 from sinkscope.zoo.recipes import facts
 from sinkscope.zoo.recipes.backcopy_task import SYMBOLS, zipf_chain
-from sinkscope.zoo.recipes.language_model import Config, build_model, build_optimizer, load_checkpoint
+from sinkscope.zoo.recipes.language_model import Config, build_model, build_optimizer, load_checkpoint, tokens_seen
 
 BACKCOPY_TEXT = "none: sequences from a Zipf-like bigram chain made from a seed (the paper uses tiny-Shakespeare)"
 STDLIB_TEXT = (
@@ -102,7 +102,7 @@ def ship_language_model(name: str, folder: Path, target: Path) -> dict[str, Any]
     curve = [{k: v for k, v in row.items() if k != "detail"} for row in _read_curve(folder)]
     _write(target / "curve.json", curve)
     measured, claims = facts.language_model_facts(variants.load(target), np.load(folder / "held_out.npy"), config.bos)
-    measured["training"] = {"steps": step, "tokens": step * config.batch * (config.length - 1), **curve[-1]}
+    measured["training"] = {"steps": step, "tokens": tokens_seen(config, step), **curve[-1]}
     options = " ".join(
         f"--{k.replace('_', '-')} {v}" for k, v in fields.items() if v != getattr(Config(), k) and k != "betas"
     )

@@ -1,0 +1,121 @@
+"""Figures of the zoo's pages, drawn from the shipped curves: ``python -m sinkscope.zoo.recipes.figures docs/zoo``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from sinkscope import zoo
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+"""Okabe and Ito's palette, readable without colour vision."""
+
+
+def curve(name: str) -> list[dict[str, Any]]:
+    """Curve of a shipped model, one row per measured step.
+
+    Raises:
+        ModelError: as :func:`sinkscope.zoo.path`.
+    """
+    return json.loads((zoo.path(name) / "curve.json").read_text())
+
+
+def _series(rows: list[dict[str, Any]], key: str) -> np.ndarray:
+    return np.array([row[key][0] if isinstance(row[key], list) else row[key] for row in rows], dtype=float)
+
+
+def dynamics(names: list[str]) -> Figure:
+    """Risks, sink attention, sink logit gap and value norm along training, each over its own maximum (Guo F4)."""
+    keys = {
+        "backcopy_risk": "back-copy risk",
+        "bigram_excess": "bigram excess risk",
+        "bos_attention": "attention to <s>",
+        "sink_logit_gap": "sink logit gap",
+        "bos_value": "|W_O v| of <s>",
+    }
+    figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.2), squeeze=False, sharey=True)
+    for axis, name in zip(axes[0], names, strict=True):
+        rows = curve(name)
+        steps = _series(rows, "step")
+        for (key, label), colour in zip(keys.items(), COLOURS, strict=True):
+            values = _series(rows, key)
+            axis.plot(steps + 1, values / np.abs(values).max(), label=label, color=colour, lw=1.4)
+        axis.set(xscale="log", xlabel="step + 1", title=f"zoo:{name}")
+    axes[0, 0].set_ylabel("value / its maximum")
+    axes[0, -1].legend(fontsize=7, frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def residual_peak(names: list[str]) -> Figure:
+    """Residual norm of <s> after the first block (solid) and the mean of other tokens (dotted) (Guo et al. F6)."""
+    figure, axis = plt.subplots(figsize=(4.8, 3.4))
+    for name, colour in zip(names, COLOURS, strict=False):
+        rows = curve(name)
+        axis.plot(_series(rows, "step"), _series(rows, "bos_residual"), color=colour, label=f"zoo:{name}")
+        axis.plot(_series(rows, "step"), _series(rows, "other_residual"), color=colour, ls=":")
+    axis.set(xlabel="step", ylabel="residual norm after block 0", title="<s> solid, mean of others dotted")
+    axis.legend(fontsize=7, frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def emergence(names: list[str]) -> Figure:
+    """Sink rate, drain and massive activations of language models over training (Gu et al. Fig. 4)."""
+    keys = {
+        "alpha_mean": "mean attention to key 0",
+        "sink_rate_after_first": "share of heads > .3, layers 1+",
+        "value_ratio_min": "lowest value-norm ratio of key 0",
+        "massive": "largest / median magnitude",
+    }
+    figure, axes = plt.subplots(1, 4, figsize=(14, 3.2))
+    for name, colour in zip(names, COLOURS, strict=False):
+        rows = curve(name)
+        for axis, (key, label) in zip(axes, keys.items(), strict=True):
+            axis.plot(_series(rows, "tokens") / 1e6, _series(rows, key), color=colour, label=f"zoo:{name}")
+            axis.set(xlabel="tokens, millions", title=label)
+            axis.title.set_fontsize(9)
+    axes[-1].set_yscale("log")
+    axes[0].legend(fontsize=7, frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def draw(folder: Path) -> list[Path]:
+    """Draw the figures of the models that are on the shelf."""
+    names = [entry.name for entry in zoo.entries()]
+    backcopy = [n for n in names if n.startswith("bb-")]
+    jobs = {
+        "backcopy-dynamics.png": (dynamics, [n for n in ("bb-1l", "bb-1l-relu", "bb-3l") if n in backcopy]),
+        "backcopy-residual-peak.png": (residual_peak, [n for n in backcopy if "3l" in n]),
+        "language-model-emergence.png": (emergence, [n for n in names if n.startswith("lm")]),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    out = []
+    for file, (make, chosen) in jobs.items():
+        if chosen:
+            figure = make(chosen)
+            figure.savefig(folder / file, dpi=90, metadata={"Software": None})
+            plt.close(figure)
+            out.append(folder / file)
+    return out
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    draw(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    main()
