@@ -71,8 +71,8 @@ class Redistribute(AttentionEdit):
     must give at least ``min_image_mass`` to visual tokens. ``rule="non_sink"`` (the paper) acts where the share of that
     mass on non-sinks is at least ``rho``, and moves the part ``p`` of the sinks' weight. ``rule="sink"`` (the released
     code) acts where the sink share is at most ``rho``, and ``p`` is the part a sink keeps. Rows keep their sums. A
-    layer whose prompt has no visual sink, layers before ``start_layer`` and, with ``skip_last``, the last layer are left
-    alone. At decoding steps keys of the prompt keep their phi, and each new token gets its own.
+    layer whose prompt has no visual sink, layers before ``start_layer`` and, with ``skip_last``, the last layer are
+    left alone. At decoding steps keys of the prompt keep their phi, and each new token gets its own.
     """
 
     conditional: ClassVar[bool] = True

@@ -53,14 +53,13 @@ def mean_outputs(
 
 
 def mean_activations(
-    model: Model, prompts: Prompts, site: str, dims: int | Sequence[int], *, keys: Any = "first", batch_size: int = 1,
-    tower: str | None = None,
-) -> tuple[float, ...]:  # fmt: skip
+    model: Model, prompts: Prompts, site: str, dims: int | Sequence[int], *, keys: Any = "first", batch_size: int = 1
+) -> tuple[float, ...]:
     """Mean of each of ``dims`` at a residual site over the selected tokens of all prompts: ``value`` of SetActivations.
 
     With ``keys="first"`` this is the mean activation of the sink token over a reference set (Sun et al. 2024).
     """
-    where, batches = _setting(model, prompts, batch_size, tower)
+    where, batches = _setting(model, prompts, batch_size, None)
     edit = SetActivations(site, dims=dims, keys=keys)
     edit.check(where)
     order = [dims] if isinstance(dims, int) else [int(d) for d in dims]

@@ -64,7 +64,7 @@ def test_uniform_ablation_spreads_the_row_over_what_it_sees(name):
 
 
 def test_mean_ablation_by_a_reference_set():
-    model, prompts = model_and_prompts("llama")
+    model, _prompts = model_and_prompts("llama")
     others = sk.Prompts.from_ids([[1, 5, 9, 12], [1, 8, 40]], model)
     means = sk.edits.mean_outputs(model, others)
     assert means.shape == (3, 4, 8)

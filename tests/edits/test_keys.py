@@ -112,7 +112,7 @@ def test_shift_logits(name):
 @pytest.mark.parametrize(("mode", "alpha", "protect"), [("exclude", 0.01, False), ("include", 100.0, True)])
 def test_steer_keys(name, mode, alpha, protect):
     kept = {2, 3} | ({0} if protect else set())
-    model, prompts = model_and_prompts(name)
+    _model, prompts = model_and_prompts(name)
     lengths = prompts.lengths
     check(
         name,
