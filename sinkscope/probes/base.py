@@ -2,8 +2,8 @@
 
 To add one: subclass :class:`Probe`, declare ``variables``, name the statistics in ``statistics`` (or ask for residual
 sites or logits), and return tensors whose dims are those of the variable with ``layer`` or ``site`` left out. The
-runner unites what all probes need, reads each thing once, and puts the numbers at their place. Key and query axes are those of
-the padded batch; the runner numbers them from the first real token.
+runner unites what all probes need, reads each thing once, and puts the numbers at their place. Key and query axes are
+those of the padded batch; the runner numbers them from the first real token.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class KeyNorm(Probe):
 
 @dataclass(frozen=True)
 class Contribution(Probe):
-    """What each role writes: sum over its keys of |weight x value x W_O|, mean over real queries (Kang et al. 2025, B2).
+    """What each role writes: sum over its keys of |weight x value x W_O|, mean over queries (Kang et al. 2025, B2).
 
     Makes ``contribution`` (prompt, layer, head, role). Divide by the number of tokens of a role for the mean per token.
     """
