@@ -14,7 +14,7 @@ from scipy import stats
 from sinkscope.errors import SchemaError
 from sinkscope.plot.labels import plain
 from sinkscope.plot.profiles import finish_depth
-from sinkscope.plot.theme import OTHER, PALETTE, SINK, axes_for, themed
+from sinkscope.plot.theme import OTHER, PALETTE, SINK, axes_for, themed, thin
 
 
 @themed
@@ -48,7 +48,7 @@ def value_drain(
             samples, positions=[i + shift for i in range(len(samples))], widths=0.34, showfliers=False,
             patch_artist=True, manage_ticks=False,
             boxprops={"facecolor": colour, "alpha": 0.75, "edgecolor": colour}, whiskerprops={"color": colour},
-            capprops={"visible": False}, medianprops={"color": "black", "linewidth": 1.0},
+            capprops={"visible": False}, medianprops={"color": "black", "linewidth": thin()},
         )  # fmt: skip
     finish_depth(axes, sink, "layer")
     axes.set(ylabel=plain(ylabel), title=plain(title))
@@ -120,6 +120,6 @@ def _mixture(axes: Axes, fit: Mapping[str, Any], names: Sequence[str]) -> None:
         axes.plot(x, weights[k] * stats.norm.pdf(x, means[k], sds[k]), color=PALETTE[1 - i % 2], label=plain(label))
     valley = float(fit.get("valley", np.nan))
     if np.isfinite(valley) and bimodal:
-        axes.axvline(valley, color="black", linestyle="--", linewidth=1.0, label=f"valley {valley:.3g}")
+        axes.axvline(valley, color="black", linestyle="--", linewidth=thin(), label=f"valley {valley:.3g}")
     elif not bimodal:
         axes.plot([], [], " ", label="not bimodal: no split")

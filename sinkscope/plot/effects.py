@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from sinkscope.errors import SchemaError
 from sinkscope.plot.labels import labels_of, need_dims, plain
-from sinkscope.plot.theme import CONTROL, OTHER, PALETTE, axes_for, themed
+from sinkscope.plot.theme import CONTROL, OTHER, PALETTE, axes_for, dot, themed, thin
 
 Interval = tuple[xr.DataArray, xr.DataArray]
 
@@ -45,15 +45,29 @@ def effect_bars(
     if interval is not None:
         low, high = (need_dims(edge, (dim,), "effect_bars(interval=)").values for edge in interval)
         axes.errorbar(
-            effect.values, y, xerr=[effect.values - low, high - effect.values], fmt="none", ecolor="black", capsize=2
+            effect.values,
+            y,
+            xerr=[effect.values - low, high - effect.values],
+            fmt="none",
+            ecolor="black",
+            capsize=2.4 * thin(),
         )
     if controls is not None:
         points = controls.transpose(dim, ...).values.reshape(len(names), -1)
         where = np.repeat(y, points.shape[1])
-        axes.scatter(points.ravel(), where, marker="D", s=14, color=CONTROL, edgecolors="white", linewidths=0.5,
-                     label="control", zorder=3)  # fmt: skip
+        axes.scatter(
+            points.ravel(),
+            where,
+            marker="D",
+            s=dot(1.3),
+            color=CONTROL,
+            edgecolors="white",
+            linewidths=thin() / 2,
+            label="control",
+            zorder=3,
+        )
         axes.legend()
-    axes.axvline(0, color="black", linewidth=0.8)
+    axes.axvline(0, color="black", linewidth=thin())
     axes.set_yticks(y, names)
     axes.invert_yaxis()
     axes.set(xlabel=_label(effect, "effect"), title=plain(title))
@@ -106,7 +120,7 @@ def sweep_curve(
         if edges is not None:
             axes.fill_between(positions, edges[0][i], edges[1][i], color=colour, alpha=0.18, linewidth=0)
     if reference is not None:
-        axes.axvline(reference, color="black", linestyle=":", linewidth=1.0)
+        axes.axvline(reference, color="black", linestyle=":", linewidth=thin())
     axes.grid(axis="y")
     axes.set(xlabel=plain(x), ylabel=_label(array, "metric"), title=plain(title))
     if others:

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 
 from sinkscope.errors import SchemaError
 from sinkscope.plot.labels import need_dims, plain
-from sinkscope.plot.theme import PALETTE, ROLE_COLOURS, SEQUENTIAL, axes_for, themed
+from sinkscope.plot.theme import PALETTE, ROLE_COLOURS, SEQUENTIAL, axes_for, dot, themed, thin
 
 
 def _given(values: xr.DataArray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -107,10 +107,17 @@ def phi_vs_attention(
     for role in dict.fromkeys(roles.tolist()):
         of_role = (roles == role) & np.isfinite(x) & np.isfinite(y)
         if of_role.any():
-            axes.scatter(x[of_role], y[of_role], s=14, alpha=0.8, color=ROLE_COLOURS.get(role, PALETTE[0]), label=role,
-                         linewidths=0)  # fmt: skip
+            axes.scatter(
+                x[of_role],
+                y[of_role],
+                s=dot(1.3),
+                alpha=0.8,
+                color=ROLE_COLOURS.get(role, PALETTE[0]),
+                label=role,
+                linewidths=0,
+            )
     if threshold is not None:
-        axes.axvline(threshold, color="black", linestyle="--", linewidth=1.0, label=f"tau = {threshold:g}")
+        axes.axvline(threshold, color="black", linestyle="--", linewidth=thin(), label=f"tau = {threshold:g}")
     axes.set(xlabel="phi", ylabel="attention weight", title=plain(title))
     axes.set_ylim(bottom=0)
     axes.legend()

@@ -14,7 +14,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 
 from sinkscope.plot.labels import labels_of, need_dims, plain, set_ticks, token_labels
-from sinkscope.plot.theme import DIVERGING, MISSING, PALETTE, SEQUENTIAL, axes_for, themed
+from sinkscope.plot.theme import DIVERGING, MISSING, PALETTE, SEQUENTIAL, axes_for, dot, themed
 
 
 def _image(ax: Axes, values: np.ndarray, limits: tuple[float, float], cmap: str | Colormap, bar: str) -> AxesImage:
@@ -109,7 +109,7 @@ def effect_map(
     _image(axes, grid.values, (-top, top), DIVERGING, plain(f"{name} [{units}]" if units else name))
     if marked is not None:
         rows, columns = np.nonzero(need_dims(marked, ("layer", "head"), "effect_map(marked=)").values)
-        axes.scatter(columns, rows, s=8, color="black", linewidths=0)
+        axes.scatter(columns, rows, s=dot(0.7), color="black", linewidths=0)
     _head_axes(axes, layers, heads, title)
     return axes
 

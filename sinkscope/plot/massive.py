@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from mpl_toolkits.mplot3d.axes3d import Axes3D
 
 from sinkscope.errors import SchemaError
 from sinkscope.plot.labels import need_dims, plain, token_labels
-from sinkscope.plot.theme import OTHER, SINK, axes_for, themed
+from sinkscope.plot.theme import OTHER, SINK, axes_for, dot, themed
 
 _NEEDS = ("top_value", "top_dim", "top_position")
 
@@ -53,7 +54,7 @@ def massive_activations_picture(
     for z, d, t in zip(value, dim, place, strict=True):
         colour = SINK if d in chosen else OTHER
         axes.plot([t, t], [d, d], [0, z], color=colour, solid_capstyle="round")
-        axes.scatter([t], [d], [z], color=colour, s=10, depthshade=False)  # type: ignore[arg-type]
+        axes.scatter([t], [d], [z], color=colour, s=dot(), depthshade=False)  # type: ignore[arg-type]
     _decorate(axes, ds, place, dim[np.isin(dim, list(chosen))] if dim.size else dim, max_tokens)
     axes.set_title(plain(title or f"Largest activations at {_site(ds)}"))
     return axes
@@ -87,6 +88,7 @@ def _decorate(axes: Axes3D, ds: xr.Dataset, place: np.ndarray, dims: np.ndarray,
         label.set_verticalalignment("top")
     axes.set_ylabel("dimension")
     axes.set_zlabel("magnitude")
+    axes.zaxis.labelpad = axes.yaxis.labelpad = 0.7 * float(mpl.rcParams["font.size"])
     axes.view_init(elev=22, azim=-58)
     axes.set_box_aspect((1.6, 1.1, 0.9), zoom=0.9)  # type: ignore[arg-type]
 

@@ -92,6 +92,16 @@ def themed(draw: Callable[P, Axes]) -> Callable[P, Axes]:
     return wrapper
 
 
+def thin() -> float:
+    """Return the width of a reference line in the theme that is active."""
+    return 0.65 * float(mpl.rcParams["lines.linewidth"])
+
+
+def dot(scale: float = 1.0) -> float:
+    """Return the area of a dot in the theme that is active, for ``scatter(s=...)``."""
+    return scale * float(mpl.rcParams["lines.markersize"]) ** 2
+
+
 def axes_for(array: xr.DataArray, ax: Axes | None, *, height: float = 1.0, projection: str | None = None) -> Axes:
     """Return ``ax``, or axes on a new figure that carries the caption of ``array``.
 
