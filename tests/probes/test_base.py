@@ -1,0 +1,71 @@
+"""Probes as values: hashable, described in readings, and open to new ones."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import sinkscope as sk
+from sinkscope import testing
+from sinkscope.probes import Probe
+from sinkscope.probes.base import dumps
+from sinkscope.schema import VARIABLES, Variable
+
+BUILT_IN = [getattr(sk.probes, name) for name in sk.probes.__all__ if name != "Probe"]
+
+
+@pytest.mark.parametrize("cls", BUILT_IN)
+def test_built_in_probes_make_variables_of_the_schema(cls):
+    assert cls.variables
+    for name, variable in cls.variables.items():
+        assert VARIABLES[name] is variable
+
+
+def test_probes_are_values():
+    assert sk.KeyMass() == sk.KeyMass()
+    assert sk.Logits(positions=[0, 1]) == sk.Logits(positions=(0, 1))
+    assert hash(sk.AttentionMap(layers=[1], heads=[0])) == hash(sk.AttentionMap(layers=(1,), heads=(0,)))
+    assert sk.MassiveActivations(top=3) != sk.MassiveActivations(top=4)
+    with pytest.raises(AttributeError):
+        sk.MassiveActivations().top = 2
+
+
+def test_descriptions_are_plain_json():
+    chosen = xr.DataArray(np.eye(2, dtype=bool), dims=("prompt", "key"))
+    probes = (sk.RoleShare(queries=["text", "user"]), sk.AttentionMap(layers=range(2), heads=[1]), sk.KeyMass(chosen))
+    assert json.loads(dumps(probes)) == [
+        {"probe": "RoleShare", "queries": ["text", "user"]},
+        {"probe": "AttentionMap", "layers": [0, 1], "heads": [1]},
+        {"probe": "KeyMass", "keys": "DataArray('prompt', 'key') with 2 selected"},
+    ]
+
+
+@dataclass(frozen=True)
+class MeanStream(Probe):
+    """A probe of one's own: the mean of the stream over its width."""
+
+    variables: ClassVar[Mapping[str, Variable]] = {
+        "mean_stream": Variable(("prompt", "site", "key"), "activation", "mean over the width")
+    }
+
+    def sites(self, tower):
+        return tower.site_names[:2]
+
+    def at_site(self, hidden, scene):
+        return {"mean_stream": hidden.mean(-1)}
+
+
+def test_a_probe_of_ones_own_runs_beside_the_others():
+    model = sk.load_model(testing.tiny("llama"))
+    prompts = sk.Prompts.from_ids([[1, 5, 6], [1, 7]], model)
+    reading = sk.run(model, prompts, [MeanStream(), sk.ResidualNorm()], batch_size=2)
+    assert reading.mean_stream.attrs == {"units": "activation", "long_name": "mean over the width"}
+    wanted = model.model.model.embed_tokens(torch.tensor([1, 5, 6])).mean(-1).detach()
+    np.testing.assert_allclose(reading.mean_stream[0].sel(site="embed"), wanted, atol=1e-6)
+    assert np.isnan(reading.mean_stream.sel(site="1.post")).all()  # a site it does not read
+    assert json.loads(reading.attrs["probes"])[0] == {"probe": "MeanStream"}
