@@ -20,6 +20,7 @@ from transformers.modeling_utils import AttentionInterface
 from sinkscope.attention.bias import CallEdits
 from sinkscope.attention.fused import fused_attend
 from sinkscope.attention.masks import from_call, sinkscope_mask
+from sinkscope.attention.rows import RowEdits
 from sinkscope.attention.streaming import Call, attend
 from sinkscope.attention.view import Context, LayerStats, Wants
 
@@ -36,7 +37,7 @@ class Session:
 
     wants: Callable[[torch.nn.Module], Wants] = lambda _: Wants()
     context: Context | None = None
-    edits: Callable[[torch.nn.Module, Call], CallEdits | None] = lambda _m, _c: None
+    edits: Callable[[torch.nn.Module, Call], CallEdits | RowEdits | None] = lambda _m, _c: None
     collect: Callable[[torch.nn.Module, LayerStats], None] = lambda _m, _s: None
     observe: Callable[[torch.nn.Module, Call], None] | None = None
     calls: list[torch.nn.Module] = field(default_factory=list)
@@ -56,7 +57,7 @@ def sinkscope_attention(  # noqa: PLR0913 - the library fixes this signature
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The attention function registered with transformers: (batch, head, query, dim) in, (batch, query, head, dim) out."""
+    """The function registered with transformers: (batch, head, query, dim) in, (batch, query, head, dim) out."""
     session = _active.get() or Session()
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", False)
     mask, bias = from_call(attention_mask, query, key, bool(causal))
@@ -76,12 +77,20 @@ def sinkscope_attention(  # noqa: PLR0913 - the library fixes this signature
         session.observe(module, call)
     context = session.context or _everything_real(key)
     wants, edits = session.wants(module), session.edits(module, call)
-    out, stats = fused_attend(call, wants, context, edits) or attend(call, wants, context, edits)
+    out, stats = _compute(call, wants, context, edits)
     session.paths.add(stats.path or "blockwise")
     if wants.anything:
         _norms(call, wants, stats)
         session.collect(module, stats)
     return out.contiguous(), None
+
+
+def _compute(
+    call: Call, wants: Wants, context: Context, edits: CallEdits | RowEdits | None
+) -> tuple[torch.Tensor, LayerStats]:
+    if isinstance(edits, RowEdits):
+        return edits.attend(call, wants, context, _compute)
+    return fused_attend(call, wants, context, edits) or attend(call, wants, context, edits)
 
 
 def _everything_real(key: torch.Tensor) -> Context:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 
 from sinkscope.attention.bias import CallEdits
+from sinkscope.attention.rows import RowEdits
 from sinkscope.attention.streaming import Call
 from sinkscope.attention.view import Context, LayerStats, Wants
 
@@ -79,7 +80,7 @@ class Instruments:
 
     wants: Mapping[int, Wants] = field(default_factory=dict)
     context: Context | None = None
-    edits: Callable[[int, Call], CallEdits | None] | None = None
+    edits: Callable[[int, Call], CallEdits | RowEdits | None] | None = None
     collect: Callable[[int, LayerStats], None] = lambda _layer, _stats: None
     residual: Mapping[str, Sequence[ResidualHook]] = field(default_factory=dict)
 

@@ -16,10 +16,12 @@ from jaxtyping import Float
 
 from sinkscope.attention import seam
 from sinkscope.attention.bias import CallEdits
+from sinkscope.attention.rows import RowEdits
 from sinkscope.attention.streaming import Call
 from sinkscope.attention.view import LayerStats, Wants, join
+from sinkscope.backends import vision
 from sinkscope.backends.base import AttentionSite, Instruments, Output, ResidualHook, ResidualSite, Tower
-from sinkscope.backends.discovery import discover, find_vision_root
+from sinkscope.backends.discovery import discover
 from sinkscope.errors import UnsupportedModelError
 
 
@@ -31,9 +33,9 @@ class TransformersBackend:
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
         self.why_not = ""
-        self.towers: dict[str, Tower] = {}
+        self.towers: Mapping[str, Tower] = {}
         try:
-            self.towers = discover(model)
+            self.towers = vision.Towers(model, discover(model))
         except UnsupportedModelError as error:
             self.why_not = str(error)
         self.reading = "streaming" if self.towers else "none"
@@ -46,12 +48,15 @@ class TransformersBackend:
     ) -> Output:
         """Run the model once under ``instruments``; see :class:`sinkscope.backends.base.Backend`."""
         collector = _Collector(self.model, tower, instruments)
+        alone = self._alone(tower, inputs)
+        if alone is not None:
+            vision.Portions(collector.session, collector.layer_of)
         with ExitStack() as stack:
-            stack.enter_context(self._hooked(tower, instruments, len(next(iter(inputs.values())))))
+            stack.enter_context(self._hooked(tower, instruments, vision.rows_of(inputs)))
             session = None
             if instruments.wants or instruments.edits:
                 session = stack.enter_context(seam.entered(self.model, collector.session))
-            hidden, scores = self._run(inputs, logits)
+            hidden, scores = self._run(inputs, logits) if alone is None else (_hidden(alone(**inputs)), None)
         collector.flush()
         return Output(hidden, scores, frozenset(session.paths if session else {"native"}))
 
@@ -71,6 +76,11 @@ class TransformersBackend:
             handle.remove()
         scores = getattr(out, "logits", None)
         return (kept[0] if kept else _hidden(out)), scores
+
+    def _alone(self, tower: Tower, inputs: Mapping[str, torch.Tensor]) -> torch.nn.Module | None:
+        """The module to call where a tower inside the model is run by itself; None where the whole model is run."""
+        root = vision.vision_root(self.model) if tower.name == vision.NAME and "input_ids" not in inputs else None
+        return None if root is None else self.model.get_submodule(root)
 
     @contextmanager
     def _hooked(self, tower: Tower, instruments: Instruments, batch: int) -> Iterator[None]:
@@ -101,7 +111,7 @@ class TransformersBackend:
 
     def vision_root(self) -> str | None:
         """Path of the vision part inside a larger model, or None."""
-        return find_vision_root(self.model)
+        return vision.vision_root(self.model)
 
 
 class _Collector:
@@ -128,11 +138,15 @@ class _Collector:
             self.count[id(module)] = index + 1
         return layers[min(index, len(layers) - 1)] if len(layers) > 1 else layers[0]
 
+    def layer_of(self, module: torch.nn.Module) -> int | None:
+        """Layer that the next call of ``module`` belongs to."""
+        return self._layer(module, advance=False)
+
     def _wants(self, module: torch.nn.Module) -> Wants:
         layer = self._layer(module, advance=False)
         return self.instruments.wants.get(layer, Wants()) if layer is not None else Wants()
 
-    def _edits(self, module: torch.nn.Module, call: Call) -> CallEdits | None:
+    def _edits(self, module: torch.nn.Module, call: Call) -> CallEdits | RowEdits | None:
         layer = self._layer(module, advance=True)
         if layer is None or self.instruments.edits is None:
             return None

@@ -1,0 +1,93 @@
+"""One attention call whose rows are edited differently: several variants of a sweep in one batch.
+
+The call is cut by rows of the batch, each part takes its own edits through the ordinary pass, and the parts are joined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from sinkscope.attention.bias import CallEdits
+from sinkscope.attention.masks import MaskSpec
+from sinkscope.attention.streaming import Call
+from sinkscope.attention.view import Context, LayerStats, Wants
+
+
+@dataclass
+class RowEdits:
+    """Edits by rows of the batch: a slice, and what is changed in it (None: nothing)."""
+
+    parts: list[tuple[slice, CallEdits | None]]
+
+    def attend(
+        self, call: Call, wants: Wants, context: Context, one: Callable[..., tuple[torch.Tensor, LayerStats]]
+    ) -> tuple[torch.Tensor, LayerStats]:
+        """Run each part by ``one`` and join outputs and statistics along the batch."""
+        done = [
+            one(cut_call(call, rows), _cut_wants(wants, rows), _cut_context(context, rows), edits)
+            for rows, edits in _joined(self.parts)
+        ]
+        return torch.cat([out for out, _ in done]), _join_rows([stats for _, stats in done])
+
+
+def _joined(parts: Sequence[tuple[slice, CallEdits | None]]) -> list[tuple[slice, CallEdits | None]]:
+    """Neighbouring parts without edits run as one."""
+    out: list[tuple[slice, CallEdits | None]] = []
+    for rows, edits in parts:
+        if out and not edits and out[-1][1] is None:
+            out[-1] = (slice(out[-1][0].start, rows.stop), None)
+        else:
+            out.append((rows, edits or None))
+    return out
+
+
+def cut_call(call: Call, rows: slice) -> Call:
+    """Give the call of some rows of the batch; nothing is copied."""
+    bias = call.bias
+    if bias is not None and bias.shape[0] > 1:
+        bias = bias[rows]
+    return replace(
+        call, query=call.query[rows], key=call.key[rows], value=call.value[rows], mask=_cut_mask(call.mask, rows),
+        bias=bias,
+    )  # fmt: skip
+
+
+def _cut_mask(mask: MaskSpec, rows: slice) -> MaskSpec:
+    rule = mask.rule
+    if mask.kind == "rule" and rows.start:
+        whole, first = mask.rule, rows.start
+
+        def rule(batch: Any, head: Any, query: Any, key: Any) -> Any:
+            return whole(batch + first, head, query, key)
+
+    padding = None if mask.padding is None else mask.padding[rows]
+    return replace(mask, batch_size=rows.stop - rows.start, padding=padding, rule=rule, _cache={})
+
+
+def _cut_wants(wants: Wants, rows: slice) -> Wants:
+    return replace(
+        wants, maxima=tuple(mask[rows] for mask in wants.maxima), few=None if wants.few is None else wants.few[rows]
+    )
+
+
+def _cut_context(context: Context, rows: slice) -> Context:
+    if len(context.real) == 1:
+        return context
+    return replace(context, real=context.real[rows], roles=context.roles[rows])
+
+
+def _join_rows(parts: Sequence[LayerStats]) -> LayerStats:
+    joined = LayerStats(path="fused" if all(part.path == "fused" for part in parts) else "")
+    for entry in fields(LayerStats):
+        values = [getattr(part, entry.name) for part in parts]
+        if entry.name == "path" or values[0] is None:
+            continue
+        if entry.name == "maxima":
+            joined.maxima = [torch.cat(group) for group in zip(*values, strict=True)]
+        else:
+            setattr(joined, entry.name, torch.cat(values))
+    return joined
