@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 
+from sinkscope.attention.augdim import augmented_attend, serves
 from sinkscope.attention.bias import CallEdits
 from sinkscope.attention.streaming import Call
 from sinkscope.attention.view import Context, LayerStats, Wants
@@ -22,6 +23,8 @@ def fused_attend(
     call: Call, wants: Wants, context: Context, edits: CallEdits | None
 ) -> tuple[torch.Tensor, LayerStats] | None:
     """Return the output and statistics by the fused kernel, or None where it cannot serve this call."""
+    if edits:
+        return augmented_attend(call, edits) if serves(call, wants, edits) else None
     if not _serves(call, wants, edits):
         return None
     causal = call.mask.kind == "causal" and call.query.shape[2] > 1

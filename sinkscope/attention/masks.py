@@ -1,6 +1,6 @@
 """Which keys a query may see, without ever building a (query, key) tensor.
 
-transformers asks a registered mask function for a mask and hands whatever it returns to the attention function. Ours
+transformers asks a registered mask function for a mask and hands what it returns to the attention function. Ours
 returns a :class:`MaskSpec`: lengths, offsets and the library's own index rule. A block of rows is rendered on demand, so
 absolute positions are known, sliding windows and caches work, and memory stays linear in the number of tokens.
 """

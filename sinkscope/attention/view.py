@@ -1,7 +1,7 @@
 """What may be asked of one attention call, and what comes back.
 
 A probe names the statistics it needs as :class:`Wants`; the runner takes the union; the pass fills one
-:class:`LayerStats` per attention module. Shapes are those of the call: padded, keys and queries as the model holds them.
+:class:`LayerStats` per attention module. Shapes are those of the call: padded, keys and queries as the model has them.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ _JOIN = {"role_share": 2, "value": 2, "key_viewers": 1}
 
 
 def join(calls: Sequence[LayerStats]) -> LayerStats:
-    """Join the calls one module made in one forward pass (windows, images): block-diagonal, so all tokens concatenate."""
+    """Join the calls one module made in one pass (windows, images): block-diagonal, so all tokens concatenate."""
     if len(calls) == 1:
         return calls[0]
     joined = LayerStats(path=calls[0].path)

@@ -1,0 +1,124 @@
+"""Edits on the fused kernel: a log-bias on keys becomes one more dimension of queries and keys.
+
+q' = [q | a / scale] and k' = [k | m] give the logits q.k x scale + a m, so a bias ``a`` (per head and row) on a key set
+``m`` needs no mask tensor, and the kernel's own causal masking stays. Values are padded with zeros to the same width.
+In low precision the bias is split into a rounded part and the rest. Gradients flow, to the bias too. Values and gates are
+edited before and after the call. Whatever else an edit needs, the blockwise pass does.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+
+from sinkscope.attention.bias import CallEdits, LogBias
+from sinkscope.attention.streaming import Call
+from sinkscope.attention.view import LayerStats, Wants
+
+HIDE = {torch.float16: -6e4}
+"""Query entry that hides a key: exp of it is exactly 0 after scaling. float16 holds no more than this."""
+
+MOST = 4
+"""Most log-biases in one call; beyond that the extra columns cost more than the blockwise pass."""
+
+
+def serves(call: Call, wants: Wants, edits: CallEdits) -> bool:
+    """Whether this call and these edits can run on the fused kernel: plain mask and softmax, no statistics of weights."""
+    if wants.weights_needed or "log_sum_exp" in wants or edits.weights or edits.normalisers or edits.extra_keys:
+        return False
+    plain = (
+        call.mask.plain and call.bias is None and call.softcap is None and call.sink_logits is None
+        and call.extra_key is None and call.normaliser == "softmax"
+        and call.query.shape[-1] == call.value.shape[-1]
+    )  # fmt: skip
+    hiding = sum(bias.hide for bias in edits.biases)
+    simple = hiding <= 1 and len(edits.biases) <= MOST and not any(bias.keep_self for bias in edits.biases)
+    return plain and simple and edits.null_logits is None and not edits.blockwise
+
+
+def augmented_attend(call: Call, edits: CallEdits) -> tuple[Float[torch.Tensor, "batch query head dim"], LayerStats]:
+    """Run a call that :func:`serves` accepted."""
+    query, key, value = call.query, call.key, call.value
+    causal = call.mask.kind == "causal" and query.shape[2] > 1
+    if _differs_within_groups(call, edits):
+        group = query.shape[1] // key.shape[1]
+        key, value = (tensor.repeat_interleave(group, 1) for tensor in (key, value))
+    per_group = query.shape[1] // key.shape[1]
+    for change in edits.values:
+        chosen = change.keys[:, ::per_group]
+        change.tally.touched = change.tally.touched or int(chosen.sum())
+        value = torch.where(chosen[..., None], value * change.scale, value)
+    columns = [_columns(bias, call, causal, per_group) for bias in edits.biases]
+    width = query.shape[-1]
+    if columns:
+        extra = sum(part.shape[-1] for part, _ in columns)
+        short = -(width + extra) % 8
+        query = _widen(query, [part for part, _ in columns], short)
+        key = _widen(key, [part for _, part in columns], short)
+        value = torch.nn.functional.pad(value, (0, extra + short))
+    out = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=causal, scale=call.scale, enable_gqa=per_group > 1
+    )
+    out = rearrange(out[..., :width], "batch head query dim -> batch query head dim")
+    for gate in edits.gates:
+        out = gate(out)
+    return out.to(call.query.dtype), LayerStats(path="augdim")
+
+
+def _columns(bias: LogBias, call: Call, causal: bool, per_group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns of one log-bias: (batch, head, query, 1 or 2) beside the queries, (batch, kv_head, key, same) the keys."""
+    batch, heads, rows = call.query.shape[:3]
+    acts = bias.keys.any(-1)[:, :, None].expand(batch, heads, rows)
+    if bias.queries is not None:
+        acts = acts & bias.queries[:, None]
+    if bias.hide:
+        blind = _blind(bias.keys, rows, causal)
+        bias.tally.spared += int((acts & blind).sum())
+        acts = acts & ~blind
+    bias.tally.touched = bias.tally.touched or int(acts.sum())
+    dtype = call.query.dtype
+    if bias.hide:
+        entry = torch.full((heads,), HIDE.get(dtype, -1e9 / call.scale), device=call.query.device)
+    else:
+        entry = bias.value / call.scale
+    entry = torch.where(acts, entry[None, :, None], torch.zeros((), device=entry.device, dtype=entry.dtype))
+    parts = [entry.to(dtype)]
+    if dtype != torch.float32 and not bias.hide:
+        parts.append((entry - parts[0].to(entry.dtype)).to(dtype))
+    member = _by_group(bias.keys, per_group).to(dtype)[..., None]
+    return torch.stack(parts, dim=-1), member.expand(*member.shape[:-1], len(parts))
+
+
+def _blind(
+    keys: Bool[torch.Tensor, "batch head key"], rows: int, causal: bool
+) -> Bool[torch.Tensor, "batch head query"]:
+    """Rows that see only hidden keys: while every key so far is hidden, or all of them without a causal mask."""
+    if causal:
+        return keys.long().cumprod(-1).bool()
+    return keys.all(-1, keepdim=True).expand(*keys.shape[:2], rows)
+
+
+def _by_group(keys: Bool[torch.Tensor, "batch head key"], per_group: int) -> Bool[torch.Tensor, "batch kv_head key"]:
+    """One key set per key-value head: that of the heads in its group that have one."""
+    return rearrange(keys, "batch (kv group) key -> batch kv group key", group=per_group).any(2)
+
+
+def _differs_within_groups(call: Call, edits: CallEdits) -> bool:
+    """Whether heads that share a key-value head select different keys, or not all of them edit its values."""
+    per_group = call.query.shape[1] // call.key.shape[1]
+    if per_group == 1:
+        return False
+    for bias in edits.biases:
+        union = _by_group(bias.keys, per_group).repeat_interleave(per_group, 1)
+        if not torch.equal(bias.keys, union & bias.keys.any(-1, keepdim=True)):
+            return True
+    return any(
+        not torch.equal(change.keys, _by_group(change.keys, per_group).repeat_interleave(per_group, 1))
+        for change in edits.values
+    )
+
+
+def _widen(tensor: torch.Tensor, parts: list[torch.Tensor], short: int) -> torch.Tensor:
+    """Append columns, and zeros up to a multiple of 8."""
+    return torch.nn.functional.pad(torch.cat([tensor, *parts], dim=-1), (0, short))
