@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import xarray as xr
 from tqdm.auto import tqdm
@@ -51,6 +52,7 @@ def run(
     probes, edits = _as_tuple(probes, "probes"), _as_tuple(edits, "edits")
     where = find_tower(model, tower)
     check_request(model, prompts, probes, where, batch_size)
+    prompts, origin, batch_size = pictures(model, prompts, where, batch_size)
     shelf = Shelf(probes, where, prompts.lengths)
     if shelf.map_bytes() > MAP_LIMIT:
         raise ProbeError(
@@ -68,7 +70,7 @@ def run(
                 guard.compare(batch, output, plan)
     if guard is not None:
         guard.verdict()
-    ds = shelf.dataset(prompts)
+    ds = shelf.dataset(prompts).assign_coords(origin)
     ds.attrs = provenance(model, where, prompts, probes, _edits_json(edits), paths)
     if guard is not None:
         ds.attrs |= guard.attributes()
@@ -125,6 +127,28 @@ def _headless(model: Model, probe: Probe) -> ProbeError:
     return ProbeError(f"{type(probe).__name__}(): {model.id} has no output layer. Load the model with its head.")
 
 
+def pictures(
+    model: Model, prompts: Prompts, tower: Tower, batch_size: int
+) -> tuple[Prompts, dict[str, tuple[str, np.ndarray]], int]:
+    """What ``tower`` reads of ``prompts``: the prompts themselves, or for a tower inside the model their pictures.
+
+    Also coordinates that say which prompt, image and tile each picture is (tile 0 is the whole image), and the batch
+    size: towers that join the images of a call into one sequence take one at a time.
+
+    Raises:
+        PromptError: the prompts hold no images.
+    """
+    root = model.backend.vision_root() if tower.name == "vision" and hasattr(model.backend, "vision_root") else None
+    if root is None:
+        return prompts, {}, batch_size
+    from sinkscope.prompts_towers import prompts_of_tower
+
+    made, origin = prompts_of_tower(prompts, model, model.model.get_submodule(root))
+    names = ("source_prompt", "source_image", "source_tile")
+    joined = any("grid_thw" in extra for extra in made.extras)
+    return made, {n: ("prompt", c) for n, c in zip(names, origin.T, strict=True)}, 1 if joined else batch_size
+
+
 def batches(prompts: Prompts, batch_size: int, device: torch.device) -> Iterable[Batch]:
     """Batches in prompt order; a processor's whole output is one batch whatever the size asked for."""
     size = len(prompts) if prompts.whole is not None else batch_size
@@ -147,12 +171,17 @@ def read_batch(
     wanted = "all" if "all" in asked else next(iter(asked), None)
     output = model.backend.forward(batch.inputs, tower, instruments, wanted)
     check_finite(model, tower, batch, output)
+    store_outputs(model, probes, output, scene, shelf)
+    return replace(output, logits=None)
+
+
+def store_outputs(model: Model, probes: Sequence[Probe], output: Output, scene: Scene, shelf: Shelf) -> None:
+    """Store what the probes take from the logits of a pass."""
     for probe in probes:
         if probe.logits:
             if output.logits is None:
                 raise _headless(model, probe)
-            shelf.put(probe.at_end(output.logits, scene), batch)
-    return replace(output, logits=None)
+            shelf.put(probe.at_end(output.logits, scene), scene.batch)
 
 
 def prepare(
