@@ -21,9 +21,8 @@ def scene(real):
 
 
 def test_massive_activations_rank_signed_entries_of_real_tokens():
-    hidden = torch.tensor(
-        [[[900.0, 0, 0, 0], [1, -7, 2, 0], [3, 0, 5, -4]], [[1.0, 2, 3, -9], [0, 0, 8, 1], [6, 7, 0, 0]]]
-    )
+    first = [[900.0, 0, 0, 0], [1, -7, 2, 0], [3, 0, 5, -4]]
+    hidden = torch.tensor([first, [[1.0, 2, 3, -9], [0, 0, 8, 1], [6, 7, 0, 0]]])
     real = [[False, True, True], [True, True, True]]
     found = sk.MassiveActivations(top=3).at_site(hidden, scene(real))
     assert found["top_value"].tolist() == [[-7, 5, -4], [-9, 8, 7]]

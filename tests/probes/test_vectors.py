@@ -1,5 +1,7 @@
 """Norms of values and keys, and what attention writes into the stream."""
 
+from dataclasses import replace
+
 import numpy as np
 import oracle
 import pytest
@@ -68,8 +70,8 @@ def test_contribution_follows_a_changed_output_projection(model):
 
 def test_contribution_needs_an_output_projection(model):
     tower = model.backend.towers["text"]
-    without = [sk.probes.Probe] and [s.__class__(**{**s.__dict__, "output_path": None}) for s in tower.attention[:2]]
-    tower = type(tower)(tower.name, (*without, tower.attention[2]), tower.residual, tower.d_model)
+    without = [replace(site, output_path=None) for site in tower.attention[:2]]
+    tower = replace(tower, attention=(*without, tower.attention[2]))
     message = r"Contribution\(\): no output projection W_O was found in layers \[0, 1\]\. Use ValueNorm\(\) instead\."
     with pytest.raises(ProbeError, match=message):
         sk.Contribution().check(tower)
