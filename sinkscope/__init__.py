@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from sinkscope import definitions as definitions
     from sinkscope import edits as edits
     from sinkscope import errors as errors
-    from sinkscope import methods as methods
     from sinkscope import metrics as metrics
     from sinkscope import plot as plot
     from sinkscope import probes as probes
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from sinkscope.edits import SteerKeys as SteerKeys
     from sinkscope.edits import SwapNormaliser as SwapNormaliser
     from sinkscope.edits import ZeroValues as ZeroValues
+    from sinkscope.edits import generate as generate
     from sinkscope.errors import EditError as EditError
     from sinkscope.errors import EditHasNoEffect as EditHasNoEffect
     from sinkscope.errors import MetricError as MetricError
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from sinkscope.errors import SchemaError as SchemaError
     from sinkscope.errors import SinkscopeError as SinkscopeError
     from sinkscope.errors import UnsupportedModelError as UnsupportedModelError
+    from sinkscope.hooks import fwd_hooks as fwd_hooks
     from sinkscope.model import Model as Model
     from sinkscope.model import load_model as load_model
     from sinkscope.model import minilm_path as minilm_path
@@ -87,8 +88,9 @@ _SUBMODULES = (
 _NAMES: dict[str, tuple[str, ...]] = {
     "model": ("Model", "load_model", "minilm_path"),
     "prompts": ("Prompts",),
-    "runner": ("run", "generate"),
+    "runner": ("run",),
     "sweeps": ("grid", "sweep"),
+    "hooks": ("fwd_hooks",),
     "schema": ("concat", "open", "save", "to_dataframe"),
     "definitions": ("cite",),
     "probes": (
@@ -97,7 +99,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     ),
     "edits": (
         "AblateHeads", "CalibrateSinks", "DropKeys", "GateHeads", "KeyValueBias", "MaskKeys", "NullKey", "Redistribute",
-        "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues",
+        "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues", "generate",
     ),
     "errors": (
         "EditError", "EditHasNoEffect", "MetricError", "ModelError", "OutputError", "ProbeError", "PromptError",
