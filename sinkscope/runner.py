@@ -49,7 +49,7 @@ def run(
         ModelError: activations are not finite; the message names the first residual site.
         EditError, EditHasNoEffect: see :mod:`sinkscope.edits`.
     """
-    probes, edits = _as_tuple(probes, "probes"), _as_tuple(edits, "edits")
+    probes, edits = as_tuple(probes, "probes"), as_tuple(edits, "edits")
     where = find_tower(model, tower)
     check_request(model, prompts, probes, where, batch_size)
     prompts, origin, batch_size = pictures(model, prompts, where, batch_size)
@@ -77,7 +77,8 @@ def run(
     return validate(ds)
 
 
-def _as_tuple(values: Any, name: str) -> tuple[Any, ...]:
+def as_tuple(values: Any, name: str) -> tuple[Any, ...]:
+    """Take one value or several as a tuple; a class is refused."""
     items = tuple(values) if isinstance(values, Iterable) else (values,)
     for item in items:
         if isinstance(item, type):
