@@ -2,8 +2,8 @@
 
 q' = [q | a / scale] and k' = [k | m] give the logits q.k x scale + a m, so a bias ``a`` (per head and row) on a key set
 ``m`` needs no mask tensor, and the kernel's own causal masking stays. Values are padded with zeros to the same width.
-In low precision the bias is split into a rounded part and the rest. Gradients flow, to the bias too. Values and gates are
-edited before and after the call. Whatever else an edit needs, the blockwise pass does.
+In low precision the bias is split into a rounded part and the rest. Gradients flow, to the bias too. Values and gates
+are edited before and after the call. Whatever else an edit needs, the blockwise pass does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MOST = 4
 
 
 def serves(call: Call, wants: Wants, edits: CallEdits) -> bool:
-    """Whether this call and these edits can run on the fused kernel: plain mask and softmax, no statistics of weights."""
+    """Whether these edits can run on the fused kernel: plain mask and softmax, no statistics of weights."""
     if wants.weights_needed or "log_sum_exp" in wants or edits.weights or edits.normalisers or edits.extra_keys:
         return False
     plain = (
@@ -67,7 +67,7 @@ def augmented_attend(call: Call, edits: CallEdits) -> tuple[Float[torch.Tensor, 
 
 
 def _columns(bias: LogBias, call: Call, causal: bool, per_group: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Columns of one log-bias: (batch, head, query, 1 or 2) beside the queries, (batch, kv_head, key, same) the keys."""
+    """Columns of one log-bias: (batch, head, query, 1 or 2) for the queries, (batch, kv_head, key, same) for keys."""
     batch, heads, rows = call.query.shape[:3]
     acts = bias.keys.any(-1)[:, :, None].expand(batch, heads, rows)
     if bias.queries is not None:

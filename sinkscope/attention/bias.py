@@ -95,8 +95,8 @@ class KeyTarget:
 class LogBias(KeyTarget):
     """Add ``value`` (one number per head, may carry a gradient) to the logits of the keys; ``hide`` hides them instead.
 
-    A row that sees only hidden keys is left as it was. In a call with a learned sink or a null key that share is part of
-    the row: the softmax runs over both.
+    A row that sees only hidden keys is left as it was. In a call with a learned sink or a null key that share is part
+    of the row: the softmax runs over both.
     """
 
     value: Float[torch.Tensor, " head"]
