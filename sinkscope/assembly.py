@@ -20,6 +20,9 @@ from sinkscope.prompts import Batch, Prompts
 from sinkscope.roles import MEASURED_ROLES, ROLES
 from sinkscope.schema import SCHEMA_VERSION, Variable
 
+GRID = ("grid_row", "grid_col", "grid_tile", "grid_image", "box_left", "box_top", "box_right", "box_bottom")
+"""Coordinates (prompt, key) of image tokens, NaN elsewhere; boxes are pixels of the original image."""
+
 MAP_LIMIT = 1 << 30
 """Bytes of attention maps that a reading may hold."""
 
@@ -126,25 +129,27 @@ class Shelf:
     def _token_coords(self, ds: xr.Dataset, prompts: Prompts) -> xr.Dataset:
         shape = (len(self.lengths), self.longest)
         token, role = np.full(shape, "", dtype=object), np.full(shape, "pad", dtype=object)
-        grid = {name: np.full(shape, np.nan, dtype=np.float32) for name in ("grid_row", "grid_col")}
+        grid = {name: np.full(shape, np.nan, dtype=np.float32) for name in GRID}
         for i, length in enumerate(self.lengths):
             token[i, :length] = prompts.tokens[i]
             role[i, :length] = [ROLES[r] for r in prompts.roles[i]]
             found = prompts.grids[i] if prompts.grids else None
             if found is not None:
-                grid["grid_row"][i, :length], grid["grid_col"][i, :length] = _grid_axes(found)
+                for name, values in _grid_axes(found).items():
+                    grid[name][i, :length] = values
         ds = ds.assign_coords(
             token=(("prompt", "key"), token.astype(str)), token_role=(("prompt", "key"), role.astype(str))
         )
         if np.isfinite(grid["grid_row"]).any():
-            ds = ds.assign_coords({name: (("prompt", "key"), values) for name, values in grid.items()})
+            known = {name: values for name, values in grid.items() if np.isfinite(values).any()}
+            ds = ds.assign_coords({name: (("prompt", "key"), values) for name, values in known.items()})
         return ds
 
 
-def _grid_axes(grid: Any) -> tuple[np.ndarray, np.ndarray]:
+def _grid_axes(grid: Any) -> dict[str, np.ndarray]:
     if isinstance(grid, tuple):
-        return np.asarray(grid[0]), np.asarray(grid[1])
-    return np.asarray(grid.row), np.asarray(grid.col)
+        return {"grid_row": np.asarray(grid[0]), "grid_col": np.asarray(grid[1])}
+    return dict(zip(GRID, (grid.row, grid.col, grid.tile, grid.image, *grid.box.T), strict=True))
 
 
 def _attrs(variable: Variable) -> dict[str, str]:

@@ -8,6 +8,7 @@ output. Parallel blocks have no such place.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +71,24 @@ def discover(model: torch.nn.Module) -> dict[str, Tower]:
         raise UnsupportedModelError(
             f"{type(model).__name__} is an encoder-decoder; cross-attention is not read yet. Pass its encoder alone."
         )
+    return _towers(model, _watch(model, lambda: _run_trial(model)))
+
+
+def explore(model: torch.nn.Module, name: str, run: Callable[[], Any]) -> Tower:
+    """Find the tower ``name`` of ``model`` whose attention layers are those that ``run()`` calls.
+
+    Raises:
+        UnsupportedModelError: it calls none.
+    """
+    return tower(model, name, _watch(model, run), run)
+
+
+def _run_trial(model: torch.nn.Module) -> None:
+    for inputs in trial_inputs(model):
+        model(**inputs)
+
+
+def _watch(model: torch.nn.Module, run: Callable[[], Any]) -> list[_Seen]:
     trial = _Trial()
     handles = [
         m.register_forward_pre_hook(trial.projection)
@@ -79,8 +98,7 @@ def discover(model: torch.nn.Module) -> dict[str, Tower]:
     session = seam.Session(observe=trial.observe)
     try:
         with torch.no_grad(), seam.entered(model, session):
-            for inputs in trial_inputs(model):
-                model(**inputs)
+            run()
     except Exception as error:
         if not trial.calls:
             raise _bypass(model, error) from None
@@ -90,7 +108,7 @@ def discover(model: torch.nn.Module) -> dict[str, Tower]:
             handle.remove()
     if not trial.calls:
         raise _bypass(model, None)
-    return _towers(model, trial.calls)
+    return trial.calls
 
 
 def _bypass(model: torch.nn.Module, error: Exception | None) -> UnsupportedModelError:
@@ -142,14 +160,14 @@ def _towers(model: torch.nn.Module, calls: list[_Seen]) -> dict[str, Tower]:
     groups: dict[str, list[_Seen]] = {}
     only_vision = model.main_input_name == "pixel_values" and getattr(model.config, "vision_config", None) is None
     for call in calls:
-        inside = only_vision or (root is not None and paths[id(call.module)].startswith(root))
+        inside = only_vision or (root is not None and f"{paths[id(call.module)]}.".startswith(f"{root}."))
         groups.setdefault("vision" if inside else "text", []).append(call)
     towers = {name: tower(model, name, groups[name]) for name in ("text", "vision") if name in groups}
     return towers
 
 
-def tower(model: torch.nn.Module, name: str, calls: list[_Seen]) -> Tower:
-    """Number the layers of one group of calls and find its blocks and residual-stream sites."""
+def tower(model: torch.nn.Module, name: str, calls: list[_Seen], run: Callable[[], Any] | None = None) -> Tower:
+    """Number the layers of one group of calls and find its blocks and residual-stream sites; ``run`` calls them."""
     paths = {id(module): path for path, module in model.named_modules()}
     sites = tuple(
         AttentionSite(
@@ -159,7 +177,7 @@ def tower(model: torch.nn.Module, name: str, calls: list[_Seen]) -> Tower:
         for layer, c in enumerate(calls)
     )  # fmt: skip
     blocks = [block_path(model, site.path) for site in sites]
-    residual, d_model = _residual_sites(model, sites, blocks)
+    residual, d_model = _residual_sites(model, sites, blocks, run or (lambda: _run_trial(model)))
     return Tower(name, sites, residual, d_model)
 
 
@@ -175,9 +193,9 @@ def block_path(model: torch.nn.Module, path: str) -> str:
 
 
 def _residual_sites(
-    model: torch.nn.Module, sites: tuple[AttentionSite, ...], blocks: list[str]
+    model: torch.nn.Module, sites: tuple[AttentionSite, ...], blocks: list[str], run: Callable[[], Any]
 ) -> tuple[tuple[ResidualSite, ...], int]:
-    mids, d_model = _mid_paths(model, sites, blocks)
+    mids, d_model = _mid_paths(model, sites, blocks, run)
     found = [ResidualSite("embed", blocks[0], before=True)]
     for layer, mid in enumerate(mids):
         if mid is not None:
@@ -188,7 +206,7 @@ def _residual_sites(
 
 
 def _mid_paths(
-    model: torch.nn.Module, sites: tuple[AttentionSite, ...], blocks: list[str]
+    model: torch.nn.Module, sites: tuple[AttentionSite, ...], blocks: list[str], run: Callable[[], Any]
 ) -> tuple[list[str | None], int]:
     seen: dict[str, torch.Tensor] = {}
     handles = []
@@ -218,8 +236,7 @@ def _mid_paths(
             handles.append(model.get_submodule(site.output_path).register_forward_hook(keep_output(site.output_path)))
     try:
         with torch.no_grad(), seam.entered(model, seam.Session()):
-            for inputs in trial_inputs(model):
-                model(**inputs)
+            run()
     finally:
         for handle in handles:
             handle.remove()
