@@ -59,7 +59,10 @@ class MassiveActivations(Probe):
 
     def at_site(self, hidden: Float[torch.Tensor, "batch key d_model"], scene: Scene) -> dict[str, torch.Tensor]:
         """Rank the entries of each prompt."""
-        rows = [_top(state[real].float(), self.top) for state, real in zip(hidden, scene.batch.real, strict=True)]
+        rows = [
+            _top((state if bool(real.all()) else state[real]).float(), self.top)
+            for state, real in zip(hidden, scene.batch.real, strict=True)
+        ]
         names = ("top_value", "top_dim", "top_position", "median_abs")
         return {name: torch.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
 
@@ -98,22 +101,27 @@ class SinkDims(Probe):
     def at_site(self, hidden: Float[torch.Tensor, "batch key d_model"], scene: Scene) -> dict[str, torch.Tensor]:
         """Ratio of the largest named entry to the root mean square."""
         hidden = hidden.float()
-        scale = (hidden.square().mean(-1) + PHI_EPSILON).sqrt()
+        scale = (torch.linalg.vector_norm(hidden, dim=-1).square() / hidden.shape[-1] + PHI_EPSILON).sqrt()
         entries = hidden if self.dims is None else hidden[..., list(self.dims)]
-        return {"phi": entries.abs().amax(-1) / scale}
+        return {"phi": _largest_magnitude(entries) / scale}
 
 
 def _top(
     hidden: Float[torch.Tensor, "key d_model"], top: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Signed values, dims and positions of the ``top`` largest magnitudes, and the median magnitude."""
-    magnitude = hidden.abs()
     # The top entries lie in the tokens with the largest maxima, so only those rows are ranked.
-    rows = magnitude.amax(-1).topk(min(top, len(magnitude))).indices
-    found = magnitude[rows].flatten()
+    rows = _largest_magnitude(hidden).topk(min(top, len(hidden))).indices
+    found = hidden[rows].abs().flatten()
     order = found.topk(min(top, len(found))).indices
     position, dim = rows[order // hidden.shape[1]], order % hidden.shape[1]
-    return hidden[position, dim], dim.float(), position.float(), midpoint_median(magnitude.flatten())
+    return hidden[position, dim], dim.float(), position.float(), midpoint_median(hidden.abs().flatten())
+
+
+def _largest_magnitude(hidden: Float[torch.Tensor, "*tokens dim"]) -> Float[torch.Tensor, "*tokens"]:
+    """Largest magnitude of each token, without a copy of the magnitudes."""
+    low, high = hidden.aminmax(dim=-1)
+    return torch.maximum(high, -low)
 
 
 def midpoint_median(values: Float[torch.Tensor, " entry"]) -> Float[torch.Tensor, ""]:
