@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 
-from sinkscope.attention.bias import CallEdits, LogBias
+from sinkscope.attention.bias import CallEdits, DropWeights, LogBias, ValueScale
 from sinkscope.attention.streaming import Call
 from sinkscope.attention.view import LayerStats, Wants
 
@@ -25,7 +25,9 @@ MOST = 4
 
 def serves(call: Call, wants: Wants, edits: CallEdits) -> bool:
     """Whether these edits can run on the fused kernel: plain mask and softmax, no statistics of weights."""
-    if wants.weights_needed or "log_sum_exp" in wants or edits.weights or edits.normalisers or edits.extra_keys:
+    if wants.weights_needed or "log_sum_exp" in wants or edits.normalisers or edits.extra_keys:
+        return False
+    if not all(isinstance(w, DropWeights) and w.queries is None and not w.keep_self for w in edits.weights):
         return False
     plain = (
         call.mask.plain and call.bias is None and call.softcap is None and call.sink_logits is None
@@ -41,11 +43,14 @@ def augmented_attend(call: Call, edits: CallEdits) -> tuple[Float[torch.Tensor, 
     """Run a call that :func:`serves` accepted."""
     query, key, value = call.query, call.key, call.value
     causal = call.mask.kind == "causal" and query.shape[2] > 1
-    if _differs_within_groups(call, edits):
+    # Without statistics, weights dropped in every row are the same as values of 0.
+    drops = [ValueScale(w.keys, 0.0, w.tally) for w in edits.weights if isinstance(w, DropWeights)]
+    values = [*edits.values, *drops]
+    if _differs_within_groups(call, edits.biases, values):
         group = query.shape[1] // key.shape[1]
         key, value = (tensor.repeat_interleave(group, 1) for tensor in (key, value))
     per_group = query.shape[1] // key.shape[1]
-    for change in edits.values:
+    for change in values:
         chosen = change.keys[:, ::per_group]
         change.tally.touched = change.tally.touched or int(chosen.sum())
         value = torch.where(chosen[..., None], value * change.scale, value)
@@ -104,18 +109,18 @@ def _by_group(keys: Bool[torch.Tensor, "batch head key"], per_group: int) -> Boo
     return rearrange(keys, "batch (kv group) key -> batch kv group key", group=per_group).any(2)
 
 
-def _differs_within_groups(call: Call, edits: CallEdits) -> bool:
+def _differs_within_groups(call: Call, biases: list[LogBias], values: list[ValueScale]) -> bool:
     """Whether heads that share a key-value head select different keys, or not all of them edit its values."""
     per_group = call.query.shape[1] // call.key.shape[1]
     if per_group == 1:
         return False
-    for bias in edits.biases:
+    for bias in biases:
         union = _by_group(bias.keys, per_group).repeat_interleave(per_group, 1)
         if not torch.equal(bias.keys, union & bias.keys.any(-1, keepdim=True)):
             return True
     return any(
         not torch.equal(change.keys, _by_group(change.keys, per_group).repeat_interleave(per_group, 1))
-        for change in edits.values
+        for change in values
     )
 
 

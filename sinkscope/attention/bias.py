@@ -225,10 +225,12 @@ class CallEdits:
 
     def neutral(self) -> CallEdits:
         """The same path through the pass with nothing changed: what an edited call is compared with, bit for bit."""
-        alone = self.weights or self.normalisers or self.extra_keys or self.null_logits is not None
+        drops = [w for w in self.weights if isinstance(w, DropWeights)]
+        alone = len(drops) < len(self.weights) or self.normalisers or self.extra_keys or self.null_logits is not None
         same = CallEdits(blockwise=bool(alone) or sum(bias.hide for bias in self.biases) > 1)
         same.biases = [replace(b, value=torch.zeros_like(b.value), hide=False, tally=Tally()) for b in self.biases]
-        same.weights = [lambda weights, _: weights for _ in self.weights]
+        same.weights = [lambda weights, _: weights] * (len(self.weights) - len(drops))
+        same.weights += [replace(drop, keys=torch.zeros_like(drop.keys), tally=Tally()) for drop in drops]
         same.values = [replace(change, scale=1.0, tally=Tally()) for change in self.values]
         same.gates = [lambda out: out for _ in self.gates]
         if self.null_logits is not None:

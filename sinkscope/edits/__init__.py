@@ -8,7 +8,7 @@ is left unchanged and counted; an edit that changes nothing raises ``EditHasNoEf
 
 from sinkscope.edits.activations import SetActivations
 from sinkscope.edits.apply import applied
-from sinkscope.edits.base import AttentionEdit, Edit
+from sinkscope.edits.base import EDITS, AttentionEdit, Edit
 from sinkscope.edits.conditional import CalibrateSinks, Redistribute
 from sinkscope.edits.generation import generate
 from sinkscope.edits.heads import AblateHeads, GateHeads
@@ -18,7 +18,7 @@ from sinkscope.edits.reference import mean_activations, mean_outputs
 from sinkscope.edits.text import dumps, loads, parse
 
 __all__ = [
-    "AblateHeads", "AttentionEdit", "CalibrateSinks", "DropKeys", "Edit", "GateHeads", "KeyValueBias", "MaskKeys",
-    "NullKey", "Redistribute", "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser",
+    "EDITS", "AblateHeads", "AttentionEdit", "CalibrateSinks", "DropKeys", "Edit", "GateHeads", "KeyValueBias",
+    "MaskKeys", "NullKey", "Redistribute", "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser",
     "ZeroValues", "applied", "dumps", "generate", "loads", "mean_activations", "mean_outputs", "parse",
 ]  # fmt: skip
