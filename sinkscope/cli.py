@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -131,7 +132,7 @@ def plot(
 
     Args:
         figure: sink-map, sink-profile, role-share, value-drain, top-values, massive-activations, residual-norm,
-            entropy-map, max-attention or attention-map.
+            entropy-map, max-attention, attention-map or image-patches.
         readings: File written by sinkscope run.
         output: File to write; its ending says which kind: png, pdf or svg.
         style: One column of a paper, a slide, or a page.
@@ -291,14 +292,22 @@ def _take_config(arguments: list[str]) -> Path | None:
     return None
 
 
+def _toml(path: Path) -> Toml:
+    try:
+        tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SinkscopeError(f"--config {path}: this is not valid TOML: {error}.") from None
+    return Toml(path, must_exist=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 1 for an error, 2 for wrong usage, 130 if interrupted."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     config = _take_config(tokens)
     try:
         if config is not None and not config.is_file():
-            raise OutputError(f"--config {config}: no such file.")
-        app.config = () if config is None else (Toml(config, must_exist=True),)
+            raise SinkscopeError(f"--config {config}: no such file.")
+        app.config = () if config is None else (_toml(config),)
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         _complain(str(error).strip() + " See sinkscope --help.")
