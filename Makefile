@@ -36,7 +36,7 @@ figures: .venv/.dev ## every figure and table of analyses/, redrawn
 	for script in analyses/**/[a-z]*.py; do echo "$$script"; $(BIN)/python "$$script"; done
 
 bench: .venv/.dev ## time and memory beside the plain forward pass and the peers
-	$(BIN)/python -m benchmarks
+	$(BIN)/python benchmarks/overhead.py --output docs/benchmarks.md
 
 clean: ## remove what these targets made, the environment included
 	rm -rf .venv out docs/_build .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sinkscope.edits import SteerKeys as SteerKeys
     from sinkscope.edits import SwapNormaliser as SwapNormaliser
     from sinkscope.edits import ZeroValues as ZeroValues
+    from sinkscope.edits import applied as applied
     from sinkscope.edits import generate as generate
     from sinkscope.errors import EditError as EditError
     from sinkscope.errors import EditHasNoEffect as EditHasNoEffect
@@ -99,7 +100,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     ),
     "edits": (
         "AblateHeads", "CalibrateSinks", "DropKeys", "GateHeads", "KeyValueBias", "MaskKeys", "NullKey", "Redistribute",
-        "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues", "generate",
+        "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues", "applied", "generate",
     ),
     "errors": (
         "EditError", "EditHasNoEffect", "MetricError", "ModelError", "OutputError", "ProbeError", "PromptError",
