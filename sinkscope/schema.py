@@ -186,15 +186,22 @@ def concat(readings: Sequence[xr.Dataset], dim: str = "prompt") -> xr.Dataset:
     if len(prints) > 1:
         raise SchemaError(f"concat: readings of {len(prints)} different models. Join readings of one model only.")
     joined = xr.concat(
-        list(readings), dim=dim, join="outer", data_vars="all", coords="different", compat="equals",
+        _same_lengths(readings), dim=dim, join="outer", data_vars="all", coords="different", compat="equals",
         combine_attrs="override",
     )  # fmt: skip
-    for name in ("token", "token_role"):
+    for name, blank in (("token", ""), ("token_role", "pad")):
         if name in joined.coords:
-            joined[name] = joined[name].fillna("").astype(str)
+            joined[name] = joined[name].fillna(blank).astype(str)
     if dim == "prompt":
         joined = joined.assign_coords(prompt=np.arange(joined.sizes["prompt"]))
     return validate(joined)
+
+
+def _same_lengths(readings: Sequence[xr.Dataset]) -> list[xr.Dataset]:
+    """Lengthen the unlabelled token dims with NaN, so that readings of shorter prompts fit beside longer ones."""
+    longest = {dim: max(ds.sizes.get(dim, 0) for ds in readings) for dim in ("query", "key")}
+    missing = [{dim: (0, n - ds.sizes[dim]) for dim, n in longest.items() if dim in ds.sizes} for ds in readings]
+    return [ds.pad(w) if any(map(any, w.values())) else ds for ds, w in zip(readings, missing, strict=True)]
 
 
 def to_dataframe(ds: xr.Dataset, variable: str) -> pd.DataFrame:
