@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from sinkscope.attention.bias import CallEdits
 from sinkscope.attention.dense import add_values, reduce_map
 from sinkscope.attention.masks import from_call
+from sinkscope.attention.rows import RowEdits
 from sinkscope.attention.streaming import Call, attend
 from sinkscope.attention.view import Context, LayerStats, Wants
 from sinkscope.backends.base import AttentionSite, Instruments, ResidualHook
@@ -134,10 +135,11 @@ class _Layer:
         output, self.output = self.output, None
         return None if output is None else output.reshape(tensor.shape).to(tensor.dtype)
 
-    def _edits(self, call: Call) -> CallEdits | None:
+    def _edits(self, call: Call) -> CallEdits | RowEdits | None:
         assert self.instruments.edits is not None
         edits = self.instruments.edits(self.seat.site.layer, call)
-        if edits and edits.extra_keys:
+        parts = [part for _, part in edits.parts] if isinstance(edits, RowEdits) else [edits]
+        if any(part is not None and part.extra_keys for part in parts):
             raise EditError(
                 "an extra key-value pair is scored against the queries, and a bridge hands over finished scores. "
                 "Load the transformers model instead of the bridge."
@@ -155,10 +157,13 @@ class _Layer:
         sinks = getattr(self.seat.module.original_component, "sinks", None)
         return Call(query, key, self.value, mask, scale=1.0, bias=bias, sink_logits=sinks)
 
-    def _edited(self, call: Call, edits: CallEdits, context: Context) -> tuple[LayerStats, torch.Tensor]:
+    def _edited(self, call: Call, edits: CallEdits | RowEdits, context: Context) -> tuple[LayerStats, torch.Tensor]:
         """Run the edited call, keep its output for ``hook_z``, and return statistics and the new pattern."""
         every = replace(self.wants, maps=tuple(range(self.seat.site.heads)))
-        self.output, stats = attend(call, every, context, edits)
+        if isinstance(edits, RowEdits):
+            self.output, stats = edits.attend(call, every, context, attend)
+        else:
+            self.output, stats = attend(call, every, context, edits)
         pattern = stats.maps
         assert pattern is not None
         stats.maps = pattern[:, list(self.wants.maps)] if self.wants.maps else None

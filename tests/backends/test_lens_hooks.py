@@ -12,6 +12,7 @@ from sinkscope.backends.base import Instruments
 from sinkscope.edits.plan import Plan
 from sinkscope.errors import EditError, EditHasNoEffect, UnsupportedModelError
 from sinkscope.runner import run
+from sinkscope.sweeps import sweep
 
 ASKED = [p.KeyMass(), p.Entropy(), p.RowSum(), p.Contribution(), p.ResidualNorm(), p.Logits(positions="all")]
 EDITS = [
@@ -53,6 +54,16 @@ def test_models_that_bypass_the_interface_can_be_edited(name):
     assert float(np.abs(after[1, :, 1:, 0]).max()) == 0.0
     assert float(after[1, 0, 0, 0]) == 1.0  # query 0 sees nothing else and is left as it was
     assert float(np.nanmax(np.abs(masked.logits - plain.logits))) > 0.01
+
+
+def test_a_sweep_through_a_bridge_is_the_loop_over_its_edits():
+    variants = {"none": [], "mask": [e.MaskKeys("first")], "gate": [e.GateHeads(0.5, heads=[0], layers=[2])]}
+    asked = [p.KeyMass(), p.Logits(positions="last")]
+    swept = sweep(bridged("llama"), prompts("llama"), variants, asked)
+    for name, edits in variants.items():
+        alone = run(bridged("llama"), prompts("llama"), asked, edits)
+        for variable in ("key_mass", "logits"):
+            np.testing.assert_allclose(swept[variable].sel(edit=name), alone[variable], atol=1e-5)
 
 
 def test_an_edited_pattern_gives_the_output_that_the_bridge_itself_would_make():
