@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from sinkscope.attention import seam
-from sinkscope.attention.bias import CallEdits
 from sinkscope.attention.streaming import Call
 from sinkscope.attention.view import Context, Wants
 from sinkscope.backends.base import Tower
@@ -66,12 +65,14 @@ def discover_vision(model: torch.nn.Module, root: str) -> Tower:
     inputs = trial_picture(module)
     try:
         return explore(model, NAME, lambda: module(**inputs))
-    except UnsupportedModelError:
-        raise
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(
+            f"{type(module).__name__}, the vision part of this model, cannot be read alone. {error}"
+        ) from None
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UnsupportedModelError(
-            f"{type(module).__name__}: the vision part cannot be run alone ({type(error).__name__}: "
-            f"{str(error)[:120]}). Read the whole model, or load the vision part as a model of its own."
+            f"{type(module).__name__}, the vision part of this model, cannot be read alone ({type(error).__name__}: "
+            f"{str(error)[:120]}). Read the language part (leave tower= out), or load the vision part by itself."
         ) from None
 
 
@@ -131,7 +132,7 @@ class Portions:
         few = None if wants.few is None else self._cut(wants.few)
         return replace(wants, maxima=tuple(self._cut(mask) for mask in wants.maxima), few=few)
 
-    def edits(self, module: torch.nn.Module, call: Call) -> CallEdits | None:
+    def edits(self, module: torch.nn.Module, call: Call) -> Any:
         """What is changed in this call: its mask says where its tokens stand."""
         if self.start == 0:
             return self._edits(module, call)
