@@ -184,6 +184,7 @@ def save(model: Any, path: str | Path, dtype: torch.dtype = torch.float32) -> No
     model.config.save_pretrained(folder)
     tensors = {k: v.detach().to(dtype).contiguous() for k, v in model.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
 
 
 def load(path: str | Path) -> Any:

@@ -35,7 +35,8 @@ def test_a_backcopy_run_is_shipped_with_card_and_page(shelf, tmp_path):
     assert card["claims"][0]["agrees"] is False
     assert card["recipe"]["steps"] == 3
     assert [e.name for e in zoo.entries()] == ["bb-1l"]
-    (page,) = ship.pages(tmp_path / "docs")
+    page, index = ship.pages(tmp_path / "docs")
+    assert "zoo:bb-1l: Attention from non-trigger queries" in index.read_text()
     text = page.read_text()
     assert "# zoo:bb-1l" in text
     assert "**no**" in text

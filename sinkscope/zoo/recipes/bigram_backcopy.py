@@ -1,7 +1,7 @@
 """Train Bigram-Backcopy transformers: ``python -m sinkscope.zoo.recipes.bigram_backcopy --arm bb-1l --out FOLDER``.
 
 GPT-2 architecture with one head and a ReLU feed-forward block on the task of Guo et al. 2024. One run of one layer
-takes about 20 seconds on one core, one of three layers about two minutes. Sequences are drawn anew at each step from
+takes about 20 seconds of one core, one of three layers about three minutes. Sequences are drawn anew at each step from
 the seed, so a rerun gives equal weights.
 """
 

@@ -58,37 +58,23 @@ def log_growth(curve: list[Row], from_share: float = 0.1) -> dict[str, float]:
     return {"slope": float(slope), "r2": squared[0], "r2_linear": squared[1], "n": len(rows)}
 
 
-def backcopy_facts(
-    model: Any, curves: dict[int, list[Row]], shipped: int, chain: Chain, recipe: Row
-) -> tuple[Row, list[Row]]:
-    """Facts and claims of a Bigram-Backcopy card.
-
-    Args:
-        model: The shipped model.
-        curves: Curve of every seed that was run.
-        shipped: Seed of the shipped model.
-        chain: The task's chain.
-        recipe: Fields of the recipe.
-    """
-    final = {seed: curve[-1] for seed, curve in curves.items()}
-    first = {k: [row[k][0] for row in final.values()] for k in ("bos_attention", "bos_attention_trigger")}
-    drain = [row["bos_value"][0] / row["other_value"][0] for row in final.values()]
-    peak = [max(b / o for b, o in zip(r["bos_residual"], r["other_residual"], strict=True)) for r in final.values()]
-    parts = without_parts(model, chain)
-    softmax = recipe["normaliser"] == "softmax"
-    sink_expected = "about 1" if softmax else "about 0"
-    claims = [
+def _head_claims(rows: list[Row], normaliser: str) -> list[Row]:
+    softmax = normaliser == "softmax"
+    dormant = [row["bos_attention"][0] for row in rows]
+    active = [row["bos_attention_trigger"][0] for row in rows]
+    drain = [row["bos_value"][0] / row["other_value"][0] for row in rows]
+    return [
         claim(
             "Attention from non-trigger queries to <s>, layer 0 (dormant)",
-            f"{sink_expected} for {recipe['normaliser']}",
-            first["bos_attention"],
-            min(first["bos_attention"]) > 0.5 if softmax else max(first["bos_attention"]) < 0.1,
+            f"{'about 1' if softmax else 'about 0'} for {normaliser}",
+            dormant,
+            min(dormant) > 0.5 if softmax else max(dormant) < 0.1,
         ),
         claim(
             "Attention from trigger queries to <s>, layer 0 (active)",
             "about 0",
-            first["bos_attention_trigger"],
-            max(first["bos_attention_trigger"]) < 0.05,
+            active,
+            max(active) < 0.05,
         ),
         claim(
             "Norm of W_O v of <s> over the median of other tokens, layer 0 (drain)",
@@ -96,43 +82,74 @@ def backcopy_facts(
             drain,
             max(drain) < 0.3 if softmax else min(drain) > 0.3,
         ),
+    ]
+
+
+def _part_claims(parts: dict[str, dict[str, float]]) -> list[Row]:
+    copy = [parts[k]["backcopy_risk"] for k in ("full", "no_attention")]
+    bigram = [parts[k]["bigram_excess"] for k in ("full", "no_mlp")]
+    return [
         claim(
-            "Attention does the back-copy: its risk without attention, nats",
-            "near the uniform guess",
-            [parts["full"]["backcopy_risk"], parts["no_attention"]["backcopy_risk"]],
-            parts["no_attention"]["backcopy_risk"] > 1.5 > parts["full"]["backcopy_risk"],
+            "Attention does the back-copy: its risk with and without attention, nats",
+            "near the uniform guess (4.17) without",
+            copy,
+            copy[1] > 1.5 > copy[0],
         ),
         claim(
-            "The feed-forward block does the bigrams: excess risk without it, nats",
-            "large",
-            [parts["full"]["bigram_excess"], parts["no_mlp"]["bigram_excess"]],
-            parts["no_mlp"]["bigram_excess"] > 5 * parts["full"]["bigram_excess"],
+            "The feed-forward block does the bigrams: excess risk with and without it, nats",
+            "large without",
+            bigram,
+            bigram[1] > 5 * bigram[0],
         ),
     ]
-    growth = log_growth(curves[shipped])
+
+
+def _dynamics_claims(rows: list[Row], growth: dict[str, float], recipe: Row) -> list[Row]:
+    softmax = recipe["normaliser"] == "softmax"
+    claims = []
     if softmax:
+        note = " (learning rate falls, so not judged)" if recipe["cosine"] else ""
         claims.append(
             claim(
-                "Sink logit gap against log time: R2 of a line in ln(step), and in the step itself"
-                + (" (learning rate falls, so not judged)" if recipe["cosine"] else ""),
+                f"Sink logit gap over time: R2 of a line in ln(step), and of one in the step itself{note}",
                 "grows like ln(step)",
                 [growth["r2"], growth["r2_linear"]],
-                None if recipe["cosine"] else bool(growth["r2"] > max(0.8, growth["r2_linear"])),
+                None if recipe["cosine"] else growth["r2"] > max(0.8, growth["r2_linear"]),
             )
         )
     if recipe["layers"] > 1:
+        peak = [row["bos_residual"][0] / row["other_residual"][0] for row in rows]
         peaked = recipe["optimizer"] == "adamw" and softmax
         claims.append(
             claim(
-                "Largest residual norm of <s> over the mean of other tokens, any block (peak)",
+                "Residual norm of <s> after block 0 over the mean of other tokens (peak)",
                 "several times" if peaked else "no peak",
                 peak,
                 min(peak) > 2 if peaked else max(peak) < 2,
             )
         )
+    return claims
+
+
+def backcopy_facts(
+    model: Any, curves: dict[int, list[Row]], shipped: int, chain: Chain, recipe: Row
+) -> tuple[Row, list[Row]]:
+    """Facts and claims of a Bigram-Backcopy card.
+
+    Args:
+        model: The shipped model.
+        curves: Curve of every seed that was run; claims hold over all of them.
+        shipped: Seed of the shipped model.
+        chain: The task's chain.
+        recipe: Fields of the recipe.
+    """
+    rows = [curve[-1] for curve in curves.values()]
+    parts = without_parts(model, chain)
+    growth = log_growth(curves[shipped])
+    claims = _head_claims(rows, recipe["normaliser"]) + _part_claims(parts) + _dynamics_claims(rows, growth, recipe)
     facts = {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "final_by_seed": {str(k): v for k, v in final.items()},
+        "final_by_seed": {str(seed): curve[-1] for seed, curve in curves.items()},
         "shipped_seed": shipped,
         "risks_without_parts": parts,
         "sink_gap_against_log_time": growth,

@@ -191,7 +191,7 @@ def train(
     optimizer = build_optimizer(model, config)
     step = load_checkpoint(folder, model, optimizer)
     probe = torch.from_numpy(corpus.windows(held_out, 64, 64, np.random.default_rng(1), bos=config.bos))
-    running, started = 0.0, time.process_time()
+    running, started = 0.0, time.process_time() - _seconds_before(folder)
     last = config.steps if stop_at is None else min(stop_at, config.steps)
     while step < last:
         loss = _one_step(model, optimizer, config, step, stream)
@@ -207,6 +207,11 @@ def train(
             save_checkpoint(folder, model, optimizer, step)
             say(" ".join(f"{k}={v:.4g}" for k, v in row.items() if k != "detail"))
     return model
+
+
+def _seconds_before(folder: Path) -> float:
+    curve = folder / "curve.jsonl"
+    return json.loads(curve.read_text().splitlines()[-1])["cpu_seconds"] if curve.exists() else 0.0
 
 
 def _one_step(

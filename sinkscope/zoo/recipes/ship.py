@@ -9,6 +9,7 @@ The first folder's model is shipped; further folders give the curves of other se
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import platform
@@ -25,6 +26,9 @@ from sinkscope.zoo import variants
 from sinkscope.zoo.recipes import facts
 from sinkscope.zoo.recipes.backcopy_task import SYMBOLS, zipf_chain
 from sinkscope.zoo.recipes.language_model import Config, build_model, build_optimizer, load_checkpoint, tokens_seen
+
+FIGURES = ("backcopy-dynamics", "backcopy-residual-peak", "language-model-emergence")
+"""Names of the figures that :mod:`sinkscope.zoo.recipes.figures` draws beside the pages."""
 
 BACKCOPY_TEXT = "none: sequences from a Zipf-like bigram chain made from a seed (the paper uses tiny-Shakespeare)"
 STDLIB_TEXT = (
@@ -92,6 +96,7 @@ def ship_language_model(name: str, folder: Path, target: Path) -> dict[str, Any]
     fields = json.loads((folder / "config.json").read_text())
     fields["betas"] = tuple(fields["betas"])
     config = Config(**{k: v for k, v in fields.items() if hasattr(Config(), k)})
+    fields = dataclasses.asdict(config)
     model = build_model(config)
     step = load_checkpoint(folder, model, build_optimizer(model, config))
     variants.save(model, target, torch.bfloat16)
@@ -166,6 +171,29 @@ def _text(value: Any) -> str:
     return "none" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def index() -> str:
+    """Overview of the zoo in Markdown: every model, and every claim that its measurement does not bear out."""
+    lines = ["# The zoo", "", "<!-- made from the cards; do not edit -->", ""]
+    lines += ["Small models trained by this project's own recipes, each with a card of measured facts.", ""]
+    lines += ["| model | what it is | parameters | claims borne out | made by |", "|---|---|---|---|---|"]
+    cards = [zoo.card(entry.name) for entry in zoo.entries()]
+    for card in cards:
+        judged = [row["agrees"] for row in card["claims"] if row["agrees"] is not None]
+        lines.append(
+            f"| [zoo:{card['name']}]({card['name']}.md) | {card['description']} | {card['facts']['parameters']:,} | "
+            f"{sum(judged)} of {len(judged)} | `{card['command']}` |"
+        )
+    lines += ["", "## Not borne out", ""]
+    for card in cards:
+        for row in card["claims"]:
+            if row["agrees"] is False:
+                found = _text(row["measured"])
+                lines.append(f"- zoo:{card['name']}: {row['claim']}. Expected: {row['paper']}; measured: {found}.")
+    lines += ["", "## Along training", ""]
+    lines += [f"![{stem}]({stem}.png)" for stem in FIGURES]
+    return "\n".join(lines) + "\n"
+
+
 def pages(folder: Path) -> list[Path]:
     """Write one page per model of the zoo."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,6 +201,8 @@ def pages(folder: Path) -> list[Path]:
     for entry in zoo.entries():
         out.append(folder / f"{entry.name}.md")
         out[-1].write_text(page(entry.name), encoding="utf-8")
+    out.append(folder / "README.md")
+    out[-1].write_text(index(), encoding="utf-8")
     return out
 
 
