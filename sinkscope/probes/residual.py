@@ -120,8 +120,7 @@ def _top(
 
 def _largest_magnitude(hidden: Float[torch.Tensor, "*tokens dim"]) -> Float[torch.Tensor, "*tokens"]:
     """Largest magnitude of each token, without a copy of the magnitudes."""
-    low, high = hidden.aminmax(dim=-1)
-    return torch.maximum(high, -low)
+    return torch.maximum(hidden.amax(-1), -hidden.amin(-1))  # aminmax takes ten times as long on CPU
 
 
 def midpoint_median(values: Float[torch.Tensor, " entry"]) -> Float[torch.Tensor, ""]:
@@ -129,15 +128,19 @@ def midpoint_median(values: Float[torch.Tensor, " entry"]) -> Float[torch.Tensor
 
     A sample brackets the middle, so that only a few per cent of the values are ranked.
     """
-    count = len(values)
-    low_rank, high_rank = (count - 1) // 2, count // 2
-    if count > 1 << 14:
-        sample = values[:: max(1, count >> 13)].sort().values
-        low, high = sample[int(len(sample) * 0.48)], sample[int(len(sample) * 0.52)]
-        below = int(torch.count_nonzero(values < low))
-        inside = values[(values >= low) & (values <= high)]
-        if below <= low_rank and high_rank < below + len(inside):
-            ranked = np.partition(inside.cpu().numpy(), (low_rank - below, high_rank - below))
-            middle = (ranked[low_rank - below] + ranked[high_rank - below]) / 2
-            return torch.as_tensor(middle, dtype=values.dtype, device=values.device)
-    return torch.as_tensor(np.median(values.cpu().numpy()), dtype=values.dtype, device=values.device)
+    numbers = values.cpu().numpy()
+    low_rank, high_rank = (len(numbers) - 1) // 2, len(numbers) // 2
+    middle = np.median(numbers) if len(numbers) <= 1 << 14 else _bracketed(numbers, low_rank, high_rank)
+    return torch.as_tensor(middle, dtype=values.dtype, device=values.device)
+
+
+def _bracketed(numbers: Float[np.ndarray, " entry"], low_rank: int, high_rank: int) -> float:
+    sample = np.sort(numbers[:: len(numbers) >> 12])
+    low, high = sample[int(len(sample) * 0.47)], sample[int(len(sample) * 0.53)]
+    below = int(np.count_nonzero(numbers < low))
+    inside = numbers[(numbers >= low) & (numbers <= high)]
+    if not below <= low_rank <= high_rank < below + len(inside):
+        return float(np.median(numbers))
+    ranks = (low_rank - below, high_rank - below)
+    ranked = np.partition(inside, ranks)
+    return float((ranked[ranks[0]] + ranked[ranks[1]]) / 2)
