@@ -79,6 +79,8 @@ if TYPE_CHECKING:
     from sinkscope.schema import open as open
     from sinkscope.schema import save as save
     from sinkscope.schema import to_dataframe as to_dataframe
+    from sinkscope.sweeps import grid as grid
+    from sinkscope.sweeps import sweep as sweep
 
 __version__ = "0.1.0"
 

@@ -6,18 +6,18 @@ Errors of sinkscope are one line on stderr with exit code 1; a command that was 
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Toml
 
 from sinkscope import __version__, schema
+from sinkscope.cli_figures import Style, draw_figure
 from sinkscope.cli_options import MeasureOptions, ModelOptions, PromptOptions, load, make_prompts, selected
 from sinkscope.errors import OutputError, SchemaError, SinkscopeError
 
@@ -124,7 +124,7 @@ def plot(
     readings: Path,
     *,
     output: Output,
-    style: Literal["paper", "slide", "page"] = "paper",
+    style: Style = "paper",
     overwrite: bool = False,
     select: Select = None,
 ) -> None:
@@ -143,7 +143,7 @@ def plot(
     if target.suffix not in (".png", ".pdf", ".svg"):
         raise OutputError(f"plot --output {target}: figures are png, pdf or svg. Give the file one of these endings.")
     ds = _one_run(selected(schema.open(readings), select or []), "plot")
-    draw_figure(ds, figure.replace("-", "_"), target, style)
+    draw_figure(ds, figure.replace("-", "_"), target, style=style)
     print(f"Saved {target}.")
 
 
@@ -233,29 +233,6 @@ def cite(readings: Path) -> None:
     from sinkscope.definitions import cite as bibtex
 
     print(bibtex(schema.open(readings)), end="")
-
-
-def draw_figure(ds: xr.Dataset, name: str, target: Path, style: Literal["paper", "slide", "page"]) -> None:
-    """Draw one figure by name into a file; nothing is written if drawing fails.
-
-    Raises:
-        SchemaError: there is no such figure, or the reading lacks what it needs.
-    """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from sinkscope.plot import theme
-    from sinkscope.report import draw
-
-    buffer = io.BytesIO()
-    with theme(style):
-        figure = draw(ds, name).get_figure(root=True)
-        assert figure is not None
-        figure.savefig(buffer, format=target.suffix[1:])  # type: ignore[union-attr]
-        plt.close(figure)  # type: ignore[arg-type]
-    target.write_bytes(buffer.getvalue())
 
 
 def _line(ds: xr.Dataset) -> str:

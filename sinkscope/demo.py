@@ -13,12 +13,15 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import xarray as xr
 
 from sinkscope import schema
+from sinkscope.cli_figures import draw_effects, draw_figure, draw_overview
 from sinkscope.cli_options import ModelOptions, load, quiet_libraries, split_text
+from sinkscope.edits import SetActivations
 from sinkscope.errors import OutputError
-from sinkscope.metrics import massive_activations, massive_dims, sink_rate, value_drain
+from sinkscope.metrics import compare, massive_activations, massive_dims, sink_rate, value_drain
 from sinkscope.probes import (
     AttentionMap,
     Entropy,
@@ -30,8 +33,10 @@ from sinkscope.probes import (
     ValueNorm,
 )
 from sinkscope.prompts import Prompts
-from sinkscope.report import available, draw, find_sinks, findings, write_report
+from sinkscope.report import available, find_sinks, findings, write_report
+from sinkscope.report.text import percent
 from sinkscope.runner import run
+from sinkscope.sweeps import sweep
 
 if TYPE_CHECKING:
     from sinkscope.model import Model
@@ -42,7 +47,7 @@ PROBES = (
     KeyMass(), RoleShare(queries="all"), Entropy(), ValueNorm(), ResidualNorm(), MassiveActivations(),
     MaxAttention(keys="first", queries="all"),
 )  # fmt: skip
-PLANTED_PROMPTS, PLANTED_LENGTH = 8, 24
+PLANTED_PROMPTS, PLANTED_LENGTH, CANDIDATES = 8, 24, 4
 
 
 @dataclass(frozen=True)
@@ -86,10 +91,45 @@ def encoder(output: Path) -> xr.Dataset:
     for finding in told:
         _say(f"* {finding.heading}.", finding.text)
     _write(ds, output, "minilm", "Attention sinks of all-MiniLM-L6-v2", sinks)
-    overview(ds, sinks, output / "minilm-overview.png")
+    draw_overview(ds, sinks, output / "minilm-overview.png")
     one = run(model, prompts.subset([0]), [strongest_head(ds)])
-    figure(one, "attention_map", output / "minilm-attention-map.png")
+    draw_figure(one, "attention_map", output / "minilm-attention-map.png")
+    carrier(model, prompts, ds, output)
     return ds
+
+
+def carrier(model: Model, prompts: Prompts, ds: xr.Dataset, output: Path) -> xr.Dataset | None:
+    """Ask by an edit which dimension carries the sink: zero each candidate at the first token, at every site.
+
+    Candidates are the dimensions that stand out; controls are as many drawn at random from the others. None where no
+    dimension stands out.
+    """
+    dims = [int(d) for d in massive_dims(ds, "relative")["dim"].values[:CANDIDATES]]
+    if not dims:
+        return None
+    others = np.setdiff1d(np.arange(int(ds.attrs["d_model"])), dims)
+    controls = sorted(int(d) for d in np.random.default_rng(0).choice(others, len(dims), replace=False))
+    sites = ds["site"].values.tolist()
+    zeroed = {f"dim {d}": [SetActivations(site, dims=[d]) for site in sites] for d in [*dims, *controls]}
+    swept = sweep(model, prompts, {"none": [], **zeroed}, [KeyMass(keys="first")], executor="serial", batch_size=8)
+    schema.save(swept, output / "minilm-carrier.nc", overwrite=True)
+    mass = swept["key_mass"].isel(key=0).mean(["layer", "head"])
+    change = compare(mass, to="none")
+    draw_effects(change, swept, [f"dim {d}" for d in controls], output / "minilm-carrier.png")
+    before, after = float(mass.sel(edit="none").mean()), mass.mean("prompt")
+    top = str(change["edit"][int(change["difference"].argmin("edit"))].item())
+    low, high = (float(change[name].sel(edit=top)) for name in ("low", "high"))
+    rest = after.sel(edit=[label for label in zeroed if label != top])
+    carried = float(after.sel(edit=top)) < before / 2
+    _say(
+        f"* {top.replace('dim', 'Dimension')} carries the sink." if carried else "* No one dimension carries the sink.",
+        f"Setting {top} to zero at the first token, at every site, takes its attention from {percent(before)} to "
+        f"{percent(float(after.sel(edit=top)))} (change {100 * low:.1f} to {100 * high:.1f} points, 95% interval over "
+        f"{int(change['n'].sel(edit=top))} texts). Each of {rest.sizes['edit']} other dimensions leaves it between "
+        f"{percent(float(rest.min()))} and {percent(float(rest.max()))}: {', '.join(map(str, dims[1:]))}, which also "
+        f"stand out, and {', '.join(map(str, controls))}, drawn at random.",
+    )
+    return swept
 
 
 def planted(output: Path) -> bool:
@@ -101,7 +141,7 @@ def planted(output: Path) -> bool:
     ds = run(model, _random_prompts(model), PROBES, batch_size=PLANTED_PROMPTS)
     twin_model, _ = planted_sink(seed=0, shuffled=True)
     twin = run(twin_model, _random_prompts(twin_model), PROBES, batch_size=PLANTED_PROMPTS)
-    checks = [*compare(ds, truth), twin_check(twin)]
+    checks = [*check_planted(ds, truth), twin_check(twin)]
     width = max(len(check.what) for check in checks)
     for check in checks:
         print(f"  {'ok   ' if check.agrees else 'WRONG'} {check.what:<{width}}  planted: {check.planted}")
@@ -114,7 +154,7 @@ def planted(output: Path) -> bool:
     return agreed
 
 
-def compare(ds: xr.Dataset, truth: PlantedTruth) -> list[Check]:
+def check_planted(ds: xr.Dataset, truth: PlantedTruth) -> list[Check]:
     """Compare a reading of the planted model with the truth."""
     found_heads = sink_heads(ds)
     place = int(ds["key_mass"].mean(["prompt", "layer", "head"]).argmax("key"))
@@ -163,52 +203,10 @@ def demo_texts() -> list[str]:
     return split_text(content, "paragraph")
 
 
-def figure(ds: xr.Dataset, name: str, target: Path, sinks: Sinks | None = None) -> None:
-    """Draw one figure of a reading into a PNG file."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from sinkscope.plot import theme
-
-    with theme("page"):
-        drawn = draw(ds, name, sinks=sinks).get_figure(root=True)
-        assert drawn is not None
-        drawn.savefig(target)  # type: ignore[union-attr]
-        plt.close(drawn)  # type: ignore[arg-type]
-
-
-def overview(ds: xr.Dataset, sinks: Sinks | None, target: Path) -> None:
-    """Draw three panels side by side: where the sink is, how its values are drained, what grows with depth."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from sinkscope import plot
-
-    plain = ds["value_norm"].drop_vars([n for n in ds["value_norm"].coords if n not in ds["value_norm"].dims])
-    mask = sinks.mask if sinks is not None else ds["key_mass"].isel(layer=0, head=0, drop=True) * 0 == 1
-    label = sinks.label if sinks is not None else "the first token"
-    grid = ds["key_mass"].where(mask).mean(["prompt", "key"])
-    with plot.theme("page"):
-        drawn, axes = plt.subplots(1, 3, figsize=(13.2, 3.9), width_ratios=[1.15, 1, 1])
-        plot.sink_map(grid, title=f"Attention on {label}", ax=axes[0])
-        plot.value_drain(plain.where(mask), plain.where(~mask), title="Length of its value vectors", ax=axes[1])
-        plot.top_values_by_layer(
-            abs(ds["top_value"]).mean("prompt"), ds["median_abs"].mean("prompt"),
-            title="Largest activations", ax=axes[2],
-        )  # fmt: skip
-        plot.caption(drawn, ds)
-        drawn.savefig(target)
-        plt.close(drawn)
-
-
 def _write(ds: xr.Dataset, output: Path, name: str, title: str, sinks: Sinks | None) -> None:
     schema.save(ds, output / f"{name}.nc", overwrite=True)
     for kind in available(ds):
-        figure(ds, kind, output / f"{name}-{kind.replace('_', '-')}.png", sinks)
+        draw_figure(ds, kind, output / f"{name}-{kind.replace('_', '-')}.png", sinks=sinks)
     write_report(ds, output / f"{name}.html", title=title, overwrite=True)
 
 

@@ -46,6 +46,16 @@ def test_it_says_what_the_readings_hold(said: str, output: Path) -> None:
     assert all(" ".join(finding.text.split()) in flowing for finding in told)
 
 
+def test_it_shows_by_an_edit_which_dimension_carries_the_sink(said: str, output: Path) -> None:
+    mass = schema.open(output / "minilm-carrier.nc")["key_mass"].isel(key=0).mean(["layer", "head", "prompt"])
+    before, others = float(mass.sel(edit="none")), mass.drop_sel(edit=["none", "dim 99"])
+    assert float(mass.sel(edit="dim 99")) < 0.2 * before
+    assert float(abs(others - before).max()) < 0.1 * before
+    assert others.sizes["edit"] == 7
+    assert "* Dimension 99 carries the sink." in said
+    assert f"from {100 * before:.0f}% to" in said
+
+
 def test_it_finds_what_was_planted(said: str) -> None:
     assert "The planted sink was found, and none in its twin" in said
     assert said.count("  ok    ") == 6
@@ -55,13 +65,13 @@ def test_it_finds_what_was_planted(said: str) -> None:
 def test_it_would_notice(output: Path, said: str) -> None:
     ds = schema.open(output / "planted.nc")
     _, truth = planted_sink(seed=0)
-    assert all(check.agrees for check in demo.compare(ds, truth))
+    assert all(check.agrees for check in demo.check_planted(ds, truth))
     lies = [
         replace(truth, heads=truth.heads[1:]), replace(truth, position=1), replace(truth, dims=[0]),
         replace(truth, value=truth.value * 1.01),
     ]  # fmt: skip
     for index, lie in enumerate(lies):
-        assert [check.agrees for check in demo.compare(ds, lie)].index(False) == index
+        assert [check.agrees for check in demo.check_planted(ds, lie)].index(False) == index
     assert not demo.twin_check(ds).agrees
 
 

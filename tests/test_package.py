@@ -27,7 +27,7 @@ PICKLING = {
     "allow_pickle",
 }  # fmt: skip
 
-PENDING = {"sweeps": {"sweep", "grid"}, "methods": {"methods"}}
+PENDING = {"methods": {"methods"}}
 """Public names of the design whose module is not written yet."""
 PUBLIC = {*sinkscope._HOME, *sinkscope._SUBMODULES} - set().union(*PENDING.values())
 
