@@ -8,7 +8,7 @@ residual entry at the first token, later heads read that entry through their key
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sinkscope.model import Model
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, WIDTH, MLP_WIDTH = 4, 4, 2, 16, 64, 96
-_FLAG, _CONSTANT = 8.0, 3.0
+FLAG, _CONSTANT = 8.0, 3.0
 """Embedding entries: the flag of the first token, and the constant every token carries for queries to read."""
 _GATE, _QUERY, _KEY = 4.0, 1.5, 1.0
 _TWIN_TRIES = 16
@@ -73,16 +73,16 @@ def _plant(seed: int) -> tuple[LlamaForCausalLM, PlantedTruth]:
     places = torch.randperm((LAYERS - 1) * HEADS, generator=generator)[:count].tolist()
     heads = sorted((1 + place // HEADS, place % HEADS) for place in places)
 
-    _reserve(network, [flag, constant, massive])
+    reserve(network, [flag, constant, massive])
     embedding = network.model.embed_tokens.weight
     embedding[:, constant] = _CONSTANT
-    embedding[BOS, flag] = _FLAG
+    embedding[BOS, flag] = FLAG
     for layer, head in heads:
         attention = network.model.layers[layer].self_attn
         row = HEAD_DIM // 2 - 1  # the slowest rotary pair: its angle stays near zero over the whole context
         attention.q_proj.weight[head * HEAD_DIM + row, constant] = _QUERY
         attention.k_proj.weight[head * KV_HEADS // HEADS * HEAD_DIM + row, massive] = _KEY
-    _write_massive(network, flag, massive, target)
+    write_massive(network, flag, massive, target)
     return network, PlantedTruth(heads, 0, [massive], target)
 
 
@@ -104,7 +104,7 @@ def _random_llama(generator: torch.Generator) -> LlamaForCausalLM:
     return network
 
 
-def _reserve(network: LlamaForCausalLM, dims: list[int]) -> None:
+def reserve(network: Any, dims: list[int]) -> None:
     """Keep the residual dims and the slowest rotary pair free of everything but what is planted."""
     network.model.embed_tokens.weight[:, dims] = 0.0
     slow = torch.arange(HEAD_DIM) % (HEAD_DIM // 2) == HEAD_DIM // 2 - 1
@@ -118,7 +118,7 @@ def _reserve(network: LlamaForCausalLM, dims: list[int]) -> None:
         attention.k_proj.weight[slow.repeat(KV_HEADS)] = 0.0
 
 
-def _write_massive(network: LlamaForCausalLM, flag: int, massive: int, target: float) -> None:
+def write_massive(network: Any, flag: int, massive: int, target: float) -> None:
     """Make one neuron of block 0 write ``target`` to the massive dim wherever the flag is set."""
     mlp = network.model.layers[0].mlp
     for weight in (mlp.gate_proj.weight, mlp.up_proj.weight):
