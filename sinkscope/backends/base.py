@@ -31,11 +31,15 @@ class AttentionSite:
 
 @dataclass(frozen=True)
 class ResidualSite:
-    """A place in the residual stream: ``embed``, ``3.mid`` or ``3.post``, and the module whose input (or output) it is."""
+    """A place in the residual stream: ``embed``, ``3.mid`` or ``3.post``, and the module whose input (or output) it is.
+
+    ``turn`` counts the calls of a module that several layers share (ALBERT); None where each layer has its own.
+    """
 
     name: str
     path: str
     before: bool
+    turn: int | None = None
 
     @property
     def lens_name(self) -> str:
@@ -110,6 +114,6 @@ class Backend(Protocol):
         """Run the model once. ``logits`` is None, ``"last"`` or ``"all"``."""
         ...
 
-    def write_factor(self, site: AttentionSite) -> Float[torch.Tensor, "head dim dim"] | None:
+    def write_factor(self, site: AttentionSite) -> Float[torch.Tensor, "head rank dim"] | None:
         """Per head a matrix R with |R v| = |W_O v|; None where the model has no output projection."""
         ...

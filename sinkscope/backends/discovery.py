@@ -8,6 +8,7 @@ output. Parallel blocks have no such place.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,20 +39,26 @@ class _Seen:
     head_dim: int
     causal: bool
     implicit_sink: bool
+    entry: int
     output: torch.nn.Module | None = None
 
 
 @dataclass
 class _Trial:
     calls: list[_Seen] = field(default_factory=list)
+    entries: Counter[int] = field(default_factory=Counter)
+
+    def enter(self, module: torch.nn.Module, _args: tuple[Any, ...]) -> None:
+        self.entries[id(module)] += 1
 
     def observe(self, module: torch.nn.Module, call: Call) -> None:
         heads, dim = call.query.shape[1], call.value.shape[-1]
         causal = call.mask.kind == "causal" or (call.mask.kind == "rule" and _looks_back(call))
         sink = call.sink_logits is not None or call.extra_key is not None or call.normaliser != "softmax"
-        if self.calls and self.calls[-1].module is module and call.mask.kind == "full":
-            return
-        self.calls.append(_Seen(module, heads, call.key.shape[1], dim, causal or _says_causal(module), sink))
+        entry = self.entries[id(module)]
+        if self.calls and (self.calls[-1].module, self.calls[-1].entry) == (module, entry) and call.mask.kind == "full":
+            return  # one window or image after another inside one layer, not a layer that is run again
+        self.calls.append(_Seen(module, heads, call.key.shape[1], dim, causal or _says_causal(module), sink, entry))
 
     def projection(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
         if not self.calls or self.calls[-1].output is not None or not args or not isinstance(args[0], torch.Tensor):
@@ -95,6 +102,7 @@ def _watch(model: torch.nn.Module, run: Callable[[], Any]) -> list[_Seen]:
         for m in model.modules()
         if isinstance(m, torch.nn.Linear) or type(m).__name__ == "Conv1D"
     ]
+    handles += [m.register_forward_pre_hook(trial.enter) for m in model.modules()]
     session = seam.Session(observe=trial.observe)
     try:
         with torch.no_grad(), seam.entered(model, session):
@@ -121,7 +129,7 @@ def _bypass(model: torch.nn.Module, error: Exception | None) -> UnsupportedModel
 
 def trial_inputs(model: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
     """Smallest inputs that reach every attention layer: one token, one blank image, or both."""
-    config = model.config
+    config: Any = model.config
     device = next(model.parameters()).device
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     start = next((i for i in (getattr(text, n, None) for n in ("bos_token_id", "eos_token_id")) if _is_id(i, text)), 0)
@@ -196,12 +204,14 @@ def _residual_sites(
     model: torch.nn.Module, sites: tuple[AttentionSite, ...], blocks: list[str], run: Callable[[], Any]
 ) -> tuple[tuple[ResidualSite, ...], int]:
     mids, d_model = _mid_paths(model, sites, blocks, run)
-    found = [ResidualSite("embed", blocks[0], before=True)]
+    turns = [blocks[:layer].count(block) if blocks.count(block) > 1 else None for layer, block in enumerate(blocks)]
+    found = [ResidualSite("embed", blocks[0], True, turns[0])]
     for layer, mid in enumerate(mids):
         if mid is not None:
-            found.append(ResidualSite(f"{layer}.mid", mid, before=True))
+            found.append(ResidualSite(f"{layer}.mid", mid, True, turns[layer]))
         last = layer == len(blocks) - 1
-        found.append(ResidualSite(f"{layer}.post", blocks[layer] if last else blocks[layer + 1], before=not last))
+        after = layer if last else layer + 1
+        found.append(ResidualSite(f"{layer}.post", blocks[after], not last, turns[after]))
     return tuple(found), d_model
 
 

@@ -7,6 +7,7 @@ in order, the block each sits in, the projection that reads its output, and wher
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -95,7 +96,7 @@ class TransformersBackend:
             for handle in handles:
                 handle.remove()
 
-    def write_factor(self, site: AttentionSite) -> Float[torch.Tensor, "head dim dim"] | None:
+    def write_factor(self, site: AttentionSite) -> Float[torch.Tensor, "head rank dim"] | None:
         """Triangular factor of each head's slice of W_O: |R v| = |W_O v| at head width instead of model width."""
         if site.output_path is None:
             return None
@@ -170,9 +171,14 @@ class _Collector:
 
 
 def _hook(module: torch.nn.Module, site: ResidualSite, hooks: Any, batch: int) -> Any:
+    turns = itertools.count()
+
     def changed(hidden: torch.Tensor) -> torch.Tensor:
+        return hidden if site.turn is not None and next(turns) != site.turn else read(hidden)
+
+    def read(hidden: torch.Tensor) -> torch.Tensor:
         if hidden.ndim == 2:  # OPT flattens batch and tokens before its MLP
-            return changed(hidden.view(batch, -1, hidden.shape[-1])).flatten(0, 1)
+            return read(hidden.view(batch, -1, hidden.shape[-1])).flatten(0, 1)
         for hook in hooks:
             new = hook(hidden)
             hidden = hidden if new is None else new
