@@ -111,6 +111,7 @@ def ship_language_model(name: str, folder: Path, target: Path) -> dict[str, Any]
     options = " ".join(
         f"--{k.replace('_', '-')} {v}" for k, v in fields.items() if v != getattr(Config(), k) and k != "betas"
     )
+    options += f" --stop-at {step}" if step < config.steps else ""
     extra = [k for k in ("extra_key", "gate") if fields.get(k)] + ([] if config.bos else ["no <s>"])
     kind = ", ".join([config.normaliser, *extra])
     return {
