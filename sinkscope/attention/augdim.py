@@ -44,7 +44,7 @@ def augmented_attend(call: Call, edits: CallEdits) -> tuple[Float[torch.Tensor, 
     query, key, value = call.query, call.key, call.value
     causal = call.mask.kind == "causal" and query.shape[2] > 1
     # Without statistics, weights dropped in every row are the same as values of 0.
-    drops = [ValueScale(w.keys, 0.0, w.tally) for w in edits.weights if isinstance(w, DropWeights)]
+    drops = [ValueScale(w.keys, w.factor, w.tally) for w in edits.weights if isinstance(w, DropWeights)]
     values = [*edits.values, *drops]
     if _differs_within_groups(call, edits.biases, values):
         group = query.shape[1] // key.shape[1]
@@ -77,19 +77,20 @@ def _columns(bias: LogBias, call: Call, causal: bool, per_group: int) -> tuple[t
     acts = bias.keys.any(-1)[:, :, None].expand(batch, heads, rows)
     if bias.queries is not None:
         acts = acts & bias.queries[:, None]
-    if bias.hide:
+    hide = bias.hide and not bias.inert
+    if hide:
         blind = _blind(bias.keys, rows, causal)
         bias.tally.spared += int((acts & blind).sum())
         acts = acts & ~blind
     bias.tally.touched = bias.tally.touched or int(acts.sum())
     dtype = call.query.dtype
-    if bias.hide:
+    if hide:
         entry = torch.full((heads,), HIDE.get(dtype, -1e9 / call.scale), device=call.query.device)
     else:
         entry = bias.value / call.scale
     entry = torch.where(acts, entry[None, :, None], torch.zeros((), device=entry.device, dtype=entry.dtype))
     parts = [entry.to(dtype)]
-    if dtype != torch.float32 and not bias.hide:
+    if dtype != torch.float32 and not hide:
         parts.append((entry - parts[0].to(entry.dtype)).to(dtype))
     member = _by_group(bias.keys, per_group).to(dtype)[..., None]
     return torch.stack(parts, dim=-1), member.expand(*member.shape[:-1], len(parts))

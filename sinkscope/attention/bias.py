@@ -101,6 +101,12 @@ class LogBias(KeyTarget):
 
     value: Float[torch.Tensor, " head"]
     hide: bool = False
+    inert: bool = False
+    """Hides nothing though ``hide`` is set: the path taken is the same."""
+
+    def neutral(self) -> LogBias:
+        """The same with a bias of 0."""
+        return replace(self, value=torch.zeros_like(self.value), inert=True, tally=Tally())
 
     def apply(self, logits: Float[torch.Tensor, "flat query key"], tile: Tile) -> Float[torch.Tensor, "flat query key"]:
         """Return the logits with the bias added to the selected keys of the selected rows."""
@@ -109,7 +115,7 @@ class LogBias(KeyTarget):
             return logits
         old = logits[:, :, cols]
         live = chosen & (old > NEG / 2)
-        if self.hide:
+        if self.hide and not self.inert:
             new = torch.where(live, torch.full_like(old, NEG), old)
             hidden = logits.index_copy(2, cols, new) if logits.requires_grad else logits.index_copy_(2, cols, new)
             blind = (hidden.amax(-1) <= NEG / 2) & live.any(-1)
@@ -134,14 +140,15 @@ class LogBias(KeyTarget):
             return weights
         old = weights[:, :, cols]
         live = chosen & (old != 0)
-        factor = torch.zeros_like(old) if self.hide else self.value[tile.head][:, None, None].exp().expand_as(old)
+        hide = self.hide and not self.inert
+        factor = torch.zeros_like(old) if hide else self.value[tile.head][:, None, None].exp().expand_as(old)
         before = weights.sum(-1)
         changed = weights.index_copy(2, cols, torch.where(live, old * factor, old))
         after = changed.sum(-1)
         if tile.rest is not None:
             before, after = before + tile.rest, after + tile.rest
         blind = live.any(-1) & (changed.amax(-1) <= 0)
-        self.tally.spared += int(blind.sum()) if self.hide else 0
+        self.tally.spared += int(blind.sum()) if hide else 0
         self.count(live & ~blind[..., None])
         back = torch.where(blind | (after <= 0), torch.ones_like(after), before / after.clamp(min=1e-38))
         tile.scale_rest(back)
@@ -150,7 +157,9 @@ class LogBias(KeyTarget):
 
 @dataclass(kw_only=True)
 class DropWeights(KeyTarget):
-    """Set the weights of the selected keys to 0 and leave the rest of the row alone."""
+    """Multiply the weights of the selected keys by ``factor`` (0 drops them) and leave the rest of the row alone."""
+
+    factor: float = 0.0
 
     def __call__(
         self, weights: Float[torch.Tensor, "flat query key"], tile: Tile
@@ -161,7 +170,14 @@ class DropWeights(KeyTarget):
             return weights
         old = weights[:, :, cols]
         self.count(chosen & (old != 0))
-        return weights.index_copy(2, cols, old.masked_fill(chosen, 0.0))
+        return weights.index_copy(2, cols, torch.where(chosen, old * self.factor, old))
+
+
+def _neutral_weights(change: WeightEdit) -> WeightEdit:
+    if isinstance(change, DropWeights):
+        return replace(change, factor=1.0, tally=Tally())
+    owner = getattr(change, "__self__", None)
+    return owner.neutral().reweigh if isinstance(owner, LogBias) else lambda weights, _: weights
 
 
 WeightEdit = Callable[[Float[torch.Tensor, "flat query key"], Tile], Float[torch.Tensor, "flat query key"]]
@@ -225,16 +241,16 @@ class CallEdits:
 
     def neutral(self) -> CallEdits:
         """The same path through the pass with nothing changed: what an edited call is compared with, bit for bit."""
-        drops = [w for w in self.weights if isinstance(w, DropWeights)]
-        alone = len(drops) < len(self.weights) or self.normalisers or self.extra_keys or self.null_logits is not None
-        same = CallEdits(blockwise=bool(alone) or sum(bias.hide for bias in self.biases) > 1)
-        same.biases = [replace(b, value=torch.zeros_like(b.value), hide=False, tally=Tally()) for b in self.biases]
-        same.weights = [lambda weights, _: weights] * (len(self.weights) - len(drops))
-        same.weights += [replace(drop, keys=torch.zeros_like(drop.keys), tally=Tally()) for drop in drops]
+        same = CallEdits(blockwise=self.blockwise or bool(set(self.normalisers) - {"softmax1"}))
+        same.biases = [bias.neutral() for bias in self.biases]
+        same.weights = [_neutral_weights(change) for change in self.weights]
         same.values = [replace(change, scale=1.0, tally=Tally()) for change in self.values]
         same.gates = [lambda out: out for _ in self.gates]
+        same.extra_keys = [replace(each, heads=torch.zeros_like(each.heads)) for each in self.extra_keys]
         if self.null_logits is not None:
             same.null_logits = torch.full_like(self.null_logits, -torch.inf)
+        elif "softmax1" in self.normalisers:
+            same.null_logits = torch.full(self.normalisers["softmax1"].shape, -torch.inf)
         return same
 
     def __bool__(self) -> bool:

@@ -12,6 +12,7 @@ from einops import rearrange
 
 from sinkscope.attention.augdim import augmented_attend, serves
 from sinkscope.attention.bias import CallEdits
+from sinkscope.attention.merged import apart, merged_attend
 from sinkscope.attention.streaming import Call
 from sinkscope.attention.view import Context, LayerStats, Wants
 
@@ -24,7 +25,7 @@ def fused_attend(
 ) -> tuple[torch.Tensor, LayerStats] | None:
     """Return the output and statistics by the fused kernel, or None where it cannot serve this call."""
     if edits:
-        return augmented_attend(call, edits) if serves(call, wants, edits) else None
+        return _edited(call, wants, edits)
     if not _serves(call, wants, edits):
         return None
     causal = call.mask.kind == "causal" and call.query.shape[2] > 1
@@ -36,6 +37,13 @@ def fused_attend(
         enable_gqa=call.query.shape[1] != call.key.shape[1],
     )  # fmt: skip
     return rearrange(out, "batch head query dim -> batch query head dim"), stats
+
+
+def _edited(call: Call, wants: Wants, edits: CallEdits) -> tuple[torch.Tensor, LayerStats] | None:
+    """Edits on the kernel: first keys apart where that is enough, else one more dimension, else not at all."""
+    if (first := apart(call, wants, edits)) is not None:
+        return merged_attend(call, edits, first)
+    return augmented_attend(call, edits) if serves(call, wants, edits) else None
 
 
 def _serves(call: Call, wants: Wants, edits: CallEdits | None) -> bool:

@@ -46,8 +46,9 @@ def test_an_edit_of_heads_that_write_nothing_has_no_effect():
     prompts = sk.Prompts.from_ids([[1, 5, 6, 7], [1, 9, 12]], model)
     for edit in (
         sk.AblateHeads([1]), sk.ScaleKeys(0.1, heads=[1]), sk.ZeroValues("first", heads=[1]),
-        sk.DropKeys([0], heads=[1]), sk.NullKey(0.0, heads=[1]), sk.SwapNormaliser("sigmoid", heads=[1]), sk.AblateHeads([1], how="uniform"),
-        sk.edits.KeyValueBias(np.ones(8), value=np.ones(8), heads=[1]),
+        sk.DropKeys([0], heads=[1]), sk.NullKey(0.0, heads=[1]), sk.SwapNormaliser("sigmoid", heads=[1]),
+        sk.SwapNormaliser("softmax1", heads=[1]), sk.AblateHeads([1], how="uniform"),
+        sk.edits.KeyValueBias(np.ones(8), value=np.ones(8), heads=[1]), sk.MaskKeys([1, 2], heads=[1], keep_self=True),
     ):  # fmt: skip
         with pytest.raises(EditHasNoEffect, match=r"changes nothing in .*: the final hidden states are bit for bit"):
             sk.run(model, prompts, [sk.Logits()], [edit])
