@@ -31,7 +31,7 @@ class AttentionSite:
 
 @dataclass(frozen=True)
 class ResidualSite:
-    """A place in the residual stream: ``embed``, ``3.mid`` or ``3.post``, and the module whose input (or output) it is.
+    """A place in the residual stream (``embed``, ``3.mid``, ``3.post``), and the module whose input or output it is.
 
     ``turn`` counts the calls of a module that several layers share (ALBERT); None where each layer has its own.
     """
@@ -48,6 +48,11 @@ class ResidualSite:
             return "blocks.0.hook_resid_pre"
         layer, place = self.name.split(".")
         return f"blocks.{layer}.hook_resid_{place}"
+
+    @property
+    def post_norm(self) -> bool:
+        """True between attention and MLP of a post-norm block, where a change cannot be carried past the MLP."""
+        return self.name.endswith(".mid") and self.path.endswith((".intermediate", ".hook_in"))
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,34 @@ class Instruments:
     edits: Callable[[int, Call], CallEdits | RowEdits | None] | None = None
     collect: Callable[[int, LayerStats], None] = lambda _layer, _stats: None
     residual: Mapping[str, Sequence[ResidualHook]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        hooks = dict(self.residual)
+        for name in [name for name in hooks if name.endswith(".mid")]:
+            carry, post = _Carry(hooks[name]), name.replace(".mid", ".post")
+            hooks[name], hooks[post] = [carry.change], [carry.add, *hooks.get(post, ())]
+        self.residual = hooks
+
+
+class _Carry:
+    """Takes a change made between attention and MLP past the MLP: its module sees only the branch, not the stream."""
+
+    def __init__(self, hooks: Sequence[ResidualHook]) -> None:
+        self.hooks, self.step = hooks, None
+
+    def change(self, hidden: torch.Tensor) -> torch.Tensor | None:
+        """Run the hooks at the site and remember what they changed."""
+        new = hidden
+        for hook in self.hooks:
+            found = hook(new)
+            new = new if found is None else found
+        self.step = None if new is hidden else new - hidden
+        return None if new is hidden else new
+
+    def add(self, hidden: torch.Tensor) -> torch.Tensor | None:
+        """Add the change to the stream behind the MLP."""
+        step, self.step = self.step, None
+        return None if step is None else hidden + step
 
 
 @dataclass

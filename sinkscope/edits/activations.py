@@ -68,6 +68,11 @@ class SetActivations(Edit):
             names = tower.site_names
             shown = list(names) if len(names) < 8 else f"{', '.join(names[:4])}, ... {names[-1]}"
             raise EditError(f"{self._asked('site')}: there is no such residual site. Sites are {shown}.")
+        if any(site.post_norm for site in tower.residual if site.name == self.site):
+            raise EditError(
+                f"{self._asked('site')}: this model normalises behind each sublayer, so a change between attention and "
+                f"MLP cannot be carried on. Use {self.site.replace('.mid', '.post')!r}."
+            )
         if wrong := [d for d in self.dims if not 0 <= d < tower.d_model]:
             raise EditError(
                 f"{self._asked('dims')}: the residual stream has dimensions 0..{tower.d_model - 1}, not {wrong[0]}. "

@@ -177,3 +177,20 @@ def test_sites_know_the_names_of_transformer_lens():
     }
     for name, wanted in names.items():
         assert ResidualSite(name, "", before=True).lens_name == wanted
+
+
+def test_a_change_at_mid_reaches_the_stream_behind_the_mlp() -> None:
+    model = sk.load_model(sk.testing.tiny("llama"))
+    prompts = sk.Prompts.from_ids(sk.testing.text_ids(model.model, 1, 8).tolist(), model)
+    edit = sk.SetActivations("1.mid", dims=[3], value=1000.0, keys=[2])
+    before, after = (sk.run(model, prompts, [sk.ResidualNorm()], edits) for edits in ((), (edit,)))
+    step = (after.residual_norm - before.residual_norm).sel(site="1.post").isel(prompt=0)
+    assert float(step[2]) > 900
+    assert float(abs(step[:2]).max()) == 0
+
+
+def test_a_change_at_mid_of_a_post_norm_block_is_refused() -> None:
+    model = sk.load_model(sk.testing.tiny("bert_base"))
+    prompts = sk.Prompts.from_ids(sk.testing.text_ids(model.model, 1, 8).tolist(), model)
+    with pytest.raises(sk.EditError, match=r"normalises behind each sublayer.*Use '1.post'"):
+        sk.run(model, prompts, edits=[sk.SetActivations("1.mid", dims=[3], value=5.0)])
