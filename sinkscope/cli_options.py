@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from sinkscope import textform
+from sinkscope import schema, textform
 from sinkscope.errors import ModelError, ProbeError, PromptError, SchemaError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _MODEL = Group("Model", sort_key=3)
 _PROMPTS = Group("Prompts", sort_key=1)
-_MEASURE = Group("Reading", sort_key=2)
+_READING = Group("Reading", sort_key=2)
 
 STANDARD_PROBES: tuple[str, ...] = (
     "key-mass", "role-share queries=all", "entropy", "value-norm", "residual-norm", "massive-activations",
@@ -29,6 +29,7 @@ STANDARD_PROBES: tuple[str, ...] = (
 """What is read when no probe is named: enough for every finding and figure about sinks."""
 
 Texts = Annotated[list[str], Parameter(negative=())]
+Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 
 
 @Parameter(name="*", group=_PROMPTS)
@@ -83,21 +84,19 @@ class PromptOptions:
                 raise PromptError(f"--image {path}: no such file.")
 
 
-@Parameter(name="*", group=_MEASURE)
+@Parameter(name="*", group=_READING)
 @dataclass(frozen=True)
-class MeasureOptions:
+class ReadingOptions:
     """What is read, and how.
 
     Attributes:
         probe: What to read, such as entropy or "max-attention keys=image". Give it several times for several. Default:
             everything the findings and figures need.
-        edit: What to change, such as "scale-keys gamma=0.5 keys=first". Edits work in the order given.
         batch_size: Prompts per forward pass. It changes no number, only time and memory.
         tower: Which part of a larger model to read: vision. Default: the language model.
     """
 
     probe: Texts = field(default_factory=list)
-    edit: Texts = field(default_factory=list)
     batch_size: int = 1
     tower: str | None = None
 
@@ -112,17 +111,27 @@ class MeasureOptions:
         classes = {textform.kebab(n): getattr(probes, n) for n in probes.__all__ if n != "Probe"}
         return [textform.parse(text, classes, ProbeError, "probe") for text in self.probe or STANDARD_PROBES]
 
-    def edits(self) -> list[Any]:
-        """Make the edits.
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class FileOptions:
+    """Where the readings go.
+
+    Attributes:
+        output: File to write (netCDF).
+        overwrite: Replace the file if it exists.
+    """
+
+    output: Output = Path("readings.nc")
+    overwrite: bool = False
+
+    def check(self) -> Path:
+        """Give the path, after it was found to be writable.
 
         Raises:
-            EditError: a malformed or unknown edit.
+            OutputError: as ``sinkscope.schema.check_output``.
         """
-        if not self.edit:
-            return []
-        from sinkscope import edits
-
-        return [edit for text in self.edit for edit in edits.parse(text)]
+        return schema.check_output(self.output, overwrite=self.overwrite)
 
 
 @Parameter(name="*", group=_MODEL)
@@ -206,12 +215,18 @@ def _numbers(text: str) -> list[int]:
         ) from None
 
 
+def leading_dims(ds: xr.Dataset) -> list[str]:
+    """Name the dims that a sweep or a grid put in front: all that a single run does not have."""
+    return [str(dim) for dim in ds.dims if dim == "edit" or dim not in schema.DIMS]
+
+
 def selected(ds: xr.Dataset, labels: Sequence[str]) -> xr.Dataset:
-    """Select labels written ``dim=label`` from a reading.
+    """Select labels written ``dim=label`` from a reading; a dim of a sweep is dropped then, others keep one label.
 
     Raises:
         SchemaError: not of that form, no such dimension, or no such label.
     """
+    leading = leading_dims(ds)
     for text in labels:
         dim, equals, label = text.partition("=")
         if not equals or dim not in ds.dims or dim not in ds.coords:
@@ -220,8 +235,7 @@ def selected(ds: xr.Dataset, labels: Sequence[str]) -> xr.Dataset:
         known = {str(value): value for value in ds[dim].values.tolist()}
         if label not in known:
             raise SchemaError(f"--select {text}: {dim} has no label {label!r}; its labels are {list(known)}.")
-        keep = known[label]
-        ds = ds.sel({dim: keep}, drop=True) if dim == "edit" else ds.sel({dim: [keep]})
+        ds = ds.sel({dim: known[label]}, drop=True) if dim in leading else ds.sel({dim: [known[label]]})
     return ds
 
 

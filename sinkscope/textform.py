@@ -1,7 +1,8 @@
 """Probes and edits written as text, for the command line and TOML files: ``max-attention keys=image queries=last``.
 
 The name is the class name in lower case with hyphens; fields follow as ``name=value``. A value is a number, ``true``,
-``false``, ``none``, a range ``0:4`` (the end left out), several of these with commas, or a word.
+``false``, ``none``, a range of whole numbers ``0:4`` or ``0:12:3`` (the end left out), a scale ``0.2:2.0:0.2`` (the end
+kept), several of these with commas, or a word.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from sinkscope.errors import SinkscopeError
 
 T = TypeVar("T")
 
+_NUMBER = r"-?(?:\d+\.?\d*|\.\d+)"
 _WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -31,9 +33,12 @@ def value(text: str) -> Any:
         return tuple(x for item in items for x in (item if isinstance(item, tuple) else (item,)))
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
-    span = re.fullmatch(r"(-?\d+):(-?\d+)", text)
-    if span:
-        return tuple(range(int(span[1]), int(span[2])))
+    if re.fullmatch(r"-?\d+:-?\d+(:[1-9]\d*)?", text):
+        return tuple(range(*map(int, text.split(":"))))
+    if re.fullmatch(rf"{_NUMBER}:{_NUMBER}:{_NUMBER}", text):
+        first, last, step = map(float, text.split(":"))
+        count = int((last - first) / step + 1e-9) + 1 if step else 0
+        return tuple(round(first + i * step, 10) for i in range(count))
     for kind in (int, float):
         try:
             return kind(text)
@@ -42,8 +47,10 @@ def value(text: str) -> Any:
     return text
 
 
-def parse(text: str, classes: Mapping[str, type[T]], error: type[SinkscopeError], what: str) -> T:
-    """Make a value of one of ``classes`` (by name with hyphens) from its text form.
+def pieces(
+    text: str, classes: Mapping[str, type[T]], error: type[SinkscopeError], what: str
+) -> tuple[type[T], dict[str, Any]]:
+    """Take a text form apart: the class it names and the fields it gives.
 
     Raises:
         error: no such name, no such field, a field left out that is needed, or a malformed one; ``what`` says what was
@@ -68,7 +75,17 @@ def parse(text: str, classes: Mapping[str, type[T]], error: type[SinkscopeError]
     needed = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING and n not in given]
     if needed:
         raise error(f"{what} {text!r}: {', '.join(needed)} must be given, such as {needed[0]}=0,1. {takes}.")
-    for field in known:
-        if field in ("layers", "heads") and isinstance(given.get(field), int):
+    return cls, given
+
+
+def parse(text: str, classes: Mapping[str, type[T]], error: type[SinkscopeError], what: str) -> T:
+    """Make a value of one of ``classes`` (by name with hyphens) from its text form.
+
+    Raises:
+        error: as :func:`pieces`.
+    """
+    cls, given = pieces(text, classes, error, what)
+    for field in ("layers", "heads"):
+        if isinstance(given.get(field), int):
             given[field] = (given[field],)
     return cls(**given)

@@ -229,13 +229,70 @@ def test_select_says_what_there_is(refused: Callable[..., str], readings: Path, 
     assert message in refused(1, "show", readings, "--select", select)
 
 
-def test_a_sweep_is_shown_one_edit_at_a_time(refused: Callable[..., str], readings: Path, tmp_path: Path) -> None:
-    ds = schema.open(readings)
-    path = tmp_path / "sweep.nc"
-    schema.save(ds.expand_dims(edit=["none", "masked"]), path)
-    message = refused(1, "show", path)
-    assert "this reading holds the edits ['none', 'masked']. Choose one: --select edit=none." in message
-    assert main(["show", str(path), "--select", "edit=masked"]) == 0
+@pytest.fixture(scope="module")
+def swept(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sweeps") / "sweep.nc"
+    edits = ["--edit", "masked: mask-keys keys=first", "--edit", "scale-keys gamma=0.5 keys=first layers=1"]
+    arguments = ["--ids", "1,5,9,12,20,7", "--probe", "key-mass", "--executor", "serial", "-o", str(path)]
+    assert main(["sweep", str(folder), *edits, *arguments]) == 0
+    return path
+
+
+def test_a_sweep_gives_what_the_library_gives(swept: Path, folder: Path) -> None:
+    found = schema.open(swept)
+    names = ["baseline", "masked", "scale-keys gamma=0.5 keys=first layers=1"]
+    assert found["edit"].values.tolist() == names
+    model = sk.load_model(folder)
+    prompts = sk.Prompts.from_ids([[1, 5, 9, 12, 20, 7]], model)
+    for name, edits in zip(
+        names, [[], [sk.MaskKeys("first")], [sk.ScaleKeys(0.5, keys="first", layers=[1])]], strict=True
+    ):
+        direct = sk.run(model, prompts, [sk.KeyMass()], edits)
+        np.testing.assert_allclose(found["key_mass"].sel(edit=name), direct["key_mass"], atol=1e-5)
+
+
+def test_show_sums_up_a_sweep(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(swept)]) == 0
+    said = capsys.readouterr().out
+    mean = schema.open(swept)["key_mass"].isel(key=0).mean(["prompt", "layer", "head"])
+    row = next(line for line in said.splitlines() if line.startswith("masked"))
+    np.testing.assert_allclose(float(row.split()[-1]), float(mean.sel(edit="masked")), rtol=1e-3)
+    assert "--select edit=baseline tells what one of them shows." in said
+    assert main(["show", str(swept), "--select", "edit=masked"]) == 0
+
+
+def test_a_grid_has_an_axis_per_field(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "grid.nc"
+    grid = ["--grid", "scale-keys keys=first gamma=0.5:1.5:0.5 layers=0:2", "--no-baseline"]
+    arguments = ["--ids", "1,5,9,12", "--probe", "key-mass", "--executor", "serial", "-o", str(path)]
+    assert main(["sweep", str(folder), *grid, *arguments]) == 0
+    found = schema.open(path)
+    assert found["key_mass"].dims[:2] == ("gamma", "edit_layer")
+    assert found["gamma"].values.tolist() == [0.5, 1.0, 1.5]
+    assert main(["show", str(path)]) == 0
+    assert main(["show", str(path), "--select", "gamma=0.5", "--select", "edit_layer=1"]) == 0
+    assert "by gamma (3), edit_layer (2)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "sweep: give --edit for each variant, or one --grid, and not both."),
+        (["--edit", "zero-values keys=first", "--grid", "scale-keys gamma=1,2"], "and not both."),
+        (["--edit", "a: zero-values keys=first"] * 2, "sweep: two variants are named 'a'."),
+        (["--grid", "scale-keys gamma=1"], "no field has several values. Write gamma=0.2:2.0:0.2 or layers=0,3."),
+        (["--grid", "scale-keys gama=1,2"], "'gama=1,2' is no field of it."),
+    ],
+)
+def test_malformed_sweeps(refused: Callable[..., str], options: list[str], message: str, tmp_path: Path) -> None:
+    assert message in refused(1, "sweep", "x", "--ids", "1,2", "-o", tmp_path / "a.nc", *options)
+
+
+def test_a_figure_takes_one_edit_at_a_time(refused: Callable[..., str], swept: Path, tmp_path: Path) -> None:
+    message = refused(1, "plot", "sink-map", swept, "-o", tmp_path / "a.png")
+    assert "plot: this reading holds edit ['baseline', 'masked'" in message
+    assert "Choose one: --select edit=baseline." in message
+    assert main(["plot", "sink-map", str(swept), "-o", str(tmp_path / "a.png"), "--select", "edit=masked"]) == 0
 
 
 @pytest.mark.parametrize(
