@@ -130,6 +130,38 @@ def test_steer_keys(name, mode, alpha, protect):
     )
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt_oss", "gemma2", "bert"])
+@pytest.mark.parametrize("lengths", [(24, 30), (30, 30)])
+def test_many_keys_in_some_rows(name, lengths):
+    many = list(range(20))
+    for edit, log in [
+        (sk.MaskKeys(many, heads=[0, 2], queries=[*range(3), *range(15, 24)]), -math.inf),
+        (sk.ShiftLogits(1.3, keys=many, heads=[0, 2], queries=[*range(3), *range(15, 24)]), 1.3),
+    ]:
+        check(
+            name,
+            edit,
+            lambda batch, row, log=log: scaled(
+                row, chosen(batch, row, many, heads=[0, 2], rows=[*range(3), *range(15, 24)]), log
+            ),
+            lengths=lengths,
+        )
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "vit"])
+def test_without_padding_the_fused_kernels_serve_and_agree(name):
+    for edit, weights in [
+        (sk.ScaleKeys(0.3), lambda batch, row: scaled(row, chosen(batch, row, [0]), math.log(0.3))),
+        (sk.MaskKeys([0, 3], heads=[1]), lambda batch, row: scaled(row, chosen(batch, row, [0, 3], [1]), -math.inf)),
+        (sk.DropKeys([0]), lambda batch, row: row.softmax() * ~chosen(batch, row, [0])),
+        (sk.NullKey(0.4), lambda batch, row: row.softmax(null=0.4)),
+    ]:
+        check(name, edit, weights, lengths=(11, 11))
+        model, prompts = model_and_prompts(name, (11, 11))
+        reading = sk.run(model, prompts, [sk.ResidualNorm()], [edit])
+        assert reading.attrs["path"] in ("merged", "augdim")
+
+
 def test_negative_positions_and_last_are_counted_from_each_prompts_end():
     check(
         "llama",

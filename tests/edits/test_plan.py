@@ -7,6 +7,8 @@ import torch
 import sinkscope as sk
 from sinkscope.backends.base import Instruments
 from sinkscope.edits.plan import Plan
+from sinkscope.model import load_model
+from sinkscope.testing import inputs, tiny
 from tests.edits.dense import Reference, assert_close, dense_hidden, edited_hidden, model_and_prompts
 
 
@@ -136,5 +138,27 @@ def test_a_gradient_also_reaches_the_weights_under_other_edits():
 
 def test_calls_that_no_edit_names_are_left_to_the_plain_kernel():
     model, prompts = model_and_prompts("llama", lengths=(9,))
-    reading = sk.run(model, prompts, [sk.Logits()], [sk.DropKeys([0], layers=1, keep_self=True)])
-    assert set(reading.attrs["path"].split(",")) == {"blockwise", "fused"}
+    for edit, path in [
+        (sk.DropKeys([0], layers=1), "merged"),
+        (sk.AblateHeads([0], how="uniform", layers=1), "blockwise"),
+    ]:
+        reading = sk.run(model, prompts, [sk.Logits()], [edit])
+        assert set(reading.attrs["path"].split(",")) == {path, "fused"}
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "qwen2_5_vl"])
+def test_the_vision_tower_inside_a_larger_model_is_edited(name):
+    model = load_model(tiny(name))
+    prompts = sk.Prompts.from_inputs(inputs(model.model), model)
+    probes = [sk.KeyMass(), sk.RowSum()]
+    plain = sk.run(model, prompts, probes, tower="vision")
+    masked = sk.run(model, prompts, probes, [sk.MaskKeys([3], layers=1)], tower="vision")
+    np.testing.assert_array_equal(masked.key_mass.sel(layer=1)[..., 3], 0)
+    np.testing.assert_array_equal(masked.key_mass.sel(layer=0), plain.key_mass.sel(layer=0))
+    threshold = float(plain.key_mass.sel(layer=0).quantile(0.95))
+    damped = sk.run(model, prompts, probes, [sk.CalibrateSinks(threshold, beta=0.0, layers=0)], tower="vision")
+    found = (plain.key_mass.sel(layer=0) > threshold).values
+    found[..., 0] = False
+    assert found.any()
+    np.testing.assert_allclose(damped.key_mass.sel(layer=0).values[found], 0, atol=1e-6)
+    np.testing.assert_allclose(damped.row_sum.sel(layer=0), 1, atol=1e-5)
