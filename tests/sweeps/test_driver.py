@@ -48,7 +48,9 @@ def assert_same_as_loop(model, prompts, variants, probes, found, batch_size=1, t
             wanted = alone[name].values
             scale = max(1.0, np.nanmax(np.abs(wanted)))
             assert one[name].dims == alone[name].dims
-            np.testing.assert_allclose(one[name].values, wanted, atol=tolerance * scale, rtol=0, err_msg=f"{label}: {name}")
+            np.testing.assert_allclose(
+                one[name].values, wanted, atol=tolerance * scale, rtol=0, err_msg=f"{label}: {name}"
+            )
 
 
 @pytest.mark.parametrize(
