@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 
 from sinkscope.backends.base import Tower
-from sinkscope.errors import ProbeError
+from sinkscope.errors import ModelError, ProbeError
 from sinkscope.probes.base import Probe, Scene, standard
 from sinkscope.schema import Variable
 
@@ -44,6 +44,7 @@ class TokenLoss(Probe):
             loss[:, start:stop] = scores.logsumexp(-1) - picked
         target = torch.zeros_like(real)
         target[:, :-1] = real[:, :-1] & real[:, 1:]
+        refuse_nan(loss[target], "TokenLoss()")
         return {"token_loss": loss.masked_fill(~target, torch.nan)}
 
 
@@ -84,6 +85,7 @@ class Logits(Probe):
         for scores, mask in zip(logits, real, strict=True):
             own = scores[mask[-scores.shape[0] :]] if scores.shape[0] != int(mask.sum()) else scores
             if self.positions == "all":
+                refuse_nan(own, "Logits()")
                 padded = own.new_full((real.shape[1], own.shape[-1]), torch.nan, dtype=torch.float32)
                 padded[: len(own)] = own.float()
                 rows.append(padded)
@@ -96,4 +98,14 @@ class Logits(Probe):
                     "tokens. Use positions inside every prompt."
                 )
             rows.append(own[wanted].float())
+            refuse_nan(rows[-1], "Logits()")
         return {"logits": torch.stack(rows)}
+
+
+def refuse_nan(found: torch.Tensor, asked: str) -> None:
+    """Refuse logits that overflowed in the output layer, where the residual stream was still finite."""
+    if bool(torch.isnan(found).any()):
+        raise ModelError(
+            f"{asked}: the output logits are not finite (NaN) though the residual stream is. "
+            "Use a wider dtype (float32 or bfloat16 instead of float16)."
+        )

@@ -7,7 +7,7 @@ import torch
 
 import sinkscope as sk
 from sinkscope import testing
-from sinkscope.errors import ProbeError
+from sinkscope.errors import ModelError, ProbeError
 
 IDS = [[1, 5, 6], [1, 7, 8, 9, 10, 11], [1, 12]]
 
@@ -100,6 +100,20 @@ def test_loss_and_logits_share_one_pass(model, prompts, monkeypatch):
     monkeypatch.setattr(model.backend, "forward", lambda *a, **k: calls.append(a[3:]) or forward(*a, **k))
     sk.run(model, prompts, [sk.TokenLoss(), sk.Logits()], batch_size=3)
     assert calls == [("all",)]
+
+
+@pytest.mark.parametrize("probe", [sk.TokenLoss(), sk.Logits(), sk.Logits(positions="all"), sk.Logits(positions=[0])])
+def test_an_output_layer_that_overflows_is_an_error(probe):
+    """The stream is finite; the logits are not, as in half precision."""
+    model = sk.load_model(testing.tiny("llama"))
+    prompts = sk.Prompts.from_ids(IDS, model)
+    model.model.lm_head.register_forward_hook(lambda _m, _a, out: out * float("nan"))
+    message = (
+        rf"{type(probe).__name__}\(\): the output logits are not finite \(NaN\) though the residual stream is\. "
+        r"Use a wider dtype \(float32 or bfloat16 instead of float16\)\."
+    )
+    with pytest.raises(ModelError, match=message):
+        sk.run(model, prompts, [probe], batch_size=3)
 
 
 def test_refusals(model, prompts):
