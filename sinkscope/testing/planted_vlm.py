@@ -199,14 +199,14 @@ def _box(cell: int) -> tuple[int, int, int, int]:
 
 
 def _image_processor(family: str) -> Any:
-    plain = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    plain: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     if family == "llava":
         from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
         return LlavaImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, **plain)
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    limits = {"shortest_edge": 64, "longest_edge": 1 << 16}
+    limits: Any = {"shortest_edge": 64, "longest_edge": 1 << 16}
     return Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, size=limits, **plain)
 
 

@@ -1,0 +1,169 @@
+"""VAR: give the attention that visual sinks take to the other patches, in heads that look at the image.
+
+Kang et al. 2025 (arXiv 2503.03321). The sink dimensions are found on the calibration prompts, ``rho`` is chosen there
+too, and the test prompts are used once. The paper chooses rho by benchmark, which its reviewers criticise; here the
+choice never sees the test. ``rule="non_sink"`` is the paper's rule, ``rule="sink"`` that of the released code, where
+``rho`` bounds the sink share from above and ``p`` is the part a sink keeps. Both skip the last layer, as the paper
+says; the released code does not (``skip_last=False``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from sinkscope import metrics
+from sinkscope.edits.conditional import Redistribute
+from sinkscope.errors import EditError, MetricError
+from sinkscope.methods.examples import Examples, answer_score
+from sinkscope.metrics.residual import phi_threshold
+from sinkscope.probes.attention import AttentionMap
+from sinkscope.probes.residual import MassiveActivations, ResidualNorm, SinkDims
+from sinkscope.runner import find_tower, run
+
+if TYPE_CHECKING:
+    from sinkscope.model import Model
+    from sinkscope.prompts import Prompts
+
+RELATIVE_TAU = 0.3125
+"""tau over the square root of the width: the paper's 20 at width 4096."""
+KNOWN_DIMS: dict[str, tuple[int, ...]] = {
+    "LLaMA-2-7B": (1415, 2533), "LLaMA-2-13B": (2100, 4743), "Qwen2-VL-7B": (458, 2570), "InternVL2-8B": (3584,),
+}  # fmt: skip
+"""Sink dimensions that were published, by language backbone; others have to be found."""
+
+
+@dataclass(frozen=True)
+class VarSettings:
+    """What VAR fixes beforehand.
+
+    Attributes:
+        p: part of the sinks' weight that is moved (``"non_sink"``), or that a sink keeps (``"sink"``).
+        rule: ``"non_sink"`` (the paper) or ``"sink"`` (the released code).
+        tau: phi of a sink; None takes 0.3125 sqrt(width), the paper's 20 at width 4096, in narrow models more.
+        dims: sink dimensions; None finds them on the calibration prompts.
+        min_image_mass: least attention on the image of a row that is changed.
+        start_layer: first layer that is changed (no sink has formed before).
+        skip_last: leave the last layer alone.
+    """
+
+    p: float = 0.6
+    rule: str = "non_sink"
+    tau: float | None = None
+    dims: Sequence[int] | None = None
+    min_image_mass: float = 0.2
+    start_layer: int = 2
+    skip_last: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class VarResult:
+    """What :func:`var` found.
+
+    Attributes:
+        edit: the edit with the chosen ``rho``, to be passed to ``run`` or ``generate``.
+        dims: sink dimensions.
+        calibration: scores (setting, prompt) on the calibration prompts; the setting ``none`` is the model as it is.
+        test: difference of the edited from the plain model on the test prompts, with interval and p-value, as from
+            ``metrics.compare``; one variable set for each score.
+        scores: scores (setting, prompt) on the test prompts, settings ``none`` and ``var``.
+        notes: in words, how often the edit acted.
+    """
+
+    edit: Redistribute
+    dims: tuple[int, ...]
+    calibration: xr.Dataset
+    test: dict[str, xr.Dataset]
+    scores: xr.Dataset
+    notes: str = field(default="")
+
+
+def var(
+    model: Model,
+    calibration: Examples,
+    test: Examples,
+    rhos: Sequence[float] = (0.5, 0.8, 0.9),
+    settings: VarSettings | None = None,
+) -> VarResult:
+    """Run the whole procedure: dimensions and ``rho`` from ``calibration``, one comparison on ``test``.
+
+    ``rho`` is the one with the best mean log probability of the answers; the first of equals.
+
+    Raises:
+        EditError: no ``rhos``.
+        MetricError: no sink dimension is found.
+    """
+    if not rhos:
+        raise EditError("var(rhos=[]): no value to choose from. Give at least one, such as [0.5].")
+    chosen = settings or VarSettings()
+    dims = tuple(chosen.dims) if chosen.dims is not None else sink_dims(model, calibration.prompts)
+    edits = {f"rho={rho:g}": redistribution(model, rho, dims, chosen) for rho in rhos}
+    tried = {"none": answer_score(model, calibration)}
+    tried |= {name: answer_score(model, calibration, [edit]) for name, edit in edits.items()}
+    means = [float(tried[name]["log_probability"].mean()) for name in edits]
+    best = edits[list(edits)[int(np.argmax(means))]]
+    plain, edited = answer_score(model, test), answer_score(model, test, [best])
+    compared = {name: metrics.compare(edited[name], to=plain[name]) for name in ("log_probability", "correct")}
+    notes = str(edited.attrs.get("edit_notes", ""))
+    return VarResult(best, dims, _stacked(tried), compared, _stacked({"none": plain, "var": edited}), notes)
+
+
+def sink_dims(model: Model, prompts: Prompts, definition: str = "width_relative", top: int = 32) -> tuple[int, ...]:
+    """Find the dimensions that phi looks at, at the first token of ``prompts`` (20 or more are advised).
+
+    Raises:
+        MetricError: none is found.
+    """
+    width = find_tower(model, None).d_model
+    reading = run(model, prompts, [MassiveActivations(top=min(top, width)), ResidualNorm()])
+    found = metrics.discover_sink_dims(reading, definition=definition)["dim"].values.tolist()
+    if not found:
+        raise MetricError(
+            f"sink_dims: no dimension of {model.id} passes {definition!r} at the first token of these prompts. "
+            "This model may have no such sink; name dims= yourself, or look at metrics.massive_dims."
+        )
+    return tuple(int(dim) for dim in found)
+
+
+def redistribution(model: Model, rho: float, dims: Sequence[int], settings: VarSettings | None = None) -> Redistribute:
+    """The edit of VAR for this model."""
+    chosen = settings or VarSettings()
+    return Redistribute(
+        chosen.p, rho=rho, min_image_mass=chosen.min_image_mass, tau=tau_of(model, chosen), dims=tuple(dims),
+        rule=chosen.rule, skip_last=chosen.skip_last, start_layer=chosen.start_layer,
+    )  # fmt: skip
+
+
+def tau_of(model: Model, settings: VarSettings) -> float:
+    """Threshold on phi: the one given, or the one relative to the width."""
+    if settings.tau is not None:
+        return float(settings.tau)
+    return phi_threshold(RELATIVE_TAU, find_tower(model, None).d_model)
+
+
+def image_heads(
+    model: Model, prompts: Prompts, rho: float, dims: Sequence[int], settings: VarSettings | None = None
+) -> xr.Dataset:
+    """Rows and heads that VAR would change: ``image_mass``, ``non_sink_share``, ``selected`` (prompt layer head query).
+
+    Keeps the maps of all heads of the layers VAR acts on, so it is for short prompts. Layers before ``start_layer`` and
+    a skipped last layer are left out.
+    """
+    chosen = settings or VarSettings()
+    tower = find_tower(model, None)
+    layers = redistribution(model, rho, dims, chosen).layers_in(tower)
+    heads = range(max(site.heads for site in tower.attention))
+    reading = run(model, prompts, [AttentionMap(layers=layers, heads=heads), SinkDims(tuple(dims))])
+    sinks = metrics.phi_sinks(reading, tau=tau_of(model, chosen), roles="image")
+    at = metrics.at_block_inputs(sinks, list(layers))
+    definition = "paper" if chosen.rule == "non_sink" else "released_code"
+    return metrics.image_centric_heads(reading, definition, sinks=at, min_image_mass=chosen.min_image_mass, rho=rho)
+
+
+def _stacked(scores: dict[str, xr.Dataset]) -> xr.Dataset:
+    parts = [one.assign_coords(setting=name) for name, one in scores.items()]
+    return xr.concat(parts, dim="setting", combine_attrs="drop")
