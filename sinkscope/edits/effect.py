@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sinkscope.attention.bias import Tally
-from sinkscope.backends.base import Instruments, Output, Tower
-from sinkscope.edits.base import Edit
+from sinkscope.backends.base import Instruments, Output, ResidualHook, Tower
+from sinkscope.edits.activations import SetActivations
+from sinkscope.edits.base import AttentionEdit, Edit
 from sinkscope.edits.plan import Plan
 from sinkscope.errors import EditError, EditHasNoEffect, UnsupportedModelError
 from sinkscope.prompts import Batch, Prompts
@@ -25,8 +26,9 @@ CLEAR = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.f
 class EffectGuard:
     """Watches a run: refuses edits that do not fit the model, and says at the end which had no effect.
 
-    Until an effect is seen, each batch is run once more without the edits and the final hidden states are compared at
-    real tokens; a difference small enough to be rounding is settled by two passes on the same path, bit for bit.
+    Until an effect is seen, each batch is compared with a pass without the edits, at real tokens: first right after the
+    first edit where that is early, then at the end; a difference small enough to be rounding is settled by two passes
+    on the same path, bit for bit.
 
     Raises:
         EditError: something in the list is no edit, or names what the model does not have.
@@ -54,17 +56,48 @@ class EffectGuard:
             acted |= self.active[index] and tally.touched > 0
         if self.seen or not acted:
             return
-        plain = self.model.backend.forward(batch.inputs, self.tower, Instruments()).hidden
-        scale = CLEAR.get(plain.dtype, 1e-3) * float(_real(plain, batch).abs().max())
-        if float((_real(output.hidden, batch) - _real(plain, batch)).abs().max()) > scale:
+        site = self._early_site()
+        if site is not None and _clear(self._until(site, batch, False), self._until(site, batch, True)):
             self.seen = True
             return
-        self.seen = not torch.equal(self._again(batch, False), self._again(batch, True))
+        plain = self.model.backend.forward(batch.inputs, self.tower, Instruments()).hidden
+        if _clear(_real(output.hidden, batch), _real(plain, batch)):
+            self.seen = True
+            return
+        edited, same = (self._again(batch, neutral).hidden for neutral in (False, True))
+        self.seen = not torch.equal(_real(edited, batch), _real(same, batch))
 
-    def _again(self, batch: Batch, neutral: bool) -> torch.Tensor:
+    def _early_site(self) -> str | None:
+        """Residual site right after the first edit, where that is in the first half of the model.
+
+        What differs clearly there differs at the end, and two passes up to there cost less than one whole pass.
+        """
+        edits = [edit for edit, active in zip(self.edits, self.active, strict=True) if active]
+        if self.model.backend.name != "transformers" or any(edit.conditional for edit in edits):
+            return None
+        names = self.tower.site_names
+        first = [names.index(s) for s in (_first_site(edit, self.tower) for edit in edits) if s in names]
+        return names[min(first)] if first and 2 * min(first) < len(names) else None
+
+    def _until(self, site: str, batch: Batch, neutral: bool) -> torch.Tensor:
+        """The residual stream at ``site``, the pass ended there."""
+
+        def stop(hidden: torch.Tensor) -> None:
+            raise _Reached(_real(hidden, batch))
+
+        try:
+            self._again(batch, neutral, {site: [stop]})
+        except _Reached as reached:
+            return reached.hidden
+        raise AssertionError(f"site {site} was not passed")
+
+    def _again(self, batch: Batch, neutral: bool, more: Mapping[str, Sequence[ResidualHook]] | None = None) -> Output:
         plan = Plan(self.edits, self.tower, self.prompts, batch, neutral=neutral)
-        instruments = Instruments(edits=plan.call_edits if plan.on_attention else None, residual=plan.residual)
-        return _real(self.model.backend.forward(batch.inputs, self.tower, instruments).hidden, batch)
+        residual = {name: list(hooks) for name, hooks in plan.residual.items()}
+        for name, hooks in (more or {}).items():
+            residual.setdefault(name, []).extend(hooks)
+        instruments = Instruments(edits=plan.call_edits if plan.on_attention else None, residual=residual)
+        return self.model.backend.forward(batch.inputs, self.tower, instruments)
 
     def verdict(self) -> None:
         """Judge the run.
@@ -121,6 +154,26 @@ def check_edits(edits: Sequence[Any], tower: Tower) -> None:
         if not isinstance(edit, Edit):
             raise EditError(f"run: {edit!r} is no edit. Edits are values such as sinkscope.MaskKeys('first').")
         edit.check(tower)
+
+
+class _Reached(Exception):
+    """Ends a pass early; reports nothing wrong."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        self.hidden = hidden
+
+
+def _first_site(edit: Edit, tower: Tower) -> str | None:
+    """The first residual site that shows what ``edit`` does."""
+    if isinstance(edit, SetActivations):
+        return edit.site
+    layers = edit.layers_in(tower) if isinstance(edit, AttentionEdit) else ()
+    return f"{min(layers)}.post" if layers else None
+
+
+def _clear(edited: torch.Tensor, plain: torch.Tensor) -> bool:
+    """Whether two states differ by more than the rounding of different kernels."""
+    return float((edited - plain).abs().max()) > CLEAR.get(plain.dtype, 1e-3) * float(plain.abs().max())
 
 
 def _real(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:

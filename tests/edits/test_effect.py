@@ -92,6 +92,19 @@ def test_a_tiny_effect_is_still_an_effect():
     assert float(np.abs(reading.logits - sk.run(model, prompts, [sk.Logits()]).logits).max()) < 1e-2
 
 
+def test_the_check_ends_its_passes_right_after_the_first_edit():
+    model, prompts = model_and_prompts("llama", lengths=(9,))
+    assert model.backend.edits  # made on first use, by passes of its own
+    passed = []
+    for n, block in enumerate(model.model.model.layers):
+        block.register_forward_hook(lambda _m, _a, _o, n=n: passed.append(n))
+    sk.run(model, prompts, [sk.Logits()], [sk.ScaleKeys(0.5)])
+    assert passed == [0, 1, 2, 0, 0]
+    passed.clear()
+    sk.run(model, prompts, [sk.Logits()], [sk.ScaleKeys(0.5, layers=2)])
+    assert passed == [0, 1, 2, 0, 1, 2]
+
+
 def test_what_is_no_edit_is_refused():
     model, prompts = model_and_prompts("llama")
     with pytest.raises(EditError, match=r"run: 'mask-keys' is no edit\. Edits are values such as sinkscope\.MaskKeys"):
