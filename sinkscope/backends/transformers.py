@@ -67,16 +67,23 @@ class TransformersBackend:
         if logits is None:
             return _hidden(base(**arguments, **_no_cache(base))), None
         kept: list[torch.Tensor] = []
-        handle = base.register_forward_hook(lambda _m, _a, out: kept.append(_hidden(out)))
+        # OPT's head calls the decoder inside the headless model, not that model itself.
+        inner = [base, getattr(base, "decoder", None)]
+        handles = [
+            part.register_forward_hook(lambda _m, _a, out: kept.append(_hidden(out)))
+            for part in inner
+            if isinstance(part, torch.nn.Module)
+        ]
         try:
             extra = _no_cache(self.model)
             if logits == "last" and "logits_to_keep" in inspect.signature(self.model.forward).parameters:
                 extra["logits_to_keep"] = 1
             out = self.model(**arguments, **extra)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         scores = getattr(out, "logits", None)
-        return (kept[0] if kept else _hidden(out)), scores
+        return (kept[-1] if kept else _hidden(out)), scores
 
     def _alone(self, tower: Tower, inputs: Mapping[str, torch.Tensor]) -> torch.nn.Module | None:
         """The module to call where a tower inside the model is run by itself; None where the whole model is run."""
