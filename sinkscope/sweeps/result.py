@@ -71,6 +71,7 @@ def _attributes(job: Job, parts: Mapping[tuple[int, int], Part], how: str) -> di
     notes = [f"{label}: {said['edit_notes']}" for label, said in found.items() if said["edit_notes"]]
     relay = job.bench.relay
     return attrs | {
+        "seed": 0,  # nothing random enters a sweep; the process's own seed would make equal sweeps differ
         "edit_counts": json.dumps({label: json.loads(said["edit_counts"]) for label, said in found.items()}),
         "edit_notes": "; ".join(notes),
         "sharing": "restarted at the first edited block" if relay.usable else f"full passes: {relay.why_not}",

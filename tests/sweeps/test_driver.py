@@ -38,6 +38,13 @@ def variants_of(model):
     }
 
 
+def hooks_of(network):
+    return [
+        (name, "forward" in vars(module), list(module._forward_pre_hooks), list(module._forward_hooks))
+        for name, module in network.named_modules()
+    ]
+
+
 def assert_same_as_loop(model, prompts, variants, probes, found, batch_size=1, tolerance=1e-5):
     assert found["edit"].values.tolist() == list(variants)
     for label, edits in variants.items():
@@ -61,13 +68,11 @@ def test_sweep_equals_the_loop_over_run(name):
     prompts = prompts_of(name, model)
     probes = [*TEXT_PROBES, sk.TokenLoss()] if model.kind == "decoder" else TEXT_PROBES
     variants = variants_of(model)
+    before = hooks_of(model.model)
     found = sk.sweep(model, prompts, variants, probes, executor="serial")
+    assert hooks_of(model.model) == before
     assert_same_as_loop(model, prompts, variants, probes, found)
     assert found.attrs["executor"] == "serial"
-    for block in model.model.modules():
-        assert "forward" not in vars(block)
-        assert not block._forward_pre_hooks
-        assert not block._forward_hooks
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
