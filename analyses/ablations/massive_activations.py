@@ -37,7 +37,10 @@ def main() -> None:
     others = [int(d) for d in rng.choice([d for d in range(plain.attrs["d_model"]) if d != dim], 5, replace=False)]
     mean = mean_activations(model, held_out, site, [dim], keys=keys)
     edits: dict[str, list[sk.edits.Edit]] = {"set to zero": [sk.SetActivations(site, dims=[dim], keys=keys)]}
-    edits["set to mean"] = [sk.SetActivations(site, dims=[dim], value=mean, keys=keys)]
+    if float(first["top_value"].sel(site=site).std()) > 1e-6 * abs(size):
+        edits["set to mean"] = [sk.SetActivations(site, dims=[dim], value=mean, keys=keys)]
+    else:
+        print("  set to mean: the entry is the same in every prompt, so its mean changes nothing.")
     edits |= {f"control {d}": [sk.SetActivations(site, dims=[d], keys=keys)] for d in others}
     ds = reading(
         given.output / "massive_activations.nc",
