@@ -49,6 +49,7 @@ clean: ## remove what these targets made, the environment included
 
 # torch goes first and alone, so that an index of CPU builds (PIP_EXTRA_INDEX_URL) decides which wheel is taken.
 .venv/.torch: .venv/bin/python constraints.txt
+	@echo 'installing into .venv; the first time this takes a few minutes'
 	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0 hatchling editables
 	@touch $@
 

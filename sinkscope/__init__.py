@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sinkscope import definitions as definitions
     from sinkscope import edits as edits
     from sinkscope import errors as errors
+    from sinkscope import methods as methods
     from sinkscope import metrics as metrics
     from sinkscope import plot as plot
     from sinkscope import probes as probes

@@ -50,8 +50,8 @@ def show(
         frame.to_csv(target, index=False)
         print(f"Saved {target}: {len(frame):,} rows.")
         return
-    order = frame[table].abs().sort_values(ascending=False, kind="stable").index
-    print(frame.loc[order].head(rows).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
+    ordered = frame.sort_values(table, key=abs, ascending=False, kind="stable")
+    print(ordered.head(rows).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
     if len(frame) > rows:
         print(f"... {len(frame) - rows:,} more rows; --rows prints more, --output saves all.")
 

@@ -1,4 +1,4 @@
-"""The demo: a real pretrained encoder and a model with a planted sink, measured, drawn, reported and told in words.
+"""The demo: real models and one with a planted sink, measured, drawn, reported and told in words.
 
 Everything it says is computed from the readings it writes. The planted model comes with the truth, so the demo also
 checks itself: it says whether the instrument found what was planted, and found nothing in the shuffled twin.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from sinkscope import schema
+from sinkscope import schema, zoo
 from sinkscope.cli_figures import draw_effects, draw_figure, draw_overview
 from sinkscope.cli_options import ModelOptions, load, quiet_libraries, split_text
 from sinkscope.edits import SetActivations
@@ -47,6 +47,7 @@ PROBES = (
     KeyMass(), RoleShare(queries="all"), Entropy(), ValueNorm(), ResidualNorm(), MassiveActivations(),
     MaxAttention(keys="first", queries="all"),
 )  # fmt: skip
+LANGUAGE_MODEL = "lm-python"
 PLANTED_PROMPTS, PLANTED_LENGTH, CANDIDATES = 8, 24, 4
 
 
@@ -77,6 +78,8 @@ def main(output: Path) -> bool:
     schema.check_output(output / "minilm.nc", overwrite=True)
     quiet_libraries()
     encoder(output)
+    if LANGUAGE_MODEL in {entry.name for entry in zoo.entries()}:
+        language_model(output)
     return planted(output)
 
 
@@ -98,8 +101,21 @@ def encoder(output: Path) -> xr.Dataset:
     return ds
 
 
+def language_model(output: Path) -> xr.Dataset:
+    """Measure the small language model that ships with the package, on code it was not trained on."""
+    texts = demo_code()
+    _title(f"A small language model trained by this project: zoo:{LANGUAGE_MODEL}, on {len(texts)} pieces of Python")
+    model = load(f"zoo:{LANGUAGE_MODEL}", ModelOptions())
+    ds = run(model, Prompts.from_texts(texts, model), PROBES, batch_size=8)
+    told, sinks = findings(ds)
+    for finding in told:
+        _say(f"* {finding.heading}.", finding.text)
+    _write(ds, output, LANGUAGE_MODEL, f"Attention sinks of zoo:{LANGUAGE_MODEL}", sinks)
+    return ds
+
+
 def carrier(model: Model, prompts: Prompts, ds: xr.Dataset, output: Path) -> xr.Dataset | None:
-    """Ask by an edit which dimension carries the sink: zero each candidate at the first token, at every site.
+    """Ask by an edit which dimension carries the sink: zero each candidate at the first token before every layer.
 
     Candidates are the dimensions that stand out; controls are as many drawn at random from the others. None where no
     dimension stands out.
@@ -109,7 +125,7 @@ def carrier(model: Model, prompts: Prompts, ds: xr.Dataset, output: Path) -> xr.
         return None
     others = np.setdiff1d(np.arange(int(ds.attrs["d_model"])), dims)
     controls = sorted(int(d) for d in np.random.default_rng(0).choice(others, len(dims), replace=False))
-    sites = ds["site"].values.tolist()
+    sites = [site for site in ds["site"].values.tolist() if not site.endswith(".mid")][:-1]
     zeroed = {f"dim {d}": [SetActivations(site, dims=[d]) for site in sites] for d in [*dims, *controls]}
     swept = sweep(model, prompts, {"none": [], **zeroed}, [KeyMass(keys="first")], executor="serial", batch_size=8)
     schema.save(swept, output / "minilm-carrier.nc", overwrite=True)
@@ -123,7 +139,7 @@ def carrier(model: Model, prompts: Prompts, ds: xr.Dataset, output: Path) -> xr.
     carried = float(after.sel(edit=top)) < before / 2
     _say(
         f"* {top.replace('dim', 'Dimension')} carries the sink." if carried else "* No one dimension carries the sink.",
-        f"Setting {top} to zero at the first token, at every site, takes its attention from {percent(before)} to "
+        f"Setting {top} to zero at the first token, before every layer, takes its attention from {percent(before)} to "
         f"{percent(float(after.sel(edit=top)))} (change {100 * low:.1f} to {100 * high:.1f} points, 95% interval over "
         f"{int(change['n'].sel(edit=top))} texts). Each of {rest.sizes['edit']} other dimensions leaves it between "
         f"{percent(float(rest.min()))} and {percent(float(rest.max()))}: {', '.join(map(str, dims[1:]))}, which also "
@@ -199,8 +215,16 @@ def strongest_head(ds: xr.Dataset) -> AttentionMap:
 
 def demo_texts() -> list[str]:
     """Give the texts that ship with the package."""
-    content = resources.files("sinkscope.data").joinpath("demo_texts.txt").read_text(encoding="utf-8")
-    return split_text(content, "paragraph")
+    return split_text(_data("demo_texts.txt"), "paragraph")
+
+
+def demo_code() -> list[str]:
+    """Give the pieces of Python that ship with the package."""
+    return [part.strip("\n") for part in _data("demo_code.txt").split("# ----\n")]
+
+
+def _data(name: str) -> str:
+    return resources.files("sinkscope.data").joinpath(name).read_text(encoding="utf-8")
 
 
 def _write(ds: xr.Dataset, output: Path, name: str, title: str, sinks: Sinks | None) -> None:

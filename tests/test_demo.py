@@ -7,6 +7,7 @@ import pytest
 
 import sinkscope as sk
 from sinkscope import cli, demo, schema
+from sinkscope.report.text import percent
 from sinkscope.testing import planted_sink
 
 
@@ -31,8 +32,9 @@ def test_it_writes_readings_figures_and_reports(said: str, output: Path) -> None
     figures = {path.stem for path in output.glob("*.png")}
     assert len(figures) >= 6
     assert {"minilm-overview", "minilm-sink-map", "minilm-attention-map", "planted-sink-map"} <= figures
-    assert {path.name for path in output.glob("*.html")} == {"minilm.html", "planted.html"}
+    assert {path.name for path in output.glob("*.html")} == {"minilm.html", "lm-python.html", "planted.html"}
     assert schema.open(output / "minilm.nc").sizes["prompt"] == len(demo.demo_texts()) == 24
+    assert len(demo.demo_code()) == 10
     assert str(output) in said
 
 
@@ -53,7 +55,8 @@ def test_it_shows_by_an_edit_which_dimension_carries_the_sink(said: str, output:
     assert float(abs(others - before).max()) < 0.1 * before
     assert others.sizes["edit"] == 7
     assert "* Dimension 99 carries the sink." in said
-    assert f"from {100 * before:.0f}% to" in said
+    after = percent(float(mass.sel(edit="dim 99")))
+    assert f"takes its attention from {percent(before)} to {after}" in " ".join(said.split())
 
 
 def test_it_finds_what_was_planted(said: str) -> None:

@@ -28,9 +28,7 @@ PICKLING = {
     "allow_pickle",
 }  # fmt: skip
 
-PENDING = {"methods": {"methods"}}
-"""Public names of the design whose module is not written yet."""
-PUBLIC = {*sinkscope._HOME, *sinkscope._SUBMODULES} - set().union(*PENDING.values())
+PUBLIC = {*sinkscope._HOME, *sinkscope._SUBMODULES}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -167,13 +165,6 @@ def test_every_public_name_is_there() -> None:
     for name in PUBLIC:
         assert getattr(sinkscope, name) is not None
         assert name in dir(sinkscope)
-
-
-def test_nothing_pending_is_already_there() -> None:
-    for name in PENDING:
-        home = ROOT / "sinkscope" / name
-        assert not home.with_suffix(".py").exists()
-        assert not (home / "__init__.py").exists()
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
