@@ -61,6 +61,6 @@ clean: ## remove what these targets made, the environment included
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@ .venv/.user
 
-.venv/.docs: .venv/.dev
+.venv/.docs: .venv/.user
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[docs]'
 	@touch $@
