@@ -28,7 +28,7 @@ class EditError(SinkscopeError):
     """An edit is malformed, or names a layer, head, token or dimension that is not there."""
 
 
-class EditHasNoEffect(EditError):  # noqa: N818 - the public name is fixed by the design
+class EditHasNoEffect(EditError):
     """An edit that is not an identity left the logits bit for bit as they were."""
 
 

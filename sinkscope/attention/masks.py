@@ -1,7 +1,7 @@
 """Which keys a query may see, without ever building a (query, key) tensor.
 
-transformers asks a registered mask function for a mask and hands what it returns to the attention function. Ours
-returns a :class:`MaskSpec`: lengths, offsets and the library's own index rule. A block of rows is rendered on demand, so
+transformers asks a registered mask function for a mask and hands what it gives to the attention function. Ours returns
+a :class:`MaskSpec`: lengths, offsets and the library's own index rule. A block of rows is rendered on demand, so
 absolute positions are known, sliding windows and caches work, and memory stays linear in the number of tokens.
 """
 
@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from transformers.masking_utils import TransformGetItemToIndex, bidirectional_mask_function, causal_mask_function
+from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
 BLOCK = 128
 """Query rows per block. Measured best on CPU (docs/decisions.md)."""

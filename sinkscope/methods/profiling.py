@@ -171,6 +171,6 @@ def _correlate(ds: xr.Dataset, ranking: xr.DataArray) -> xr.Dataset:
         x, y = (a[:, np.isfinite(x[0])] for a in (x, y))
         rng = np.random.default_rng(0)
         draws = [rng.integers(len(x), size=len(x)) for _ in range(RESAMPLES)]
-        found = [float(stats.spearmanr(x[at].mean(0), y[at].mean(0))[0]) for at in draws]
+        found = [float(np.asarray(stats.spearmanr(x[at].mean(0), y[at].mean(0))[0])) for at in draws]
         low, high = np.quantile(found, [0.025, 0.975])
     return ds.assign(rank_low=float(low), rank_high=float(high))

@@ -78,7 +78,7 @@ def _plant(seed: int) -> tuple[LlamaForCausalLM, PlantedTruth]:
     embedding[:, constant] = _CONSTANT
     embedding[BOS, flag] = FLAG
     for layer, head in heads:
-        attention = network.model.layers[layer].self_attn
+        attention: Any = network.model.layers[layer].self_attn
         row = HEAD_DIM // 2 - 1  # the slowest rotary pair: its angle stays near zero over the whole context
         attention.q_proj.weight[head * HEAD_DIM + row, constant] = _QUERY
         attention.k_proj.weight[head * KV_HEADS // HEADS * HEAD_DIM + row, massive] = _KEY
@@ -98,7 +98,8 @@ def _random_llama(generator: torch.Generator) -> LlamaForCausalLM:
     for parameter in network.parameters():
         if parameter.ndim == 2:
             parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    for block in network.model.layers:
+    blocks: Any = network.model.layers
+    for block in blocks:
         block.self_attn.q_proj.weight.mul_(0.5)  # flat heads: what favours a token was planted
     network.model.embed_tokens.weight.mul_(5.0)
     return network

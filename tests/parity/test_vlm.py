@@ -1,4 +1,4 @@
-"""Vision-language models on real images: logits and every statistic equal the dense maps, one or two images a prompt."""
+"""VLMs on real images: logits and every statistic equal the dense maps, one or two images a prompt."""
 
 from functools import cache
 
@@ -6,10 +6,10 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from parity.common import assert_close
 from vlm_models import FAMILIES, image, vlm
 
 import sinkscope as sk
+from parity.common import assert_close
 from sinkscope.edits import generate
 from sinkscope.probes import LogSumExp, RowSum
 from sinkscope.roles import MEASURED_ROLES, ROLE_INDEX
