@@ -1,10 +1,11 @@
 """One blockwise pass over the queries of an attention call: the output and every statistic, exact, no map kept.
 
 For a tile of query rows and some heads: logits, softmax, the product with the values, and reductions, while the tile is
-still near the core. Weights exist for one tile at a time. Accumulation is float32 whatever the model's dtype.
-Identities used (docs/decisions.md has their cost): with p the weights and t the logits, the log-sum-exp is max(t) - log max(p),
-the entropy is log-sum-exp - sum(p t), and a denominator with more mass than the keys (learned sink, null key) scales p
-by f = exp(lse - lse').
+still near the core. Weights exist for one tile at a time, and accumulation is float32 whatever the dtype of the model.
+
+Identities used, with p the weights and t the logits (docs/decisions.md has their cost): the log-sum-exp is
+max(t) - log max(p), the entropy is log-sum-exp - sum(p t), and a denominator with more mass than the keys (learned
+sink, null key) scales p by f = exp(lse - lse').
 """
 
 from __future__ import annotations

@@ -212,7 +212,7 @@ class CalibrateSinks(AttentionEdit):
     def build(self, edits: CallEdits, site: CallSite) -> None:
         """Find the sinks in a first pass over the call, then a weight edit."""
         start, length = site.call.mask.kv_offset, site.call.key.shape[2]
-        if not site.cached or "found" not in site.memory:
+        if site.diagonal <= 0 or "found" not in site.memory:
             site.memory["found"] = torch.nn.functional.pad(self._detect(edits, site), (start, 0))
         found = site.memory["found"]
         sinks = torch.nn.functional.pad(found, (0, max(0, start + length - found.shape[-1])))

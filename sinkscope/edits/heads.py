@@ -137,7 +137,7 @@ class AblateHeads(AttentionEdit):
             edits.gates.append(change)
         else:
             real = site.rows(site.tokens.prompt, False).float()
-            edits.gates.append(MeanOutput(change, real, site.memory, site.cached))
+            edits.gates.append(MeanOutput(change, real, site.memory, site.diagonal > 0))
 
 
 @dataclass(frozen=True, repr=False)

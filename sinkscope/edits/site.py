@@ -101,13 +101,8 @@ class CallSite:
     """One number per head given instead of the edit's own (for gradients), or None."""
 
     @property
-    def cached(self) -> bool:
-        """True at a decoding step: earlier keys come from a cache."""
-        return self.call.mask.q_offset > self.call.mask.kv_offset
-
-    @property
     def diagonal(self) -> int:
-        """Key column of query row 0."""
+        """Key column of query row 0; above 0 at a decoding step, where earlier keys come from a cache."""
         return self.call.mask.q_offset - self.call.mask.kv_offset
 
     @property
