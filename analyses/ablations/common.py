@@ -76,9 +76,7 @@ def arguments(description: str, model: str = "minilm") -> tuple[argparse.Namespa
         rng = np.random.default_rng(0)
         ids = [[handle.config.bos_token_id, *rng.integers(3, 90, size=23).tolist()] for _ in range(8)]
         return given, handle, sk.Prompts.from_ids(ids, handle)
-    handle = sk.load_model(sk.minilm_path() if given.model == "minilm" else given.model)
-    if given.model == "minilm":
-        handle.id = "all-MiniLM-L6-v2"
+    handle = sk.load_model(given.model)
     text = resources.files("sinkscope.data").joinpath("demo_texts.txt").read_text(encoding="utf-8")
     texts = [part.strip() for part in text.split("\n\n") if part.strip()]
     return given, handle, sk.Prompts.from_texts(texts, handle)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import xarray as xr
 
 from sinkscope import schema
 from sinkscope.errors import SchemaError
+from sinkscope.files import replacing
 from sinkscope.report.figures import FIGURES, available, chosen, draw, pictures
 from sinkscope.report.findings import Finding, findings
 from sinkscope.report.heads import head_data
@@ -58,7 +58,9 @@ def write_report(
     told, sinks = findings(ds)
     drawn = pictures(ds, names, sinks=sinks)
     page = render(ds, title or f"{ds.attrs['model_id']}", told, sinks, drawn, head_data(ds, sinks))
-    return _write(page, target)
+    with replacing(target) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return target
 
 
 def _check_leading(ds: xr.Dataset) -> None:
@@ -71,16 +73,3 @@ def _check_leading(ds: xr.Dataset) -> None:
                 f"write_report: this reading has the dimension {extra[0]!r} in front; a page shows one run. "
                 f"Select one: ds.sel({extra[0]}={first!r})."
             )
-
-
-def _write(text: str, target: Path) -> Path:
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return target

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +20,7 @@ import xarray as xr
 
 from sinkscope.edits.selectors import Selection
 from sinkscope.errors import OutputError
+from sinkscope.files import replacing
 from sinkscope.probes.base import Probe
 from sinkscope.sweeps.packs import Part
 from sinkscope.sweeps.variants import Variant
@@ -108,12 +108,5 @@ class Store:
             },
             attrs={"part": json.dumps(data, sort_keys=True)},
         )
-        handle, temporary = tempfile.mkstemp(prefix=".part.", suffix=".tmp", dir=self.folder)
-        os.close(handle)
-        try:
+        with replacing(target) as temporary:
             ds.to_netcdf(temporary, engine="h5netcdf")
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sinkscope.data import corpora
 from sinkscope.errors import ModelError
 from sinkscope.zoo import variants
 from sinkscope.zoo.recipes import backcopy_task as task
@@ -165,8 +166,8 @@ def test_windows_start_with_bos_and_repeat_when_asked():
 
 
 def test_split_is_by_file_and_an_empty_folder_is_an_error(source, tmp_path):
-    files = corpus.stdlib_files(source)
-    train, test = corpus.split_files(files, source, held_out=4)
+    files = corpora.stdlib_files(source)
+    train, test = corpora.split_files(files, source, held_out=4)
     assert train
     assert test
     assert set(train) | set(test) == set(files)
@@ -174,11 +175,11 @@ def test_split_is_by_file_and_an_empty_folder_is_an_error(source, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(ModelError, match=r"no .py file under .*Name a folder of Python source with root="):
-        corpus.stdlib_files(empty)
+        corpora.stdlib_files(empty)
 
 
 def test_the_tokenizer_puts_bos_first_and_round_trips(source):
-    tokenizer = corpus.train_tokenizer(corpus.read_texts(corpus.stdlib_files(source)), 300)
+    tokenizer = corpus.train_tokenizer(corpora.read_texts(corpora.stdlib_files(source)), 300)
     encoded = tokenizer.encode("def f(x):\n    return 'é'\n")
     assert encoded.tokens[0] == "<s>"
     assert encoded.ids[0] == 0

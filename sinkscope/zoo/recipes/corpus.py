@@ -1,59 +1,13 @@
-"""Text for the language model: the source code of the Python standard library of the running interpreter.
-
-The text itself is never shipped; it is read from the machine's own installation (PSF licence).
-"""
+"""Tokenizer, token stream and training windows of the language model."""
 
 from __future__ import annotations
-
-import hashlib
-import sysconfig
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from sinkscope.errors import ModelError
-
 BOS = "<s>"
 PAD = "<pad>"
-SKIPPED = ("site-packages", "dist-packages", "encodings", "pydoc_data", "__pycache__", "lib2to3")
-"""Folders left out: other people's packages, character tables and generated text."""
-
-
-def stdlib_files(root: Path | None = None) -> list[Path]:
-    """List the ``.py`` files of the standard library in a fixed order.
-
-    Raises:
-        ModelError: the folder holds no Python source.
-    """
-    folder = Path(sysconfig.get_paths()["stdlib"]) if root is None else root
-    files = sorted(p for p in folder.rglob("*.py") if not set(SKIPPED) & set(p.relative_to(folder).parts))
-    if not files:
-        raise ModelError(f"corpus: no .py file under {folder}. Name a folder of Python source with root=.")
-    return files
-
-
-def split_files(files: list[Path], root: Path, held_out: int = 20) -> tuple[list[Path], list[Path]]:
-    """Split whole files into training and held-out ones by a hash of the path below ``root`` (one in ``held_out``)."""
-    train, test = [], []
-    for path in files:
-        digest = hashlib.sha256(path.relative_to(root).as_posix().encode()).digest()
-        (test if digest[0] % held_out == 0 else train).append(path)
-    return train, test
-
-
-def read_texts(files: list[Path]) -> list[str]:
-    """Read the files as UTF-8, leaving out those that are not, and those shorter than 200 characters."""
-    texts = []
-    for path in files:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (UnicodeDecodeError, OSError):
-            continue
-        if len(text) >= 200:
-            texts.append(text)
-    return texts
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import LlamaConfig
 
+from sinkscope.data import corpora
 from sinkscope.zoo import variants
 from sinkscope.zoo.recipes import corpus
 from sinkscope.zoo.statistics import sink_statistics, summary
@@ -129,10 +130,10 @@ def prepare(config: Config, folder: Path, root: Path | None = None) -> tuple[Tok
     if all(p.exists() for p in paths):
         return Tokenizer.from_file(str(paths[0])), np.load(paths[1]), np.load(paths[2])
     base = Path(sysconfig.get_paths()["stdlib"]) if root is None else root
-    train, test = corpus.split_files(corpus.stdlib_files(base), base)
-    texts = corpus.read_texts(train)
+    train, test = corpora.split_files(corpora.stdlib_files(base), base)
+    texts = corpora.read_texts(train)
     tokenizer = corpus.train_tokenizer(texts, config.vocab)
-    streams = corpus.encode(tokenizer, texts), corpus.encode(tokenizer, corpus.read_texts(test))
+    streams = corpus.encode(tokenizer, texts), corpus.encode(tokenizer, corpora.read_texts(test))
     tokenizer.save(str(paths[0]))
     np.save(paths[1], streams[0])
     np.save(paths[2], streams[1])
