@@ -1,0 +1,141 @@
+"""Tasks that need no download: made of Python source code held out from the training of ``zoo:lm-python``.
+
+The text is the standard library of the running interpreter; whole files are held out, and calibration and test
+questions come from different ones. Classification: ``brackets`` (which bracket closes), ``keywords`` (with which word a
+line starts), ``operators`` (what follows a name). Multiple choice: ``cloze`` (the next name, against names of the same
+file), ``copy`` (the next word of a list that is said twice).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from sinkscope.data import corpora
+from sinkscope.errors import PromptError
+from sinkscope.tasks.base import Item, Task, balanced
+
+BEFORE = 160
+"""Characters of source code that stand before a question's answer."""
+NAME = "[abcdefilmnoprstw][a-z_]{2,8}"
+"""Names that options are made of: those whose first letter a tokenizer has together with the blank before it."""
+LIST_WORDS = 8
+"""Words of the list that the task ``copy`` says twice."""
+CHOICES = 4
+"""Options of a multiple-choice question."""
+KEYWORDS = (" return", " if", " for", " self")
+OPERATORS = (" =", " in", " is", " and")
+
+Maker = Callable[[str, np.random.Generator], Iterator[Item]]
+"""Makes questions of one text."""
+
+
+def offline(name: str, *, calibration: int = 200, test: int = 400, seed: int = 42) -> Task:
+    """Make a task of held-out source code.
+
+    Args:
+        name: one of ``OFFLINE``.
+        calibration: at most how many questions to calibrate on.
+        test: at most how many questions to test on.
+        seed: of the choice of files, options and questions.
+
+    Raises:
+        PromptError: no such task.
+        ModelError: this Python has no source code of its standard library.
+    """
+    if name not in OFFLINE:
+        raise PromptError(f"offline({name!r}): there is no such task. Tasks are {sorted(OFFLINE)}.")
+    make = OFFLINE[name]
+    texts = corpora.code()
+    rng = np.random.default_rng(seed)
+    texts = [texts[i] for i in rng.permutation(len(texts)).tolist()]
+    parts = []
+    seen: set[str] = set()
+    for share, count in ((texts[::3], calibration), ([t for i, t in enumerate(texts) if i % 3], test)):
+        found = [item for text in share for item in make(text, rng)]
+        fresh = list({item.prompt: item for item in found if item.prompt not in seen}.values())
+        seen |= {item.prompt for item in fresh}
+        parts.append(_drawn(fresh, count, name in ("brackets", "keywords", "operators"), seed))
+    return Task(name, tuple(parts[0]), tuple(parts[1]), "held-out Python standard library")
+
+
+def _drawn(items: Sequence[Item], count: int, even: bool, seed: int) -> list[Item]:
+    if even:
+        return balanced(items, count, seed)
+    order = np.random.default_rng(seed).permutation(len(items))[:count].tolist()
+    return [items[i] for i in order]
+
+
+def _brackets(text: str, rng: np.random.Generator) -> Iterator[Item]:
+    options = (")", "]", "}")
+    for match in re.finditer(r"(?<=\w)[)\]}]", text):
+        yield from _labelled(text, match.start(), options, match.group())
+
+
+def _keywords(text: str, rng: np.random.Generator) -> Iterator[Item]:
+    # The last blank of the indent belongs to the word, so the prompt ends before it.
+    for match in re.finditer(r"\n {3,}(?P<word> (?:return|if|for|self))\b", text):
+        yield from _labelled(text, match.start("word"), KEYWORDS, match.group("word"))
+
+
+def _operators(text: str, rng: np.random.Generator) -> Iterator[Item]:
+    for match in re.finditer(r"(?<=\w)(?P<word> (?:=|in|is|and))(?= )", text):
+        yield from _labelled(text, match.start("word"), OPERATORS, match.group("word"))
+
+
+def _cloze(text: str, rng: np.random.Generator) -> Iterator[Item]:
+    names = sorted(set(re.findall(rf"(?<= ){NAME}\b", text)))
+    places = [m for m in re.finditer(rf"(?<=\S)(?P<word> {NAME})\b", text) if m.start() >= BEFORE]
+    for place in rng.permutation(len(places))[:12].tolist():
+        match = places[place]
+        others = _starting_differently(names, match.group("word").strip(), rng)
+        if len(others) == CHOICES - 1:
+            options = [match.group("word"), *(f" {word}" for word in others)]
+            order = rng.permutation(CHOICES).tolist()
+            yield from _labelled(text, match.start("word"), [options[i] for i in order], match.group("word"))
+
+
+def _copy(text: str, rng: np.random.Generator) -> Iterator[Item]:
+    names = sorted(set(re.findall(rf"(?<= ){NAME}\b", text)))
+    for _ in range(4):
+        words = _starting_differently(names, "", rng, LIST_WORDS)
+        if len(words) < LIST_WORDS:
+            return
+        at = int(rng.integers(2, LIST_WORDS))
+        said = ", ".join(words)
+        others = [w for i, w in enumerate(words) if i != at]
+        chosen = [words[at], *rng.permutation(others)[: CHOICES - 1].tolist()]
+        options = tuple(f" {chosen[i]}" for i in rng.permutation(CHOICES).tolist())
+        prompt = f"{said}, {', '.join(words[:at])},"
+        yield Item(prompt, options, options.index(f" {words[at]}"), said)
+
+
+def _starting_differently(
+    names: Sequence[str], than: str, rng: np.random.Generator, count: int = CHOICES - 1
+) -> list[str]:
+    """Draw names whose first letters differ from one another and from that of ``than``, so that first tokens do."""
+    taken, found = {than[:1].lower()}, []
+    for place in rng.permutation(len(names)).tolist():
+        word = names[place]
+        if word[0].lower() not in taken:
+            taken.add(word[0].lower())
+            found.append(word)
+        if len(found) == count:
+            break
+    return found
+
+
+def _labelled(text: str, at: int, options: Sequence[str], answer: str) -> Iterator[Item]:
+    if at < BEFORE:
+        return
+    prompt = text[at - BEFORE : at]
+    line = prompt[prompt.rfind("\n", 0, len(prompt.rstrip())) + 1 :]
+    yield Item(prompt, tuple(options), list(options).index(answer), line)
+
+
+OFFLINE: dict[str, Maker] = {
+    "brackets": _brackets, "keywords": _keywords, "operators": _operators, "cloze": _cloze, "copy": _copy,
+}  # fmt: skip
+"""Tasks by name."""
