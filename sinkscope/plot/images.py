@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import xarray as xr
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
+from matplotlib.colors import ListedColormap
 from matplotlib.patches import Rectangle
 
 from sinkscope.errors import SchemaError
 from sinkscope.plot.labels import need_dims, plain
-from sinkscope.plot.theme import PALETTE, ROLE_COLOURS, SEQUENTIAL, axes_for, dot, themed, thin
+from sinkscope.plot.theme import PALETTE, ROLE_COLOURS, axes_for, dot, themed, thin
 
 
 def _given(values: xr.DataArray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -24,6 +28,28 @@ def _given(values: xr.DataArray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndar
     return edges, np.asarray(np.isfinite(edges).all(axis=1))
 
 
+RAMP = colormaps["RdPu"]
+NOWHERE = "patch_overlay: no token of this prompt is an image patch. Choose a prompt with an image."
+OVERLAY = ListedColormap([(*RAMP(x)[:3], 0.85 * min(1.0, 1.4 * x)) for x in np.linspace(0, 1, 256)], "overlay")
+"""Colours laid on a picture: nothing where the value is lowest, so that what lies beneath stays to be seen."""
+BOX = ("box_left", "box_top", "box_right", "box_bottom")
+"""Coordinates of a reading that say where a token lies, in pixels of the original image."""
+
+
+def _placed(values: xr.DataArray, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    edges = np.stack([values[name].values.astype(float) for name in BOX], axis=1)
+    kept = np.isfinite(edges).all(axis=1)
+    if not kept.any():
+        raise SchemaError(NOWHERE)
+    reach = edges[kept].max(axis=0, initial=0.0)[2:]
+    if reach[0] > width + 0.5 or reach[1] > height + 0.5:
+        raise SchemaError(
+            f"patch_overlay: the tokens reach to {reach[0]:g} x {reach[1]:g} pixels (width x height), the image has "
+            f"{width} x {height}. Pass the original image of this prompt."
+        )
+    return edges, kept
+
+
 def _tiled(values: xr.DataArray, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
     if "grid_row" not in values.coords or "grid_col" not in values.coords:
         raise SchemaError(
@@ -33,7 +59,7 @@ def _tiled(values: xr.DataArray, width: int, height: int) -> tuple[np.ndarray, n
     row, column = (values[name].values.astype(float) for name in ("grid_row", "grid_col"))
     kept = np.isfinite(row) & np.isfinite(column)
     if not kept.any():
-        raise SchemaError("patch_overlay: no token of this prompt is an image patch. Choose a prompt with an image.")
+        raise SchemaError(NOWHERE)
     tall, wide = height / (row[kept].max() + 1), width / (column[kept].max() + 1)
     return np.stack([column * wide, row * tall, (column + 1) * wide, (row + 1) * tall], axis=1), kept
 
@@ -48,34 +74,40 @@ def patch_overlay(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw one number per image patch over the image, each patch where it lies.
+    """Draw one number per image patch over the image, each patch where it lies; low numbers leave the image as it is.
 
     Args:
         image: pixels, ``(height, width)`` or ``(height, width, 3 or 4)``.
-        values: dims ``(key,)``, with the coordinates ``grid_row`` and ``grid_col`` (NaN: not a patch).
-        boxes: left, top, right and bottom of each token in pixels, shape ``(key, 4)``, NaN where it is no patch:
-            ``prompts.grids[i].box``. Needed where the patches do not tile the whole image (crops, padding, several
-            images or resolutions); keep one image and resolution with ``values.where(...)``.
+        values: dims ``(key,)``, one prompt of a reading. Its coordinates ``box_left``, ``box_top``, ``box_right`` and
+            ``box_bottom`` say where each token lies on the original image; without them ``grid_row`` and ``grid_col``
+            do, for patches that tile the whole image. NaN: not a patch. Of several images or resolutions keep one
+            with ``values.where(...)``.
+        boxes: left, top, right and bottom of each token in pixels instead, shape ``(key, 4)``, as in
+            ``prompts.grids[i].box``.
         limits: values with the lightest and darkest colour; 0 and the largest if left out.
         title: title of the axes.
         ax: axes to draw on.
     """
     line = need_dims(values, ("key",), "patch_overlay")
     height, width = image.shape[:2]
-    edges, kept = _tiled(line, width, height) if boxes is None else _given(line, np.asarray(boxes, dtype=float))
+    if boxes is not None:
+        edges, kept = _given(line, np.asarray(boxes, dtype=float))
+    else:
+        placed = all(name in line.coords for name in BOX)
+        edges, kept = (_placed if placed else _tiled)(line, width, height)
     kept = kept & np.isfinite(line.values)
     numbers = line.values[kept]
     axes = axes_for(values, ax, height=0.25 + 1.05 * height / width)
     axes.imshow(image, cmap="gray" if image.ndim == 2 else None, extent=(0, width, height, 0))
     patches = [Rectangle((a, b), c - a, d - b) for a, b, c, d in edges[kept]]
-    collection = PatchCollection(patches, cmap=SEQUENTIAL, alpha=0.62, linewidths=0)
+    collection = PatchCollection(patches, cmap=OVERLAY, linewidths=0)
     collection.set_array(numbers)
     collection.set_clim(*(limits or (0.0, float(numbers.max()) if numbers.size and numbers.max() > 0 else 1.0)))
     axes.add_collection(collection)
     figure = axes.get_figure()
     assert figure is not None
     bar = figure.colorbar(collection, ax=axes, fraction=0.05, pad=0.02)
-    bar.set_label(plain(str(values.attrs.get("long_name", values.name or "value"))))
+    bar.set_label(textwrap.fill(plain(str(values.attrs.get("long_name", values.name or "value"))), 32))
     axes.spines[:].set_visible(False)
     bar.outline.set_visible(False)  # type: ignore[operator]
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], title=plain(title))
@@ -104,20 +136,15 @@ def phi_vs_attention(
     y = need_dims(attention, ("key",), "phi_vs_attention(attention=)").values
     roles = np.asarray(phi["token_role"].values if "token_role" in phi.coords else ["token"] * len(x)).astype(str)
     axes = axes_for(phi, ax)
-    for role in dict.fromkeys(roles.tolist()):
+    names = dict.fromkeys(roles.tolist())
+    size = dot(1.3 if len(x) < 400 else 0.4)
+    for index, role in enumerate(names):
         of_role = (roles == role) & np.isfinite(x) & np.isfinite(y)
         if of_role.any():
-            axes.scatter(
-                x[of_role],
-                y[of_role],
-                s=dot(1.3),
-                alpha=0.8,
-                color=ROLE_COLOURS.get(role, PALETTE[0]),
-                label=role,
-                linewidths=0,
-            )
+            colour = ROLE_COLOURS.get(role, PALETTE[index % len(PALETTE)])
+            axes.scatter(x[of_role], y[of_role], s=size, alpha=0.8, color=colour, label=role, linewidths=0)
     if threshold is not None:
-        axes.axvline(threshold, color="black", linestyle="--", linewidth=thin(), label=f"tau = {threshold:g}")
+        axes.axvline(threshold, color="black", linestyle="--", linewidth=thin(), label=f"tau = {threshold:.3g}")
     axes.set(xlabel="phi", ylabel="attention weight", title=plain(title))
     axes.set_ylim(bottom=0)
     axes.legend()
