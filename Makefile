@@ -28,12 +28,13 @@ check: .venv/.dev ## style, types, import law
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-docs: .venv/.docs ## HTML pages of docs/ in docs/_build, links and references checked
-	$(BIN)/sphinx-build -W -q -b html docs docs/_build
+docs: .venv/.docs ## HTML pages in docs/_build/html, notebooks executed, warnings are errors
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo 'docs/_build/html/index.html'
 
-figures: .venv/.dev ## every figure and table of analyses/, redrawn
-	@shopt -s nullglob globstar; \
-	for script in analyses/**/[a-z]*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+figures: .venv/.user ## every figure and claim of analyses/, computed anew, and the pages that show them
+	@grep -l '__main__' analyses/*/*.py | OMP_NUM_THREADS=1 xargs -P $(JOBS) -I{} $(BIN)/python {}
+	$(BIN)/python analyses/collect.py
 
 bench: .venv/.dev ## time and memory beside the plain forward pass and the peers
 	$(BIN)/python benchmarks/overhead.py --output docs/benchmarks.md

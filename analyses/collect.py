@@ -1,0 +1,285 @@
+"""Make analyses/README.md and the gallery of the documentation from what the analyses found; no number is typed.
+
+Each script leaves ``claims.json`` and its figures in a folder of its own. This one copies them into ``docs/gallery/``
+(figures made smaller), and writes the table of all claims and one gallery page per paper from those copies. So a single
+script that ran again replaces its own part alone, and ``--check`` needs no analysis to run.
+
+    python analyses/collect.py                  # take in out/analyses, write the pages
+    python analyses/collect.py --check          # say whether the pages are those of the stored claims
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import html
+import json
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sinkscope.files import replacing
+from sinkscope.references import REFERENCES
+
+ROOT = Path(__file__).resolve().parents[1]
+WIDTH, COLOURS = 1000, 255
+"""Most pixels along a figure's width, and colours it keeps: figures are flat, so a palette makes a small file."""
+VERDICTS = ("agrees", "differs", "can't be seen here")
+TABLE = (
+    "| figure | claim | paper | found here | |",
+    "|---|---|---|---|---|",
+)
+
+README_HEAD = """# Analyses
+
+<!-- made by analyses/collect.py; do not edit -->
+
+The papers' figures and claims, one script each. `make figures` runs them all. To ask your own model, change one
+argument:
+
+    python analyses/FOLDER/NAME.py --model path/or/hub-id --output out/mine
+
+{counted} The models that come with sinkscope are small; a claim that they cannot show is marked so, and a constructed
+model shows that the instrument finds what is there, nothing about trained ones. The figures are in the
+[gallery](../docs/gallery.md).
+"""
+GALLERY_HEAD = """# Gallery
+
+<!-- made by analyses/collect.py; do not edit -->
+
+Figures of the papers, redrawn by one script each on the models that come with sinkscope. {counted} The page of a paper
+says what it claims, what was found here, and the command that draws the figure; give that command `--model` to ask your
+own. The models here are small, some of them constructed: a picture says something about the model in its caption, not
+about large ones.
+"""
+
+
+class CollectError(Exception):
+    """The output folder does not hold what the analyses leave."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the parts of a checkout are; tests put another root."""
+
+    root: Path = ROOT
+
+    @property
+    def scripts(self) -> Path:
+        """Folder of the analyses."""
+        return self.root / "analyses"
+
+    @property
+    def gallery(self) -> Path:
+        """Folder of the stored claims and figures, and of the pages of single papers."""
+        return self.root / "docs" / "gallery"
+
+
+def read(path: Path, place: Place) -> dict[str, Any]:
+    """Read one ``claims.json`` and check that it is whole, of a script that exists, and not of a quick run.
+
+    Raises:
+        CollectError: it is not; the message says what to run.
+    """
+    data = json.loads(path.read_text(encoding="utf-8"))
+    script = place.scripts / data["script"]
+    again = f"Run python analyses/{data['script']} again."
+    if not script.is_file():
+        raise CollectError(f"{path}: it comes from analyses/{data['script']}, which does not exist. Delete the folder.")
+    if data["quick"]:
+        raise CollectError(f"{path}: it was made with --quick, whose numbers are no findings. {again}")
+    absent = [figure["file"] for figure in data["figures"] if not (path.parent / figure["file"]).is_file()]
+    if absent:
+        raise CollectError(f"{path}: its figures {absent} are not there. {again}")
+    return data
+
+
+def scripts(place: Place) -> list[str]:
+    """Give the analysis scripts as ``folder/name.py``, in order: those that are built on :class:`Study`."""
+    found = sorted(place.scripts.glob("*/[a-z]*.py"))
+    return [f"{path.parent.name}/{path.name}" for path in found if "Study(" in path.read_text(encoding="utf-8")]
+
+
+def take_in(output: Path, place: Place) -> list[str]:
+    """Copy claims and figures of every analysis in ``output`` into the gallery, and give the scripts' names.
+
+    All are read before anything is written; the gallery's folder changes as a whole. What belongs to a script that no
+    longer exists goes.
+    """
+    fresh = {path.parent: read(path, place) for path in sorted(output.glob("*/*/claims.json"))}
+    place.gallery.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.gallery.parent, prefix=".gallery-") as name:
+        made = Path(name) / "made"
+        for script in scripts(place):
+            stored = place.gallery / Path(script).with_suffix("")
+            if (stored / "claims.json").is_file():
+                shutil.copytree(stored, made / Path(script).with_suffix(""))
+        for folder, data in fresh.items():
+            target = made / Path(data["script"]).with_suffix("")
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir(parents=True)
+            kept = {key: value for key, value in data.items() if key != "seconds"}
+            (target / "claims.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            for figure in data["figures"]:
+                shrink(folder / figure["file"], target / figure["file"])
+        made.mkdir(exist_ok=True)
+        os.replace(place.gallery, Path(name) / "old")
+        os.replace(made, place.gallery)
+    return [data["script"] for data in fresh.values()]
+
+
+def shrink(source: Path, target: Path) -> None:
+    """Write a figure at most ``WIDTH`` pixels wide, with a palette."""
+    with Image.open(source) as image:
+        picture = image.convert("RGB")
+    if picture.width > WIDTH:
+        picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
+    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(target, optimize=True)
+
+
+def pages(place: Place) -> dict[Path, str]:
+    """Give every generated page by its path, from the stored claims alone."""
+    stored = [place.gallery / Path(script).with_suffix("") / "claims.json" for script in scripts(place)]
+    done = [json.loads(path.read_text(encoding="utf-8")) for path in stored if path.is_file()]
+    papers: dict[str, list[dict[str, Any]]] = {}
+    for data in sorted(done, key=lambda data: (data["paper"], data["script"])):
+        papers.setdefault(data["paper"], []).append(data)
+    found = {place.scripts / "README.md": table(papers, place), place.gallery.with_suffix(".md"): index(papers)}
+    return found | {place.gallery / f"{key}.md": paper_page(key, group) for key, group in papers.items()}
+
+
+def table(papers: dict[str, list[dict[str, Any]]], place: Place) -> str:
+    """Give analyses/README.md: how to run a script, and each claim beside what was found."""
+    everything = [claim for group in papers.values() for data in group for claim in data["claims"]]
+    lines = [README_HEAD.format(counted=counted(everything))]
+    for key, group in papers.items():
+        lines += [
+            f"## {heading(key)}\n",
+            "| script | figure | claim | paper | found here | |",
+            "|---|---|---|---|---|---|",
+        ]
+        for data in group:
+            link = f"[{Path(data['script']).stem}]({data['script']})"
+            lines += [f"| {link} {row(claim)}" for claim in data["claims"]]
+        lines.append("")
+    seen = {data["script"] for group in papers.values() for data in group}
+    rest = [path for path in sorted(place.scripts.glob("*/[a-z]*.py")) if f"{path.parent.name}/{path.name}" not in seen]
+    runnable = [path for path in rest if "__main__" in path.read_text(encoding="utf-8")]
+    if runnable:
+        lines += ["## Further scripts\n", "Their findings are printed, not collected here.\n"]
+        lines += ["| script | question |", "|---|---|"]
+        lines += [f"| [{p.parent.name}/{p.stem}]({p.parent.name}/{p.name}) | {cell(first_line(p))} |" for p in runnable]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def index(papers: dict[str, list[dict[str, Any]]]) -> str:
+    """Give docs/gallery.md: one card per analysis, with its first figure."""
+    everything = [claim for group in papers.values() for data in group for claim in data["claims"]]
+    lines = [GALLERY_HEAD.format(counted=counted(everything))]
+    for key, group in papers.items():
+        lines += [f"## [{heading(key)}](gallery/{key}.md)\n", "::::{grid} 1 2 3 3", ":gutter: 2\n"]
+        for data in group:
+            lines += [":::{grid-item-card}", f":link: gallery/{key}", ":link-type: doc", ":class-card: gallery-card"]
+            if data["figures"]:
+                lines.append(f":img-top: gallery/{Path(data['script']).with_suffix('')}/{data['figures'][0]['file']}")
+            verdicts = [claim["verdict"] for claim in data["claims"]]
+            told = ", ".join(f"{verdicts.count(v)} {v}" for v in VERDICTS if v in verdicts)
+            lines += ["", f"{cell(data['title'])}", "+++", told or "no claim", ":::\n"]
+        lines.append("::::\n")
+    hidden = ["```{toctree}", ":hidden:\n", *(f"gallery/{key}" for key in papers), "```"]
+    return "\n".join([*lines, *(hidden if papers else []), ""])
+
+
+def paper_page(key: str, group: list[dict[str, Any]]) -> str:
+    """Give the page of one paper: for each script its question, its figures and its claims."""
+    reference = REFERENCES[key]
+    source = f", [arXiv {reference.arxiv}](https://arxiv.org/abs/{reference.arxiv})" if reference.arxiv else ""
+    lines = [f"# {heading(key)}\n", "<!-- made by analyses/collect.py; do not edit -->\n"]
+    lines += [f"{cell(reference.title)}{source}. Cited as `{key}`.\n"]
+    for data in group:
+        lines += [f"## {cell(data['title']).rstrip('.')}\n", f"    python analyses/{data['script']}\n"]
+        for figure in data["figures"]:
+            image = f"{Path(data['script']).with_suffix('')}/{figure['file']}"
+            lines.append(f"![{cell(figure['says']).replace('[', '(').replace(']', ')')}]({image})\n")
+        if data["claims"]:
+            lines += [*TABLE, *(row(claim) for claim in data["claims"]), ""]
+        about = data["description"].partition("\n")[2].strip()
+        if about:
+            lines += [cell(about) + "\n"]
+        lines.append(f"Models: {', '.join(f'`{model}`' for model in data['models'])}.\n")
+    return "\n".join(lines)
+
+
+def row(claim: dict[str, Any]) -> str:
+    """Give one claim as a row of a table."""
+    verdict = claim["verdict"] if claim["verdict"] == "agrees" else f"**{claim['verdict']}**"
+    return f"| {' | '.join(cell(claim[name]) for name in ('figure', 'claim', 'paper', 'found'))} | {verdict} |"
+
+
+def counted(claims: list[dict[str, Any]]) -> str:
+    """Say how many claims agree, differ, or cannot be seen."""
+    if not claims:
+        return "No claim is stored yet: run `make figures`."
+    verdicts = [claim["verdict"] for claim in claims]
+    agrees, differs, unseen = (verdicts.count(name) for name in VERDICTS)
+    return f"{len(claims)} claims of the papers: {agrees} borne out, {differs} not, {unseen} can't be seen here."
+
+
+def heading(key: str) -> str:
+    """Name a paper: first author, year and the key words of its title."""
+    reference = REFERENCES[key]
+    authors = reference.authors.split(" and ")
+    name = authors[0].split(",")[0] + (" et al." if len(authors) > 1 else "")
+    return cell(f"{name}{f' {reference.year}' if reference.year else ''}: {reference.title.split(':')[0]}")
+
+
+def cell(text: str) -> str:
+    """Make running text safe in a Markdown table: one line, no markup read from it but code between backticks."""
+    parts = " ".join(text.replace("``", "`").split()).split("`")
+    if len(parts) % 2 == 0:  # a backtick without a partner
+        parts = ["'".join(parts)]
+    for i, part in enumerate(parts):
+        if i % 2 == 0:
+            part = html.escape(part, quote=False).replace("\\", "\\\\").replace("*", "\\*")
+        parts[i] = part.replace("|", "\\|")
+    return "`".join(parts)
+
+
+def first_line(path: Path) -> str:
+    """Give the first line of a script's docstring."""
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or path.stem).splitlines()[0]
+
+
+def main(arguments: list[str] | None = None, place: Place | None = None) -> int:
+    """Command line; 0 when all is written, or nothing differs under ``--check``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("out/analyses"), help="where the analyses left their files")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is out of date")
+    given = parser.parse_args(arguments)
+    place = place or Place()
+    if given.check:
+        stale = [p for p, text in pages(place).items() if not p.exists() or p.read_text(encoding="utf-8") != text]
+        for path in stale:
+            print(f"{path.relative_to(place.root)} is out of date. Run python analyses/collect.py.", file=sys.stderr)
+        return 1 if stale else 0
+    try:
+        taken = take_in(given.output, place)
+    except CollectError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for path, text in pages(place).items():
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    print(f"{len(taken)} analyses taken in from {given.output}; {len(pages(place))} pages written.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
