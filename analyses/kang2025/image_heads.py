@@ -71,7 +71,7 @@ def main() -> None:
                 paper="yes, by eye",
                 found=f"{len(order)} heads with mass >= .2: object's share of their visual attention, upper less "
                 f"lower half, {words}; evenly spread {float(chance.mean()):.3f}",
-                agrees=float(found["low"]) > 0,
+                agrees=examples.verdict(found),
             )  # fmt: skip
         study.claim(
             "Table 4", "Only some heads are image-centric in a given row", paper="a minority (not given in numbers)",

@@ -79,7 +79,7 @@ def main() -> None:
                 "Fig. 3b", f"Masking the visual tokens with the highest phi costs less than masking {other} ones",
                 paper="no cost against a clear one",
                 found=f"{count} tokens: loss of log probability, highest phi minus {other}, {words} ({passing})",
-                agrees=float(found["high"]) < 0,
+                agrees=examples.verdict(found, -1),
             )  # fmt: skip
         right = ds["correct"].mean("prompt")
         words, found = examples.told(loss["highest phi"])

@@ -64,7 +64,7 @@ def main() -> None:
             study.claim(
                 "Table 1", f"Redistribution raises the score ({label})", paper="+0.1 to +3 points by benchmark",
                 found=f"{float(plain.mean()):.3f} to {float(edited.mean()):.3f}: {words}; {rho}; {notes}",
-                agrees=float(found["low"]) > 0,
+                agrees=examples.verdict(found),
             )  # fmt: skip
 
 

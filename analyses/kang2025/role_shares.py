@@ -47,7 +47,7 @@ def main() -> None:
         words, found = examples.told(fall)
         study.claim(
             "section 3", "The picture gets more attention in the early half of the layers than in the late half",
-            paper="yes", found=f"difference of shares {words}", agrees=float(found["low"]) > 0,
+            paper="yes", found=f"difference of shares {words}", agrees=examples.verdict(found),
         )  # fmt: skip
         taken = first.sel(layer=late).mean("layer")
         study.claim(

@@ -57,7 +57,7 @@ def _tiled(values: xr.DataArray, width: int, height: int) -> tuple[np.ndarray, n
             "one prompt of it."
         )
     row, column = (values[name].values.astype(float) for name in ("grid_row", "grid_col"))
-    kept = np.isfinite(row) & np.isfinite(column)
+    kept = np.asarray(np.isfinite(row) & np.isfinite(column))
     if not kept.any():
         raise SchemaError(NOWHERE)
     tall, wide = height / (row[kept].max() + 1), width / (column[kept].max() + 1)

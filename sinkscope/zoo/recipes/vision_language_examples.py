@@ -173,3 +173,11 @@ def told(values: xr.DataArray, to: xr.DataArray | None = None, *, digits: int = 
     found = compare(values, to=xr.zeros_like(values) if to is None else to)
     mean, low, high = (f"{float(found[name]):+.{digits}f}" for name in ("difference", "low", "high"))
     return f"{mean} [{low}, {high}], n = {int(found['n'])} prompts", found
+
+
+def verdict(found: xr.Dataset, sign: int = 1) -> bool | None:
+    """Whether an effect has the sign claimed: None where its interval holds 0, so that it cannot be told."""
+    low, high = float(found["low"]), float(found["high"])
+    if low <= 0 <= high or not np.isfinite([low, high]).all():
+        return None
+    return (low > 0) == (sign > 0)
