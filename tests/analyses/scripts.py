@@ -1,0 +1,25 @@
+"""Running an analysis script of this repository in the process of the test, as little as shows that it works."""
+
+import functools
+import json
+import runpy
+import sys
+from pathlib import Path
+
+from sinkscope.data import corpora
+
+CODE, PROSE = functools.cache(corpora.code), functools.cache(corpora.prose)
+"""The texts of this machine are read once for all scripts of a test run."""
+ANALYSES = Path(__file__).parents[2] / "analyses"
+
+
+def run(script, folder, monkeypatch, *arguments):
+    """Run ``analyses/PAPER/NAME.py --quick`` and return its claims.json and the figures it left."""
+    path = ANALYSES / script
+    monkeypatch.setattr(sys, "argv", [str(path), "--quick", "--output", str(folder), *arguments])
+    monkeypatch.setattr(corpora, "code", CODE)
+    monkeypatch.setattr(corpora, "prose", PROSE)
+    monkeypatch.syspath_prepend(str(path.parent))
+    runpy.run_path(str(path), run_name="__main__")
+    out = folder / path.parent.name / path.stem
+    return json.loads((out / "claims.json").read_text(encoding="utf-8")), sorted(out.glob("*.png"))
