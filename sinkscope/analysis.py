@@ -15,7 +15,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,20 +76,22 @@ class Study:
         given: the parsed arguments.
     """
 
-    def __init__(self, description: str | None, *, paper: str, model: str = "zoo:lm-python") -> None:
+    def __init__(self, description: str | None, *, paper: str, model: str | Sequence[str] = "zoo:lm-python") -> None:
         """Read the command line: ``--model``, ``--output``, ``--fresh``, ``--quick``.
 
         Args:
             description: the script's docstring; its first line is the title.
             paper: key of the paper.
-            model: default of ``--model``.
+            model: default of ``--model``; several for a script that loops over :meth:`each`.
 
         Raises:
             KeyError: the paper is not among the references.
         """
         self.description, self.paper = (description or "").strip(), REFERENCES[paper].key
         parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-        parser.add_argument("--model", default=model, help="minilm, planted, zoo:NAME, a folder or a hub id")
+        models = [model] if isinstance(model, str) else list(model)
+        says = "one or several of: minilm, planted, zoo:NAME, a folder, a hub id"
+        parser.add_argument("--model", nargs="+", default=models, help=says)
         parser.add_argument("--output", type=Path, default=Path("out/analyses"), help="folder for readings and figures")
         parser.add_argument("--fresh", action="store_true", help="measure again what is there already")
         parser.add_argument("--quick", action="store_true", help="as little as shows that the script works")
@@ -99,6 +101,7 @@ class Study:
         self.script = f"{script.resolve().parent.name}/{script.name}"
         self.folder: Path = self.given.output / script.resolve().parent.name / script.stem
         self._models: dict[str, Model] = {}
+        self._source: str = self.given.model[0]
         self._figures: list[dict[str, str]] = []
         self._claims: list[Claim] = []
         self._stack = ExitStack()
@@ -121,8 +124,14 @@ class Study:
 
     @property
     def model(self) -> Model:
-        """The model of ``--model``, loaded on first use."""
-        return self.load(self.given.model)
+        """The model of ``--model``, inside :meth:`each` the current one; loaded on first use."""
+        return self.load(self._source)
+
+    def each(self) -> Iterator[Model]:
+        """Go through the models of ``--model``; readings and figures made meanwhile are kept apart by model."""
+        for source in self.given.model:
+            self._source = source
+            yield self.model
 
     def load(self, source: str) -> Model:
         """Load a model once; ``planted`` is the constructed one of :func:`sinkscope.testing.planted_sink`."""
@@ -168,8 +177,7 @@ class Study:
 
     def reading(self, name: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
         """Open the saved reading of this name and model, or make and save it: figures are drawn from files."""
-        slug = "".join(c if c.isalnum() or c in "-._" else "-" for c in self.given.model.strip("/."))
-        path = self.folder / f"{name}--{slug}{'--quick' if self.quick else ''}.nc"
+        path = self.folder / f"{name}--{self._slug}{'--quick' if self.quick else ''}.nc"
         if self.given.fresh or not path.exists():
             schema.save(make(), path, overwrite=True)
         return schema.open(path)
@@ -182,7 +190,7 @@ class Study:
 
         figure = drawn.get_figure(root=True) if hasattr(drawn, "get_figure") else drawn
         text = caption(figure, source, definition=says or None)  # type: ignore[arg-type]
-        path = self.folder / f"{name}.png"
+        path = self.folder / (f"{name}--{self._slug}.png" if len(self.given.model) > 1 else f"{name}.png")
         with replacing(path) as temporary:
             figure.savefig(temporary, format="png", dpi=150)  # type: ignore[union-attr]
         plt.close(figure)  # type: ignore[arg-type]
@@ -195,13 +203,17 @@ class Study:
         self._claims.append(made)
         return made
 
+    @property
+    def _slug(self) -> str:
+        return "".join(c if c.isalnum() or c in "-._" else "-" for c in self._source.strip("/."))
+
     def _finish(self) -> None:
         data = {
             "script": self.script,
             "paper": self.paper,
             "title": self.description.splitlines()[0] if self.description else self.script,
             "description": self.description,
-            "models": sorted({model.id for model in self._models.values()}) or [self.given.model],
+            "models": sorted({model.id for model in self._models.values()}) or self.given.model,
             "quick": self.quick,
             "seconds": round(time.monotonic() - self._started, 1),
             "figures": self._figures,

@@ -1,3 +1,4 @@
+import functools
 import json
 
 import numpy as np
@@ -100,3 +101,18 @@ def test_texts_that_are_too_short(argv, monkeypatch):
     study = Study("Title", paper="gu2025")
     with pytest.raises(PromptError, match=r"9 windows of 30 tokens were asked for, the text has [0-8]\."):
         study.texts("prose", n=9, tokens=31)
+
+
+def test_models_one_after_the_other_keep_their_files_apart(argv):
+    argv("--model", "planted", "zoo:bb-1l", "--quick")
+    with Study("Title", paper="gu2025") as study:
+        names = []
+        for model in study.each():
+            ds = study.reading(
+                "mass", lambda: sk.run(study.model, study.texts("random", n=8, tokens=12), [sk.KeyMass()])
+            )
+            assert ds.attrs["model_id"] == model.id
+            drawn = sk.plot.sink_map(sk.metrics.sink_rate(ds, over="prompt"))
+            names.append(study.figure(drawn, "map", source=ds).name)
+    assert names == ["map--planted.png", "map--zoo-bb-1l.png"]
+    assert json.loads((study.folder / "claims.json").read_text())["models"] == sorted(m.id for m in study.each())

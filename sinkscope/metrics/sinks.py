@@ -9,7 +9,7 @@ import xarray as xr
 
 from sinkscope.definitions import define
 from sinkscope.errors import MetricError
-from sinkscope.metrics.base import dims_over, exact, lengths, mean_over, require, stamp
+from sinkscope.metrics.base import attribute, dims_over, exact, lengths, mean_over, require, stamp
 
 
 @exact
@@ -50,12 +50,21 @@ def sink_rate(
 
 
 @exact
-def sink_tokens(ds: xr.Dataset, definition: str = "gu2025", *, threshold: float | None = None) -> xr.DataArray:
+def sink_tokens(
+    ds: xr.Dataset, definition: str = "gu2025", *, threshold: float | None = None, min_queries: int = 1
+) -> xr.DataArray:
     """Say which tokens are sinks, head by head: bool, dims (prompt layer head key), false beyond a prompt's end.
 
     Needs ``key_mass``. Definitions: ``"gu2025"`` key mass > 0.3; ``"act_absolute"`` > 0.1; ``"act_relative"`` > 5 / N,
     N the prompt's length (yu2024; the constant is recalled, not read). ``threshold`` replaces the constant. The result
     serves as ``keys=`` of an edit; ``.any(["layer", "head"])`` gives the sinks of a prompt.
+
+    Args:
+        ds: the reading.
+        definition: one of the above.
+        threshold: instead of the definition's constant.
+        min_queries: a key that fewer queries can see is no sink. The last keys of a decoder are seen by themselves and
+            a few others, so their mean attention is high for no reason of theirs; the papers leave them in (1).
 
     Raises:
         MetricError: no ``key_mass``, or an unknown definition.
@@ -65,7 +74,11 @@ def sink_tokens(ds: xr.Dataset, definition: str = "gu2025", *, threshold: float 
     bound = chosen.default("threshold") if threshold is None else threshold
     mass = ds["key_mass"]
     limit = bound / lengths(ds, "sink_tokens") if definition == "act_relative" else bound
-    found = (mass > limit).transpose(*mass.dims)
+    found = mass > limit
+    if min_queries > 1 and attribute(ds, "sink_tokens", "causal"):
+        position = xr.DataArray(np.arange(mass.sizes["key"]), dims="key")
+        found &= position <= lengths(ds, "sink_tokens") - min_queries
+    found = found.transpose(*mass.dims)
     return stamp(found, "sink_tokens", definition, n=int(mass.notnull().sum()), threshold=bound)
 
 

@@ -190,9 +190,10 @@ def _wait(futures: Sequence[Any]) -> None:
 
 
 def idle_workers() -> int:
-    """How many worker processes this machine has cores for, each with as many threads as this process."""
+    """How many worker processes this machine has idle cores for, each with as many threads as this process."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // max(1, torch.get_num_threads()))
+    others = max(0.0, os.getloadavg()[0] - 1.0) if hasattr(os, "getloadavg") else 0.0  # the one is this process
+    return max(1, int(cores - others) // max(1, torch.get_num_threads()))
 
 
 def pays(left: float, loading: float, workers: int) -> bool:

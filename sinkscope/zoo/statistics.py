@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
+UNNORMALISED = ("sigmoid", "relu")
+
+
 @contextmanager
 def recorded(modules: Sequence[Any]) -> Iterator[list[torch.Tensor]]:
     """Record the outputs of modules, in float32 and in the order of their calls, while the context is open."""
@@ -48,7 +51,8 @@ def sink_statistics(model: Any, ids: Int[torch.Tensor, "batch key"]) -> dict[str
 
     Returns:
         ``loss``: mean next-token cross-entropy in nats. ``alpha``: (layer, head) mean over all queries of the attention
-        to key 0 (Gu et al. 2025, importance score). ``value_ratio``: (layer, kv head) mean over sequences of the value
+        to key 0 (Gu et al. 2025, importance score); where rows do not sum to one by themselves (sigmoid, ReLU), of the
+        row divided by its sum, for measurement only (the paper's proxy). ``value_ratio``: (layer, kv head) mean over sequences of the value
         norm of key 0 over the median of the others. ``massive``: (layer,) largest magnitude of the residual stream at
         key 0 after the block over the median magnitude of all entries (Sun et al. 2024); ``massive_value``,
         ``massive_dim``: that entry of the first sequence. ``residual_ratio``: (layer,) residual norm of key 0 over the
@@ -68,7 +72,10 @@ def sink_statistics(model: Any, ids: Int[torch.Tensor, "batch key"]) -> dict[str
         if previous == "sdpa":
             model.set_attn_implementation(previous)
         model.train(training)
-    alpha = torch.stack([a[..., 0].float().mean((0, 2)) for a in out.attentions])
+    maps = [a.float() for a in out.attentions]
+    if getattr(model.config, "sinkscope_normaliser", "softmax") in UNNORMALISED:
+        maps = [a / (a.abs().sum(-1, keepdim=True) + 1e-8) for a in maps]
+    alpha = torch.stack([a[..., 0].mean((0, 2)) for a in maps])
     kv = model.config.num_key_value_heads
     ratios = torch.stack([_first_over_median(x.unflatten(-1, (kv, -1)).norm(dim=-1).transpose(1, 2)) for x in v])
     logits: Float[torch.Tensor, "batch query vocab"] = out.logits.float()

@@ -141,3 +141,13 @@ def test_implicit_sink_is_what_the_row_lacks():
 def test_implicit_sink_names_its_probe():
     with pytest.raises(MetricError, match=r"implicit_sink needs 'row_sum'.*Add RowSum\(\)"):
         implicit_sink(two_heads().drop_vars("row_sum"))
+
+
+def test_sink_tokens_leave_out_keys_that_few_queries_see():
+    maps = [np.eye(10)[None, None], np.eye(4)[None, None]]
+    ds = from_maps(maps).assign_attrs(causal=1)
+    found = sink_tokens(ds, threshold=0.05, min_queries=3)[:, 0, 0]
+    assert found.values.tolist() == [[True] * 8 + [False] * 2, [True] * 2 + [False] * 8]
+    assert sink_tokens(ds, threshold=0.05)[:, 0, 0].sum("key").values.tolist() == [10, 4]
+    encoder = from_maps(maps).assign_attrs(causal=0)
+    assert sink_tokens(encoder, threshold=0.05, min_queries=3)[:, 0, 0].sum("key").values.tolist() == [10, 4]

@@ -120,3 +120,11 @@ def test_when_processes_pay():
     assert not workers.pays(left=10.0, loading=1.0, workers=2)
     assert not workers.pays(left=1e6, loading=1.0, workers=1)
     assert workers.pays(left=100.0, loading=1.0, workers=2)
+
+
+def test_idle_workers_leave_out_busy_cores(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    for load, expected in ((0.2, 4), (1.0, 4), (4.0, 2), (30.0, 1)):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))
+        assert workers.idle_workers() == expected
