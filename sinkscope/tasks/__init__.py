@@ -8,12 +8,12 @@ sk.tasks.rate(scores["correct"])                  # value, Wilson interval, n
 """
 
 from sinkscope.tasks.base import Item, Task
-from sinkscope.tasks.benchmarks import BENCHMARKS, load
+from sinkscope.tasks.benchmarks import BENCHMARKS, load, suited
 from sinkscope.tasks.offline import OFFLINE, offline
 from sinkscope.tasks.questions import Answers, Questions
 from sinkscope.tasks.scores import collapse, evaluate, rate, scores
 
 __all__ = [
     "BENCHMARKS", "OFFLINE", "Answers", "Item", "Questions", "Task", "collapse", "evaluate", "load", "offline", "rate",
-    "scores",
+    "scores", "suited",
 ]  # fmt: skip

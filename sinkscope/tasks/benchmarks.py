@@ -10,11 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sinkscope.errors import PromptError
 from sinkscope.tasks.base import Item, Task
-from sinkscope.tasks.files import Source, from_files, from_hub, plain_item
+from sinkscope.tasks.files import Source, Split, from_files, from_hub, plain_item
+from sinkscope.tasks.offline import FIXED_LABELS, OFFLINE, offline
+
+if TYPE_CHECKING:
+    from sinkscope.model import Model
 
 Row = Mapping[str, Any]
 
@@ -46,8 +50,8 @@ def load(name: str, source: Source | None = None, *, calibration: int = 100, tes
     """Read a task.
 
     Args:
-        name: one of ``BENCHMARKS``; or any name together with ``source``, a file whose rows have the columns
-            ``prompt``, ``options``, ``answer`` and perhaps ``focus``, as :class:`Item` has.
+        name: one of ``BENCHMARKS`` or ``OFFLINE``; or any name together with ``source``, a file whose rows have the
+            columns ``prompt``, ``options``, ``answer`` and perhaps ``focus``, as :class:`Item` has.
         source: None for the hub (needs a network or a filled cache); a JSON-lines or parquet file in the benchmark's
             own format, which is split here; or a pair of files, calibration and test.
         calibration: at most how many questions to calibrate on.
@@ -58,18 +62,20 @@ def load(name: str, source: Source | None = None, *, calibration: int = 100, tes
         PromptError: no such benchmark; ``datasets`` is missing or has no access; a file that cannot be read or lacks a
             column; parts that share a prompt.
     """
+    if name in OFFLINE and source is None:
+        return offline(name, calibration=calibration, test=test, seed=seed)
     known = BENCHMARKS.get(name)
     if known is None and source is None:
         raise PromptError(
-            f"load({name!r}): there is no such benchmark. Benchmarks are {sorted(BENCHMARKS)}; a file of your own is "
-            "named with source=."
+            f"load({name!r}): there is no such task. Benchmarks are {sorted(BENCHMARKS)}, tasks made here "
+            f"{sorted(OFFLINE)}; a file of your own is named with source=."
         )
     make = known.item if known else plain_item
     if source is not None:
         return from_files(name, source, make, calibration, test, seed)
     assert known is not None
     parts = [
-        from_hub(known.path, known.config, part, known.revision, make, count, seed)
+        from_hub(Split(known.path, known.config, part, known.revision), make, count, seed)
         for part, count in zip(known.parts, (calibration, test), strict=True)
     ]
     return Task(name, tuple(parts[0]), _unseen(parts[1], parts[0]), f"hub: {known.path}")
@@ -196,3 +202,15 @@ CLASSIFICATION = ("sst2", "sst5", "mr", "boolq", "cb", "trec", "subj")
 """Columns of Table 1 of Han et al. 2025."""
 MULTIPLE_CHOICE = ("mmlu", "aqua", "mathqa", "logiqa", "cqa", "piqa", "arc-c")
 """Columns of Table 2 of Han et al. 2025."""
+
+
+def suited(model: Model, *names: str) -> tuple[str, ...]:
+    """Names of tasks for this model: ``names`` of benchmarks; for a model of the zoo those made here, which it can do.
+
+    A name stands for its kind: with one of ``CLASSIFICATION`` among ``names`` come the offline tasks with fixed labels,
+    with one of ``MULTIPLE_CHOICE`` those with options of their own.
+    """
+    if not model.id.startswith("zoo:"):
+        return names
+    kinds = {CLASSIFICATION: FIXED_LABELS, MULTIPLE_CHOICE: tuple(n for n in OFFLINE if n not in FIXED_LABELS)}
+    return tuple(task for kind, tasks in kinds.items() if set(kind) & set(names) for task in tasks)

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,10 +18,17 @@ Source = str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLik
 Make = Callable[[Mapping[str, Any]], Item | None]
 
 
-def from_hub(  # noqa: PLR0913 - a place on the hub has four coordinates
-    path: str, config: str | None, part: str, revision: str | None, make: Make, count: int, seed: int
-) -> list[Item]:
-    """Draw ``count`` questions from one split of a dataset on the hub, or in the cache of ``datasets``.
+class Split(NamedTuple):
+    """One split of a dataset on the hub."""
+
+    path: str
+    config: str | None
+    part: str
+    revision: str | None
+
+
+def from_hub(split: Split, make: Make, count: int, seed: int) -> list[Item]:
+    """Draw ``count`` questions from a split of a dataset on the hub, or in the cache of ``datasets``.
 
     Raises:
         PromptError: ``datasets`` is not installed, the dataset cannot be had, or a row is not as expected.
@@ -30,19 +37,19 @@ def from_hub(  # noqa: PLR0913 - a place on the hub has four coordinates
         import datasets
     except ImportError:
         raise PromptError(
-            f"load: {path} is read with Hugging Face datasets, which is not installed. Install it with: "
+            f"load: {split.path} is read with Hugging Face datasets, which is not installed. Install it with: "
             "pip install 'sinkscope[harness]', or give a local file with source=."
         ) from None
     try:
-        rows = datasets.load_dataset(path, config, split=part, revision=revision)
+        rows = datasets.load_dataset(split.path, split.config, split=split.part, revision=split.revision)
     except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PromptError(
-            f"load: {path} ({part}) cannot be had from the hub: {reason} Check the network, or give a file in the same "
+            f"load: {split.path} ({split.part}) cannot be had from the hub: {reason} Check the network, or give a file in the same "
             "format with source=."
         ) from None
     order = np.random.default_rng(seed).permutation(len(rows)).tolist()
-    return _items((rows[i] for i in order), make, f"{path} ({part})", count)
+    return _items((rows[i] for i in order), make, f"{split.path} ({split.part})", count)
 
 
 def from_files(name: str, source: Source, make: Make, calibration: int, test: int, seed: int) -> Task:

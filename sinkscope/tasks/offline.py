@@ -27,6 +27,8 @@ CHOICES = 4
 """Options of a multiple-choice question."""
 KEYWORDS = (" return", " if", " for", " self")
 OPERATORS = (" =", " in", " is", " and")
+FIXED_LABELS = ("brackets", "keywords", "operators")
+"""Tasks whose questions all have the same options; they are drawn with as many of each answer."""
 
 Maker = Callable[[str, np.random.Generator], Iterator[Item]]
 """Makes questions of one text."""
@@ -57,7 +59,7 @@ def offline(name: str, *, calibration: int = 200, test: int = 400, seed: int = 4
         found = [item for text in share for item in make(text, rng)]
         fresh = list({item.prompt: item for item in found if item.prompt not in seen}.values())
         seen |= {item.prompt for item in fresh}
-        parts.append(_drawn(fresh, count, name in ("brackets", "keywords", "operators"), seed))
+        parts.append(_drawn(fresh, count, name in FIXED_LABELS, seed))
     return Task(name, tuple(parts[0]), tuple(parts[1]), "held-out Python standard library")
 
 

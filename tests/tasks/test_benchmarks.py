@@ -110,8 +110,18 @@ def test_files_that_are_refused(tmp_path, name, content, words):
 
 
 def test_an_unknown_name_lists_those_there_are():
-    with pytest.raises(PromptError, match=r"load\('sst3'\): there is no such benchmark\. Benchmarks are \['aqua'"):
+    with pytest.raises(
+        PromptError, match=r"load\('sst3'\): there is no such task\. Benchmarks are \['aqua', .* made here \['brackets'"
+    ):
         tasks.load("sst3")
+
+
+def test_tasks_made_here_are_loaded_by_name_and_suit_the_zoo():
+    assert tasks.load("copy", calibration=3, test=4) == tasks.offline("copy", calibration=3, test=4)
+    zoo, other = SimpleNamespace(id="zoo:lm-python"), SimpleNamespace(id="llama")
+    assert tasks.suited(other, "sst2", "logiqa") == ("sst2", "logiqa")
+    assert tasks.suited(zoo, "sst2", "boolq") == ("brackets", "keywords", "operators")
+    assert tasks.suited(zoo, "sst2", "logiqa") == ("brackets", "keywords", "operators", "cloze", "copy")
 
 
 def test_the_hub_is_read_by_split_and_what_was_calibrated_on_is_left_out(monkeypatch):
