@@ -32,6 +32,27 @@ Texts = Annotated[list[str], Parameter(negative=())]
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""Endings of the files that are taken out of a folder of images."""
+
+
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """Give image files; a folder stands for the images in it, in the order of their names.
+
+    Raises:
+        PromptError: no such file, or a folder without images.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
+        if not inside:
+            raise PromptError(f"--image {path}: this folder holds no image ({', '.join(IMAGE_SUFFIXES)}).")
+        if not path.is_dir() and not path.is_file():
+            raise PromptError(f"--image {path}: no such file.")
+        found += inside
+    return found
+
+
 @Parameter(name="*", group=_PROMPTS)
 @dataclass(frozen=True)
 class PromptOptions:
@@ -42,7 +63,7 @@ class PromptOptions:
         text_file: File of prompts; --split says what separates them.
         split: Whether each paragraph of the text file, each line, or the whole file is one prompt.
         ids: A prompt as token ids with commas: 1,15,27. Taken as it is, nothing added.
-        image: Path of an image: the prompt of a vision encoder, or beside --text for a vision-language model.
+        image: Image, or folder of images: prompts of a vision encoder, or beside --text for a vision-language model.
     """
 
     text: Texts = field(default_factory=list)
@@ -79,9 +100,15 @@ class PromptOptions:
             raise PromptError("run: no prompts. Give --text, --text-file, --ids or --image.")
         if self.ids and (self.text or self.text_file or self.image):
             raise PromptError("run: --ids cannot be mixed with --text, --text-file or --image. Run them one by one.")
-        for path in self.image:
-            if not path.is_file():
-                raise PromptError(f"--image {path}: no such file.")
+        self.images()
+
+    def images(self) -> list[Path]:
+        """Give the image files, those of a folder in the order of their names.
+
+        Raises:
+            PromptError: no such file, or a folder without images.
+        """
+        return image_files(self.image)
 
 
 @Parameter(name="*", group=_READING)
@@ -189,16 +216,17 @@ def make_prompts(options: PromptOptions, texts: Sequence[str], model: Model) -> 
 
     if options.ids:
         return Prompts.from_ids([_numbers(text) for text in options.ids], model)
-    if not options.image:
+    images = options.images()
+    if not images:
         return Prompts.from_texts(texts, model)
     if not texts:
-        return Prompts.from_images([str(path) for path in options.image], model)
-    questions = list(texts) * len(options.image) if len(texts) == 1 else list(texts)
-    if len(questions) != len(options.image):
+        return Prompts.from_images([str(path) for path in images], model)
+    questions = list(texts) * len(images) if len(texts) == 1 else list(texts)
+    if len(questions) != len(images):
         raise PromptError(
-            f"run: {len(options.image)} images and {len(texts)} texts. Give one text for all images, or one for each."
+            f"run: {len(images)} images and {len(texts)} texts. Give one text for all images, or one for each."
         )
-    items = [{"image": str(path), "text": text} for path, text in zip(options.image, questions, strict=True)]
+    items = [{"image": str(path), "text": text} for path, text in zip(images, questions, strict=True)]
     return Prompts.from_chat(items, model)
 
 

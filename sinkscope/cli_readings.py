@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from sinkscope import schema
 from sinkscope.cli_figures import Style, draw_figure
-from sinkscope.cli_options import Output, leading_dims, selected
+from sinkscope.cli_options import Output, image_files, leading_dims, selected
 from sinkscope.cli_sweep import means
 from sinkscope.errors import OutputError, SchemaError
 
@@ -88,6 +88,7 @@ def report(
     readings: Path,
     *,
     output: Output = Path("report.html"),
+    image: Annotated[list[Path] | None, Parameter(negative=())] = None,
     title: str | None = None,
     overwrite: bool = False,
     select: Select = None,
@@ -97,6 +98,8 @@ def report(
     Args:
         readings: File written by sinkscope run.
         output: File to write.
+        image: Image, or folder of images, that the prompts hold, in their order: attention is laid on them. Give it
+            several times for several.
         title: Title of the page. Default: the model's name.
         overwrite: Replace the file if it exists.
         select: Part of the reading, such as edit=baseline or layer=3. Give it several times for several.
@@ -106,7 +109,8 @@ def report(
 
     from sinkscope.report import write_report
 
-    print(f"Saved {write_report(ds, target, title=title, overwrite=overwrite)}.")
+    images = image_files(image) if image else None
+    print(f"Saved {write_report(ds, target, title=title, overwrite=overwrite, images=images)}.")
 
 
 def cite(readings: Path) -> None:

@@ -38,7 +38,7 @@ BOX = ("box_left", "box_top", "box_right", "box_bottom")
 
 def _placed(values: xr.DataArray, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
     edges = np.stack([values[name].values.astype(float) for name in BOX], axis=1)
-    kept = np.isfinite(edges).all(axis=1)
+    kept = np.asarray(np.isfinite(edges).all(axis=1))
     if not kept.any():
         raise SchemaError(NOWHERE)
     reach = edges[kept].max(axis=0, initial=0.0)[2:]

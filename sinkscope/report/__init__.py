@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 
@@ -14,6 +15,7 @@ from sinkscope.files import replacing
 from sinkscope.report.figures import FIGURES, available, chosen, draw, pictures
 from sinkscope.report.findings import Finding, findings
 from sinkscope.report.heads import head_data
+from sinkscope.report.images import views
 from sinkscope.report.sinks import Kind, Sinks, find_sinks
 
 __all__ = [
@@ -28,6 +30,7 @@ def write_report(
     title: str | None = None,
     overwrite: bool = False,
     figures: Sequence[str] | None = None,
+    images: Sequence[Any] | None = None,
 ) -> Path:
     """Write a reading as one HTML page: findings in words, a head grid to click, figures, definitions, provenance.
 
@@ -40,13 +43,16 @@ def write_report(
         title: title of the page; the model's id if left out.
         overwrite: replace an existing file.
         figures: names out of ``FIGURES``; all that the reading allows if left out.
+        images: the original pictures of the prompts, in their order (paths, PIL images or arrays); attention is then
+            laid on them.
 
     Returns:
         The path that was written.
 
     Raises:
         OutputError: the path cannot be written, exists, or plotly is not installed.
-        SchemaError: ``ds`` is not a reading, has dimensions in front of ``prompt``, or lacks what a named figure needs.
+        SchemaError: ``ds`` is not a reading, has dimensions in front of ``prompt``, or lacks what a named figure needs;
+            or the pictures do not fit the prompts.
     """
     from sinkscope.report.page import plotly_script, render
 
@@ -56,8 +62,9 @@ def write_report(
     names = chosen(ds, figures)
     plotly_script()
     told, sinks = findings(ds)
-    drawn = pictures(ds, names, sinks=sinks)
-    page = render(ds, title or f"{ds.attrs['model_id']}", told, sinks, drawn, head_data(ds, sinks))
+    found = views(ds, images)
+    drawn = pictures(ds, names, sinks=sinks, found=found)
+    page = render(ds, title or f"{ds.attrs['model_id']}", told, sinks, drawn, head_data(ds, sinks, found))
     with replacing(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return target

@@ -15,6 +15,7 @@ import xarray as xr
 from sinkscope.errors import SchemaError
 from sinkscope.metrics.base import PROBE_OF
 from sinkscope.metrics.bimodal import bimodality
+from sinkscope.report.images import View, question, views
 from sinkscope.report.sinks import Sinks, find_sinks
 
 if TYPE_CHECKING:
@@ -152,6 +153,9 @@ def _attention(ds: xr.Dataset, sinks: Sinks | None) -> Axes:
 def _patches(ds: xr.Dataset, sinks: Sinks | None) -> Axes:
     from sinkscope import plot
 
+    found = views(ds)
+    if found:
+        return _one_view(ds, found[0], None)
     placed = np.isfinite(ds["grid_row"].transpose("prompt", "key").values)
     prompt = int(placed.any(axis=1).argmax())
     mass = ds["key_mass"].isel(prompt=prompt).mean(["layer", "head"])
@@ -164,6 +168,47 @@ def _patches(ds: xr.Dataset, sinks: Sinks | None) -> Axes:
         f"mean attention on each patch of the first image of prompt {ds['prompt'].values[prompt]}, all layers and heads"
     )
     return plot.patch_overlay(blank, plot.described(mass.rename("attention weight"), ds, says), title="Patches")
+
+
+def _one_view(ds: xr.Dataset, view: View, ax: Axes | None, limits: tuple[float, float] | None = None) -> Axes:
+    """Mean attention on the tokens of one picture, on the picture if it is known, else on a blank of its size."""
+    from sinkscope import plot
+
+    mass = ds["key_mass"].isel(prompt=view.prompt).mean(["layer", "head"])
+    mass = mass.where(xr.DataArray(np.isin(np.arange(mass.sizes["key"]), view.keys), dims="key"))
+    mass = mass.rename("attention weight").assign_attrs(long_name="attention weight")
+    prompt = ds["prompt"].values[view.prompt]
+    says = f"mean attention on each patch of {view.label} of prompt {prompt}, all layers and heads"
+    blank = np.ones((int(np.ceil(view.size[1])), int(np.ceil(view.size[0])), 3))
+    picture = blank if view.picture is None else np.asarray(view.picture)
+    title = question(ds, view.prompt, 34) or f"prompt {prompt}"
+    return plot.patch_overlay(picture, plot.described(mass, ds, says), limits=limits, title=title, ax=ax)
+
+
+def _gallery(ds: xr.Dataset, found: Sequence[View]) -> Axes:
+    """Mean attention on up to six pictures, on one scale."""
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    from sinkscope import plot
+
+    firsts = {view.prompt: view for view in reversed(found)}
+    shown = [firsts[prompt] for prompt in sorted(firsts)][:6]
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    width = mpl.rcParams["figure.figsize"][0] * 1.35
+    figure, axes = plt.subplots(rows, columns, figsize=(width, 0.35 + rows * width / columns), squeeze=False)
+    mass = ds["key_mass"].mean(["layer", "head"]).transpose("prompt", "key").values
+    top = max(float(np.nanmax(mass[view.prompt][view.keys])) for view in shown)
+    for number, (axis, view) in enumerate(zip(axes.flat, shown, strict=False)):
+        drawn = _one_view(ds, view, axis, (0.0, top)).collections[0]
+        if number % columns < columns - 1 and number < len(shown) - 1:
+            drawn.colorbar.remove()  # type: ignore[union-attr]
+    for axis in axes.flat[len(shown) :]:
+        axis.set_axis_off()
+    says = "mean attention on each patch, all layers and heads, one scale for all pictures"
+    plot.caption(figure, ds, definition=says)
+    return axes[0, 0]
 
 
 FIGURES: dict[str, Recipe] = {
@@ -228,8 +273,18 @@ def draw(ds: xr.Dataset, name: str, *, sinks: Sinks | None = None) -> Axes:
     return FIGURES[name].draw(ds, sinks)
 
 
-def pictures(ds: xr.Dataset, names: Sequence[str] | None = None, *, sinks: Sinks | None = None) -> list[Picture]:
-    """Draw figures as SVG for a page; the same reading gives the same bytes."""
+def pictures(
+    ds: xr.Dataset,
+    names: Sequence[str] | None = None,
+    *,
+    sinks: Sinks | None = None,
+    found: Sequence[View] = (),
+) -> list[Picture]:
+    """Draw figures as SVG for a page; the same reading gives the same bytes.
+
+    ``found`` are the prompts' pictures, as from :func:`sinkscope.report.images.views`: with them the patches are drawn
+    on the pictures.
+    """
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 
@@ -238,7 +293,8 @@ def pictures(ds: xr.Dataset, names: Sequence[str] | None = None, *, sinks: Sinks
     drawn = []
     for name in chosen(ds, names):
         with plot.theme("page"), mpl.rc_context({"svg.hashsalt": "sinkscope"}):
-            axes = draw(ds, name, sinks=sinks)
+            gallery = name == "image_patches" and any(view.picture is not None for view in found)
+            axes = _gallery(ds, found) if gallery else draw(ds, name, sinks=sinks)
             figure = axes.get_figure(root=True)
             assert figure is not None
             caption = figure.get_supxlabel().replace("\n", " ").replace(r"\$", "$")  # type: ignore[union-attr]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from sinkscope.report.images import View, for_script, question
 from sinkscope.report.sinks import Sinks
 from sinkscope.report.text import visible
 
@@ -29,8 +31,8 @@ def window(sizes: dict[str, int], heads: int) -> tuple[int, int]:
     return min(sizes["prompt"], max(1, MAX_VALUES // (heads * tokens))), tokens
 
 
-def head_data(ds: xr.Dataset, sinks: Sinks | None) -> dict[str, Any] | None:
-    """Collect what a click on a head shows; None where the reading has no ``key_mass``."""
+def head_data(ds: xr.Dataset, sinks: Sinks | None, found: Sequence[View] = ()) -> dict[str, Any] | None:
+    """Collect what a click on a head shows; None without ``key_mass``. ``found``: the prompts' pictures."""
     if "key_mass" not in ds or sinks is None:
         return None
     mass = ds["key_mass"].transpose("prompt", "layer", "head", "key")
@@ -49,6 +51,7 @@ def head_data(ds: xr.Dataset, sinks: Sinks | None) -> dict[str, Any] | None:
         "key_mass": packed(cut["key_mass"].transpose("prompt", "layer", "head", "key").values),
         "kv_of_head": ds["kv_of_head"].values.tolist() if "kv_of_head" in ds.coords else None,
         "note": _note(ds, prompts, tokens),
+        "views": for_script(found, prompts, tokens) if found else None,
     }
     if "entropy" in ds:
         data["maps"]["mean entropy [nat]"] = packed(
@@ -68,7 +71,8 @@ def _prompts(cut: xr.Dataset, ds: xr.Dataset) -> list[dict[str, Any]]:
         texts = cut["token"].isel(prompt=p).values.astype(str)[:count] if "token" in cut.coords else ["token"] * count
         label = str(ds["prompt"].values[p])
         tokens = [visible(str(text), 40) for text in texts]
-        shown.append({"label": label, "tokens": tokens, "roles": role[:count].tolist()})
+        words = question(cut, p, 48) if (role == "image").any() else ""
+        shown.append({"label": label, "tokens": tokens, "roles": role[:count].tolist(), "words": words})
     return shown
 
 

@@ -93,6 +93,50 @@
     }));
   };
 
+  // Attention laid on the prompt's pictures: nothing where it is lowest, so that the picture stays to be seen.
+  const svg = (name, attributes) => {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, String(value));
+    return made;
+  };
+  const overlay = (prompt, shares) => {
+    const found = data.views ? data.views[state.prompt] : [];
+    el("views").hidden = !found.length;
+    const seen = found.flatMap((view) => view.keys.map((key) => shares[key])).filter(Number.isFinite);
+    const top = Math.max(...seen, 1e-9);
+    el("views").replaceChildren(...found.flatMap((view) => {
+      const [width, height] = view.size;
+      const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
+      picture.setAttribute("aria-label", `Attention of this head on ${view.label}`);
+      if (view.source) picture.append(svg("image", { href: view.source, width, height, preserveAspectRatio: "none",
+        class: Math.max(width, height) > 256 ? "large" : "" }));
+      view.keys.forEach((key, i) => {
+        const [left, upper, right, lower] = view.boxes[i];
+        const share = Number.isFinite(shares[key]) ? Math.max(shares[key], 0) / top : 0;
+        const cell = svg("rect", { x: left, y: upper, width: right - left, height: lower - upper, fill: "#ae017e",
+          "fill-opacity": (0.85 * share).toFixed(3) });
+        const said = `${prompt.tokens[key]}\nposition ${key}, role ${prompt.roles[key]}\nattention ${number(shares[key])}`;
+        cell.dataset.said = said;
+        cell.addEventListener("mousemove", (event) => { cell.classList.add("on"); pointAt(event, said); });
+        cell.addEventListener("mouseleave", () => { cell.classList.remove("on"); tip.hidden = true; });
+        picture.append(cell);
+      });
+      const captioned = (node, text) => {
+        const caption = document.createElement("figcaption");
+        caption.textContent = text;
+        const figure = document.createElement("figure");
+        figure.append(node, caption);
+        return figure;
+      };
+      const laid = captioned(picture, `attention of this head on ${view.label}; darkest patch ${number(top)}`);
+      if (!view.source) return [laid];
+      const plain = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
+      plain.setAttribute("aria-label", `${view.label} as it is`);
+      plain.append(picture.firstChild.cloneNode());
+      return [laid, captioned(plain, `${view.label} as it is`)];
+    }));
+  };
+
   const table = (prompt, shares, values) => {
     el("value-column").hidden = !values;
     el("rows").replaceChildren(...prompt.tokens.map((token, i) => {
@@ -134,6 +178,7 @@
     if (measured.length) parts.push(`Mean entropy ${number(measured.reduce((a, b) => a + b, 0) / measured.length)} nat.`);
     if (data.kv_of_head) parts.push(`Its values come from key-value head ${kv}.`);
     el("detail-text").textContent = parts.join(" ");
+    overlay(prompt, shares);
     strip(prompt, shares, values);
     table(prompt, shares, values);
     bars("c-mass", "Attention on each token", shares, prompt, "attention", "#0868ac", false);
@@ -149,7 +194,8 @@
   el("map").addEventListener("change", () => { state.map = names[Number(el("map").value)]; grid(); });
   options("layer", data.layers, "layer");
   options("head", data.heads, "head");
-  options("prompt", data.prompts.map((p) => `${p.label}: ${p.tokens.slice(0, 8).join("").slice(0, 48)}`), "prompt");
+  const words = (p) => p.words || p.tokens.slice(0, 8).join("").slice(0, 48);
+  options("prompt", data.prompts.map((p) => `${p.label}: ${words(p)}`), "prompt");
   // Start on the head with the strongest sink.
   const first = maps[names[0]];
   const flat = Array.from(first.values, (v) => (Number.isFinite(v) ? v : -1));

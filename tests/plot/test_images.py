@@ -33,6 +33,32 @@ def test_pixel_boxes_win_over_the_grid():
         plot.patch_overlay(IMAGE, patches(), boxes=np.zeros((9, 4)))
 
 
+def placed():
+    edges = {"box_left": [np.nan, 4, 20], "box_top": [np.nan, 2, 2], "box_right": [np.nan, 20, 36],
+             "box_bottom": [np.nan, 18, 18]}  # fmt: skip
+    coords = {name: ("key", values) for name, values in edges.items()}
+    grid = {"grid_row": ("key", [np.nan, 0, 0]), "grid_col": ("key", [np.nan, 0, 1])}
+    return xr.DataArray([9.0, 1.0, 2.0], dims="key", coords=coords | grid, name="attention")
+
+
+def test_the_readings_own_boxes_win_over_rows_and_columns():
+    ax = plot.patch_overlay(IMAGE, placed())
+    assert extents(ax) == [[4, 2, 20, 18], [20, 2, 36, 18]], "a crop: the patches do not tile the image"
+    with pytest.raises(
+        SchemaError, match=r"the tokens reach to 36 x 18 pixels \(width x height\), the image has 30 x 40"
+    ):
+        plot.patch_overlay(np.zeros((40, 30, 3)), placed())
+    nowhere = placed().assign_coords(box_left=("key", [np.nan] * 3))
+    with pytest.raises(SchemaError, match="no token of this prompt is an image patch"):
+        plot.patch_overlay(IMAGE, nowhere)
+
+
+def test_low_values_leave_the_image_as_it_is():
+    colours = plot.patch_overlay(IMAGE, placed()).collections[0]
+    assert colours.to_rgba(0.0)[3] == 0.0
+    assert colours.to_rgba(2.0)[3] == pytest.approx(0.85, abs=0.01)
+
+
 def test_overlay_without_patches_says_so():
     with pytest.raises(SchemaError, match="coordinates grid_row and grid_col are missing"):
         plot.patch_overlay(IMAGE, xr.DataArray([1.0], dims="key"))
@@ -47,3 +73,10 @@ def test_phi_against_attention_by_role():
     assert [c.get_offsets().tolist() for c in ax.collections] == [[[30.0, 0.8]], [[1.0, 0.1]]]
     assert ax.lines[0].get_xdata() == [20, 20]
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["bos", "text", "tau = 20"]
+
+
+def test_groups_that_are_no_roles_have_colours_of_their_own():
+    phi = xr.DataArray([3.0, 1.0], dims="key", coords={"token_role": ("key", ["shape", "background"])})
+    first, second = plot.phi_vs_attention(phi, xr.DataArray([0.8, 0.1], dims="key"), threshold=5.32013).collections
+    assert first.get_facecolor()[0].tolist() != second.get_facecolor()[0].tolist()
+    assert first.axes.get_legend().get_texts()[-1].get_text() == "tau = 5.32"
