@@ -45,8 +45,8 @@ def from_hub(split: Split, make: Make, count: int, seed: int) -> list[Item]:
     except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PromptError(
-            f"load: {split.path} ({split.part}) cannot be had from the hub: {reason} Check the network, or give a file in the same "
-            "format with source=."
+            f"load: {split.path} ({split.part}) cannot be had from the hub: {reason} Check the network, or "
+            "give a file in the same format with source=."
         ) from None
     order = np.random.default_rng(seed).permutation(len(rows)).tolist()
     return _items((rows[i] for i in order), make, f"{split.path} ({split.part})", count)
