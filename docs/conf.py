@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jupyter_client.connect import ConnectionFileMixin
-
 from sinkscope import __version__
 
 DOCS = Path(__file__).parent
@@ -59,8 +57,26 @@ napoleon_use_rtype = False
 
 copybutton_exclude = ".linenos, .gp, .go"
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-ConnectionFileMixin.transport.default_value = "ipc"  # notebook kernels listen on no port
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "WANDB_MODE": "disabled",
+    "OMP_NUM_THREADS": "1",
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # figures go into the page, whatever the shell says
+    "PYTHONWARNINGS": "ignore:IProgress not found",  # progress bars are no part of a page
+}
+
+
+def _ipython_folder() -> Path:
+    """A profile for the kernels: without the startup files of whoever builds, and without notes on their transport."""
+    profile = DOCS / "_build" / "ipython" / "profile_default"
+    profile.mkdir(parents=True, exist_ok=True)
+    (profile / "ipython_kernel_config.py").write_text(
+        "c = get_config()\nc.IPKernelApp.log_level = 40\n", encoding="utf-8"
+    )
+    return profile.parent
+
+
+os.environ["IPYTHONDIR"] = str(_ipython_folder())
 
 
 def _package_hash() -> str:

@@ -1,0 +1,177 @@
+"""The pages that are made: the API from the package, gallery and table of claims from what the analyses left."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import sinkscope
+
+ROOT = Path(__file__).parents[1]
+
+
+def script(path: str) -> ModuleType:
+    """Load a file outside the package as a module."""
+    name = Path(path).stem
+    spec = importlib.util.spec_from_file_location(name, ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+apipages, collect = script("docs/apipages.py"), script("analyses/collect.py")
+
+
+def test_every_public_name_is_on_one_page_and_is_described() -> None:
+    names = [name for page in apipages.PAGES for name in apipages.public(page)]
+    paths = [name.path for name in names]
+    assert len(paths) == len(set(paths)) > 150
+    assert [name.path for name in names if not (name.value.__doc__ or "").strip()] == []
+    top = {f"sinkscope.{name}" for name in dir(sinkscope) if not name.startswith("_")}
+    modules = {path for path in top if isinstance(getattr(sinkscope, path.removeprefix("sinkscope.")), ModuleType)}
+    errors = {f"sinkscope.{name}" for name in dir(sinkscope.errors)}
+    imported = {"sinkscope.annotations", "sinkscope.import_module", "sinkscope.Any", "sinkscope.TYPE_CHECKING"}
+    assert top - modules - errors - imported <= set(paths)
+    contract = {
+        "load_model", "Prompts", "Model", "run", "sweep", "grid", "save", "open", "cite", "KeyMass", "TokenLoss",
+        "ScaleKeys", "Redistribute", "SwapNormaliser", "metrics.sink_rate", "plot.sink_map", "testing.planted_sink",
+        "methods.profile_heads", "methods.var.var", "report.write_report", "zoo.entries", "zoo.callback.SinkCallback",
+    }  # fmt: skip
+    assert {f"sinkscope.{name}" for name in contract} <= set(paths)
+
+
+def test_pages_of_the_api_are_linked_and_headed_by_the_modules_docstring(tmp_path: Path) -> None:
+    apipages.write(tmp_path)
+    index = (ROOT / "docs" / "api" / "index.md").read_text(encoding="utf-8")
+    for page in apipages.PAGES:
+        assert f"generated/{page}" in index
+    metrics = (tmp_path / "metrics.md").read_text(encoding="utf-8")
+    assert "## Where the sinks are\n\nThe share of heads with a sink, and which tokens are sinks.\n" in metrics
+    assert "   ~sinkscope.metrics.sink_rate\n" in metrics
+    before = (tmp_path / "metrics.md").stat().st_mtime_ns
+    apipages.write(tmp_path)
+    assert (tmp_path / "metrics.md").stat().st_mtime_ns == before
+
+
+CLAIM = {
+    "figure": "Fig. 2", "claim": "Sinks at <s> | first", "paper": "most", "found": "21% of 24 heads", "agrees": True,
+    "verdict": "agrees",
+}  # fmt: skip
+
+
+def analysis(root: Path, name: str, **changes: Any) -> Path:
+    """A script and what it left; gives the folder of what it left."""
+    source = root / "analyses" / "gu2025" / f"{name}.py"
+    source.parent.mkdir(parents=True, exist_ok=True)
+    source.write_text('"""Where the sinks are."""\nwith Study(__doc__):\n    pass\n')
+    folder = root / "out" / "gu2025" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (1400, 700), "white").save(folder / "map.png")
+    data = {
+        "script": f"gu2025/{name}.py", "paper": "gu2025", "title": "Where the sinks are.",
+        "description": "Where the sinks are.\n\nCost: ``seconds`` for <s>.", "models": ["zoo:lm-python"],
+        "quick": False, "seconds": 1.5, "figures": [{"file": "map.png", "says": "n = 3 [a]"}],
+        "claims": [CLAIM, CLAIM | {"agrees": False, "verdict": "differs", "found": "other"}],
+    }  # fmt: skip
+    (folder / "claims.json").write_text(json.dumps(data | changes))
+    return folder
+
+
+def collected(root: Path, *options: str) -> int:
+    (root / "docs").mkdir(exist_ok=True)
+    return collect.main(["--output", str(root / "out"), *options], collect.Place(root))
+
+
+def test_claims_become_the_table_the_gallery_and_the_papers_page(tmp_path: Path) -> None:
+    analysis(tmp_path, "sink_map")
+    assert collected(tmp_path) == 0
+    row = "| Fig. 2 | Sinks at &lt;s&gt; \\| first | most | 21% of 24 heads | agrees |"
+    table = (tmp_path / "analyses" / "README.md").read_text()
+    assert f"| [sink_map](gu2025/sink_map.py) {row}\n" in table
+    assert "| other | **differs** |" in table
+    assert "2 claims of the papers: 1 borne out, 1 not, 0 can't be seen here." in table
+    gallery = (tmp_path / "docs" / "gallery.md").read_text()
+    assert ":img-top: gallery/gu2025/sink_map/map.png\n\nWhere the sinks are.\n+++\n1 agrees, 1 differs\n" in gallery
+    page = (tmp_path / "docs" / "gallery" / "gu2025.md").read_text()
+    assert f"\n{row}\n" in page
+    assert "![n = 3 (a)](gu2025/sink_map/map.png)" in page
+    assert "Cost: `seconds` for &lt;s&gt;." in page
+    with Image.open(tmp_path / "docs" / "gallery" / "gu2025" / "sink_map" / "map.png") as image:
+        assert image.size == (1000, 500)
+    stored = json.loads((tmp_path / "docs" / "gallery" / "gu2025" / "sink_map" / "claims.json").read_text())
+    assert "seconds" not in stored  # it differs from run to run
+
+
+def test_one_script_that_ran_again_replaces_its_own_part_and_a_removed_one_goes(tmp_path: Path) -> None:
+    first, second = analysis(tmp_path, "first"), analysis(tmp_path, "second")
+    assert collected(tmp_path) == 0
+    (first / "claims.json").unlink()
+    analysis(tmp_path, "second", claims=[CLAIM | {"found": "anew"}])
+    assert collected(tmp_path) == 0
+    table = (tmp_path / "analyses" / "README.md").read_text()
+    assert "[first](gu2025/first.py)" in table
+    assert "anew" in table
+    (tmp_path / "analyses" / "gu2025" / "second.py").unlink()
+    (second / "claims.json").unlink()
+    assert collected(tmp_path) == 0
+    assert "second" not in (tmp_path / "analyses" / "README.md").read_text()
+    assert not (tmp_path / "docs" / "gallery" / "gu2025" / "second").exists()
+
+
+def test_check_says_which_page_is_out_of_date_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    analysis(tmp_path, "sink_map")
+    assert collected(tmp_path) == 0
+    assert collected(tmp_path, "--check") == 0
+    page = tmp_path / "analyses" / "README.md"
+    page.write_text("by hand")
+    assert collected(tmp_path, "--check") == 1
+    assert page.read_text() == "by hand"
+    assert "analyses/README.md is out of date. Run python analyses/collect.py." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quick": True}, "it was made with --quick, whose numbers are no findings. Run python analyses/gu2025/bad.py"),
+        (
+            {"script": "gu2025/gone.py"},
+            "it comes from analyses/gu2025/gone.py, which does not exist. Delete the folder",
+        ),
+        (
+            {"figures": [{"file": "lost.png", "says": ""}]},
+            "its figures ['lost.png'] are not there. Run python analyses",
+        ),
+    ],
+)
+def test_what_is_no_finding_is_refused_and_nothing_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
+) -> None:
+    analysis(tmp_path, "good")
+    assert collected(tmp_path) == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "docs").rglob("*")}
+    analysis(tmp_path, "bad", **changes)
+    assert collected(tmp_path) == 1
+    assert message in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "docs").rglob("*")} == before
+
+
+def test_the_stored_claims_stand_in_the_table_and_on_the_papers_page() -> None:
+    table = (ROOT / "analyses" / "README.md").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "docs" / "gallery").glob("*/*/claims.json")):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        page = (ROOT / "docs" / "gallery" / f"{data['paper']}.md").read_text(encoding="utf-8")
+        for claim in data["claims"]:
+            assert collect.row(claim) in table
+            assert collect.row(claim) in page
+        for figure in data["figures"]:
+            assert (path.parent / figure["file"]).stat().st_size < 300_000
