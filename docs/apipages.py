@@ -30,6 +30,11 @@ PAGES: dict[str, tuple[str, str]] = {
 """File of each page, its title, and the submodule it shows; the first one shows the rest of the top level."""
 PLAIN = ("probes", "edits")
 """Pages whose classes are values: their fields are shown, and no methods."""
+ORDER = (
+    "model", "prompts", "runner", "sweeps", "schema", "definitions", "sinks", "massive", "drain", "entropy", "residual",
+    "vision", "bimodal", "secondary", "dominance", "comparison", "controls",
+)  # fmt: skip
+"""Modules whose sections come first on their page, in this order: what most readers look for."""
 EXTRA = {"zoo": ["sinkscope.zoo.callback.SinkCallback"]}
 
 
@@ -83,8 +88,8 @@ def render(page: str) -> str:
         groups.setdefault(name.home, []).append(name)
     parts = [f"# {title}\n"]
     if submodule:
-        parts.append(_paragraph(importlib.import_module(f"sinkscope.{submodule}")) + "\n")
-    for home, names in groups.items():
+        parts.append(_paragraph(importlib.import_module(f"sinkscope.{submodule}")).removeprefix(f"{title}: ") + "\n")
+    for home, names in sorted(groups.items(), key=lambda group: _place(group[0])):
         heading, rest = _heading(importlib.import_module(home))
         if len(groups) > 1:
             parts.append(f"## {heading}\n" + (f"\n{rest}\n" if rest else ""))
@@ -92,6 +97,11 @@ def render(page: str) -> str:
         rows = [f"   ~{name.path}" for name in sorted(names, key=lambda name: name.path)]
         parts.append("\n".join(["```{eval-rst}", ".. autosummary::", *options, "", *rows, "```\n"]))
     return "\n".join(parts)
+
+
+def _place(module: str) -> int:
+    name = module.rpartition(".")[2]
+    return ORDER.index(name) if name in ORDER else len(ORDER)
 
 
 def _documented(value: Any) -> bool:
