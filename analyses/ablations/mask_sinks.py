@@ -2,31 +2,33 @@
 
 Claim: Yu et al. 2024 and Gu et al. 2025 (first token); Sun et al. 2024, Table 3, for the carrier dimension. The papers
 ablate decoders and give no controls for tokens; here any model, with as many random tokens of the same prompts, and
-random dimensions at the same token. Sinks are tokens with a mean attention above 0.3 in some head (Gu et al. 2025); the
-carrier is the dimension of the largest entry at a sink, relative to the median magnitude of its site (block outputs).
+random dimensions at the same token. Sinks are tokens with a mean attention above 0.3 in some head (Gu et al. 2025), the
+last 15 tokens of a decoder left out, whose mean is over few queries; the carrier is the dimension of the largest entry
+at a sink, relative to the median magnitude of its site (block outputs).
 Effect: change of the loss per token, or for an encoder the cosine distance of the mean-pooled last state to the one
 without an edit; each prompt's own tokens, edits and controls, paired over prompts, 95 per cent bootstrap intervals.
-Cost: one pass per edit; under two minutes for MiniLM on one core.
+Cost: one pass per edit; two minutes for both default models on one core.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import xarray as xr
-from common import arguments, change, effect_probe, finish, reading
+from common import change, effect_probe, texts, told
 
 import sinkscope as sk
+from sinkscope.analysis import Study
 
 DRAWS = 5
+NAMES = ["masked", "dropped", "carrier zeroed"]
 
 
 def carrier(ds: xr.Dataset, sinks: xr.DataArray) -> tuple[str, int]:
     """The site and dimension of the largest entry at a sink, relative to the site's median magnitude."""
     at = sinks.isel(key=ds["top_position"].fillna(0).astype(int))
     size = (abs(ds["top_value"]) / ds["median_abs"]).where(at)
-    size = size.sel(site=[name for name in ds["site"].values if name.endswith("post")])
-    best = size.argmax(...)
-    chosen = {dim: int(index) for dim, index in best.items()}
+    size = size.sel(site=[name for name in ds["site"].values if name.endswith("post")][:-1])
+    chosen = {dim: int(index) for dim, index in size.argmax(...).items()}
     site = str(size["site"].values[chosen.pop("site")])
     return site, int(ds["top_dim"].sel(site=site)[chosen])
 
@@ -50,39 +52,42 @@ def variants(sinks: xr.DataArray, site: str, dim: int, width: int) -> dict[str, 
     return out
 
 
-def main() -> None:
-    """Measure, compare, draw and say what was found."""
-    given, model, prompts = arguments(__doc__ or "")
-    plain = sk.run(model, prompts, [sk.KeyMass(), sk.MassiveActivations()])
-    sinks = sk.metrics.sink_tokens(plain).any(["layer", "head"])
+def study_of(study: Study, model: sk.Model) -> None:
+    """Measure, edit, compare and draw for one model."""
+    prompts = texts(study)
+    probes = [sk.KeyMass(), sk.MassiveActivations()]
+    plain = study.reading("plain", lambda: sk.run(model, prompts, probes, batch_size=16))
+    sinks = sk.metrics.sink_tokens(plain, min_queries=16).any(["layer", "head"])
     site, dim = carrier(plain, sinks)
-    found = f"{int(sinks.sum())} sinks in {len(prompts)} prompts, {float(sinks.isel(key=0).mean()):.0%} of prompts have"
-    print(f"{model.id}: {found} one at the first token. Carrier: dimension {dim} at {site}.")
     edits = variants(sinks, site, dim, plain.attrs["d_model"])
-    ds = reading(
-        given.output / "mask_sinks.nc", lambda: sk.sweep(model, prompts, edits, [effect_probe(model)], baseline=True)
-    )
+    read = [effect_probe(model)]
+    ds = study.reading("edited", lambda: sk.sweep(model, prompts, edits, read, batch_size=16, baseline=True))
     effect = change(ds)
-    names = ["masked", "dropped", "carrier zeroed"]
-    own = effect.sel(edit=names)
-    controls = xr.concat(
-        [effect.sel(edit=[f"{n} control {i}" for n in names]).assign_coords(edit=names) for i in range(DRAWS)], "draw"
-    )
-    against = sk.metrics.compare(own, to=controls.mean("draw"))
-    alone = sk.metrics.compare(own, to=own * 0)
-    for name in names:
+    own = effect.sel(edit=NAMES)
+    drawn = [effect.sel(edit=[f"{name} control {i}" for name in NAMES]) for i in range(DRAWS)]
+    controls = xr.concat([one.assign_coords(edit=NAMES) for one in drawn], "draw")
+    against, alone = sk.metrics.compare(own, to=controls.mean("draw")), sk.metrics.compare(own, to=own * 0)
+    first = float(sinks.isel(key=0).sum() / sinks.sum())
+    where = f"{model.id}, {int(sinks.sum())} sinks in {len(prompts)} prompts, {first:.0%} of them the first token"
+    for name in NAMES:
         row, bare = against.sel(edit=name), float(own.sel(edit=name).mean())
-        verdict = "more than" if float(row["low"]) > 0 else "less than" if float(row["high"]) < 0 else "no more than"
-        print(
-            f"{name}: {bare:.4g}, that is {float(row['difference']):+.4g} [{float(row['low']):.4g}, "
-            f"{float(row['high']):.4g}] against its controls (n = {int(row['n'])}): {verdict} random ones."
-        )
+        kind = f"random dimensions (dimension {dim} at {site})" if name == "carrier zeroed" else "random tokens"
+        found = f"{where}: {own.attrs['long_name']} {bare:.3g}, minus that of {kind}: {told(row)}"
+        source = "Sun et al., Table 3" if name == "carrier zeroed" else "section 2"
+        claim = f"sinks {name} change the output more than {kind.split(' (')[0]}"
+        study.claim(source, claim, paper="they matter", found=found, agrees=float(row["low"]) > 0)
     shown = sk.plot.described(own.mean("prompt").assign_attrs(own.attrs), ds)
-    axes = sk.plot.effect_bars(
-        shown, interval=(alone["low"], alone["high"]), controls=controls.mean("prompt").T, title="Without the sinks"
-    )
-    text = f"{own.attrs['long_name']}; diamonds are {DRAWS} random draws; 95% bootstrap intervals over prompts"
-    finish(axes, shown, given.output / "mask_sinks.png", text)
+    interval, diamonds = (alone["low"], alone["high"]), controls.mean("prompt").T
+    bars = sk.plot.effect_bars(shown, interval=interval, controls=diamonds, title=f"{model.id} without its sinks")
+    says = f"{own.attrs['long_name']}; diamonds: {DRAWS} random draws; 95% bootstrap intervals over prompts"
+    study.figure(bars, "mask_sinks", source=shown, says=says)
+
+
+def main() -> None:
+    """Do the study for each model."""
+    with Study(__doc__, paper="gu2025", model=["minilm", "zoo:lm-python"]) as study:
+        for model in study.each():
+            study_of(study, model)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     sinkscope.zoo.entries()          what there is, one line each
     sinkscope.zoo.path("bb-1l")      its folder, checksums verified
     sinkscope.zoo.variants.load(...) the model, also where plain transformers cannot build it
+    sinkscope.zoo.curve("lm-python") what was measured along its training; curves() names all
 
 ``load_model("zoo:bb-1l")`` does both steps. What each model shows and does not show is measured in its card,
 ``card.json`` in its folder.
@@ -20,6 +21,10 @@ from sinkscope.errors import ModelError
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the shipped models; one folder per model, and ``manifest.json`` with the checksums."""
+
+
+CURVES = Path(__file__).parent / "curves"
+"""Folder of the training curves of variants whose weights are not shipped, to keep the package small."""
 
 
 @dataclass(frozen=True)
@@ -85,4 +90,25 @@ def card(name: str) -> dict[str, Any]:
     return json.loads((path(name) / "card.json").read_text(encoding="utf-8"))
 
 
-__all__ = ["WEIGHTS", "Entry", "card", "entries", "path"]
+def curves(prefix: str = "") -> list[str]:
+    """Names of all training runs whose curve is shipped: the models of the zoo, and variants without weights."""
+    names = {entry.name for entry in entries()} | {file.stem for file in CURVES.glob("*.json")}
+    return sorted(name for name in names if name.startswith(prefix))
+
+
+def curve(name: str) -> list[dict[str, Any]]:
+    """What was measured along a training run, one row per measurement: step, losses, sink statistics.
+
+    Raises:
+        ModelError: no such run, or as :func:`path`.
+    """
+    short = name.removeprefix("zoo:")
+    file = CURVES / f"{short}.json"
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))["rows"]
+    if short not in curves():
+        raise ModelError(f"zoo.curve({name!r}): no training run of that name. There are {', '.join(curves())}.")
+    return json.loads((path(short) / "curve.json").read_text(encoding="utf-8"))
+
+
+__all__ = ["CURVES", "WEIGHTS", "Entry", "card", "curve", "curves", "entries", "path"]

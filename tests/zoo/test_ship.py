@@ -18,6 +18,7 @@ from sinkscope.zoo.recipes import language_model as lm
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "shelf")
+    monkeypatch.setattr(zoo, "CURVES", tmp_path / "curves")
     return tmp_path / "shelf"
 
 
@@ -92,5 +93,40 @@ def test_figures_are_drawn_for_the_models_on_the_shelf(shelf, tmp_path):
     assert [p.name for p in written] == ["backcopy-dynamics.png"]
     figure = figures.dynamics(["bb-1l"])
     line = figure.axes[0].lines[0]
-    risks = [row["backcopy_risk"] for row in figures.curve("bb-1l")]
+    risks = [row["backcopy_risk"] for row in zoo.curve("bb-1l")]
     assert list(line.get_ydata()) == pytest.approx([r / max(risks) for r in risks])
+
+
+def run_of(folder, rows, **recipe):
+    folder.mkdir()
+    (folder / "curve.jsonl").write_text(
+        "".join(json.dumps(row | {"detail": {"alpha": [[0.1]]}}) + "\n" for row in rows)
+    )
+    (folder / "config.json").write_text(json.dumps({"normaliser": "softmax", **recipe}))
+    return folder
+
+
+def test_the_curve_of_a_variant_is_shipped_without_weights(shelf, tmp_path):
+    rows = [{"step": 1, "tokens": 10, "alpha_mean": 0.07}, {"step": 100, "tokens": 1000, "alpha_mean": 0.01}]
+    target = ship.ship_curve("lm-python-sigmoid", run_of(tmp_path / "run", rows, normaliser="sigmoid"))
+    assert json.loads(target.read_text())["recipe"]["normaliser"] == "sigmoid"
+    assert zoo.curves() == zoo.curves("lm-") == ["lm-python-sigmoid"]
+    assert zoo.curves("bb-") == []
+    assert zoo.curve("zoo:lm-python-sigmoid") == rows
+    assert zoo.entries() == []
+    with pytest.raises(
+        ModelError, match=r"zoo.curve\('gate'\): no training run of that name. There are lm-python-sigmoid"
+    ):
+        zoo.curve("gate")
+
+
+def test_variants_are_drawn_over_the_tokens_that_all_have(shelf, tmp_path):
+    from sinkscope.zoo.recipes import figures
+
+    keys = ("alpha_mean", "sink_rate_after_first", "value_ratio", "massive", "loss")
+    for name, steps in (("lm-python", (1, 2, 3, 4)), ("lm-python-gate", (1, 2))):
+        rows = [{"step": s, "tokens": 1_000_000 * s, **{k: s / 10 for k in keys}} for s in steps]
+        ship.ship_curve(name, run_of(tmp_path / name, rows))
+    figure = figures.compared(["lm-python", "lm-python-gate"])
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [2, 2]
+    assert figure.axes[0].get_legend().get_texts()[1].get_text() == "lm-python-gate"

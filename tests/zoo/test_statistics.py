@@ -42,6 +42,24 @@ def test_alpha_is_the_mean_of_column_zero_and_the_model_is_left_as_it_was(model,
     torch.testing.assert_close(torch.tensor(stats["alpha"]), expected)
 
 
+def test_rows_that_do_not_sum_to_one_are_divided_by_their_sum(ids):
+    from transformers import LlamaConfig
+
+    from sinkscope.zoo import variants
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, bos_token_id=0, eos_token_id=None, sinkscope_normaliser="sigmoid",
+    )  # fmt: skip
+    model = variants.build(config)
+    with torch.no_grad():
+        maps = model(ids, output_attentions=True).attentions
+    assert float((maps[0].sum(-1) - 1).abs().max()) > 0.5
+    expected = torch.stack([(m[..., 0] / m.sum(-1)).mean((0, 2)) for m in maps])
+    torch.testing.assert_close(torch.tensor(sink_statistics(model, ids)["alpha"]), expected, atol=1e-5, rtol=0)
+
+
 def test_value_ratio_and_massive_follow_the_weights(model, ids):
     with torch.no_grad():
         model.model.embed_tokens.weight[0] = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,8 @@ from matplotlib.figure import Figure
 
 from sinkscope import zoo
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, readable without colour vision."""
-
-
-def curve(name: str) -> list[dict[str, Any]]:
-    """Curve of a shipped model, one row per measured step.
-
-    Raises:
-        ModelError: as :func:`sinkscope.zoo.path`.
-    """
-    return json.loads((zoo.path(name) / "curve.json").read_text())
 
 
 def _series(rows: list[dict[str, Any]], key: str) -> np.ndarray:
@@ -44,9 +34,9 @@ def dynamics(names: list[str]) -> Figure:
     }
     figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.2), squeeze=False, sharey=True)
     for axis, name in zip(axes[0], names, strict=True):
-        rows = curve(name)
+        rows = zoo.curve(name)
         steps = _series(rows, "step")
-        for (key, label), colour in zip(keys.items(), COLOURS, strict=True):
+        for (key, label), colour in zip(keys.items(), COLOURS, strict=False):
             values = _series(rows, key)
             axis.plot(steps + 1, values / np.abs(values).max(), label=label, color=colour, lw=1.4)
         axis.set(xscale="log", xlabel="step + 1", title=f"zoo:{name}")
@@ -60,7 +50,7 @@ def residual_peak(names: list[str]) -> Figure:
     """Residual norm of <s> after the first block (solid) and the mean of other tokens (dotted) (Guo et al. F6)."""
     figure, axis = plt.subplots(figsize=(4.8, 3.4))
     for name, colour in zip(names, COLOURS, strict=False):
-        rows = curve(name)
+        rows = zoo.curve(name)
         axis.plot(_series(rows, "step"), _series(rows, "bos_residual"), color=colour, label=f"zoo:{name}")
         axis.plot(_series(rows, "step"), _series(rows, "other_residual"), color=colour, ls=":")
     axis.set(xlabel="step", ylabel="residual norm after block 0", title="<s> solid, mean of others dotted")
@@ -79,12 +69,38 @@ def emergence(names: list[str]) -> Figure:
     }
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.2))
     for name, colour in zip(names, COLOURS, strict=False):
-        rows = curve(name)
+        rows = zoo.curve(name)
         for axis, (key, label) in zip(axes, keys.items(), strict=True):
             axis.plot(_series(rows, "tokens") / 1e6, _series(rows, key), color=colour, label=f"zoo:{name}")
             axis.set(xlabel="tokens, millions", title=label)
             axis.title.set_fontsize(9)
     axes[-1].set_yscale("log")
+    axes[0].legend(fontsize=7, frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def compared(names: list[str]) -> Figure:
+    """Language-model variants over the tokens that all of them have seen: sinks, drain, massive activations, loss.
+
+    The paper's table of attention operations (Gu et al. 2025, section 7) compares final models; here the same is seen
+    along training. Rows that do not sum to one are divided by their sum for the attention (the paper's proxy).
+    """
+    keys = {
+        "alpha_mean": "mean attention to key 0",
+        "sink_rate_after_first": "share of heads > .3, layers 1+",
+        "value_ratio": "value norm of key 0 / median",
+        "massive": "largest / median magnitude",
+        "loss": "held-out loss (nat)",
+    }
+    last = min(zoo.curve(name)[-1]["tokens"] for name in names)
+    figure, axes = plt.subplots(1, len(keys), figsize=(3.2 * len(keys), 3.3))
+    for name, colour in zip(names, COLOURS, strict=False):
+        rows = [row for row in zoo.curve(name) if row["tokens"] <= last]
+        for axis, (key, label) in zip(axes, keys.items(), strict=True):
+            axis.plot(_series(rows, "tokens") / 1e6, _series(rows, key), color=colour, label=name, lw=1.4)
+            axis.set_xlabel("tokens, millions")
+            axis.set_title(label, fontsize=9)
     axes[0].legend(fontsize=7, frameon=False)
     figure.tight_layout()
     return figure
@@ -98,6 +114,7 @@ def draw(folder: Path) -> list[Path]:
         "backcopy-dynamics.png": (dynamics, [n for n in ("bb-1l", "bb-1l-relu", "bb-3l") if n in backcopy]),
         "backcopy-residual-peak.png": (residual_peak, [n for n in backcopy if "3l" in n]),
         "language-model-emergence.png": (emergence, [n for n in names if n.startswith("lm")]),
+        "language-model-variants.png": (compared, zoo.curves("lm-") if len(zoo.curves("lm-")) > 1 else []),
     }
     folder.mkdir(parents=True, exist_ok=True)
     out = []

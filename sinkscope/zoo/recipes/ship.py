@@ -1,6 +1,7 @@
 """Put a finished run on the shelf: copy its files, measure its card, renew checksums and pages.
 
     python -m sinkscope.zoo.recipes.ship NAME RUN_FOLDER [MORE_SEEDS ...]
+    python -m sinkscope.zoo.recipes.ship --curve NAME RUN_FOLDER      the curve alone, for a variant
     python -m sinkscope.zoo.recipes.ship --pages docs/zoo
 
 The first folder's model is shipped; further folders give the curves of other seeds for the card.
@@ -23,7 +24,7 @@ import transformers
 from sinkscope import zoo
 from sinkscope.errors import ModelError
 from sinkscope.zoo import variants
-from sinkscope.zoo.recipes import facts
+from sinkscope.zoo.recipes import facts, vision_language_card
 from sinkscope.zoo.recipes.backcopy_task import SYMBOLS, zipf_chain
 from sinkscope.zoo.recipes.language_model import Config, build_model, build_optimizer, load_checkpoint, tokens_seen
 
@@ -126,6 +127,20 @@ def ship_language_model(name: str, folder: Path, target: Path) -> dict[str, Any]
     }
 
 
+def ship_curve(name: str, folder: Path) -> Path:
+    """Put the curve of a language-model run on the shelf, without its weights.
+
+    Raises:
+        ModelError: the folder holds no curve.
+    """
+    rows = [{k: v for k, v in row.items() if k != "detail"} for row in _read_curve(folder)]
+    recipe = json.loads((folder / "config.json").read_text())
+    zoo.CURVES.mkdir(parents=True, exist_ok=True)
+    target = zoo.CURVES / f"{name}.json"
+    _write(target, {"name": name, "recipe": recipe, "versions": _versions(), "rows": rows})
+    return target
+
+
 def ship(name: str, folders: list[Path]) -> Path:
     """Put a run on the shelf under ``name`` and list it with its checksums.
 
@@ -136,7 +151,9 @@ def ship(name: str, folders: list[Path]) -> Path:
         raise ModelError(f"ship: {folders[0]} holds no recipe.json and no checkpoint. Name the folder of a run.")
     target = zoo.WEIGHTS / name
     target.mkdir(parents=True, exist_ok=True)
-    if (folders[0] / "checkpoint.safetensors").exists():
+    if vision_language_card.is_run(folders[0]):
+        content = vision_language_card.ship_vision_language(folders[0], target)
+    elif (folders[0] / "checkpoint.safetensors").exists():
         content = ship_language_model(name, folders[0], target)
     else:
         content = ship_backcopy(name, folders, target)
@@ -211,11 +228,14 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pages", type=Path, help="folder for one page per model of the zoo")
+    parser.add_argument("--curve", action="store_true", help="ship the curve of the run, not its weights")
     parser.add_argument("name", nargs="?")
     parser.add_argument("folders", nargs="*", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.name:
+    if options.name and options.curve:
+        ship_curve(options.name, options.folders[0])
+    elif options.name:
         ship(options.name, options.folders)
     if options.pages:
         pages(options.pages)
