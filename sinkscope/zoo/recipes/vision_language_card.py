@@ -25,6 +25,12 @@ MEASURED = 2048
 """First of the held-out scenes that accuracy is measured on."""
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run of this recipe."""
+    path = folder / "config.json"
+    return path.exists() and "tower_steps" in json.loads(path.read_text())
+
+
 def read_config(folder: Path) -> Config:
     """Fields of a run, from its ``config.json``."""
     fields: dict[str, Any] = json.loads((folder / "config.json").read_text())

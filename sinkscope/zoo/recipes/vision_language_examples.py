@@ -140,21 +140,18 @@ def spread_layers(model: Model, most: int = 8) -> list[int]:
 
 def dims_of(model: Model, prompts: Prompts) -> tuple[tuple[int, ...], bool]:
     """Sink dimensions of a model and whether the discovery rule found them; else the largest one at the first token."""
+    import torch
+
     from sinkscope.errors import MetricError
     from sinkscope.methods.var import sink_dims
-    from sinkscope.probes import SinkDims
-    from sinkscope.runner import run
 
     try:
         return sink_dims(model, prompts), True
     except MetricError:
-        width = int(model.config.get_text_config().hidden_size)
-        middle = int(model.config.get_text_config().num_hidden_layers) // 2
-        levels = [
-            float(run(model, prompts.subset([0]), [SinkDims([dim])])["phi"].sel(site=f"{middle - 1}.post").isel(key=0))
-            for dim in range(width)
-        ]
-        return (int(np.argmax(levels)),), False
+        with torch.no_grad():
+            inputs = prompts.batch([0], model.device).inputs
+            states = model.model(**inputs, output_hidden_states=True, use_cache=False).hidden_states
+        return (int(states[len(states) // 2][0, 0].abs().argmax()),), False
 
 
 def highest(scores: xr.DataArray, image: xr.DataArray, count: int) -> xr.DataArray:
