@@ -120,15 +120,15 @@ class Task:
 
 
 def balanced(items: Sequence[Item], count: int, seed: int = 42) -> list[Item]:
-    """Draw up to ``count`` questions with as many of each answer text as of any other."""
+    """Draw up to ``count`` questions with as many of each answer text as of any other, if ``count`` allows."""
     rng = np.random.default_rng(seed)
     groups: dict[str, list[Item]] = {}
     for place in rng.permutation(len(items)).tolist():
         item = items[place]
         groups.setdefault(item.options[item.answer], []).append(item)
-    each = min([count // max(len(groups), 1), *(len(group) for group in groups.values())])
+    each = min([max(count // max(len(groups), 1), 1), *(len(group) for group in groups.values())])
     kept = [item for name in sorted(groups) for item in groups[name][:each]]
-    return [kept[i] for i in rng.permutation(len(kept)).tolist()]
+    return [kept[i] for i in rng.permutation(len(kept)).tolist()[:count]]
 
 
 def _key(item: Item) -> str:

@@ -59,3 +59,5 @@ def test_balanced_has_as_many_of_each_answer():
     answers = [i.options[i.answer] for i in balanced(items, 8)]
     assert sorted(answers) == [" a"] * 3 + [" b"] * 3
     assert len(balanced(items, 4)) == 4
+    assert len(balanced(items, 1)) == 1
+    assert balanced([], 3) == []
