@@ -3,7 +3,9 @@
 import os
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sinkscope.report import write_report
 
@@ -134,5 +136,34 @@ def test_other_map_and_small_screen(browser, evenly_spread, tmp_path):
     assert z == pytest.approx(float(evenly_spread["entropy"].isel(layer=0, head=0).mean()), rel=1e-4)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390, "no sideways scrolling"
     assert page.locator("#c-value").is_hidden()
+    assert seen.quiet(), (seen.said, seen.asked)
+    page.close()
+
+
+def test_attention_lies_on_the_prompts_picture(browser, reading, tmp_path):
+    shape = (reading.sizes["prompt"], reading.sizes["key"])
+    names = ("grid_row", "grid_col", "grid_tile", "grid_image", "box_left", "box_top", "box_right", "box_bottom")
+    columns = {name: np.full(shape, np.nan) for name in names}
+    for key, values in {3: (0, 0, 0, 0, 0, 0, 10, 8), 4: (0, 1, 0, 0, 10, 0, 20, 8)}.items():
+        for name, value in zip(names, values, strict=True):
+            columns[name][1, key] = value
+    ds = reading.assign_coords({name: (("prompt", "key"), values) for name, values in columns.items()})
+    path = write_report(ds, tmp_path / "r.html", images=[Image.new("RGB", (20, 8), "red")])
+    seen = Visit(browser, path)
+    page = seen.page
+    assert page.locator("#views").is_hidden(), "prompt 0 holds no picture"
+    page.select_option("#prompt", "1")
+    page.select_option("#layer", "2")
+    page.select_option("#head", "5")
+    assert page.locator("#views svg").count() == 2, "with the attention laid on it, and as it is"
+    cells = page.eval_on_selector_all(
+        "#views rect", "rects => rects.map(r => [r.getAttribute('x'), r.getAttribute('fill-opacity')].map(Number))"
+    )
+    mass = reading["key_mass"].values[1, 2, 5, 3:5]
+    assert [x for x, _ in cells] == [0, 10]
+    assert [share for _, share in cells] == pytest.approx((0.85 * mass / mass.max()).tolist(), abs=1e-3)
+    page.locator("#views rect").nth(1).hover()
+    assert "position 4" in page.inner_text("#tip")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
     assert seen.quiet(), (seen.said, seen.asked)
     page.close()
