@@ -112,5 +112,5 @@ def test_the_documentation_lists_every_notebook() -> None:
     page = (ROOT / "docs" / "notebooks.md").read_text(encoding="utf-8")
     names = {path.stem for path in NOTEBOOKS}
     assert set(STORIES) == names
-    assert set(re.findall(r"\(notebooks/(\w+)\.ipynb\)", page)) == names
+    assert set(re.findall(r"\{doc\}`notebooks/(\w+)`", page)) == names
     assert set(re.findall(r"^notebooks/(\w+)$", page, flags=re.MULTILINE)) == names
