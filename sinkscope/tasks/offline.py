@@ -23,6 +23,8 @@ NAME = "[abcdefilmnoprstw][a-z_]{2,8}"
 """Names that options are made of: those whose first letter a tokenizer has together with the blank before it."""
 LIST_WORDS = 8
 """Words of the list that the task ``copy`` says twice."""
+PER_FILE = 40
+"""Questions that one file gives at most."""
 CHOICES = 4
 """Options of a multiple-choice question."""
 KEYWORDS = (" return", " if", " for", " self")
@@ -72,31 +74,29 @@ def _drawn(items: Sequence[Item], count: int, even: bool, seed: int) -> list[Ite
 
 def _brackets(text: str, rng: np.random.Generator) -> Iterator[Item]:
     options = (")", "]", "}")
-    for match in re.finditer(r"(?<=\w)[)\]}]", text):
-        yield from _labelled(text, match.start(), options, match.group())
+    for match in _some(r"(?<=\w)[)\]}]", text, rng):
+        yield _labelled(text, match.start(), options, match.group())
 
 
 def _keywords(text: str, rng: np.random.Generator) -> Iterator[Item]:
     # The last blank of the indent belongs to the word, so the prompt ends before it.
-    for match in re.finditer(r"\n {3,}(?P<word> (?:return|if|for|self))\b", text):
-        yield from _labelled(text, match.start("word"), KEYWORDS, match.group("word"))
+    for match in _some(r"\n {3,}(?P<word> (?:return|if|for|self))\b", text, rng):
+        yield _labelled(text, match.start("word"), KEYWORDS, match.group("word"))
 
 
 def _operators(text: str, rng: np.random.Generator) -> Iterator[Item]:
-    for match in re.finditer(r"(?<=\w)(?P<word> (?:=|in|is|and))(?= )", text):
-        yield from _labelled(text, match.start("word"), OPERATORS, match.group("word"))
+    for match in _some(r"(?<=\w)(?P<word> (?:=|in|is|and))(?= )", text, rng):
+        yield _labelled(text, match.start("word"), OPERATORS, match.group("word"))
 
 
 def _cloze(text: str, rng: np.random.Generator) -> Iterator[Item]:
     names = sorted(set(re.findall(rf"(?<= ){NAME}\b", text)))
-    places = [m for m in re.finditer(rf"(?<=\S)(?P<word> {NAME})\b", text) if m.start() >= BEFORE]
-    for place in rng.permutation(len(places))[:12].tolist():
-        match = places[place]
+    for match in _some(rf"(?<=\S)(?P<word> {NAME})\b", text, rng):
         others = _starting_differently(names, match.group("word").strip(), rng)
         if len(others) == CHOICES - 1:
             options = [match.group("word"), *(f" {word}" for word in others)]
             order = rng.permutation(CHOICES).tolist()
-            yield from _labelled(text, match.start("word"), [options[i] for i in order], match.group("word"))
+            yield _labelled(text, match.start("word"), [options[i] for i in order], match.group("word"))
 
 
 def _copy(text: str, rng: np.random.Generator) -> Iterator[Item]:
@@ -114,6 +114,12 @@ def _copy(text: str, rng: np.random.Generator) -> Iterator[Item]:
         yield Item(prompt, options, options.index(f" {words[at]}"), said)
 
 
+def _some(pattern: str, text: str, rng: np.random.Generator) -> Iterator[re.Match[str]]:
+    """Some places that match, drawn at random, with enough text before them: a long file shall not outweigh others."""
+    places = [match for match in re.finditer(pattern, text) if match.start() >= BEFORE]
+    yield from (places[i] for i in rng.permutation(len(places))[:PER_FILE].tolist())
+
+
 def _starting_differently(
     names: Sequence[str], than: str, rng: np.random.Generator, count: int = CHOICES - 1
 ) -> list[str]:
@@ -129,12 +135,10 @@ def _starting_differently(
     return found
 
 
-def _labelled(text: str, at: int, options: Sequence[str], answer: str) -> Iterator[Item]:
-    if at < BEFORE:
-        return
+def _labelled(text: str, at: int, options: Sequence[str], answer: str) -> Item:
     prompt = text[at - BEFORE : at]
     line = prompt[prompt.rfind("\n", 0, len(prompt.rstrip())) + 1 :]
-    yield Item(prompt, tuple(options), list(options).index(answer), line)
+    return Item(prompt, tuple(options), list(options).index(answer), line)
 
 
 OFFLINE: dict[str, Maker] = {
