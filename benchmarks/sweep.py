@@ -2,7 +2,7 @@
 
     python benchmarks/sweep.py --tokens 128 --width 256 --repeats 3 --every 6
 
-The loop is timed on every sixth variant and scaled up; both read the loss per token.
+The loop is timed on every sixth variant and scaled up; both read the loss per token. Processor seconds, one process.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time of a per-head gamma sweep against the loop over run.")
     for name, value in {"tokens": 128, "width": 256, "repeats": 3, "every": 6, "prompts": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--append", type=Path, help="page of results that gets a section")
     given = parser.parse_args()
     config = LlamaConfig(
         vocab_size=1000, hidden_size=given.width, intermediate_size=4 * given.width, num_hidden_layers=LAYERS,
@@ -41,19 +43,28 @@ def main() -> None:
     chosen = list(grid.values())[:: given.every]
     shared, loop, worst = [], [], 0.0
     for _ in range(given.repeats):
-        begun = time.perf_counter()
+        begun = time.process_time()
         found = sk.sweep(model, prompts, grid, [sk.TokenLoss()], executor="serial")["token_loss"].values
-        shared.append(time.perf_counter() - begun)
-        begun = time.perf_counter()
+        shared.append(time.process_time() - begun)
+        begun = time.process_time()
         alone = np.stack([sk.run(model, prompts, [sk.TokenLoss()], edits)["token_loss"].values for edits in chosen])
-        loop.append((time.perf_counter() - begun) * len(grid) / len(chosen))
+        loop.append((time.process_time() - begun) * len(grid) / len(chosen))
         rows_of = found.reshape(len(grid), *alone.shape[1:])[:: given.every]
         worst = max(worst, float(np.nanmax(np.abs(rows_of - alone))))
     ratio = statistics.median(a / b for a, b in zip(shared, loop, strict=True))
-    print(f"{len(grid)} variants, {given.prompts} prompts of {given.tokens} tokens, width {given.width}, "
-          f"{torch.get_num_threads()} threads, {given.repeats} repeats")  # fmt: skip
-    print(f"sweep {statistics.median(shared):.2f} s, loop over run {statistics.median(loop):.2f} s (scaled up)")
-    print(f"ratio {ratio:.2f} (target 0.60), largest difference of the loss {worst:.1e} nat (target 1e-5)")
+    lines = [
+        "## A per-head gamma sweep against the plain loop over `run`", "",
+        f"{len(grid)} variants, {given.prompts} prompts of {given.tokens} tokens, {LAYERS} layers of {given.width}, "
+        f"{torch.get_num_threads()} threads, {given.repeats} interleaved repeats.", "",
+        "| way | processor seconds | x loop |", "|---|---|---|",
+        f"| loop over run (scaled up from every {given.every}th) | {statistics.median(loop):.1f} | 1.00 |",
+        f"| sweep | {statistics.median(shared):.1f} | {ratio:.2f} |", "",
+        f"Largest difference of the loss: {worst:.1e} nat.", "",
+    ]  # fmt: skip
+    print("\n".join(lines))
+    if given.append:
+        with given.append.open("a", encoding="utf-8") as page:
+            page.write("\n".join(["", *lines]))
 
 
 if __name__ == "__main__":

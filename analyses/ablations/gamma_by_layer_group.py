@@ -42,15 +42,17 @@ def main() -> None:
             )
             low = best.mean("prompt")
             found = f"{model.id}, {group} layers {groups[group].tolist()}: hiding the first token changes the loss by "
+            gain, at = float(low.min()), GAMMAS[int(np.argmin(low.values))]
             found += f"{float(own.mean()):+.3g}, minus a random token {told(row)}; the lowest loss is at gamma "
-            found += f"{GAMMAS[int(low.argmin())] if float(low.min()) < 0 else 1:g} ({min(float(low.min()), 0):+.3g})"
+            found += f"{at:g} ({gain:+.3g})" if gain < 0 else "1"
             claim = f"the first token matters in the {group} layers, and less attention to it costs"
             agrees = float(row["low"]) > 0
             study.claim("Fig. 3", claim, paper="most in early and middle layers", found=found, agrees=agrees)
-        curve = xr.concat(
-            [effect.sel(edit=[f"first token|{group}|{g:g}" for g in GAMMAS]).mean("prompt").assign_coords(edit=GAMMAS)
-             for group in groups], xr.DataArray(list(groups), dims="layer", name="layer"),
-        ).rename(edit="gamma")  # fmt: skip
+        mean = effect.sel(edit=[f"first token|{group}|{g:g}" for group in groups for g in GAMMAS]).mean("prompt")
+        curve = xr.DataArray(
+            np.insert(mean.values.reshape(len(groups), len(GAMMAS)), 3, 0.0, axis=1),  # gamma = 1 is no edit
+            dims=("layer", "gamma"), coords={"layer": list(groups), "gamma": np.insert(GAMMAS, 3, 1.0)},
+        )  # fmt: skip
         curve = sk.plot.described(curve.assign_attrs(units="nat", long_name="change of the loss"), ds)
         lines = sk.plot.sweep_curve(curve, title=f"{model.id}: first token scaled by layer group")
         study.figure(

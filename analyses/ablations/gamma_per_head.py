@@ -8,6 +8,7 @@ Cost: layers x heads x gammas passes that restart at the edited layer.
 
 from __future__ import annotations
 
+import xarray as xr
 from common import texts
 
 import sinkscope as sk
@@ -52,7 +53,8 @@ def main() -> None:
         )
         study.figure(heat, "gamma_per_head", source=shown, says="change of the loss per token; dots: q < 0.05")
         curve = effect.mean(["prompt", "edit_head"]).rename(edit_layer="layer")
-        curve = sk.plot.described(curve.assign_attrs(units="nat", long_name="change of the loss"), ds)
+        curve = xr.concat([curve, xr.zeros_like(curve.isel(gamma=[0])).assign_coords(gamma=[1.0])], "gamma")
+        curve = sk.plot.described(curve.sortby("gamma").assign_attrs(units="nat", long_name="change of the loss"), ds)
         lines = sk.plot.sweep_curve(curve, title="Mean over the heads of a layer")
         study.figure(lines, "gamma_per_layer", source=curve, says="change of the loss per token, one head at a time")
 
