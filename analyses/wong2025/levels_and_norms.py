@@ -1,0 +1,97 @@
+"""Secondary sinks: which tokens, at which layer they begin and how long they live, and their norms.
+
+Paper: Wong et al. 2025, figures 1, 2 and 7. Claims: some later tokens become sinks in the middle layers, at a few
+discrete (first layer, lifetime) pairs; their residual norm is large, below the primary's, their keys and values are
+small; they draw attention, less than the primary.
+Cost: two passes per prompt, under a minute.
+Different here: models of up to 19 layers have none by the paper's thresholds, so they scale with depth, and a state
+must be 3 times the layer's median norm. If the model of ``--model`` has none, which is then said, a constructed model
+is drawn: it shows that the detector finds what was built in, and is no evidence about models. The control for the
+attention score is the nearest token on either side that is no sink.
+"""
+
+import case
+import constructed
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+
+import sinkscope as sk
+from sinkscope.analysis import Study
+from sinkscope.methods import secondary_sinks
+
+with Study(__doc__, paper="wong2025") as study:
+    chosen = case.choose(study)
+    found, model = chosen.found, chosen.model
+    probes = [sk.ResidualNorm(), sk.KeyNorm(), sk.ValueNorm()]
+    slug = "constructed" if chosen.constructed else "model"
+    reading = study.reading(f"norms-{slug}", lambda: sk.run(model, chosen.prompts, probes, batch_size=4))
+    norms, levels = secondary_sinks.norm_profiles(reading, found), secondary_sinks.levels(found)
+    kind = found["kind"].values == "secondary"
+    life, score, beside = (found[name].values[kind] for name in ("lifetime", "score", "score_beside"))
+
+    figure, axes = plt.subplots(2, 2, figsize=(10.5, 7.6))
+    for ax, name in zip(axes.ravel(), ("residual", "value"), strict=False):
+        shown = norms[name].assign_coords(group=["primary", "secondary", "rest"])
+        sk.plot.norm_profile(shown, title=f"Norm of the {name} vector", ax=ax)
+        ax.set_ylim(top=6 * float(shown.max()))
+        ax.legend(loc="upper center", ncols=3)
+    grid = levels.transpose("lifetime", "start").values
+    top = max(int(life.max()) + 2, 6)
+    image = axes[1, 0].imshow(np.log1p(grid[:top]), origin="lower", aspect="auto", cmap="viridis")
+    figure.colorbar(image, ax=axes[1, 0], label="log(1 + tokens)")
+    axes[1, 0].set(xlabel="first layer", ylabel="lifetime [layers]", title=f"Sink levels, {int(kind.sum())} tokens")
+    spread = 0.12 * (np.arange(len(life)) / max(len(life) - 1, 1) - 0.5)
+    axes[1, 1].scatter(life + spread, beside, s=16, color="#7F7F7F", label="nearest token that is no sink")
+    axes[1, 1].scatter(life + spread, score, s=16, color="#D55E00", label="secondary sink")
+    axes[1, 1].set(xlabel="lifetime [layers]", ylabel="mean attention", title="Attention they get")
+    axes[1, 1].set_ylim(bottom=0, top=1.3 * float(np.nanmax(score)))
+    axes[1, 1].set_xticks(sorted(set(life.tolist())))
+    axes[1, 1].legend()
+    study.figure(
+        figure, "levels_and_norms", source=found,
+        says="tokens with |cosine| above 0.9 to the primary sink's state, relative rule; attention over the layers "
+        "that read them" + ("; a constructed model" if chosen.constructed else ""),
+    )  # fmt: skip
+
+    study.claim(
+        "Table of counts", "Later tokens become sinks in the middle layers", paper="262 in 300 texts (14B)",
+        found=chosen.seen + ("; short texts, few layers" if chosen.constructed else ""),
+        agrees=None if chosen.constructed else True,
+    )  # fmt: skip
+    lead = "constructed, so built in: " if chosen.constructed else ""
+    if chosen.constructed:
+        planted = {(t, start, end - start) for t, start, _, end in constructed.LEVELS}
+        ids = np.array([row.tolist() for row in chosen.prompts.ids])
+        hits = set(zip(ids[kind].tolist(), found["start"].values[kind].tolist(), life.tolist(), strict=True))
+        tokens = int(np.isin(ids, [t for t, *_ in planted]).sum())
+        study.claim(
+            "Method", "The detector finds what was built in, with its level, and nothing else", paper="none",
+            found=f"{int(kind.sum())} found of {tokens} built in, token and level (first layer, lifetime) right in "
+            f"{len(hits & planted)} of {len(hits)} kinds", agrees=hits == planted and int(kind.sum()) == tokens,
+        )  # fmt: skip
+    pairs = [(int(s), int(k), int(levels.sel(start=s, lifetime=k))) for s, k in np.argwhere(levels.values)]
+    study.claim(
+        "Fig. 2", "A few discrete levels", paper="(22, 23) x 114, (22, 22) x 98, (22, 24) x 45",
+        found=lead + ", ".join(f"({s}, {k}) x {c}" for s, k, c in pairs),
+        agrees=None if chosen.constructed else len(pairs) <= 6,
+    )  # fmt: skip
+    middle = int(np.median(found["start"].values[kind])) + 1
+    at = {g: [float(norms[name].sel(group=g).isel(layer=middle)) for name in ("residual", "key", "value")]
+          for g in ("primary", "secondary", "others")}  # fmt: skip
+    study.claim(
+        "Fig. 1", "Large residual norm, below the primary's; small keys and values", paper="picture",
+        found=f"{lead}layer {middle}: " + "; ".join(
+            f"{name} {at['primary'][i]:.1f}, {at['secondary'][i]:.1f}, {at['others'][i]:.1f}"
+            for i, name in enumerate(("residual", "key", "value"))
+        ) + f" (primary, secondary, others; n = {int(kind.sum())})",
+        agrees=None if chosen.constructed else at["primary"][0] > at["secondary"][0] > 2 * at["others"][0],
+    )  # fmt: skip
+    diff = xr.DataArray(score - beside, dims="sink")
+    row = sk.metrics.compare(diff, to=diff * 0, over="sink")
+    study.claim(
+        "Section 3", "They draw attention (detection does not look at it)", paper="less than the primary",
+        found=f"{lead}{float(np.nanmean(score)):.3f} against {float(np.nanmean(beside)):.3f} beside them, "
+        f"{float(row['difference']):+.3f} [{float(row['low']):+.3f}, {float(row['high']):+.3f}] (n = {len(score)})",
+        agrees=None if chosen.constructed else float(row["low"]) > 0,
+    )  # fmt: skip
