@@ -24,7 +24,7 @@ MODES = {"loss": "with labels", "entropy": "without labels"}
 
 def measure(model: sk.Model, name: str, mode: str, quick: bool) -> xr.Dataset:
     """Everything ZeroTuning chose and found in one mode."""
-    task = tasks.load(name, calibration=4 if quick else 48, test=8 if quick else 160)
+    task = tasks.load(name, calibration=4 if quick else 40, test=8 if quick else 120)
     settings = ZeroTuningSettings(mode=mode, batch_size=16, **({"gammas": (0.3, 1.0, 3.0)} if quick else {}))
     result = zerotune(model, task, settings)
     return result.to_dataset().assign_attrs(gamma=result.gamma)
