@@ -15,6 +15,7 @@ import ast
 import html
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -184,15 +185,15 @@ def index(papers: dict[str, list[dict[str, Any]]]) -> str:
     everything = [claim for group in papers.values() for data in group for claim in data["claims"]]
     lines = [GALLERY_HEAD.format(counted=counted(everything))]
     for key, group in papers.items():
-        lines += [f"## [{heading(key)}](gallery/{key}.md)\n", "::::{grid} 1 2 3 3", ":gutter: 2\n"]
+        lines += [f"## [{heading(key)}](gallery/{key}.md)\n", ":::::{grid} 1 2 3 3", ":gutter: 2\n"]
         for data in group:
-            lines += [":::{grid-item-card}", f":link: gallery/{key}", ":link-type: doc", ":class-card: gallery-card"]
+            lines += ["::::{grid-item-card}", f":link: {anchor(data)}", ":link-type: ref", ":class-card: gallery-card"]
             if data["figures"]:
                 lines.append(f":img-top: gallery/{Path(data['script']).with_suffix('')}/{data['figures'][0]['file']}")
             verdicts = [claim["verdict"] for claim in data["claims"]]
             told = ", ".join(f"{verdicts.count(v)} {v}" for v in VERDICTS if v in verdicts)
-            lines += ["", f"{cell(data['title'])}", "+++", told or "no claim", ":::\n"]
-        lines.append("::::\n")
+            lines += ["", f"{cell(data['title'])}", ":::{card-footer}", told or "no claim", ":::", "::::\n"]
+        lines.append(":::::\n")
     hidden = ["```{toctree}", ":hidden:\n", *(f"gallery/{key}" for key in papers), "```"]
     return "\n".join([*lines, *(hidden if papers else []), ""])
 
@@ -204,7 +205,7 @@ def paper_page(key: str, group: list[dict[str, Any]]) -> str:
     lines = [f"# {heading(key)}\n", "<!-- made by analyses/collect.py; do not edit -->\n"]
     lines += [f"{cell(reference.title)}{source}. Cited as `{key}`.\n"]
     for data in group:
-        lines += [f"## {cell(data['title']).rstrip('.')}\n", f"    python analyses/{data['script']}\n"]
+        lines += [f"({anchor(data)})=", f"## {cell(short(data['title']))}\n", f"    python analyses/{data['script']}\n"]
         for figure in data["figures"]:
             image = f"{Path(data['script']).with_suffix('')}/{figure['file']}"
             lines.append(f"![{cell(figure['says']).replace('[', '(').replace(']', ')')}]({image})\n")
@@ -215,6 +216,17 @@ def paper_page(key: str, group: list[dict[str, Any]]) -> str:
             lines += [cell(about) + "\n"]
         lines.append(f"Models: {', '.join(f'`{model}`' for model in data['models'])}.\n")
     return "\n".join(lines)
+
+
+def anchor(data: dict[str, Any]) -> str:
+    """Name the place of one analysis on its paper's page."""
+    return data["script"].removesuffix(".py").replace("/", "-").replace("_", "-")
+
+
+def short(title: str) -> str:
+    """Give the first sentence of a title, or what stands before its colon: a heading has little room."""
+    found = re.match(r"[^:?;(]{12,}\??", title)
+    return (found.group(0) if found else title).strip().rstrip(".")
 
 
 def row(claim: dict[str, Any]) -> str:

@@ -99,7 +99,10 @@ def test_claims_become_the_table_the_gallery_and_the_papers_page(tmp_path: Path)
     assert "| other | **differs** |" in table
     assert "2 claims of the papers: 1 borne out, 1 not, 0 can't be seen here." in table
     gallery = (tmp_path / "docs" / "gallery.md").read_text()
-    assert ":img-top: gallery/gu2025/sink_map/map.png\n\nWhere the sinks are.\n+++\n1 agrees, 1 differs\n" in gallery
+    assert (
+        ":img-top: gallery/gu2025/sink_map/map.png\n\nWhere the sinks are.\n:::{card-footer}\n1 agrees, 1 differs\n"
+        in gallery
+    )
     page = (tmp_path / "docs" / "gallery" / "gu2025.md").read_text()
     assert f"\n{row}\n" in page
     assert "![n = 3 (a)](gu2025/sink_map/map.png)" in page
