@@ -57,7 +57,7 @@ def main() -> None:
         )
 
         rho = f"rho = {ds.attrs['rho']:g}, chosen on {tried.sizes['calibrated']} other prompts"
-        notes = ds.attrs["edit_notes"].split(" dims=")[-1]
+        notes = "the edit acted" + ds.attrs["edit_notes"].rpartition(" acted")[2]
         for name, label in NAMES.items():
             edited, plain = (ds[f"{name}_test"].sel(setting=which, drop=True) for which in ("var", "none"))
             words, found = examples.told(edited, plain, digits=4)

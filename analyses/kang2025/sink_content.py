@@ -77,13 +77,11 @@ def main() -> None:
         for column, which in enumerate(range(3)):
             picture = np.asarray(shapes.scenes[which].image(shapes.scale))
             for row, array in enumerate((weight, phi.where(image))):
-                line = (
-                    array.isel(prompt=which)
-                    .sel(layer=late)
-                    .assign_coords({n: ds[n].isel(prompt=which) for n in examples.BOX})
-                )
+                places = {name: ds[name].isel(prompt=which) for name in examples.BOX}
+                line = array.isel(prompt=which).sel(layer=late).assign_coords(places).where(image.isel(prompt=which))
                 line = line.assign_attrs(long_name=("attention weight", "phi")[row])
-                sk.plot.patch_overlay(picture, line, title=shapes.questions[which].text, ax=axes[row, column])
+                ends, title = (float(line.min()), float(line.max())), shapes.questions[which].text
+                sk.plot.patch_overlay(picture, line, limits=ends, title=title, ax=axes[row, column])
         says = f"attention from the rows after the picture, and phi, at layer {late}; the first three prompts"
         study.figure(figure, "on_the_picture", source=ds, says=says)
 

@@ -94,6 +94,7 @@ def sinks(model: sk.Model, n: int = 96) -> dict[str, Any]:
         "heads_over_.3_on_first_token": float((first > 0.3).mean()),
         "sink_dims": list(dims) if found else [],
         "phi_first_token": float(phi.isel(key=0).max("layer").mean()),
+        "phi_visual_over_first": float(phi.where(image).max() / phi.isel(key=0).max("layer").mean()),
         "tau": tau,
         "visual_tokens_passing_tau": float(passing.sum() / (image.sum() * len(layers))),
         "passing_on_background": _share(passing & ground, passing),
@@ -139,14 +140,15 @@ def measure(folder: Path, count: int = 400, described: int = 48) -> tuple[dict[s
 def _sink_claims(found: dict[str, Any]) -> list[dict[str, Any]]:
     over, passing = found["heads_over_.3_on_first_token"], found["visual_tokens_passing_tau"]
     top, base = found["most_attended_on_background"], found["visual_tokens_on_background"]
-    on = found["passing_on_background"]
+    on, spike = found["passing_on_background"], found["phi_visual_over_first"]
     return [
         claim("Share of heads that give the first token over .3, from rows after the picture", "most (text sink)", over,
               over > 0.5),
         claim("Dimensions that spike at the first token, by the rule of Kang et al. relative to the width",
               "one or two, the same for visual sinks", found["sink_dims"], bool(found["sink_dims"])),
-        claim(f"Share of (visual token, layer) pairs with phi of at least {found['tau']:.2f}: visual sinks",
-              "a few per picture", passing, 0 < passing < 0.2),
+        claim(f"Visual sinks: share of (visual token, layer) pairs with phi of at least {found['tau']:.2f}; the highest "
+              "phi of a visual token over that of the first token", "a few a picture, as high as the first token",
+              [passing, spike], 0 < passing < 0.2 and spike > 0.8),
         claim("Share of those on background, all visual tokens beside it", "over .9, more than of all", [on, base],
               on > max(0.9, base) if passing else None),
         claim("The most attended visual token lies on background (share of pictures), all visual tokens beside it",
