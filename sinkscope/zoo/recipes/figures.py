@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sinkscope import zoo
+from sinkscope.zoo.recipes.vision_language_figures import learning
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, readable without colour vision."""
@@ -67,16 +68,8 @@ def emergence(names: list[str]) -> Figure:
         "value_ratio_min": "lowest value-norm ratio of key 0",
         "massive": "largest / median magnitude",
     }
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.2))
-    for name, colour in zip(names, COLOURS, strict=False):
-        rows = zoo.curve(name)
-        for axis, (key, label) in zip(axes, keys.items(), strict=True):
-            axis.plot(_series(rows, "tokens") / 1e6, _series(rows, key), color=colour, label=f"zoo:{name}")
-            axis.set(xlabel="tokens, millions", title=label)
-            axis.title.set_fontsize(9)
-    axes[-1].set_yscale("log")
-    axes[0].legend(fontsize=7, frameon=False)
-    figure.tight_layout()
+    figure = _along_training({name: zoo.curve(name) for name in names}, keys)
+    figure.axes[-1].set_yscale("log")
     return figure
 
 
@@ -94,9 +87,12 @@ def compared(names: list[str]) -> Figure:
         "loss": "held-out loss (nat)",
     }
     last = min(zoo.curve(name)[-1]["tokens"] for name in names)
-    figure, axes = plt.subplots(1, len(keys), figsize=(3.2 * len(keys), 3.3))
-    for name, colour in zip(names, COLOURS, strict=False):
-        rows = [row for row in zoo.curve(name) if row["tokens"] <= last]
+    return _along_training({name: [row for row in zoo.curve(name) if row["tokens"] <= last] for name in names}, keys)
+
+
+def _along_training(curves: dict[str, list[dict[str, Any]]], keys: dict[str, str]) -> Figure:
+    figure, axes = plt.subplots(1, len(keys), figsize=(3.3 * len(keys), 3.3))
+    for (name, rows), colour in zip(curves.items(), COLOURS, strict=False):
         for axis, (key, label) in zip(axes, keys.items(), strict=True):
             axis.plot(_series(rows, "tokens") / 1e6, _series(rows, key), color=colour, label=name, lw=1.4)
             axis.set_xlabel("tokens, millions")
@@ -115,6 +111,7 @@ def draw(folder: Path) -> list[Path]:
         "backcopy-residual-peak.png": (residual_peak, [n for n in backcopy if "3l" in n]),
         "language-model-emergence.png": (emergence, [n for n in names if n.startswith("lm")]),
         "language-model-variants.png": (compared, zoo.curves("lm-") if len(zoo.curves("lm-")) > 1 else []),
+        "vision-language-training.png": (learning, [n for n in names if n.startswith("vlm")]),
     }
     folder.mkdir(parents=True, exist_ok=True)
     out = []

@@ -28,7 +28,9 @@ from sinkscope.zoo.recipes import facts, vision_language_card
 from sinkscope.zoo.recipes.backcopy_task import SYMBOLS, zipf_chain
 from sinkscope.zoo.recipes.language_model import Config, build_model, build_optimizer, load_checkpoint, tokens_seen
 
-FIGURES = ("backcopy-dynamics", "backcopy-residual-peak", "language-model-emergence")
+FIGURES = (
+    "backcopy-dynamics", "backcopy-residual-peak", "language-model-emergence", "vision-language-training",
+)  # fmt: skip
 """Names of the figures that :mod:`sinkscope.zoo.recipes.figures` draws beside the pages."""
 
 BACKCOPY_TEXT = "none: sequences from a Zipf-like bigram chain made from a seed (the paper uses tiny-Shakespeare)"

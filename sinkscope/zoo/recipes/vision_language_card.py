@@ -146,7 +146,7 @@ def _sink_claims(found: dict[str, Any]) -> list[dict[str, Any]]:
               over > 0.5),
         claim("Dimensions that spike at the first token, by the rule of Kang et al. relative to the width",
               "one or two, the same for visual sinks", found["sink_dims"], bool(found["sink_dims"])),
-        claim(f"Visual sinks: share of (visual token, layer) pairs with phi of at least {found['tau']:.2f}; the highest "
+        claim(f"Visual sinks: share of (token, layer) pairs with phi of at least {found['tau']:.2f}; the highest "
               "phi of a visual token over that of the first token", "a few a picture, as high as the first token",
               [passing, spike], 0 < passing < 0.2 and spike > 0.8),
         claim("Share of those on background, all visual tokens beside it", "over .9, more than of all", [on, base],
