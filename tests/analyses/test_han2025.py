@@ -1,0 +1,76 @@
+"""ZeroTuning, and its baselines ACT and PASTA: scripts that calibrate on tasks made here."""
+
+import functools
+import json
+
+import pytest
+import xarray as xr
+from PIL import Image
+
+from analyses.scripts import run
+
+SCRIPTS = {
+    "han2025/scaled_token": 1, "han2025/layer_groups": 1, "han2025/head_profile": 2, "han2025/method_table": 8,
+    "han2025/unsupervised": 1, "yu2024/other_sinks": 2, "yu2024/single_head": 1, "zhang2023/steering": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("han2025")
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    """What a script left; each runs once, when it is first asked for."""
+
+    @functools.cache
+    def result(name):
+        with pytest.MonkeyPatch.context() as patch:
+            return run(f"{name}.py", folder, patch)
+
+    return result
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_claims_and_a_figure_with_something_on_it(results, name):
+    said, figures = results(name)
+    assert said["paper"] == name.split("/")[0]
+    assert len(said["claims"]) == SCRIPTS[name]
+    assert all("nan" not in claim["found"] for claim in said["claims"])
+    assert len(figures) == 1
+    with Image.open(figures[0]) as picture:
+        assert min(picture.size) > 300
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 20
+    assert said["figures"][0]["says"].startswith("model zoo:lm-python; n = ")
+
+
+def verdicts(results, name):
+    return [claim["agrees"] for claim in results(name)[0]["claims"]]
+
+
+def test_the_first_token_moves_copying_more_than_another(results):
+    assert verdicts(results, "han2025/scaled_token") == [True]
+    assert "n = 8 questions of copy" in results("han2025/scaled_token")[0]["claims"][0]["found"]
+
+
+def test_what_the_methods_answered_is_kept_and_told(results, folder):
+    claims = {(c["figure"], c["claim"]): c for c in results("han2025/method_table")[0]["claims"]}
+    (path,) = (folder / "han2025" / "method_table").glob("methods_copy--*.nc")
+    with xr.open_dataset(path) as ds:
+        before, after = (100 * float(ds["exact"].sel(edit=edit).mean()) for edit in ("none", "zerotuning"))
+        chosen = json.loads(ds.attrs["methods"])["zerotuning"][0]["gamma"]
+    found = claims["Table 2", "ZeroTuning raises exact match"]["found"]
+    assert found.startswith(f"{before:.1f} to {after:.1f} %:")
+    assert found.endswith(f"n = 8 questions; copy gamma {chosen:g}")
+    assert after > before
+    assert claims["Table 1", "It raises exact match by more than random heads and random token"]["paper"] == (
+        "no control reported"
+    )
+
+
+def test_later_sinks_are_punctuation_and_steering_to_the_list_helps_copying(results):
+    middle, tokens = verdicts(results, "yu2024/other_sinks")
+    assert tokens is True
+    assert middle is True
+    assert verdicts(results, "zhang2023/steering")[:2] == [True, True]
