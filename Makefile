@@ -20,7 +20,7 @@ demo: .venv/.user ## measure a real encoder and a planted model, write readings,
 	$(BIN)/sinkscope demo
 
 test: check ## checks, then the test suite
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 check: .venv/.dev ## style, types, import law
 	$(BIN)/ruff check .
@@ -38,6 +38,7 @@ figures: .venv/.user ## every figure and claim of analyses/, computed anew, and 
 
 bench: .venv/.dev ## time and memory beside the plain forward pass and the peers
 	$(BIN)/python benchmarks/overhead.py --output docs/benchmarks.md
+	$(BIN)/python benchmarks/sweep.py --append docs/benchmarks.md
 
 clean: ## remove what these targets made, the environment included
 	rm -rf .venv out docs/_build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
