@@ -173,7 +173,10 @@ def table(papers: dict[str, list[dict[str, Any]]], place: Place) -> str:
     rest = [path for path in sorted(place.scripts.glob("*/[a-z]*.py")) if f"{path.parent.name}/{path.name}" not in seen]
     runnable = [path for path in rest if "__main__" in path.read_text(encoding="utf-8")]
     if runnable:
-        lines += ["## Further scripts\n", "Their findings are printed, not collected here.\n"]
+        lines += [
+            "## Further scripts\n",
+            "They print what they find; `make figures` collects it here where they state claims.\n",
+        ]
         lines += ["| script | question |", "|---|---|"]
         lines += [f"| [{p.parent.name}/{p.stem}]({p.parent.name}/{p.name}) | {cell(first_line(p))} |" for p in runnable]
         lines.append("")
