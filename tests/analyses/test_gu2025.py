@@ -1,7 +1,14 @@
+import hashlib
+import json
+import shutil
+
 import pytest
 from PIL import Image
 
 from analyses.scripts import run
+from sinkscope import zoo
+from sinkscope.zoo import variants
+from sinkscope.zoo.recipes.language_model import Config, build_model
 
 SCRIPTS = {
     "sink_rate_by_input": 4, "position_and_length": 3, "norms_by_layer": 4, "angle_or_norm": 2, "position_or_token": 2,
@@ -63,3 +70,34 @@ def test_the_sink_emerges_while_the_loss_falls(results):
     claim = results["training"][0]["claims"][0]
     assert claim["agrees"] is True
     assert "zoo:lm-python: there for good from step" in claim["found"]
+
+
+@pytest.fixture
+def zoo_with_a_sigmoid_model(tmp_path, monkeypatch):
+    """A zoo of two: the shipped language model, and one with sigmoid attention and fresh weights."""
+    weights = tmp_path / "weights"
+    shutil.copytree(zoo.path("lm-python"), weights / "lm-python")
+    shutil.copytree(zoo.path("lm-python"), weights / "lm-sigmoid")
+    variants.save(build_model(Config(layers=2, width=32, mlp=32, normaliser="sigmoid")), weights / "lm-sigmoid")
+    rows = json.loads((weights / "lm-sigmoid" / "curve.json").read_text())
+    (weights / "lm-sigmoid" / "curve.json").write_text(json.dumps([row for row in rows if row["step"] <= 1000]))
+    manifest = {
+        folder.name: {
+            "description": "", "licence": "",
+            "files": {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.iterdir()},
+        }
+        for folder in weights.iterdir()
+    }  # fmt: skip
+    (weights / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr(zoo, "WEIGHTS", weights)
+    return rows
+
+
+def test_a_variant_of_the_zoo_is_judged_at_its_own_step(zoo_with_a_sigmoid_model, tmp_path, monkeypatch):
+    said, _ = run("gu2025/variants.py", tmp_path, monkeypatch)
+    claim = said["claims"][0]
+    base = next(row["sink_rate"] for row in zoo_with_a_sigmoid_model if row["step"] == 1000)
+    assert claim["agrees"] is True
+    assert claim["found"].startswith("zoo:lm-sigmoid, 1000 steps: 0.0% [0.0%, 0.0%], attention 0.0")
+    assert f"zoo:lm-python at that step {base:.1%}" in claim["found"]
+    assert said["claims"][1]["found"].startswith("no such model in the zoo; ")
