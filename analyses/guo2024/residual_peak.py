@@ -68,9 +68,9 @@ with Study(__doc__, paper="guo2024", model="zoo:lm-python") as study:
         line.set_marker("")
     axes[0].set_ylabel("l2 norm after the first block")
     for ax, (name, values) in zip(axes[1:], ((study.model.id, own), (chain.id, small)), strict=True):
-        sk.plot.grouped_bars(values, ylabel="l2 norm at the last block's input", title=f"{name}, without", ax=ax)
+        sk.plot.grouped_bars(values, ylabel="l2 norm at the last block's input", title=name, ax=ax)
         ax.tick_params(axis="x", rotation=90)
-        ax.set_ylim(top=1.3 * float(values.max()))
+        ax.set(ylim=(0, 1.3 * float(values.max())), xlabel="sublayer taken out")
     source = own.assign_attrs(model_id=f"{study.model.id} and zoo:bb-3l arms", n_prompts=8)
     study.figure(
         figure, "residual_peak", source=source, says="first token (sink) and mean of the others; one run per arm"
