@@ -17,6 +17,8 @@ from sinkscope.analysis import Study
 from sinkscope.runner import find_tower
 
 GAMMA = 1.5
+FEW = 5
+"""Fewer heads that change for sure than this do not show of which classes there are."""
 PANELS = ("sst2", "boolq", "mmlu", "mathqa")
 
 
@@ -56,13 +58,14 @@ def main() -> None:
         )
         study.figure(figure, "head_profile", source=ds, says=says)
 
+        judged = [pair for pair in splits if sum(pair) >= FEW]
         total = ds.sizes["layer"] * ds.sizes["head"]
         study.claim(
             "Fig. 5", "Heads split into up-effective and down-effective ones",
             paper="both classes on SST-2, BoolQ, MMLU and MathQA",
             found=f"of {total} heads at q < 0.05: {'; '.join(words)}; tied in accuracy: {', '.join(map(str, ties))}; "
-            f"n = {ds.sizes['prompt']} questions each",
-            agrees=all(up and down for up, down in splits) if any(map(sum, splits)) else None,
+            f"n = {ds.sizes['prompt']} questions each; judged where {FEW} heads or more change",
+            agrees=all(up and down for up, down in judged) if judged else None,
         )  # fmt: skip
         shares = [up / (up + down) for up, down in splits if up + down]
         study.claim(

@@ -47,16 +47,19 @@ def main() -> None:
         for panel, name in zip(axes[0], names, strict=True):
             n = 8 if study.quick else 80
             ds = study.reading(f"layer_groups_{name}", lambda name=name, n=n: measure(study.model, name, n))
-            share = tasks.rate(ds["correct"])
-            curve = share["value"].rename("accuracy").assign_attrs(long_name="accuracy by label logits")
-            sk.plot.sweep_curve(curve, interval=(share["low"], share["high"]), title=name, ax=panel)
+            share = tasks.rate(ds["exact"])
+            curve = share["value"].rename("accuracy").assign_attrs(long_name="exact match")
+            band = tuple(share[edge].where(share["layers"] == "all") for edge in ("low", "high"))
+            sk.plot.sweep_curve(curve, interval=band, title=name, ax=panel)
+            if panel is not axes[0][-1]:
+                panel.get_legend().remove()
             panel.set_xscale("log")
             panel.set_xticks(GAMMAS, [f"{gamma:g}" for gamma in GAMMAS])
             panel.minorticks_off()
             change = abs(ds["log_probability"] - ds["log_probability"].sel(gamma=1.0)).drop_sel(gamma=1.0)
             sizes.append(change.mean("gamma").assign_coords(prompt=np.arange(ds.sizes["prompt"]) + 1000 * len(sizes)))
         said = ", ".join(f"{name} {layers[0]} to {layers[-1]}" for name, layers in groups_of(study.model).items())
-        says = f"accuracy when the first token is scaled in some layers ({said}); bands: 95 % Wilson intervals"
+        says = f"exact match, first token scaled in some layers ({said}); band: 95 % Wilson interval, all layers"
         study.figure(figure, "layer_groups", source=ds, says=says)
 
         size = xr.concat(sizes, "prompt")

@@ -61,6 +61,7 @@ def draw(parts: list[xr.Dataset], names: tuple[str, ...], score: str, title: str
     edges = (bars["low"], bars["high"])
     sk.plot.grouped_bars(bars["value"], interval=edges, ylabel=SCORES[score], title=title, ax=ax)
     ax.set_ylim(0, 1.4)
+    ax.set_yticks(np.arange(0, 1.01, 0.2))
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ Paper: Han et al. 2025, figure 2. Accuracy against the factor gamma on the atten
 scaling the first token has the largest and most stable effect.
 Cost: 30 passes per question, two minutes on the zoo model.
 Different here: tasks made of held-out source code for models of the zoo (SST-2, BoolQ and LogiQA for others); the other
-tokens stand at fixed places near the start. Accuracy is by label logits, its band the 95 % Wilson interval; the size of
+tokens stand at fixed places near the start. Accuracy is exact match of the greedy token, as in the paper; the size of
 the effect is the mean absolute change of the log probability of the right option, paired over questions.
 """
 
@@ -39,15 +39,18 @@ def main() -> None:
         for panel, name in zip(axes[0], names, strict=True):
             n = 8 if study.quick else 80
             ds = study.reading(f"scaled_token_{name}", lambda name=name, n=n: measure(study.model, name, n))
-            share = tasks.rate(ds["correct"])
-            curve = share["value"].rename("accuracy").assign_attrs(long_name="accuracy by label logits")
-            sk.plot.sweep_curve(curve, interval=(share["low"], share["high"]), title=name, ax=panel)
+            share = tasks.rate(ds["exact"])
+            curve = share["value"].rename("accuracy").assign_attrs(long_name="exact match")
+            band = tuple(share[edge].where(share["token"] == "first") for edge in ("low", "high"))
+            sk.plot.sweep_curve(curve, interval=band, title=name, ax=panel)
+            if panel is not axes[0][-1]:
+                panel.get_legend().remove()
             panel.set_xscale("log")
             panel.set_xticks(GAMMAS, [f"{gamma:g}" for gamma in GAMMAS])
             panel.minorticks_off()
             change = abs(ds["log_probability"] - ds["log_probability"].sel(gamma=1.0)).drop_sel(gamma=1.0)
             sizes.append(change.mean("gamma").assign_coords(prompt=np.arange(ds.sizes["prompt"]) + 1000 * len(sizes)))
-        says = "accuracy when the attention to one token is scaled by gamma in all heads; bands: 95 % Wilson intervals"
+        says = "exact match when one token is scaled by gamma in all heads; band: 95 % Wilson interval, first token"
         study.figure(figure, "scaled_token", source=ds, says=says)
 
         size = xr.concat(sizes, "prompt")

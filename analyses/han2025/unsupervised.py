@@ -48,7 +48,10 @@ def main() -> None:
             sk.plot.sweep_curve(entropy, title=name, ax=top)
             kinds = xr.Variable("measure", ["accuracy", "exact match", "most frequent answer"])
             shares = xr.concat([free[f"calibration_{k}"] for k in ("accuracy", "exact", "collapse")], kinds)
-            sk.plot.sweep_curve(shares.rename("share of the questions").assign_attrs(units="1"), ax=bottom)
+            sk.plot.sweep_curve(shares.assign_attrs(units="1", long_name="share of the questions"), ax=bottom)
+            bottom.set_ylim(0, 1.05)
+            if name != names[-1]:
+                bottom.get_legend().remove()
             for panel in (top, bottom):
                 panel.set_xscale("log")
                 panel.axvline(free.attrs["gamma"], color="black")
