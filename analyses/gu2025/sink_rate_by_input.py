@@ -44,7 +44,8 @@ def said(row: xr.Dataset, kind: str) -> str:
 
 
 with Study(__doc__, paper="gu2025") as study:
-    found = {study.load(s).id: rates(study, s) for s in dict.fromkeys([*study.given.model, "minilm"])}
+    sources = {study.load(s).id: s for s in dict.fromkeys([*study.given.model, "minilm"])}
+    found = {name: rates(study, source) for name, source in sources.items()}
     table = xr.concat(found.values(), dim=xr.Variable("model", list(found)), combine_attrs="override")
     table = table.transpose("input", "model")
     shown = table["difference"].assign_attrs(long_name="sink rate", units="share of heads", n_prompts=table.attrs["n"])
@@ -57,7 +58,7 @@ with Study(__doc__, paper="gu2025") as study:
     for name, row in found.items():
         size = f"{name}, n = {row.attrs['n']} prompts each"
         rate = {kind: float(row["difference"].sel(input=kind)) for kind in KINDS}
-        rotary = "rope" in str(study.load(next(s for s in study._models if study.load(s).id == name)).config).lower()
+        rotary = "rope" in str(study.load(sources[name]).config).lower()
         seen = rate["prose"] > 0.02
         study.claim(
             "Table 1", "Random tokens have sinks too",
