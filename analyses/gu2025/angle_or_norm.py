@@ -3,8 +3,8 @@
 Paper: Gu et al. 2025, figure 2 (bottom). A logit is |q| |k| cos(q, k) / sqrt(d). Claim: the first key is small, yet its
 cosine with almost all queries is large: the angle makes the sink, not the size.
 Cost: one pass that keeps queries and keys, seconds.
-Different here: all heads, those with a sink against those without (the control); the maps are of the head with the
-strongest sink. Intervals are over prompts. Queries and keys are those that attention sees, after rotary positions.
+Different here: all heads, those with a sink against the rest (the control); the maps are of the strongest sink head.
+Intervals are over prompts. Queries and keys are those that attention sees, after rotary positions.
 """
 
 import matplotlib.pyplot as plt
@@ -24,7 +24,7 @@ def geometry(model: sk.Model, prompts: sk.Prompts) -> xr.Dataset:
     """Cosine and product of norms of every query and key: dims (prompt layer head query key), with the key mass."""
     base, tower = sk.run(model, prompts, [sk.KeyMass()]), find_tower(model, None)
     shape = (*base["key_mass"].shape[:3], *2 * base["key_mass"].shape[3:])
-    cosine, size = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
+    cosine, size = (np.full(shape, np.nan, np.float32) for _ in range(2))
     for index in range(len(prompts)):
 
         def watch(layer: int, call: Call, index: int = index) -> CallEdits:
@@ -32,9 +32,8 @@ def geometry(model: sk.Model, prompts: sk.Prompts) -> xr.Dataset:
             norms = call.query[0].float().norm(dim=-1)[..., None] * keys.norm(dim=-1)[:, None]
             dots = call.query[0].float() @ keys.transpose(1, 2)
             hidden = ~torch.ones(dots.shape[1:], dtype=torch.bool).tril() if tower.causal else dots[0] > torch.inf
-            length = dots.shape[-1]
-            cosine[index, layer, :, :length, :length] = (dots / norms).masked_fill(hidden, torch.nan)
-            size[index, layer, :, :length, :length] = norms.masked_fill(hidden, torch.nan)
+            for store, found in ((cosine, dots / norms), (size, norms)):
+                store[index, layer, :, : len(hidden), : len(hidden)] = found.masked_fill(hidden, torch.nan)
             return CallEdits()
 
         with torch.no_grad(), model.evaluating():

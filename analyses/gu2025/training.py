@@ -3,11 +3,9 @@
 Paper: Gu et al. 2025, figure 4 (middle). Claim: the sink appears after the model has begun to learn, between 1k and 2k
 of 20k steps, while the loss keeps falling.
 Cost: none, the curves were measured while the zoo's language models trained (``sinkscope.zoo.callback``).
-Different here: language models of 1.5 million parameters on Python source, every ``zoo:lm-*`` that is shipped.
-``--model`` names other zoo models with a curve. One run per model, so no interval over runs.
+Different here: language models of 1.5 million parameters on Python source, every one whose curve is in the zoo (the
+variants are drawn, and judged in ``variants.py``). One run per model, so no interval over runs.
 """
-
-import json
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -29,7 +27,7 @@ def curves(names: list[str]) -> xr.Dataset:
     """Curves of zoo models: variables over (model, step)."""
     parts = []
     for name in names:
-        rows = json.loads((zoo.path(name) / "curve.json").read_text(encoding="utf-8"))
+        rows = zoo.curve(name)
         data = {key: ("step", np.array([row[key] for row in rows], dtype=float)) for key in PANELS}
         parts.append(xr.Dataset(data, coords={"step": [row["step"] for row in rows]}))
     return xr.concat(parts, dim=xr.Variable("model", names), join="outer")
@@ -44,8 +42,7 @@ def emergence(curve: xr.Dataset) -> int | None:
 
 with Study(__doc__, paper="gu2025") as study:
     asked = [name.removeprefix("zoo:") for name in study.given.model if name.startswith("zoo:")]
-    others = [entry.name for entry in zoo.entries() if entry.name.startswith("lm-")]
-    names = list(dict.fromkeys([*asked, *others]))
+    names = list(dict.fromkeys([*asked, *zoo.curves("lm-")]))
     ds = curves(names)
     figure, axes = plt.subplots(2, 2, figsize=(9.2, 6.4))
     for ax, (key, label) in zip(axes.ravel(), PANELS.items(), strict=True):
@@ -65,7 +62,7 @@ with Study(__doc__, paper="gu2025") as study:
         "token above 0.3, T = 64",
     )  # fmt: skip
 
-    for name in names:
+    for name in [name for name in names if name in {entry.name for entry in zoo.entries()}]:
         curve = ds.sel(model=name).dropna("step")
         step, steps = emergence(curve), int(curve["step"][-1])
         start, end = float(curve["loss"][0]), float(curve["loss"][-1])

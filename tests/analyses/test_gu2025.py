@@ -1,18 +1,14 @@
-import hashlib
 import json
-import shutil
 
 import pytest
 from PIL import Image
 
 from analyses.scripts import run
 from sinkscope import zoo
-from sinkscope.zoo import variants
-from sinkscope.zoo.recipes.language_model import Config, build_model
 
 SCRIPTS = {
     "sink_rate_by_input": 4, "position_and_length": 3, "norms_by_layer": 4, "angle_or_norm": 2, "position_or_token": 2,
-    "training": 1, "variants": 4, "window": 4,
+    "training": 1, "variants": 6, "window": 4,
 }  # fmt: skip
 
 
@@ -72,32 +68,20 @@ def test_the_sink_emerges_while_the_loss_falls(results):
     assert "zoo:lm-python: there for good from step" in claim["found"]
 
 
-@pytest.fixture
-def zoo_with_a_sigmoid_model(tmp_path, monkeypatch):
-    """A zoo of two: the shipped language model, and one with sigmoid attention and fresh weights."""
-    weights = tmp_path / "weights"
-    shutil.copytree(zoo.path("lm-python"), weights / "lm-python")
-    shutil.copytree(zoo.path("lm-python"), weights / "lm-sigmoid")
-    variants.save(build_model(Config(layers=2, width=32, mlp=32, normaliser="sigmoid")), weights / "lm-sigmoid")
-    rows = json.loads((weights / "lm-sigmoid" / "curve.json").read_text())
-    (weights / "lm-sigmoid" / "curve.json").write_text(json.dumps([row for row in rows if row["step"] <= 1000]))
-    manifest = {
-        folder.name: {
-            "description": "", "licence": "",
-            "files": {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.iterdir()},
-        }
-        for folder in weights.iterdir()
-    }  # fmt: skip
-    (weights / "manifest.json").write_text(json.dumps(manifest))
-    monkeypatch.setattr(zoo, "WEIGHTS", weights)
-    return rows
-
-
-def test_a_variant_of_the_zoo_is_judged_at_its_own_step(zoo_with_a_sigmoid_model, tmp_path, monkeypatch):
+def test_a_variant_of_the_zoo_is_judged_at_its_own_step(tmp_path, monkeypatch):
+    rows = [row for row in zoo.curve("lm-python") if row["step"] <= 1000]
+    base = rows[-1]["sink_rate"]
+    assert base > 0
+    for name, rate in (("sigmoid", 0.0), ("no-bos", base), ("gate", base)):
+        made = [row | {"sink_rate": rate} for row in rows]
+        (tmp_path / f"lm-python-{name}.json").write_text(json.dumps({"rows": made}), encoding="utf-8")
+    monkeypatch.setattr(zoo, "CURVES", tmp_path)
     said, _ = run("gu2025/variants.py", tmp_path, monkeypatch)
-    claim = said["claims"][0]
-    base = next(row["sink_rate"] for row in zoo_with_a_sigmoid_model if row["step"] == 1000)
-    assert claim["agrees"] is True
-    assert claim["found"].startswith("zoo:lm-sigmoid, 1000 steps: 0.0% [0.0%, 0.0%], attention 0.0")
-    assert f"zoo:lm-python at that step {base:.1%}" in claim["found"]
-    assert said["claims"][1]["found"].startswith("no such model in the zoo; ")
+    verdicts = {claim["claim"]: claim for claim in said["claims"]}
+    sigmoid = verdicts["Trained with sigmoid, the first token is no sink"]
+    assert sigmoid["agrees"] is True
+    assert sigmoid["found"].startswith(f"after 1000 steps sink rate 0 (softmax {base:.3g}), mean attention")
+    assert "swapped in after training" in sigmoid["found"]
+    assert verdicts["Trained with gated heads, the first token is no sink"]["agrees"] is False
+    assert [claim["agrees"] for claim in said["claims"] if "without a token of its own" in claim["claim"]] == [True]
+    assert [claim["found"] for claim in said["claims"] if "learned key" in claim["claim"]] == ["no such run in the zoo"]
