@@ -34,7 +34,7 @@ def main() -> None:
     with Study(__doc__, paper="han2025") as study:
         names = tasks.suited(study.model, *PANELS)
         names = ("copy",) if study.quick else names[-3:]
-        figure, axes = plt.subplots(1, len(names), figsize=(4.4 * len(names), 4), squeeze=False)
+        figure, axes = plt.subplots(1, len(names), figsize=(4.4 * len(names), 4), squeeze=False, sharey=True)
         sizes = []
         for panel, name in zip(axes[0], names, strict=True):
             n = 8 if study.quick else 80
