@@ -42,18 +42,30 @@ def main() -> None:
         shapes = examples.shapes(study.model, 6 if study.quick else 32)
         ds = study.reading("curves", lambda: measure(study.model, shapes))
         titles = {
-            "sparsity": ("Gradient sparsity", "Hoyer sparsity of dLoss/dA, rows after the picture, visual keys"),
-            "variance": ("Spread of visual keys", "mean over dimensions of the variance over visual tokens"),
-            "background": ("Visual attention on background", "share of the attention on visual tokens"),
+            "sparsity": (
+                "Gradient sparsity",
+                "Hoyer sparsity",
+                "Hoyer sparsity of dLoss/dA, rows after the picture, visual keys",
+            ),
+            "variance": (
+                "Spread of visual keys",
+                "variance of visual keys",
+                "mean over dimensions of the variance over visual tokens",
+            ),
+            "background": (
+                "Visual attention on background",
+                "share on background",
+                "of the attention on visual tokens",
+            ),
         }
-        for name, (title, says) in titles.items():
+        for name, (title, label, says) in titles.items():
             spread = metrics.compare(ds[name], to=0 * ds[name])
             curve = sk.plot.described(ds[name].mean("prompt"), ds)
             band = (spread["low"], spread["high"])
-            axes = sk.plot.layer_profile(curve, band=band, ylabel=says.split(",")[0], title=title)
+            axes = sk.plot.layer_profile(curve, band=band, ylabel=label, title=title)
             if name == "background":
                 base = float(ds["tokens"].mean())
-                axes.axhline(base, color="black", linestyle=":", label="share of visual tokens")
+                axes.axhline(base, color="black", linestyle=":", label="background among visual tokens")
                 axes.legend()
                 axes.set_ylim(0, 1)
             study.figure(axes, f"{name}_by_layer", source=ds, says=f"{says}; 95 % bootstrap intervals")

@@ -1,10 +1,10 @@
 """Does masking visual sinks hurt less than masking as many random or relevant visual tokens?
 
 Paper: Kang et al. 2025 (arXiv 2503.03321), figure 3b (4a of the submission). Claim: the score stays when visual sinks
-may not be read, and falls with as many random visual tokens. Cost: forty passes over 96 prompts, a minute or two on the
+may not be read, and falls with as many random visual tokens. Cost: 26 passes over 96 prompts, a minute or two on the
 zoo model. Different here: instead of a threshold, the axis is the number of masked tokens, those with the highest phi
 first (block input at half the depth), so the comparison also exists where no token passes tau; random tokens are drawn
-once for all layers, five draws (a reader noted that redrawing by layer favours the sinks); relevant tokens are those
+once for all layers, three draws (a reader noted that redrawing by layer favours the sinks); relevant tokens are those
 that show the shape the question is about. Rows after the picture may not read the masked keys, before the softmax.
 
     python analyses/kang2025/mask_visual_sinks.py --model zoo:vlm-shapes
@@ -12,7 +12,6 @@ that show the shape the question is about. Rows after the picture may not read t
 
 from __future__ import annotations
 
-import numpy as np
 import xarray as xr
 
 import sinkscope as sk
@@ -57,7 +56,7 @@ def damage(model: sk.Model, shapes: examples.Shapes, counts: list[int], draws: i
 def main() -> None:
     """Measure, draw, and state what was found."""
     with Study(__doc__, paper="kang2025", model="zoo:vlm-shapes") as study:
-        model, counts, draws = study.model, [3] if study.quick else [1, 3, 6, 12, 24], 2 if study.quick else 5
+        model, counts, draws = study.model, [6] if study.quick else [1, 3, 6, 12, 24], 2 if study.quick else 3
         shapes = examples.shapes(model, 12 if study.quick else 96, ("colour", "shape", "place"))
         ds = study.reading("damage", lambda: damage(model, shapes, counts, draws))
         says = "visual tokens that rows after the picture may not read; random: mean of the draws; 95 % intervals"
@@ -69,7 +68,7 @@ def main() -> None:
             axes = sk.plot.masking_curve(drawn, interval=limits, title="Masking visual tokens")
             study.figure(axes, f"masking_{name}", source=ds, says=says)
 
-        count = 3
+        count = 6
         at = ds["log_probability"].sel(masked=count)
         loss = {name: ds["log_probability"].sel(masked=0, arm=name) - at.sel(arm=name) for name in ARMS}
         passing = f"{float(ds['passing'].mean()):.1f} visual tokens a prompt pass tau"
@@ -87,7 +86,7 @@ def main() -> None:
         study.claim(
             "Fig. 3b", "Masking visual sinks costs nothing", paper="flat line",
             found=f"{count} tokens: accuracy {base:.3f} to {after:.3f}, log probability lost {words} ({passing})",
-            agrees=float(found["low"]) <= 0 or bool(np.isclose(base, after, atol=0.01)),
+            agrees=None if float(ds["passing"].mean()) < 1 else examples.verdict(found, -1) is not False,
         )  # fmt: skip
 
 
