@@ -120,6 +120,31 @@ def test_the_curve_of_a_variant_is_shipped_without_weights(shelf, tmp_path):
         zoo.curve("gate")
 
 
+def test_the_page_on_emergence_compares_at_the_last_common_step(shelf, tmp_path):
+    from sinkscope.zoo.recipes import emergence
+
+    def row(step, heads, massive):
+        keys = dict.fromkeys(emergence.COLUMNS, 0.1)
+        return {"step": step, "tokens": 1000 * step, **keys, "sink_rate_after_first": heads, "massive": massive}
+
+    ship.ship_curve(
+        "lm-python", run_of(tmp_path / "a", [row(100, 0.4, 90.0), row(200, 0.5, 95.0), row(300, 0.9, 99.0)])
+    )
+    ship.ship_curve("lm-python-sigmoid", run_of(tmp_path / "b", [row(100, 0.3, 5.0), row(200, 0.25, 6.0)]))
+    ship.ship_curve("lm-python-gate", run_of(tmp_path / "c", [row(100, 0.3, 5.0), row(200, 0.1, 60.0)]))
+    at = emergence.common_step(["lm-python", "lm-python-sigmoid", "lm-python-gate"])
+    assert {name: found["step"] for name, found in at.items()} == dict.fromkeys(at, 200)
+    lines = emergence.page().splitlines()
+    (sigmoid,) = [line for line in lines if "sigmoid attention" in line]
+    assert "heads over .3: 25% against 50%" in sigmoid
+    assert sigmoid.endswith("| **no** |")
+    (gate,) = [line for line in lines if "a sigmoid gate" in line]
+    assert gate.endswith("| **no** |"), "fewer sinks, but the massive activation stays"
+    ship.ship_curve("lm-python-gate", run_of(tmp_path / "d", [row(200, 0.1, 40.0)]))
+    assert next(line for line in emergence.page().splitlines() if "a sigmoid gate" in line).endswith("| yes |")
+    assert "`zoo:lm-python` after 0.3 million tokens: 90% of the" in emergence.page()
+
+
 def test_variants_are_drawn_over_the_tokens_that_all_have(shelf, tmp_path):
     from sinkscope.zoo.recipes import figures
 

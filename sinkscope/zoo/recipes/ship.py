@@ -24,12 +24,12 @@ import transformers
 from sinkscope import zoo
 from sinkscope.errors import ModelError
 from sinkscope.zoo import variants
-from sinkscope.zoo.recipes import facts, vision_language_card
+from sinkscope.zoo.recipes import emergence, facts, vision_language_card
 from sinkscope.zoo.recipes.backcopy_task import SYMBOLS, zipf_chain
 from sinkscope.zoo.recipes.language_model import Config, build_model, build_optimizer, load_checkpoint, tokens_seen
 
 FIGURES = (
-    "backcopy-dynamics", "backcopy-residual-peak", "language-model-emergence", "vision-language-training",
+    "backcopy-dynamics", "backcopy-residual-peak", "vision-language-training",
 )  # fmt: skip
 """Names of the figures that :mod:`sinkscope.zoo.recipes.figures` draws beside the pages."""
 
@@ -211,6 +211,8 @@ def index() -> str:
                 lines.append(f"- zoo:{card['name']}: {row['claim']}. Expected: {row['paper']}; measured: {found}.")
     lines += ["", "## Along training", ""]
     lines += [f"![{stem}]({stem}.png)" for stem in FIGURES]
+    if emergence.BASE in zoo.curves():
+        lines += ["", "The language model and its variants: [what makes the sink emerge](emergence.md)."]
     return "\n".join(lines) + "\n"
 
 
@@ -221,8 +223,10 @@ def pages(folder: Path) -> list[Path]:
     for entry in zoo.entries():
         out.append(folder / f"{entry.name}.md")
         out[-1].write_text(page(entry.name), encoding="utf-8")
-    out.append(folder / "README.md")
-    out[-1].write_text(index(), encoding="utf-8")
+    others = {"README.md": index()} | ({"emergence.md": emergence.page()} if emergence.BASE in zoo.curves() else {})
+    for name, text in others.items():
+        out.append(folder / name)
+        out[-1].write_text(text, encoding="utf-8")
     return out
 
 
