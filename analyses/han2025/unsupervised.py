@@ -77,8 +77,8 @@ def main() -> None:
         study.claim(
             "unsupervised", "Entropy finds a gamma that helps, as labels do", paper="nearly the supervised accuracy",
             found=f"change of the log probability of the right option in nat, n = {free.sizes['prompt']} test "
-            f"questions each: without labels {words['entropy']}; with labels {words['loss']}; gamma with and without labels: "
-            f"{'; '.join(chosen)}; the most frequent answer's share rises by at most {max(collapsed):.2f}",
+            f"questions each: without labels {words['entropy']}; with labels {words['loss']}; gamma with and without "
+            f"labels: {'; '.join(chosen)}; the most frequent answer's share rises by at most {max(collapsed):.2f}",
             agrees=False if False in sure else None if None in sure else True,
         )  # fmt: skip
 
