@@ -55,7 +55,7 @@ def main() -> None:
             "background": (
                 "Visual attention on background",
                 "share on background",
-                "of the attention on visual tokens",
+                "share of the attention on the picture that is on background",
             ),
         }
         for name, (title, label, says) in titles.items():
