@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sinkscope import probes as probes
     from sinkscope import report as report
     from sinkscope import schema as schema
+    from sinkscope import tasks as tasks
     from sinkscope import testing as testing
     from sinkscope import zoo as zoo
     from sinkscope.definitions import cite as cite
@@ -86,7 +87,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _SUBMODULES = (
-    "definitions", "edits", "errors", "methods", "metrics", "plot", "probes", "report", "schema", "testing", "zoo",
+    "definitions", "edits", "errors", "methods", "metrics", "plot", "probes", "report", "schema", "tasks",
+    "testing", "zoo",
 )  # fmt: skip
 
 _NAMES: dict[str, tuple[str, ...]] = {

@@ -8,6 +8,7 @@ on which nothing here is trained.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.util
 import sysconfig
@@ -60,6 +61,7 @@ def code() -> list[str]:
     return read_texts(split_files(stdlib_files(root), root)[1])
 
 
+@functools.cache
 def prose(package: str = "scipy", part: str = "stats", at_least: int = 400) -> list[str]:
     """Docstrings of at least ``at_least`` characters in the source of an installed package, one part of it.
 
