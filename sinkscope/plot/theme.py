@@ -77,6 +77,9 @@ def theme(kind: Kind = "paper") -> Iterator[None]:
             yield
         finally:
             _ACTIVE.reset(token)
+            # A notebook's first figure loads its backend in here, which makes figures interactive; that must stay.
+            interactive = mpl.is_interactive()
+    mpl.interactive(interactive)
 
 
 def themed(draw: Callable[P, Axes]) -> Callable[P, Axes]:

@@ -25,5 +25,5 @@ def test_prose_is_docstrings_each_once():
 
 
 def test_prose_of_an_absent_package():
-    with pytest.raises(ModelError, match="no docstrings under not_there/stats. Install the package with its source"):
+    with pytest.raises(ModelError, match=r"no docstrings under not_there/stats\. Install the package with its source"):
         corpora.prose("not_there")

@@ -90,3 +90,18 @@ def test_long_caption_is_wrapped():
     figure = plt.figure(figsize=(3.3, 2))
     plot.caption(figure, "word " * 60)
     assert figure.get_supxlabel().count("\n") >= 3
+
+
+def test_interactive_mode_switched_on_inside_a_theme_stays_on():
+    before = mpl.is_interactive()
+    try:
+        mpl.interactive(False)
+        with plot.theme():
+            mpl.interactive(True)
+        assert mpl.is_interactive()
+        mpl.interactive(False)
+        with plot.theme():
+            pass
+        assert not mpl.is_interactive()
+    finally:
+        mpl.interactive(before)
