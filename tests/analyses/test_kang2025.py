@@ -9,7 +9,7 @@ from analyses.scripts import run
 
 SCRIPTS = {
     "phi_and_attention": (2, 2), "role_shares": (3, 1), "sink_content": (4, 2), "mask_visual_sinks": (3, 2),
-    "image_heads": (2, 2), "redistribution": (2, 1),
+    "image_heads": (2, 2), "redistribution": (2, 1), "word_maps": (2, 1),
 }  # fmt: skip
 """Script -> claims and figures."""
 
@@ -49,3 +49,12 @@ def test_what_is_masked_matters_for_this_model(results):
 def test_rho_is_chosen_on_other_prompts(results):
     for claim in results["redistribution"][0]["claims"]:
         assert "chosen on 12 other prompts" in claim["found"]
+
+
+def test_the_maps_of_words_are_more_alike_than_those_of_pictures(results):
+    alike, lit = results["word_maps"][0]["claims"]
+    low = re.search(r"difference \S+ \[(\S+),", alike["found"])
+    assert low is not None
+    assert float(low[1]) > 0
+    assert "n = 12 prompts" in alike["found"]
+    assert lit["agrees"] is False, "this model looks at what it is asked about"
