@@ -33,7 +33,7 @@ docs: .venv/.docs ## HTML pages in docs/_build/html, notebooks executed, warning
 	@echo 'docs/_build/html/index.html'
 
 figures: .venv/.user ## every figure and claim of analyses/, computed anew, and the pages that show them
-	@grep -l '__main__' analyses/*/*.py | OMP_NUM_THREADS=1 xargs -P $(JOBS) -I{} $(BIN)/python {}
+	@grep -l 'Study(__doc__' analyses/*/*.py | OMP_NUM_THREADS=1 xargs -P $(JOBS) -I{} $(BIN)/python {} --fresh
 	$(BIN)/python analyses/collect.py
 
 bench: .venv/.dev ## time and memory beside the plain forward pass and the peers

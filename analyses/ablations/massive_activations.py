@@ -71,7 +71,7 @@ def study_of(study: Study, model: sk.Model) -> None:
     study.claim("Table 3", claim, paper="5.47 to inf", found=found, agrees=float(row["low"]) > 0)
     claim, found, agrees = (
         "setting it to its mean changes nothing",
-        f"{where}: the same in every text, so nothing",
+        f"{where}, n = {half} texts: the same in every text, so nothing",
         True,
     )
     if entry.varies:
