@@ -8,17 +8,15 @@ Different here: thirds of the layers, the first layer included; tasks made of he
 right option, paired over questions.
 """
 
-import matplotlib.pyplot as plt
+from functools import partial
+
 import numpy as np
+import panels
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope import tasks
 from sinkscope.analysis import Study
 from sinkscope.runner import find_tower
-
-GAMMAS = (0.1, 0.3, 0.6, 1.0, 2.0, 6.0)
-PANELS = ("sst2", "boolq", "logiqa")
 
 
 def groups_of(model: sk.Model) -> dict[str, list[int]]:
@@ -30,39 +28,20 @@ def groups_of(model: sk.Model) -> dict[str, list[int]]:
 
 def measure(model: sk.Model, name: str, n: int) -> xr.Dataset:
     """Scores (gamma layers prompt) of a task's calibration questions."""
-    questions = tasks.Questions.of(tasks.load(name, calibration=n, test=1).calibration, model)
     groups = groups_of(model)
-    grid = sk.grid(sk.ScaleKeys(1.0), gamma=GAMMAS, layers=list(groups.values()))
-    ds = tasks.evaluate(model, questions, grid, batch_size=16)
+    grid = sk.grid(sk.ScaleKeys(1.0), gamma=panels.GAMMAS, layers=list(groups.values()))
+    ds = panels.evaluated(model, name, n, grid)
     return ds.rename(edit_layer="layers").assign_coords(layers=list(groups))
 
 
 def main() -> None:
     """Scale each group on each task, draw the curves, compare the sizes of the effects."""
     with Study(__doc__, paper="han2025") as study:
-        names = tasks.suited(study.model, *PANELS)
-        names = ("copy",) if study.quick else names[-3:]
-        figure, axes = plt.subplots(1, len(names), figsize=(4.4 * len(names), 4), squeeze=False, sharey=True)
-        sizes = []
-        for panel, name in zip(axes[0], names, strict=True):
-            n = 8 if study.quick else 80
-            ds = study.reading(f"layer_groups_{name}", lambda name=name, n=n: measure(study.model, name, n))
-            share = tasks.rate(ds["exact"])
-            curve = share["value"].rename("accuracy").assign_attrs(long_name="exact match")
-            band = tuple(share[edge].where(share["layers"] == "all") for edge in ("low", "high"))
-            sk.plot.sweep_curve(curve, interval=band, title=name, ax=panel)
-            if panel is not axes[0][-1]:
-                panel.get_legend().remove()
-            panel.set_xscale("log")
-            panel.set_xticks(GAMMAS, [f"{gamma:g}" for gamma in GAMMAS])
-            panel.minorticks_off()
-            change = abs(ds["log_probability"] - ds["log_probability"].sel(gamma=1.0)).drop_sel(gamma=1.0)
-            sizes.append(change.mean("gamma").assign_coords(prompt=np.arange(ds.sizes["prompt"]) + 1000 * len(sizes)))
+        figure, ds, size, names = panels.draw(study, "layer_groups", partial(measure, study.model), ("layers", "all"))
         said = ", ".join(f"{name} {layers[0]} to {layers[-1]}" for name, layers in groups_of(study.model).items())
         says = f"exact match, first token scaled in some layers ({said}); band: 95 % Wilson interval, all layers"
         study.figure(figure, "layer_groups", source=ds, says=says)
 
-        size = xr.concat(sizes, "prompt")
         tested = sk.metrics.compare(size.sel(layers=["shallow", "middle"]), to=size.sel(layers="deep", drop=True))
         words, verdicts = [], []
         for group in ("shallow", "middle"):

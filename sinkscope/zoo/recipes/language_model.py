@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 from transformers import LlamaConfig
 
 from sinkscope.data import corpora
+from sinkscope.files import replacing
 from sinkscope.zoo import variants
 from sinkscope.zoo.recipes import corpus
 from sinkscope.zoo.statistics import sink_statistics, summary
@@ -145,9 +146,8 @@ def save_checkpoint(folder: Path, model: torch.nn.Module, optimizer: torch.optim
     tensors = {f"model.{k}": v.detach() for k, v in model.state_dict().items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
-    temporary = folder / "checkpoint.tmp"
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"step": str(step)})
-    temporary.replace(folder / "checkpoint.safetensors")
+    with replacing(folder / "checkpoint.safetensors") as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"step": str(step)})
 
 
 def load_checkpoint(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:

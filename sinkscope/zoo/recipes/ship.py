@@ -27,6 +27,7 @@ from sinkscope.zoo import variants
 from sinkscope.zoo.recipes import emergence, facts, vision_language_card
 from sinkscope.zoo.recipes.backcopy_task import SYMBOLS, zipf_chain
 from sinkscope.zoo.recipes.language_model import Config, build_model, build_optimizer, load_checkpoint, tokens_seen
+from sinkscope.zoo.recipes.shelf import read_curve, write
 
 FIGURES = (
     "backcopy-dynamics", "backcopy-residual-peak", "vision-language-training",
@@ -38,28 +39,6 @@ STDLIB_TEXT = (
     "source code of the CPython standard library of the training machine, Python Software Foundation License; the "
     "text itself is not shipped, 1 file in 20 was held out"
 )
-
-
-def _read_curve(folder: Path) -> list[dict[str, Any]]:
-    if (folder / "curve.json").exists():
-        return json.loads((folder / "curve.json").read_text())
-    if (folder / "curve.jsonl").exists():
-        return [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
-    raise ModelError(f"ship: no curve.json or curve.jsonl in {folder}. Name the folder of a finished run.")
-
-
-def _write(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(_rounded(data), indent=1) + "\n", encoding="utf-8")
-
-
-def _rounded(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {k: _rounded(v) for k, v in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_rounded(v) for v in data]
-    if isinstance(data, float):
-        return None if np.isnan(data) else float(f"{data:.5g}")
-    return data
 
 
 def _versions() -> dict[str, str]:
@@ -75,11 +54,11 @@ def ship_backcopy(name: str, folders: list[Path], target: Path) -> dict[str, Any
     recipe = json.loads((folders[0] / "recipe.json").read_text())
     model = variants.load(folders[0])
     chain = zipf_chain(len(SYMBOLS), recipe["triggers"])
-    curves = {json.loads((f / "recipe.json").read_text())["seed"]: _read_curve(f) for f in folders}
+    curves = {json.loads((f / "recipe.json").read_text())["seed"]: read_curve(f) for f in folders}
     measured, claims = facts.backcopy_facts(model, curves, recipe["seed"], chain, recipe)
     for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "recipe.json"):
         (target / file).write_bytes((folders[0] / file).read_bytes())
-    _write(target / "curve.json", curves[recipe["seed"]])
+    write(target / "curve.json", curves[recipe["seed"]])
     attention = {"softmax": "softmax", "relu": "ReLU"}.get(recipe["normaliser"], recipe["normaliser"])
     layers = f"{recipe['layers']} layer" + ("s" if recipe["layers"] > 1 else "")
     return {
@@ -105,10 +84,10 @@ def ship_language_model(name: str, folder: Path, target: Path) -> dict[str, Any]
     variants.save(model, target, torch.bfloat16)
     (target / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
     names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "pad_token": "<pad>"}
-    _write(target / "tokenizer_config.json", names)
-    _write(target / "recipe.json", fields)
-    curve = [{k: v for k, v in row.items() if k != "detail"} for row in _read_curve(folder)]
-    _write(target / "curve.json", curve)
+    write(target / "tokenizer_config.json", names)
+    write(target / "recipe.json", fields)
+    curve = read_curve(folder)
+    write(target / "curve.json", curve)
     measured, claims = facts.language_model_facts(variants.load(target), np.load(folder / "held_out.npy"), config.bos)
     measured["training"] = {"steps": step, "tokens": tokens_seen(config, step), **curve[-1]}
     options = " ".join(
@@ -135,11 +114,11 @@ def ship_curve(name: str, folder: Path) -> Path:
     Raises:
         ModelError: the folder holds no curve.
     """
-    rows = [{k: v for k, v in row.items() if k != "detail"} for row in _read_curve(folder)]
+    rows = read_curve(folder)
     recipe = json.loads((folder / "config.json").read_text())
     zoo.CURVES.mkdir(parents=True, exist_ok=True)
     target = zoo.CURVES / f"{name}.json"
-    _write(target, {"name": name, "recipe": recipe, "versions": _versions(), "rows": rows})
+    write(target, {"name": name, "recipe": recipe, "versions": _versions(), "rows": rows})
     return target
 
 
@@ -159,13 +138,13 @@ def ship(name: str, folders: list[Path]) -> Path:
         content = ship_language_model(name, folders[0], target)
     else:
         content = ship_backcopy(name, folders, target)
-    _write(target / "card.json", {"name": name, **content, "versions": _versions()})
+    write(target / "card.json", {"name": name, **content, "versions": _versions()})
     manifest = zoo.WEIGHTS / "manifest.json"
     rows = json.loads(manifest.read_text()) if manifest.exists() else {}
     files = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(target.iterdir())}
     licence = "MIT (weights)" + ("; text: PSF licence, not shipped" if "Python" in content["description"] else "")
     rows[name] = {"description": content["description"], "licence": licence, "files": files}
-    _write(manifest, dict(sorted(rows.items())))
+    write(manifest, dict(sorted(rows.items())))
     return target
 
 

@@ -19,6 +19,7 @@ from sinkscope.zoo.recipes import vision_language_examples as examples
 from sinkscope.zoo.recipes import vision_language_model as parts
 from sinkscope.zoo.recipes.facts import claim
 from sinkscope.zoo.recipes.language_model import build_optimizer, load_checkpoint
+from sinkscope.zoo.recipes.shelf import read_curve, write
 from sinkscope.zoo.recipes.vision_language import Config, Learner, accuracy
 
 MEASURED = 2048
@@ -160,13 +161,11 @@ def _sink_claims(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 def ship_vision_language(folder: Path, target: Path) -> dict[str, Any]:
     """Write the files of a run's model and measure its card; gives the card's content."""
-    from sinkscope.zoo.recipes.ship import _read_curve, _write
-
     config, step = read_config(folder), export(folder, target)
     fields: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    _write(target / "recipe.json", fields)
-    curve = _read_curve(folder)
-    _write(target / "curve.json", curve)
+    write(target / "recipe.json", fields)
+    curve = read_curve(folder)
+    write(target / "curve.json", curve)
     facts, claims = measure(target)
     facts["training"] = {"steps": step, "pictures": (step - config.tower_steps) * config.batch, **curve[-1]}
     manifest = {entry.name: entry.files for entry in zoo.entries()}
