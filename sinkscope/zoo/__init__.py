@@ -3,7 +3,7 @@
     sinkscope.zoo.entries()          what there is, one line each
     sinkscope.zoo.path("bb-1l")      its folder, checksums verified
     sinkscope.zoo.variants.load(...) the model, also where plain transformers cannot build it
-    sinkscope.zoo.curve("lm-python") what was measured along its training; curves() names all
+    sinkscope.zoo.curve("lm-python") what was measured along its training; curves() names all, seeds() theirs
 
 ``load_model("zoo:bb-1l")`` does both steps. What each model shows and does not show is measured in its card,
 ``card.json`` in its folder.
@@ -96,19 +96,49 @@ def curves(prefix: str = "") -> list[str]:
     return sorted(name for name in names if name.startswith(prefix))
 
 
-def curve(name: str) -> list[dict[str, Any]]:
-    """What was measured along a training run, one row per measurement: step, losses, sink statistics.
+def seeds(name: str) -> list[int]:
+    """Seeds of the shipped training runs of this name, that of the shipped model first.
 
     Raises:
         ModelError: no such run, or as :func:`path`.
     """
+    return list(_runs(name))
+
+
+def curve(name: str, seed: int | None = None) -> list[dict[str, Any]]:
+    """What was measured along a training run, one row per measurement: step, losses, sink statistics.
+
+    Args:
+        name: One of :func:`curves`, with or without ``zoo:`` in front.
+        seed: One of :func:`seeds`; the first of them when left out.
+
+    Raises:
+        ModelError: no run of that name or seed, or as :func:`path`.
+    """
+    runs = _runs(name)
+    if seed is None:
+        return next(iter(runs.values()))
+    if seed not in runs:
+        have = ", ".join(map(str, runs))
+        raise ModelError(f"zoo.curve({name!r}, seed={seed}): no training run of that seed. There are {have}.")
+    return runs[seed]
+
+
+def _runs(name: str) -> dict[int, list[dict[str, Any]]]:
+    """Curves of a name by seed: that of the model on the shelf, then those that are shipped without weights."""
     short = name.removeprefix("zoo:")
-    file = CURVES / f"{short}.json"
-    if file.is_file():
-        return json.loads(file.read_text(encoding="utf-8"))["rows"]
     if short not in curves():
         raise ModelError(f"zoo.curve({name!r}): no training run of that name. There are {', '.join(curves())}.")
-    return json.loads((path(short) / "curve.json").read_text(encoding="utf-8"))
+    runs = {}
+    if short in {entry.name for entry in entries()}:
+        folder = path(short)
+        recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+        runs[int(recipe["seed"])] = json.loads((folder / "curve.json").read_text(encoding="utf-8"))
+    file = CURVES / f"{short}.json"
+    if file.is_file():
+        more = json.loads(file.read_text(encoding="utf-8"))["runs"]
+        runs |= {int(seed): rows for seed, rows in more.items() if int(seed) not in runs}
+    return runs
 
 
-__all__ = ["CURVES", "WEIGHTS", "Entry", "card", "curve", "curves", "entries", "path"]
+__all__ = ["CURVES", "WEIGHTS", "Entry", "card", "curve", "curves", "entries", "path", "seeds"]

@@ -52,7 +52,8 @@ def sink_statistics(model: Any, ids: Int[torch.Tensor, "batch key"]) -> dict[str
     Returns:
         ``loss``: mean next-token cross-entropy in nats. ``alpha``: (layer, head) mean over all queries of the attention
         to key 0 (Gu et al. 2025, importance score); where rows do not sum to one by themselves (sigmoid, ReLU), of the
-        row divided by its sum, for measurement only (the paper's proxy). ``value_ratio``: (layer, kv head) mean over
+        row divided by its sum, for measurement only (the paper's proxy); with a sliding window, over the queries that
+        see key 0, and ``oldest`` is then the attention of the others to the oldest key they see. ``value_ratio``: (layer, kv head) mean over
         sequences of the value norm of key 0 over the median of the others. ``massive``: (layer,) largest magnitude of
         the residual stream at key 0 after the block over the median magnitude of all entries (Sun et al. 2024);
         ``massive_value``, ``massive_dim``: that entry of the first sequence. ``residual_ratio``: (layer,) residual norm
@@ -75,11 +76,13 @@ def sink_statistics(model: Any, ids: Int[torch.Tensor, "batch key"]) -> dict[str
     maps = [a.float() for a in out.attentions]
     if getattr(model.config, "sinkscope_normaliser", "softmax") in UNNORMALISED:
         maps = [a / (a.abs().sum(-1, keepdim=True) + 1e-8) for a in maps]
-    alpha = torch.stack([a[..., 0].mean((0, 2)) for a in maps])
+    window = getattr(model.config, "sliding_window", None) or ids.shape[1]
+    alpha = torch.stack([a[..., :window, 0].mean((0, 2)) for a in maps])
     kv = model.config.num_key_value_heads
     ratios = torch.stack([_first_over_median(x.unflatten(-1, (kv, -1)).norm(dim=-1).transpose(1, 2)) for x in v])
     logits: Float[torch.Tensor, "batch query vocab"] = out.logits.float()
-    return {
+    oldest = [a.diagonal(1 - window, 2, 3)[..., 1:].mean((0, 2)).tolist() for a in maps]
+    return ({"oldest": oldest} if window < ids.shape[1] else {}) | {
         "loss": float(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())),
         "alpha": alpha.tolist(),
         "value_ratio": ratios.tolist(),
@@ -98,13 +101,15 @@ def summary(stats: dict[str, Any], threshold: float = 0.3) -> dict[str, float]:
     """Scalars of :func:`sink_statistics`: mean and largest alpha, share of heads over the threshold, drain, massive.
 
     ``sink_rate`` is over all heads, ``sink_rate_after_first`` over the heads of layers 1 and up; ``value_ratio`` is the
-    median over layers 1 and up; ``massive`` the largest over layers.
+    median over layers 1 and up; ``massive`` the largest over layers; ``oldest_max``, with a sliding window, the largest
+    mean attention to the oldest visible key over heads.
     """
     alpha = torch.tensor(stats["alpha"])
     later = alpha[1:] if len(alpha) > 1 else alpha
     value = torch.tensor(stats["value_ratio"])
     value = value[1:] if len(value) > 1 else value
-    return {
+    oldest = {"oldest_max": float(torch.tensor(stats["oldest"]).max())} if "oldest" in stats else {}
+    return oldest | {
         "loss": stats["loss"],
         "alpha_mean": float(alpha.mean()),
         "alpha_max": float(alpha.max()),

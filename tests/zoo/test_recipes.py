@@ -192,3 +192,14 @@ def test_the_first_steps_may_have_their_own_batch_and_repeats():
     assert lm.data_of_step(config, 10) == (8, 0.5)
     assert lm.tokens_seen(config, 10) == 1600
     assert lm.tokens_seen(config, 12) == 1760
+
+
+def test_a_window_starts_from_the_weights_of_the_model_without_one():
+    plain, seen = lm.build_model(TINY), lm.build_model(dataclasses.replace(TINY, window=4))
+    for (name, value), (other, same) in zip(plain.state_dict().items(), seen.state_dict().items(), strict=True):
+        assert name == other
+        assert torch.equal(value, same)
+    ids = torch.randint(2, 300, (2, 12), generator=torch.Generator().manual_seed(0))
+    apart = (plain(ids).logits - seen(ids).logits).abs().amax((0, 2))
+    assert apart[:4].max() < 1e-5
+    assert apart[4:].min() > 1e-5

@@ -102,56 +102,124 @@ def run_of(folder, rows, **recipe):
     (folder / "curve.jsonl").write_text(
         "".join(json.dumps(row | {"detail": {"alpha": [[0.1]]}}) + "\n" for row in rows)
     )
-    (folder / "config.json").write_text(json.dumps({"normaliser": "softmax", **recipe}))
+    (folder / "config.json").write_text(json.dumps({"normaliser": "softmax", "seed": 0, **recipe}))
     return folder
 
 
-def test_the_curve_of_a_variant_is_shipped_without_weights(shelf, tmp_path):
+def test_the_curves_of_a_variant_are_shipped_without_weights(shelf, tmp_path):
     rows = [{"step": 1, "tokens": 10, "alpha_mean": 0.07}, {"step": 100, "tokens": 1000, "alpha_mean": 0.01}]
-    target = ship.ship_curve("lm-python-sigmoid", run_of(tmp_path / "run", rows, normaliser="sigmoid"))
-    assert json.loads(target.read_text())["recipe"]["normaliser"] == "sigmoid"
+    first = run_of(tmp_path / "run", rows, normaliser="sigmoid", seed=3)
+    second = run_of(tmp_path / "run2", rows[:1], normaliser="sigmoid", seed=1)
+    target = ship.ship_curve("lm-python-sigmoid", [first, second])
+    assert json.loads(target.read_text())["recipe"] == {"normaliser": "sigmoid"}
     assert zoo.curves() == zoo.curves("lm-") == ["lm-python-sigmoid"]
     assert zoo.curves("bb-") == []
-    assert zoo.curve("zoo:lm-python-sigmoid") == rows
+    assert zoo.seeds("lm-python-sigmoid") == [3, 1]
+    assert zoo.curve("zoo:lm-python-sigmoid") == rows == zoo.curve("lm-python-sigmoid", 3)
+    assert zoo.curve("lm-python-sigmoid", 1) == rows[:1]
     assert zoo.entries() == []
     with pytest.raises(
         ModelError, match=r"zoo.curve\('gate'\): no training run of that name. There are lm-python-sigmoid"
     ):
         zoo.curve("gate")
+    with pytest.raises(ModelError, match=r"seed=2\): no training run of that seed. There are 3, 1"):
+        zoo.curve("lm-python-sigmoid", 2)
+    other = run_of(tmp_path / "run3", rows, normaliser="softmax", seed=2)
+    with pytest.raises(ModelError, match=r"run3 differs from .*run in normaliser. Ship it under another name"):
+        ship.ship_curve("lm-python-sigmoid", [first, other])
+
+
+def test_a_model_and_further_seeds_of_it_are_one_name(shelf, tmp_path):
+    config = dataclasses.replace(bb.Config(), steps=3, batch=4, length=16, width=8, seed=5)
+    model, curve, _ = bb.train(config)
+    bb.save(model, curve, config, tmp_path / "run")
+    ship.ship("bb-1l", [tmp_path / "run"])
+    assert zoo.seeds("bb-1l") == [5]
+    shelved = zoo.curve("bb-1l")
+    ship.ship_curve("bb-1l", [run_of(tmp_path / "more", [{"step": 9}], seed=s) for s in (6,)])
+    assert zoo.seeds("zoo:bb-1l") == [5, 6]
+    assert zoo.curve("bb-1l") == shelved
+    assert zoo.curve("bb-1l", 6) == [{"step": 9}]
+
+
+def measured(step, heads, massive, **more):
+    from sinkscope.zoo.recipes import emergence
+
+    keys = dict.fromkeys(emergence.COLUMNS, 0.1)
+    return {"step": step, "tokens": 1000 * step, **keys, "sink_rate_after_first": heads, "massive": massive, **more}
+
+
+def line_with(text):
+    from sinkscope.zoo.recipes import emergence
+
+    (found,) = [line for line in emergence.page().splitlines() if text in line]
+    return found
 
 
 def test_the_page_on_emergence_compares_at_the_last_common_step(shelf, tmp_path):
     from sinkscope.zoo.recipes import emergence
 
-    def row(step, heads, massive):
-        keys = dict.fromkeys(emergence.COLUMNS, 0.1)
-        return {"step": step, "tokens": 1000 * step, **keys, "sink_rate_after_first": heads, "massive": massive}
-
-    ship.ship_curve(
-        "lm-python", run_of(tmp_path / "a", [row(100, 0.4, 90.0), row(200, 0.5, 95.0), row(300, 0.9, 99.0)])
-    )
-    ship.ship_curve("lm-python-sigmoid", run_of(tmp_path / "b", [row(100, 0.3, 5.0), row(200, 0.25, 6.0)]))
-    ship.ship_curve("lm-python-gate", run_of(tmp_path / "c", [row(100, 0.3, 5.0), row(200, 0.1, 60.0)]))
-    at = emergence.common_step(["lm-python", "lm-python-sigmoid", "lm-python-gate"])
-    assert {name: found["step"] for name, found in at.items()} == dict.fromkeys(at, 200)
-    lines = emergence.page().splitlines()
-    (sigmoid,) = [line for line in lines if "sigmoid attention" in line]
-    assert "heads over .3: 25% against 50%" in sigmoid
-    assert sigmoid.endswith("| **no** |")
-    (gate,) = [line for line in lines if "a sigmoid gate" in line]
-    assert gate.endswith("| **no** |"), "fewer sinks, but the massive activation stays"
-    ship.ship_curve("lm-python-gate", run_of(tmp_path / "d", [row(200, 0.1, 40.0)]))
-    assert next(line for line in emergence.page().splitlines() if "a sigmoid gate" in line).endswith("| yes |")
+    base = [measured(100, 0.4, 90.0), measured(200, 0.5, 95.0), measured(300, 0.9, 99.0)]
+    ship.ship_curve("lm-python", [run_of(tmp_path / "a", base)])
+    ship.ship_curve("lm-python-sigmoid", [run_of(tmp_path / "b", [measured(100, 0.3, 5.0), measured(200, 0.25, 6.0)])])
+    ship.ship_curve("lm-python-gate", [run_of(tmp_path / "c", [measured(100, 0.3, 5.0), measured(200, 0.1, 60.0)])])
+    step, cells = emergence.common_step(["lm-python", "lm-python-sigmoid", "lm-python-gate"])
+    assert step == 200
+    assert cells["lm-python-sigmoid"]["massive"].tolist() == [6.0]
+    sigmoid = line_with("sigmoid attention")
+    assert "heads over .3: -25 points; largest magnitude: -89 medians; loss: +0.00 nat" in sigmoid
+    assert "| **no** (0 of 1 seeds): less than half the heads of softmax" in sigmoid
+    assert "**no**" in line_with("a sigmoid gate"), "fewer sinks, but the massive activation stays"
+    ship.ship_curve("lm-python-gate", [run_of(tmp_path / "d", [measured(200, 0.1, 40.0)])])
+    assert "| yes: " in line_with("a sigmoid gate")
     assert "`zoo:lm-python` after 0.3 million tokens: 90% of the" in emergence.page()
+
+
+def test_differences_are_paired_by_seed_with_an_interval_from_three_seeds(shelf, tmp_path):
+    from scipy import stats
+
+    from sinkscope.zoo.recipes import emergence
+
+    heads = {0: (0.2, 0.0), 1: (0.3, 0.05), 2: (0.1, 0.1)}
+    for name, column in (("lm-python", 0), ("lm-python-softmax1", 1)):
+        runs = [run_of(tmp_path / f"{name}{s}", [measured(5, h[column], 10.0)], seed=s) for s, h in heads.items()]
+        ship.ship_curve(name, runs)
+    _, cells = emergence.common_step(["lm-python", "lm-python-softmax1"])
+    mean, (low, high) = emergence.difference(
+        cells["lm-python-softmax1"]["sink_rate_after_first"], cells["lm-python"]["sink_rate_after_first"]
+    )
+    gaps = [-0.2, -0.25, 0.0]
+    half = stats.t.ppf(0.975, 2) * stats.sem(gaps)
+    assert (mean, low, high) == pytest.approx((-0.15, -0.15 - half, -0.15 + half))
+    line = line_with("one more logit")
+    assert f"heads over .3: -15 [{100 * low:+.0f}, {100 * high:+.0f}] points" in line
+    assert "| **no** (2 of 3 seeds): " in line
+    assert "| lm-python | 3 | 0.1 (0.1 to 0.1) | 0.1 (0.1 to 0.1) | 0.2 (0.1 to 0.3) |" in emergence.page()
+
+
+def test_a_window_is_judged_by_where_the_sink_is(shelf, tmp_path):
+    ship.ship_curve("lm-python", [run_of(tmp_path / "a", [measured(5, 0.2, 10.0)])])
+    for oldest, verdict in ((0.1, "| yes: "), (0.5, "**no** (0 of 1 seeds): some head over .3 on the first token, none")):
+        run = run_of(tmp_path / str(oldest), [measured(5, 0.2, 10.0, oldest_max=oldest)], window=32)
+        ship.ship_curve("lm-python-window", [run])
+        line = line_with("last 32 keys")
+        assert verdict in line
+        assert f"best head on the oldest key in view: {oldest}" in line
 
 
 def test_variants_are_drawn_over_the_tokens_that_all_have(shelf, tmp_path):
     from sinkscope.zoo.recipes import figures
 
     keys = ("alpha_mean", "sink_rate_after_first", "value_ratio", "massive", "loss")
-    for name, steps in (("lm-python", (1, 2, 3, 4)), ("lm-python-gate", (1, 2))):
-        rows = [{"step": s, "tokens": 1_000_000 * s, **{k: s / 10 for k in keys}} for s in steps]
-        ship.ship_curve(name, run_of(tmp_path / name, rows))
+    steps = {("lm-python", 0): (1, 2, 3, 4), ("lm-python-gate", 0): (1, 2), ("lm-python-gate", 1): (1, 2)}
+    runs: dict[str, list] = {}
+    for (name, seed), at in steps.items():
+        rows = [{"step": s, "tokens": 1_000_000 * s, **{k: s / 10 + seed for k in keys}} for s in at]
+        runs.setdefault(name, []).append(run_of(tmp_path / f"{name}{seed}", rows, seed=seed))
+    for name, folders in runs.items():
+        ship.ship_curve(name, folders)
     figure = figures.compared(["lm-python", "lm-python-gate"])
-    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [2, 2]
-    assert figure.axes[0].get_legend().get_texts()[1].get_text() == "lm-python-gate"
+    lines = figure.axes[0].lines
+    assert [len(line.get_xdata()) for line in lines] == [2, 2, 2, 2]
+    assert lines[-1].get_ydata().tolist() == pytest.approx([0.6, 0.7]), "the mean over the seeds"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["lm-python", "lm-python-gate"]

@@ -119,3 +119,23 @@ def test_callback_says_what_is_wrong(ids):
         SinkCallback(ids[:, :1])
     with pytest.raises(ProbeError, match=r"every=0.*Use 1 or more"):
         SinkCallback(ids, every=0)
+
+
+def test_a_window_is_measured_over_the_queries_that_see_the_first_token(ids):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, bos_token_id=0, eos_token_id=None, sliding_window=5, initializer_range=0.5,
+    )  # fmt: skip
+    model = MistralForCausalLM(config)
+    stats = sink_statistics(model, ids)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        maps = torch.stack(model(ids, output_attentions=True).attentions)
+    assert maps[..., 5:, 0].abs().max() == 0
+    torch.testing.assert_close(torch.tensor(stats["alpha"]), maps[..., :5, 0].mean((1, 3)))
+    oldest = torch.stack([maps[..., i, i - 4] for i in range(5, 12)], -1).mean((1, 3))
+    torch.testing.assert_close(torch.tensor(stats["oldest"]), oldest)
+    assert summary(stats)["oldest_max"] == pytest.approx(float(oldest.max()))

@@ -1,27 +1,26 @@
 """The page on language-model variants along training, made from the shipped curves: which changes make a sink emerge.
 
-After Gu et al. 2025, section 7 (attention operations, key biases), and Qiu et al. 2025 (head-wise gates). The papers
-compare models of 60 million parameters and more at the end of training; here the variants share the data, the seed and
-the schedule of ``zoo:lm-python`` and are compared at the step that all have reached, before the learning rate falls.
+After Gu et al. 2025, section 7 (attention operations, key biases, windows), and Qiu et al. 2025 (head-wise gates). The
+papers compare models of 60 million parameters and more at the end of training; here the variants share the data and the
+schedule of ``zoo:lm-python``, each with the same seeds, and are compared at the step that all runs have reached, before
+the learning rate falls. Seeds are the unit: a difference is paired by seed, its interval is Student's over the seeds.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
 
 from sinkscope import zoo
 
 BASE = "lm-python"
-CLAIMS = {
-    "sigmoid": ("sigmoid attention, rows not normalised (Gu et al.)", "no sink"),
-    "softmax1": ("softmax with one more logit of 0 (Gu et al.; Miller)", "no or a weaker sink on the first token"),
-    "extra-key": (
-        "a learned key without value in each head (Gu et al., key bias)",
-        "the learned key takes the sink over",
-    ),
-    "gate": ("a sigmoid gate after each head (Qiu et al.)", "no sink, no massive activation"),
-    "no-bos": ("windows without <s>", "the first token is the sink whatever it is"),
-}
+LENGTH = 64
+"""Tokens of the windows on which a run measures itself."""
+
 COLUMNS = {
     "alpha_mean": "mean attention to the first token",
     "alpha_max": "in the best head",
@@ -31,34 +30,93 @@ COLUMNS = {
     "loss": "held-out loss (nat)",
 }
 
+Cells = dict[str, NDArray[np.float64]]
+"""Column to its numbers, one per seed."""
 
-def common_step(names: list[str]) -> dict[str, dict[str, Any]]:
-    """The row of each curve at the last step that all have measured."""
-    rows = {name: {row["step"]: row for row in zoo.curve(name)} for name in names}
-    step = max(set.intersection(*(set(by_step) for by_step in rows.values())))
-    return {name: by_step[step] for name, by_step in rows.items()}
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says of a change, and what must hold in every seed for the runs to agree with it."""
+
+    what: str
+    paper: str
+    rule: str
+
+
+CLAIMS = {
+    "sigmoid": Claim("sigmoid attention, rows not normalised (Gu et al.)", "no sink", "fewer"),
+    "softmax1": Claim(
+        "softmax with one more logit of 0 (Gu et al.; Miller)", "no or a weaker sink on the first token", "fewer"
+    ),
+    "extra-key": Claim(
+        "a learned key without value in each head (Gu et al., key bias)", "the learned key takes the sink over", "fewer"
+    ),
+    "gate": Claim("a sigmoid gate after each head (Qiu et al.)", "no sink, no massive activation", "fewer and smaller"),
+    "no-bos": Claim("texts without <s>", "the first token is the sink whatever it is", "some"),
+    "window": Claim(
+        "queries see the last 32 keys only (Gu et al.)", "the sink stays on the first token of the text, not of the window",
+        "absolute",
+    ),
+}  # fmt: skip
+RULES = {
+    "fewer": "less than half the heads of softmax over .3",
+    "fewer and smaller": "less than half the heads over .3 and half the largest magnitude of softmax",
+    "some": "some head over .3",
+    "absolute": "some head over .3 on the first token, none on the oldest key in view",
+}
+
+
+def common_step(names: list[str]) -> tuple[int, dict[str, Cells]]:
+    """The last step that every run of every name has measured, and its numbers by name and seed.
+
+    Only seeds that the base model has too are taken, so that all differences can be paired.
+    """
+    known = zoo.seeds(BASE)
+    runs = {
+        name: [{row["step"]: row for row in zoo.curve(name, seed)} for seed in known if seed in zoo.seeds(name)]
+        for name in names
+    }
+    step = max(set.intersection(*(set(by_step) for group in runs.values() for by_step in group)))
+    return step, {name: _cells([by_step[step] for by_step in group]) for name, group in runs.items()}
+
+
+def _cells(rows: list[dict[str, Any]]) -> Cells:
+    return {key: np.array([row[key] for row in rows]) for key in rows[0] if key != "detail"}
+
+
+def difference(ours: NDArray[np.float64], base: NDArray[np.float64]) -> tuple[float, tuple[float, float] | None]:
+    """Mean difference paired by seed and its 95 % interval (Student); no interval below three seeds."""
+    apart = ours - base[: len(ours)]
+    if len(apart) < 3 or np.ptp(apart) == 0:
+        return float(apart.mean()), None
+    found = stats.ttest_1samp(apart, 0).confidence_interval(0.95)
+    return float(apart.mean()), (float(found.low), float(found.high))
 
 
 def page() -> str:
     """The page in Markdown; every number comes from the curves."""
     names = [BASE] + [name for name in zoo.curves("lm-") if name != BASE]
-    rows = common_step(names)
-    base = rows[BASE]
+    step, cells = common_step(names)
+    tokens = cells[BASE]["tokens"][0]
     lines = ["# What makes the sink emerge", "", "<!-- made from the training curves; do not edit -->", ""]
     lines += [
-        f"Language models of one size, one seed and the same batches, compared after {base['step']} steps "
-        f"({base['tokens'] / 1e6:.1f} million tokens), in the middle of the schedule of `zoo:{BASE}`. One seed each: a",
-        "difference says what this run did, not what every run does. Rows that do not sum to one are divided by their",
-        f"sum before the attention is averaged (the proxy of Gu et al.). Uniform attention gives {_uniform():.3f} on",
-        "windows of 64 tokens.",
+        f"Language models of one size on the same text, compared after {step} steps ({tokens / 1e6:.1f} million tokens),",
+        f"in the middle of the schedule of `zoo:{BASE}`. A seed decides weights and batches and is the same for all",
+        "variants. A cell is the mean over the seeds, with the lowest and the highest in brackets. Rows that do not sum",
+        "to one are divided by their sum before the attention is averaged (the proxy of Gu et al.). Uniform attention",
+        f"gives {_uniform(LENGTH):.3f} on {LENGTH} tokens, and {_uniform(32):.3f} over the 32 queries that see the first",
+        "token through the window.",
         "",
-        "| model | " + " | ".join(COLUMNS.values()) + " |",
-        "|---|" + "---|" * len(COLUMNS),
+        "| model | seeds | " + " | ".join(COLUMNS.values()) + " |",
+        "|---|---|" + "---|" * len(COLUMNS),
     ]
-    lines += [f"| {name} | " + " | ".join(f"{rows[name][key]:.3g}" for key in COLUMNS) + " |" for name in names]
-    lines += ["", "| change | the papers | here, beside softmax | agrees |", "|---|---|---|---|"]
-    for name in names[1:]:
-        lines.append(_verdict(name.removeprefix(f"{BASE}-"), rows[name], base))
+    lines += [
+        f"| {name} | {len(cells[name]['loss'])} | " + " | ".join(_cell(cells[name][key]) for key in COLUMNS) + " |"
+        for name in names
+    ]
+    lines += ["", "Differences are paired by seed, with Student's 95 % interval where there are three seeds or more.", ""]
+    lines += ["| change | the papers | here, beside softmax | agrees, in every seed, where |", "|---|---|---|---|"]
+    lines += [_verdict(name.removeprefix(f"{BASE}-"), cells[name], cells[BASE]) for name in names[1:]]
     lines += ["", "![Curves of the variants](language-model-variants.png)", ""]
     lines += [
         "## The language model to its end",
@@ -77,19 +135,42 @@ def page() -> str:
     return "\n".join(lines)
 
 
-def _verdict(kind: str, row: dict[str, Any], base: dict[str, Any]) -> str:
-    what, paper = CLAIMS.get(kind, (kind, "not in the papers"))
-    share, before = row["sink_rate_after_first"], base["sink_rate_after_first"]
-    agrees = share > 0 if kind == "no-bos" else share < before / 2
-    if kind == "gate":
-        agrees = agrees and row["massive"] < base["massive"] / 2
-    found = (
-        f"heads over .3: {share:.0%} against {before:.0%}; largest magnitude {row['massive']:.0f} against "
-        f"{base['massive']:.0f} medians; loss {row['loss'] - base['loss']:+.2f}"
-    )
-    return f"| {what} | {paper} | {found} | {'yes' if agrees else '**no**'} |"
+def _cell(values: NDArray[np.float64]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.3g}"
+    return f"{values.mean():.3g} ({values.min():.3g} to {values.max():.3g})"
 
 
-def _uniform(length: int = 64) -> float:
+def _verdict(kind: str, cells: Cells, base: Cells) -> str:
+    claim = CLAIMS.get(kind, Claim(kind, "not in the papers", "some"))
+    paired = {key: values[: len(cells["loss"])] for key, values in base.items()}
+    heads = (difference(cells["sink_rate_after_first"], paired["sink_rate_after_first"]), 100, " points")
+    found = [f"heads over .3: {_signed(*heads)}"]
+    found.append(f"largest magnitude: {_signed(difference(cells['massive'], paired['massive']), 1, ' medians')}")
+    found.append(f"loss: {_signed(difference(cells['loss'], paired['loss']), 1, ' nat', 2)}")
+    if "oldest_max" in cells:
+        found.append(f"best head on the oldest key in view: {_cell(cells['oldest_max'])}")
+    agrees = _holds(claim.rule, cells, paired)
+    held = "yes" if agrees.all() else f"**no** ({agrees.sum()} of {len(agrees)} seeds)"
+    return f"| {claim.what} | {claim.paper} | {'; '.join(found)} | {held}: {RULES[claim.rule]} |"
+
+
+def _holds(rule: str, cells: Cells, base: Cells) -> NDArray[np.bool_]:
+    share, before = cells["sink_rate_after_first"], base["sink_rate_after_first"]
+    if rule == "some":
+        return share > 0
+    if rule == "absolute":
+        return (share > 0) & (cells["oldest_max"] <= 0.3)
+    fewer = share < before / 2
+    return fewer & (cells["massive"] < base["massive"] / 2) if rule == "fewer and smaller" else fewer
+
+
+def _signed(found: tuple[float, tuple[float, float] | None], scale: float, unit: str, digits: int = 0) -> str:
+    mean, ends = found
+    inside = "" if ends is None else f" [{ends[0] * scale:+.{digits}f}, {ends[1] * scale:+.{digits}f}]"
+    return f"{mean * scale:+.{digits}f}{inside}{unit}"
+
+
+def _uniform(length: int) -> float:
     """Mean over rows of one over the keys a row sees."""
     return sum(1 / (row + 1) for row in range(length)) / length

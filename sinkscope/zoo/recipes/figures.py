@@ -68,7 +68,7 @@ def emergence(names: list[str]) -> Figure:
         "value_ratio_min": "lowest value-norm ratio of key 0",
         "massive": "largest / median magnitude",
     }
-    figure = _along_training({name: zoo.curve(name) for name in names}, keys)
+    figure = _along_training({name: [zoo.curve(name)] for name in names}, keys)
     figure.axes[-1].set_yscale("log")
     return figure
 
@@ -77,7 +77,8 @@ def compared(names: list[str]) -> Figure:
     """Language-model variants over the tokens that all of them have seen: sinks, drain, massive activations, loss.
 
     The paper's table of attention operations (Gu et al. 2025, section 7) compares final models; here the same is seen
-    along training. Rows that do not sum to one are divided by their sum for the attention (the paper's proxy).
+    along training, every seed a thin line and their mean a thick one. Rows that do not sum to one are divided by their
+    sum for the attention (the paper's proxy).
     """
     keys = {
         "alpha_mean": "mean attention to key 0",
@@ -86,19 +87,28 @@ def compared(names: list[str]) -> Figure:
         "massive": "largest / median magnitude",
         "loss": "held-out loss (nat)",
     }
-    last = min(zoo.curve(name)[-1]["tokens"] for name in names)
-    return _along_training({name: [row for row in zoo.curve(name) if row["tokens"] <= last] for name in names}, keys)
+    runs = {name: [zoo.curve(name, seed) for seed in zoo.seeds(name)] for name in names}
+    last = min(rows[-1]["tokens"] for group in runs.values() for rows in group)
+    seen = {name: [[row for row in rows if row["tokens"] <= last] for rows in group] for name, group in runs.items()}
+    return _along_training(seen, keys)
 
 
-def _along_training(curves: dict[str, list[dict[str, Any]]], keys: dict[str, str]) -> Figure:
-    figure, axes = plt.subplots(1, len(keys), figsize=(3.3 * len(keys), 3.3))
-    for (name, rows), colour in zip(curves.items(), COLOURS, strict=False):
+def _along_training(curves: dict[str, list[list[dict[str, Any]]]], keys: dict[str, str]) -> Figure:
+    """One panel per key; each run of a name as a thin line where there are several, and their mean as a thick one."""
+    figure, axes = plt.subplots(1, len(keys), figsize=(3.3 * len(keys), 3.6))
+    for (name, runs), colour in zip(curves.items(), COLOURS, strict=False):
         for axis, (key, label) in zip(axes, keys.items(), strict=True):
-            axis.plot(_series(rows, "tokens") / 1e6, _series(rows, key), color=colour, label=name, lw=1.4)
+            shared = sorted(set.intersection(*({row["tokens"] for row in rows} for rows in runs)))
+            each = [_series([row for row in rows if row["tokens"] in shared], key) for rows in runs]
+            for values in each if len(each) > 1 else []:
+                axis.plot(np.array(shared) / 1e6, values, color=colour, lw=0.6, alpha=0.5)
+            axis.plot(np.array(shared) / 1e6, np.mean(each, axis=0), color=colour, label=name, lw=1.6)
             axis.set_xlabel("tokens, millions")
             axis.set_title(label, fontsize=9)
-    axes[0].legend(fontsize=7, frameon=False)
-    figure.tight_layout()
+    if len(curves) > 1:
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, fontsize=8, frameon=False, ncols=len(curves), loc="upper center")
+    figure.tight_layout(rect=(0, 0, 1, 0.93 if len(curves) > 1 else 1))
     return figure
 
 

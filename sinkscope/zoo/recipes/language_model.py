@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import LlamaConfig
+from transformers import LlamaConfig, MistralConfig
 
 from sinkscope.data import corpora
 from sinkscope.files import replacing
@@ -36,7 +36,8 @@ class Config:
     """What decides the weights: model, data and optimiser.
 
     Variants: ``normaliser`` (softmax, softmax1, sigmoid, relu), ``extra_key`` (a learned key without value per head),
-    ``gate`` (a sigmoid gate per head), ``bos=False`` (windows start with text).
+    ``gate`` (a sigmoid gate per head), ``bos=False`` (texts start without ``<s>``), ``window`` (keys that a query sees,
+    itself included; 0: all before it).
 
     ``lr`` is held constant after ``warmup`` steps and falls linearly to a twentieth over the last ``decay`` share of
     ``steps``. The first ``start_steps`` steps use ``start_batch`` and ``start_repeat_share`` instead of ``batch`` and
@@ -66,6 +67,7 @@ class Config:
     normaliser: str = "softmax"
     extra_key: bool = False
     gate: bool = False
+    window: int = 0
     seed: int = 0
     threads: int = 1
 
@@ -95,9 +97,12 @@ def tokens_seen(config: Config, step: int) -> int:
 
 
 def build_model(config: Config) -> Any:
-    """A fresh Llama, or the variant of it that ``config`` asks for, with the weights that ``config.seed`` gives."""
+    """A fresh Llama, or the variant of it that ``config`` asks for, with the weights that ``config.seed`` gives.
+
+    A window makes it a Mistral, which is a Llama with a sliding window: the same modules, drawn in the same order.
+    """
     torch.manual_seed(config.seed)
-    model_config = LlamaConfig(
+    model_config = (MistralConfig if config.window else LlamaConfig)(
         vocab_size=config.vocab,
         hidden_size=config.width,
         intermediate_size=config.mlp,
@@ -111,6 +116,7 @@ def build_model(config: Config) -> Any:
         bos_token_id=0,
         eos_token_id=None,
         pad_token_id=1,
+        **({"sliding_window": config.window} if config.window else {}),
     )
     extra = {"normaliser": config.normaliser, "extra_key": config.extra_key, "gate": config.gate}
     model_config.update({f"sinkscope_{k}": v for k, v in extra.items() if v not in (False, "softmax")})

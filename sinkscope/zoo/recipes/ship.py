@@ -1,7 +1,7 @@
 """Put a finished run on the shelf: copy its files, measure its card, renew checksums and pages.
 
     python -m sinkscope.zoo.recipes.ship NAME RUN_FOLDER [MORE_SEEDS ...]
-    python -m sinkscope.zoo.recipes.ship --curve NAME RUN_FOLDER      the curve alone, for a variant
+    python -m sinkscope.zoo.recipes.ship --curve NAME RUN_FOLDER [MORE_SEEDS ...]      curves alone, for a variant
     python -m sinkscope.zoo.recipes.ship --pages docs/zoo
 
 The first folder's model is shipped; further folders give the curves of other seeds for the card.
@@ -108,17 +108,24 @@ def ship_language_model(name: str, folder: Path, target: Path) -> dict[str, Any]
     }
 
 
-def ship_curve(name: str, folder: Path) -> Path:
-    """Put the curve of a language-model run on the shelf, without its weights.
+def ship_curve(name: str, folders: list[Path]) -> Path:
+    """Put the curves of language-model runs that differ in the seed alone on the shelf, without weights.
 
     Raises:
-        ModelError: the folder holds no curve.
+        ModelError: a folder holds no curve, or its recipe differs in more than the seed.
     """
-    rows = read_curve(folder)
-    recipe = json.loads((folder / "config.json").read_text())
+    recipes = [json.loads((folder / "config.json").read_text()) for folder in folders]
+    for folder, recipe in zip(folders, recipes, strict=True):
+        apart = sorted(k for k in recipe if recipe[k] != recipes[0].get(k) and k not in ("seed", "steps"))
+        if apart:
+            raise ModelError(
+                f"ship: {folder} differs from {folders[0]} in {', '.join(apart)}. Ship it under another name."
+            )
+    runs = {str(recipe["seed"]): read_curve(folder) for folder, recipe in zip(folders, recipes, strict=True)}
     zoo.CURVES.mkdir(parents=True, exist_ok=True)
     target = zoo.CURVES / f"{name}.json"
-    write(target, {"name": name, "recipe": recipe, "versions": _versions(), "rows": rows})
+    recipe = {k: v for k, v in recipes[0].items() if k != "seed"}
+    write(target, {"name": name, "recipe": recipe, "versions": _versions(), "runs": runs})
     return target
 
 
@@ -213,13 +220,13 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pages", type=Path, help="folder for one page per model of the zoo")
-    parser.add_argument("--curve", action="store_true", help="ship the curve of the run, not its weights")
+    parser.add_argument("--curve", action="store_true", help="ship the curves of the runs, not their weights")
     parser.add_argument("name", nargs="?")
     parser.add_argument("folders", nargs="*", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.name and options.curve:
-        ship_curve(options.name, options.folders[0])
+        ship_curve(options.name, options.folders)
     elif options.name:
         ship(options.name, options.folders)
     if options.pages:
