@@ -178,21 +178,21 @@ def test_the_page_on_emergence_compares_at_the_last_common_step(shelf, tmp_path)
 def test_differences_are_paired_by_seed_with_an_interval_from_three_seeds(shelf, tmp_path):
     from scipy import stats
 
-    from sinkscope.zoo.recipes import emergence
+    from sinkscope.zoo.recipes import emergence, seeds
 
     heads = {0: (0.2, 0.0), 1: (0.3, 0.05), 2: (0.1, 0.1)}
     for name, column in (("lm-python", 0), ("lm-python-softmax1", 1)):
         runs = [run_of(tmp_path / f"{name}{s}", [measured(5, h[column], 10.0)], seed=s) for s, h in heads.items()]
         ship.ship_curve(name, runs)
-    _, cells = emergence.common_step(["lm-python", "lm-python-softmax1"])
-    mean, (low, high) = emergence.difference(
-        cells["lm-python-softmax1"]["sink_rate_after_first"], cells["lm-python"]["sink_rate_after_first"]
-    )
     gaps = [-0.2, -0.25, 0.0]
     half = stats.t.ppf(0.975, 2) * stats.sem(gaps)
-    assert (mean, low, high) == pytest.approx((-0.15, -0.15 - half, -0.15 + half))
+    mean, ends = seeds.mean_and_interval(gaps)
+    assert (mean, *ends) == pytest.approx((-0.15, -0.15 - half, -0.15 + half))
+    assert seeds.mean_and_interval(gaps[:2]) == (pytest.approx(-0.225), None)
+    assert seeds.mean_and_interval([0.5, 0.5, 0.5]) == (0.5, None)
+    assert seeds.text([0.5, 0.5], 100, "+.0f") == "+50"
     line = line_with("one more logit")
-    assert f"heads over .3: -15 [{100 * low:+.0f}, {100 * high:+.0f}] points" in line
+    assert f"heads over .3: -15 [{100 * ends[0]:+.0f}, {100 * ends[1]:+.0f}] points" in line
     assert "| **no** (2 of 3 seeds): " in line
     assert "| lm-python | 3 | 0.1 (0.1 to 0.1) | 0.1 (0.1 to 0.1) | 0.2 (0.1 to 0.3) |" in emergence.page()
 

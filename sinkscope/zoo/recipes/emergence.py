@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from sinkscope import zoo
+from sinkscope.zoo.recipes import seeds
 
 BASE = "lm-python"
 LENGTH = 64
@@ -84,15 +84,6 @@ def _cells(rows: list[dict[str, Any]]) -> Cells:
     return {key: np.array([row[key] for row in rows]) for key in rows[0] if key != "detail"}
 
 
-def difference(ours: NDArray[np.float64], base: NDArray[np.float64]) -> tuple[float, tuple[float, float] | None]:
-    """Mean difference paired by seed and its 95 % interval (Student); no interval below three seeds."""
-    apart = ours - base[: len(ours)]
-    if len(apart) < 3 or np.ptp(apart) == 0:
-        return float(apart.mean()), None
-    found = stats.ttest_1samp(apart, 0).confidence_interval(0.95)
-    return float(apart.mean()), (float(found.low), float(found.high))
-
-
 def page() -> str:
     """The page in Markdown; every number comes from the curves."""
     names = [BASE] + [name for name in zoo.curves("lm-") if name != BASE]
@@ -144,10 +135,10 @@ def _cell(values: NDArray[np.float64]) -> str:
 def _verdict(kind: str, cells: Cells, base: Cells) -> str:
     claim = CLAIMS.get(kind, Claim(kind, "not in the papers", "some"))
     paired = {key: values[: len(cells["loss"])] for key, values in base.items()}
-    heads = (difference(cells["sink_rate_after_first"], paired["sink_rate_after_first"]), 100, " points")
-    found = [f"heads over .3: {_signed(*heads)}"]
-    found.append(f"largest magnitude: {_signed(difference(cells['massive'], paired['massive']), 1, ' medians')}")
-    found.append(f"loss: {_signed(difference(cells['loss'], paired['loss']), 1, ' nat', 2)}")
+    apart = {key: cells[key] - paired[key] for key in COLUMNS}
+    found = [f"heads over .3: {seeds.text(apart['sink_rate_after_first'], 100, '+.0f')} points"]
+    found.append(f"largest magnitude: {seeds.text(apart['massive'], 1, '+.0f')} medians")
+    found.append(f"loss: {seeds.text(apart['loss'], 1, '+.2f')} nat")
     if "oldest_max" in cells:
         found.append(f"best head on the oldest key in view: {_cell(cells['oldest_max'])}")
     agrees = _holds(claim.rule, cells, paired)
@@ -163,12 +154,6 @@ def _holds(rule: str, cells: Cells, base: Cells) -> NDArray[np.bool_]:
         return (share > 0) & (cells["oldest_max"] <= 0.3)
     fewer = share < before / 2
     return fewer & (cells["massive"] < base["massive"] / 2) if rule == "fewer and smaller" else fewer
-
-
-def _signed(found: tuple[float, tuple[float, float] | None], scale: float, unit: str, digits: int = 0) -> str:
-    mean, ends = found
-    inside = "" if ends is None else f" [{ends[0] * scale:+.{digits}f}, {ends[1] * scale:+.{digits}f}]"
-    return f"{mean * scale:+.{digits}f}{inside}{unit}"
 
 
 def _uniform(length: int) -> float:

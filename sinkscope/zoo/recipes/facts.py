@@ -16,9 +16,13 @@ from sinkscope.zoo.statistics import sink_statistics, summary
 Row = dict[str, Any]
 
 
-def claim(text: str, paper: str, measured: Any, agrees: bool | None) -> Row:
-    """One line of a card: what the paper says, what was measured, and whether they agree (None: cannot be said)."""
-    return {"claim": text, "paper": paper, "measured": measured, "agrees": agrees}
+def claim(text: str, paper: str, measured: Any, agrees: bool | None, over: str | None = None) -> Row:
+    """One line of a card: what the paper says, what was measured, and whether they agree (None: cannot be said).
+
+    ``over="seeds"`` says that ``measured`` has one number per seed; a claim holds when it holds in each.
+    """
+    row = {"claim": text, "paper": paper, "measured": measured, "agrees": agrees}
+    return row | ({"over": over} if over else {})
 
 
 @torch.no_grad()
@@ -69,20 +73,36 @@ def _head_claims(rows: list[Row], normaliser: str) -> list[Row]:
             f"{'about 1' if softmax else 'about 0'} for {normaliser}",
             dormant,
             min(dormant) > 0.5 if softmax else max(dormant) < 0.1,
+            over="seeds",
         ),
         claim(
             "Attention from trigger queries to <s>, layer 0 (active)",
             "about 0",
             active,
             max(active) < 0.05,
+            over="seeds",
         ),
         claim(
             "Norm of W_O v of <s> over the median of other tokens, layer 0 (drain)",
             "near 0" if softmax else "no drain",
             drain,
             max(drain) < 0.3 if softmax else min(drain) > 0.3,
+            over="seeds",
         ),
+        *([_both_drained(rows)] if softmax else []),
     ]
+
+
+def _both_drained(rows: list[Row]) -> Row:
+    """Trigger keys carry no value either and compete with ``<s>`` for the queries that have nothing to do."""
+    together = [row["drained_attention"][0] for row in rows]
+    return claim(
+        "Attention from non-trigger queries to <s> and trigger keys together, layer 0",
+        "about 1 on <s> alone",
+        together,
+        min(together) > 0.9,
+        over="seeds",
+    )
 
 
 def _part_claims(parts: dict[str, dict[str, float]]) -> list[Row]:
@@ -126,6 +146,7 @@ def _dynamics_claims(rows: list[Row], growth: dict[str, float], recipe: Row) -> 
                 "several times" if peaked else "no peak",
                 peak,
                 min(peak) > 2 if peaked else max(peak) < 2,
+                over="seeds",
             )
         )
     return claims

@@ -4,7 +4,7 @@
     python -m sinkscope.zoo.recipes.ship --curve NAME RUN_FOLDER [MORE_SEEDS ...]      curves alone, for a variant
     python -m sinkscope.zoo.recipes.ship --pages docs/zoo
 
-The first folder's model is shipped; further folders give the curves of other seeds for the card.
+The first folder's model is shipped; of further folders, other seeds of the same recipe, the curves.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import transformers
 from sinkscope import zoo
 from sinkscope.errors import ModelError
 from sinkscope.zoo import variants
-from sinkscope.zoo.recipes import emergence, facts, vision_language_card
+from sinkscope.zoo.recipes import emergence, facts, seeds, vision_language_card
 from sinkscope.zoo.recipes.backcopy_task import SYMBOLS, zipf_chain
 from sinkscope.zoo.recipes.language_model import Config, build_model, build_optimizer, load_checkpoint, tokens_seen
 from sinkscope.zoo.recipes.shelf import read_curve, write
@@ -108,19 +108,30 @@ def ship_language_model(name: str, folder: Path, target: Path) -> dict[str, Any]
     }
 
 
-def ship_curve(name: str, folders: list[Path]) -> Path:
-    """Put the curves of language-model runs that differ in the seed alone on the shelf, without weights.
+def _recipes(folders: list[Path]) -> list[dict[str, Any]]:
+    """Recipes of runs that must differ in the seed alone, and in how long they went.
 
     Raises:
-        ModelError: a folder holds no curve, or its recipe differs in more than the seed.
+        ModelError: they differ in more.
     """
-    recipes = [json.loads((folder / "config.json").read_text()) for folder in folders]
+    files = [f / "recipe.json" if (f / "recipe.json").exists() else f / "config.json" for f in folders]
+    recipes = [json.loads(file.read_text()) for file in files]
     for folder, recipe in zip(folders, recipes, strict=True):
         apart = sorted(k for k in recipe if recipe[k] != recipes[0].get(k) and k not in ("seed", "steps"))
         if apart:
             raise ModelError(
                 f"ship: {folder} differs from {folders[0]} in {', '.join(apart)}. Ship it under another name."
             )
+    return recipes
+
+
+def ship_curve(name: str, folders: list[Path]) -> Path:
+    """Put the curves of runs that differ in the seed alone on the shelf, without weights.
+
+    Raises:
+        ModelError: a folder holds no curve, or its recipe differs in more than the seed.
+    """
+    recipes = _recipes(folders)
     runs = {str(recipe["seed"]): read_curve(folder) for folder, recipe in zip(folders, recipes, strict=True)}
     zoo.CURVES.mkdir(parents=True, exist_ok=True)
     target = zoo.CURVES / f"{name}.json"
@@ -137,6 +148,8 @@ def ship(name: str, folders: list[Path]) -> Path:
     """
     if not (folders[0] / "recipe.json").exists() and not (folders[0] / "checkpoint.safetensors").exists():
         raise ModelError(f"ship: {folders[0]} holds no recipe.json and no checkpoint. Name the folder of a run.")
+    if folders[1:]:
+        _recipes(folders)
     target = zoo.WEIGHTS / name
     target.mkdir(parents=True, exist_ok=True)
     if vision_language_card.is_run(folders[0]):
@@ -146,6 +159,8 @@ def ship(name: str, folders: list[Path]) -> Path:
     else:
         content = ship_backcopy(name, folders, target)
     write(target / "card.json", {"name": name, **content, "versions": _versions()})
+    if folders[1:]:
+        ship_curve(name, folders[1:])
     manifest = zoo.WEIGHTS / "manifest.json"
     rows = json.loads(manifest.read_text()) if manifest.exists() else {}
     files = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(target.iterdir())}
@@ -165,10 +180,18 @@ def page(name: str) -> str:
     lines += ["| what | paper or target | measured | agrees |", "|---|---|---|---|"]
     for row in card["claims"]:
         verdict = {True: "yes", False: "**no**", None: "not judged"}[row["agrees"]]
-        lines.append(f"| {row['claim']} | {row['paper']} | {_text(row['measured'])} | {verdict} |")
+        lines.append(f"| {row['claim']} | {row['paper']} | {_found(row)} | {verdict} |")
     lines += ["", "## Facts", ""]
     lines += [f"- {key}: `{json.dumps(value)}`" for key, value in card["facts"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _found(row: dict[str, Any]) -> str:
+    """What was measured, of several seeds the mean with its interval and each."""
+    values = row["measured"]
+    if row.get("over") != "seeds" or len(values) == 1:
+        return _text(values)
+    return f"{seeds.text(values)}; seeds: {_text(values)}"
 
 
 def _text(value: Any) -> str:
@@ -193,7 +216,7 @@ def index() -> str:
     for card in cards:
         for row in card["claims"]:
             if row["agrees"] is False:
-                found = _text(row["measured"])
+                found = _found(row)
                 lines.append(f"- zoo:{card['name']}: {row['claim']}. Expected: {row['paper']}; measured: {found}.")
     lines += ["", "## Along training", ""]
     lines += [f"![{stem}]({stem}.png)" for stem in FIGURES]
