@@ -53,11 +53,11 @@ def sink_statistics(model: Any, ids: Int[torch.Tensor, "batch key"]) -> dict[str
         ``loss``: mean next-token cross-entropy in nats. ``alpha``: (layer, head) mean over all queries of the attention
         to key 0 (Gu et al. 2025, importance score); where rows do not sum to one by themselves (sigmoid, ReLU), of the
         row divided by its sum, for measurement only (the paper's proxy); with a sliding window, over the queries that
-        see key 0, and ``oldest`` is then the attention of the others to the oldest key they see. ``value_ratio``: (layer, kv head) mean over
-        sequences of the value norm of key 0 over the median of the others. ``massive``: (layer,) largest magnitude of
-        the residual stream at key 0 after the block over the median magnitude of all entries (Sun et al. 2024);
-        ``massive_value``, ``massive_dim``: that entry of the first sequence. ``residual_ratio``: (layer,) residual norm
-        of key 0 over the median of the others.
+        see key 0, and ``oldest`` is then the attention of the others to the oldest key they see. ``value_ratio``:
+        (layer, kv head) mean over sequences of the value norm of key 0 over the median of the others. ``massive``:
+        (layer,) largest magnitude of the residual stream at key 0 after the block over the median magnitude of all
+        entries (Sun et al. 2024); ``massive_value``, ``massive_dim``: that entry of the first sequence.
+        ``residual_ratio``: (layer,) residual norm of key 0 over the median of the others.
     """
     layers = decoder_layers(model)
     previous = model.config._attn_implementation

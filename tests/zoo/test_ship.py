@@ -160,10 +160,11 @@ def test_the_page_on_emergence_compares_at_the_last_common_step(shelf, tmp_path)
     from sinkscope.zoo.recipes import emergence
 
     base = [measured(100, 0.4, 90.0), measured(200, 0.5, 95.0), measured(300, 0.9, 99.0)]
-    ship.ship_curve("lm-python", [run_of(tmp_path / "a", base)])
+    ship.ship_curve("lm-python-softmax", [run_of(tmp_path / "a", base)])
+    ship.ship_curve("lm-python", [run_of(tmp_path / "shipped", [*base[:1], measured(200, 0.6, 95.0), base[-1]])])
     ship.ship_curve("lm-python-sigmoid", [run_of(tmp_path / "b", [measured(100, 0.3, 5.0), measured(200, 0.25, 6.0)])])
     ship.ship_curve("lm-python-gate", [run_of(tmp_path / "c", [measured(100, 0.3, 5.0), measured(200, 0.1, 60.0)])])
-    step, cells = emergence.common_step(["lm-python", "lm-python-sigmoid", "lm-python-gate"])
+    step, cells = emergence.common_step(["lm-python-softmax", "lm-python-sigmoid", "lm-python-gate"])
     assert step == 200
     assert cells["lm-python-sigmoid"]["massive"].tolist() == [6.0]
     sigmoid = line_with("sigmoid attention")
@@ -172,6 +173,7 @@ def test_the_page_on_emergence_compares_at_the_last_common_step(shelf, tmp_path)
     assert "**no**" in line_with("a sigmoid gate"), "fewer sinks, but the massive activation stays"
     ship.ship_curve("lm-python-gate", [run_of(tmp_path / "d", [measured(200, 0.1, 40.0)])])
     assert "| yes: " in line_with("a sigmoid gate")
+    assert "| yes: more heads over .3 than softmax |" in line_with("half of the windows")
     assert "`zoo:lm-python` after 0.3 million tokens: 90% of the" in emergence.page()
 
 
@@ -181,9 +183,10 @@ def test_differences_are_paired_by_seed_with_an_interval_from_three_seeds(shelf,
     from sinkscope.zoo.recipes import emergence, seeds
 
     heads = {0: (0.2, 0.0), 1: (0.3, 0.05), 2: (0.1, 0.1)}
-    for name, column in (("lm-python", 0), ("lm-python-softmax1", 1)):
+    for name, column in (("lm-python-softmax", 0), ("lm-python-softmax1", 1)):
         runs = [run_of(tmp_path / f"{name}{s}", [measured(5, h[column], 10.0)], seed=s) for s, h in heads.items()]
         ship.ship_curve(name, runs)
+    ship.ship_curve("lm-python", runs[:1])
     gaps = [-0.2, -0.25, 0.0]
     half = stats.t.ppf(0.975, 2) * stats.sem(gaps)
     mean, ends = seeds.mean_and_interval(gaps)
@@ -194,12 +197,16 @@ def test_differences_are_paired_by_seed_with_an_interval_from_three_seeds(shelf,
     line = line_with("one more logit")
     assert f"heads over .3: -15 [{100 * ends[0]:+.0f}, {100 * ends[1]:+.0f}] points" in line
     assert "| **no** (2 of 3 seeds): " in line
-    assert "| lm-python | 3 | 0.1 (0.1 to 0.1) | 0.1 (0.1 to 0.1) | 0.2 (0.1 to 0.3) |" in emergence.page()
+    assert "| lm-python-softmax | 3 | 0.1 (0.1 to 0.1) | 0.1 (0.1 to 0.1) | 0.2 (0.1 to 0.3) |" in emergence.page()
 
 
 def test_a_window_is_judged_by_where_the_sink_is(shelf, tmp_path):
-    ship.ship_curve("lm-python", [run_of(tmp_path / "a", [measured(5, 0.2, 10.0)])])
-    for oldest, verdict in ((0.1, "| yes: "), (0.5, "**no** (0 of 1 seeds): some head over .3 on the first token, none")):
+    for name in ("lm-python", "lm-python-softmax"):
+        ship.ship_curve(name, [run_of(tmp_path / name, [measured(5, 0.2, 10.0)])])
+    for oldest, verdict in (
+        (0.1, "| yes: "),
+        (0.5, "**no** (0 of 1 seeds): some head over .3 on the first token, none"),
+    ):
         run = run_of(tmp_path / str(oldest), [measured(5, 0.2, 10.0, oldest_max=oldest)], window=32)
         ship.ship_curve("lm-python-window", [run])
         line = line_with("last 32 keys")

@@ -1,13 +1,14 @@
 """The page on language-model variants along training, made from the shipped curves: which changes make a sink emerge.
 
 After Gu et al. 2025, section 7 (attention operations, key biases, windows), and Qiu et al. 2025 (head-wise gates). The
-papers compare models of 60 million parameters and more at the end of training; here the variants share the data and the
-schedule of ``zoo:lm-python``, each with the same seeds, and are compared at the step that all runs have reached, before
-the learning rate falls. Seeds are the unit: a difference is paired by seed, its interval is Student's over the seeds.
+papers compare models of 60 million parameters and more at the end of training; here the variants share data, schedule
+and seeds with a plain softmax model and are compared at the step that all runs have reached, before the learning rate
+falls. Seeds are the unit: a difference is paired by seed, its interval is Student's over the seeds.
 """
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,10 @@ from numpy.typing import NDArray
 from sinkscope import zoo
 from sinkscope.zoo.recipes import seeds
 
-BASE = "lm-python"
+SHIPPED = "lm-python"
+BASE = f"{SHIPPED}-softmax"
+"""The run that variants are compared with: everything plain."""
+
 LENGTH = 64
 """Tokens of the windows on which a run measures itself."""
 
@@ -44,6 +48,10 @@ class Claim:
 
 
 CLAIMS = {
+    SHIPPED: Claim(
+        "half of the windows say a span again and again, not three in ten",
+        "not asked; a head with nothing to copy attends to the first token (Guo et al.)", "more",
+    ),
     "sigmoid": Claim("sigmoid attention, rows not normalised (Gu et al.)", "no sink", "fewer"),
     "softmax1": Claim(
         "softmax with one more logit of 0 (Gu et al.; Miller)", "no or a weaker sink on the first token", "fewer"
@@ -54,16 +62,22 @@ CLAIMS = {
     "gate": Claim("a sigmoid gate after each head (Qiu et al.)", "no sink, no massive activation", "fewer and smaller"),
     "no-bos": Claim("texts without <s>", "the first token is the sink whatever it is", "some"),
     "window": Claim(
-        "queries see the last 32 keys only (Gu et al.)", "the sink stays on the first token of the text, not of the window",
-        "absolute",
+        "queries see the last 32 keys only (Gu et al.)",
+        "the sink stays on the first token of the text, not of the window", "absolute",
     ),
 }  # fmt: skip
 RULES = {
+    "more": "more heads over .3 than softmax",
     "fewer": "less than half the heads of softmax over .3",
     "fewer and smaller": "less than half the heads over .3 and half the largest magnitude of softmax",
     "some": "some head over .3",
     "absolute": "some head over .3 on the first token, none on the oldest key in view",
 }
+
+
+def compared() -> list[str]:
+    """Names of the runs on the page, the plain one first."""
+    return [BASE] + [name for name in zoo.curves(SHIPPED) if name != BASE]
 
 
 def common_step(names: list[str]) -> tuple[int, dict[str, Cells]]:
@@ -86,17 +100,19 @@ def _cells(rows: list[dict[str, Any]]) -> Cells:
 
 def page() -> str:
     """The page in Markdown; every number comes from the curves."""
-    names = [BASE] + [name for name in zoo.curves("lm-") if name != BASE]
+    names = compared()
     step, cells = common_step(names)
     tokens = cells[BASE]["tokens"][0]
     lines = ["# What makes the sink emerge", "", "<!-- made from the training curves; do not edit -->", ""]
     lines += [
-        f"Language models of one size on the same text, compared after {step} steps ({tokens / 1e6:.1f} million tokens),",
-        f"in the middle of the schedule of `zoo:{BASE}`. A seed decides weights and batches and is the same for all",
-        "variants. A cell is the mean over the seeds, with the lowest and the highest in brackets. Rows that do not sum",
-        "to one are divided by their sum before the attention is averaged (the proxy of Gu et al.). Uniform attention",
-        f"gives {_uniform(LENGTH):.3f} on {LENGTH} tokens, and {_uniform(32):.3f} over the 32 queries that see the first",
-        "token through the window.",
+        *_paragraph(
+            f"Language models of one size on the same text, compared after {step} steps ({tokens / 1e6:.1f} million "
+            f"tokens), in the middle of the schedule of `zoo:{SHIPPED}`. A seed decides weights and batches, the same "
+            "for all variants. A cell is the mean over the seeds, with the lowest and the highest in brackets. Rows "
+            "that do not sum to one are divided by their sum before the attention is averaged (Gu et al.'s proxy). "
+            f"Uniform attention gives {_uniform(LENGTH):.3f} on {LENGTH} tokens, and {_uniform(32):.3f} over the 32 "
+            "queries that see the first token through the window."
+        ),
         "",
         "| model | seeds | " + " | ".join(COLUMNS.values()) + " |",
         "|---|---|" + "---|" * len(COLUMNS),
@@ -105,9 +121,9 @@ def page() -> str:
         f"| {name} | {len(cells[name]['loss'])} | " + " | ".join(_cell(cells[name][key]) for key in COLUMNS) + " |"
         for name in names
     ]
-    lines += ["", "Differences are paired by seed, with Student's 95 % interval where there are three seeds or more.", ""]
+    lines += ["", "Differences are paired by seed, with Student's 95 % interval from three seeds on.", ""]
     lines += ["| change | the papers | here, beside softmax | agrees, in every seed, where |", "|---|---|---|---|"]
-    lines += [_verdict(name.removeprefix(f"{BASE}-"), cells[name], cells[BASE]) for name in names[1:]]
+    lines += [_verdict(name.removeprefix(f"{SHIPPED}-"), cells[name], cells[BASE]) for name in names[1:]]
     lines += ["", "![Curves of the variants](language-model-variants.png)", ""]
     lines += [
         "## The language model to its end",
@@ -115,15 +131,17 @@ def page() -> str:
         "![Curves of the language model](language-model-emergence.png)",
         "",
     ]
-    last = zoo.curve(BASE)[-1]
-    lines += [
-        f"`zoo:{BASE}` after {last['tokens'] / 1e6:.1f} million tokens: {last['sink_rate_after_first']:.0%} of the",
-        f"heads beyond layer 0 over .3, {last['alpha_max']:.2f} in the best head, the largest magnitude",
-        f"{last['massive']:.0f}",
-        "medians. Its card is [here](lm-python.md).",
-        "",
-    ]
-    return "\n".join(lines)
+    last = zoo.curve(SHIPPED)[-1]
+    lines += _paragraph(
+        f"`zoo:{SHIPPED}` after {last['tokens'] / 1e6:.1f} million tokens: {last['sink_rate_after_first']:.0%} of the "
+        f"heads beyond layer 0 over .3, {last['alpha_max']:.2f} in the best head, the largest magnitude "
+        f"{last['massive']:.0f} medians. Its card is [here](lm-python.md)."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _paragraph(text: str) -> list[str]:
+    return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _cell(values: NDArray[np.float64]) -> str:
@@ -148,6 +166,8 @@ def _verdict(kind: str, cells: Cells, base: Cells) -> str:
 
 def _holds(rule: str, cells: Cells, base: Cells) -> NDArray[np.bool_]:
     share, before = cells["sink_rate_after_first"], base["sink_rate_after_first"]
+    if rule == "more":
+        return share > before
     if rule == "some":
         return share > 0
     if rule == "absolute":

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sinkscope import zoo
+from sinkscope.zoo.recipes import emergence as variants_page
 from sinkscope.zoo.recipes.vision_language_figures import learning
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -116,11 +117,12 @@ def draw(folder: Path) -> list[Path]:
     """Draw the figures of the models that are on the shelf."""
     names = [entry.name for entry in zoo.entries()]
     backcopy = [n for n in names if n.startswith("bb-")]
+    plain = [name for name in zoo.curves() if name == variants_page.BASE]
     jobs = {
         "backcopy-dynamics.png": (dynamics, [n for n in ("bb-1l", "bb-1l-relu", "bb-3l") if n in backcopy]),
         "backcopy-residual-peak.png": (residual_peak, [n for n in backcopy if "3l" in n]),
         "language-model-emergence.png": (emergence, [n for n in names if n.startswith("lm")]),
-        "language-model-variants.png": (compared, zoo.curves("lm-") if len(zoo.curves("lm-")) > 1 else []),
+        "language-model-variants.png": (compared, plain and variants_page.compared()),
         "vision-language-training.png": (learning, [n for n in names if n.startswith("vlm")]),
     }
     folder.mkdir(parents=True, exist_ok=True)
