@@ -30,6 +30,7 @@ from sinkscope.cli_options import (
 )
 from sinkscope.cli_readings import cite, one_line, plot, report, show
 from sinkscope.cli_sweep import VariantOptions, edits_of
+from sinkscope.cli_tune import tune
 from sinkscope.errors import SinkscopeError
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ app = App(
 
 for _key, _command in enumerate((show, plot, report), start=3):
     app.command(_command, sort_key=_key)
-app.command(cite, sort_key=8)
+app.command(tune, sort_key=6)
+app.command(cite, sort_key=9)
 
 
 @app.command(sort_key=1)
@@ -124,7 +126,7 @@ def sweep(
     print(f"Saved {target}: {', '.join(map(str, ds.data_vars))}, by {sizes}.\nNext: sinkscope show {target}")
 
 
-@app.command(sort_key=6)
+@app.command(sort_key=7)
 def demo(*, output: Output = Path("out/demo")) -> None:
     """Measure a pretrained sentence encoder and a model with a planted sink, and say what was found.
 
@@ -139,7 +141,7 @@ def demo(*, output: Output = Path("out/demo")) -> None:
         raise SinkscopeError("demo: what was planted was not found as planted; see the lines marked WRONG.")
 
 
-@app.command(sort_key=7)
+@app.command(sort_key=8)
 def models(model: str | None = None, *, loading: ModelOptions | None = None) -> None:
     """List the shipped models and the supported architectures, or say what can be read from one model.
 

@@ -137,9 +137,12 @@ def _tell(ds: xr.Dataset) -> None:
     print(one_line(ds))
     leading = leading_dims(ds)
     if leading:
-        print(f"\nMean of each variable by {', '.join(leading)}; key_mass is that of position 0.\n")
-        print(means(ds).to_string(float_format=lambda x: f"{x:.4g}"))
-        print(f"\n--select {leading[0]}={ds[leading[0]].values[0]} tells what one of them shows.")
+        where = "; key_mass is that of position 0" if "key_mass" in ds else ""
+        for dims, table in means(ds).items():
+            print(f"\nMean of each variable by {', '.join(dims)}{where}.\n")
+            print(table.to_string(float_format=lambda x: f"{x:.4g}"))
+        if "key_mass" in ds:
+            print(f"\n--select {leading[0]}={ds[leading[0]].values[0]} tells what one of them shows.")
         return
     for finding in findings(ds)[0]:
         print(f"\n{finding.heading}\n  {finding.text}")

@@ -95,14 +95,17 @@ def grid_of(text: str) -> Mapping[str, Sequence[Edit]]:
     return grid(cls(**first), **axes)
 
 
-def means(ds: xr.Dataset) -> pd.DataFrame:
-    """Average every variable of a sweep per variant, ``key_mass`` at position 0, as a table."""
+def means(ds: xr.Dataset) -> dict[tuple[str, ...], pd.DataFrame]:
+    """Average every variable per variant, ``key_mass`` at position 0: a table for each set of dims variants are along.
+
+    A sweep or a grid has one such set; a tuned model has test scores by edit and a calibration curve by gamma.
+    """
     leading = leading_dims(ds)
-    columns: dict[str, Any] = {}
+    columns: dict[tuple[str, ...], dict[str, Any]] = {}
     for name, array in ds.data_vars.items():
-        kept = [dim for dim in leading if dim in array.dims]
-        if not kept:
-            continue  # a baseline beside a grid has none of its dims
+        kept = tuple(dim for dim in leading if dim in array.dims)
+        if not kept or array.dtype.kind not in "bifu":
+            continue  # a baseline beside a grid has none of its dims; labels have no mean
         one = array.isel(key=0) if name == "key_mass" else array
-        columns[str(name)] = one.mean([dim for dim in one.dims if dim not in kept]).to_series()
-    return pd.DataFrame(columns)
+        columns.setdefault(kept, {})[str(name)] = one.mean([dim for dim in one.dims if dim not in kept]).to_series()
+    return {dims: pd.DataFrame(series) for dims, series in columns.items()}

@@ -330,3 +330,45 @@ def test_a_closed_pipe_is_no_error(readings: Path) -> None:
         complaints = process.stderr.read()
     assert process.returncode == 0
     assert complaints == b""
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("questions") / "mine.jsonl"
+    rows = [{"prompt": f"x{i} = {i}\ny = x{i} +", "options": [" 1", " x"], "answer": i % 2} for i in range(24)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_tune_gives_what_the_library_gives(questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sinkscope import tasks
+    from sinkscope.methods.zerotuning import ZeroTuningSettings, zerotune
+
+    target = tmp_path / "tuned.nc"
+    options = ["--file", questions, "--calibration", "10", "--test", "12", "--mode", "loss", "--heads", "all"]
+    arguments = ["tune", "zoo:lm-python", "mine", *options, "-o", target]
+    assert main([str(argument) for argument in arguments]) == 0
+    said = capsys.readouterr().out
+    task = tasks.load("mine", questions, calibration=10, test=12)
+    result = zerotune(sk.load_model("zoo:lm-python"), task, ZeroTuningSettings(mode="loss", heads="all", batch_size=8))
+    assert said.splitlines()[0] == result.summary()
+    found = schema.open(target)
+    assert json.loads(found.attrs["chosen"]) == result.edit.to_dict()
+    np.testing.assert_allclose(found["log_probability"], result.test["log_probability"], atol=1e-5)
+    assert main(["show", str(target)]) == 0
+    said = capsys.readouterr().out
+    assert "Mean of each variable by edit." in said
+    assert "Mean of each variable by gamma." in said
+    assert "--select" not in said
+
+
+def test_tune_refuses_before_a_model_is_loaded(refused: Callable[..., str], questions: Path, tmp_path: Path) -> None:
+    target = tmp_path / "tuned.nc"
+    assert "load('mine'): there is no such task" in refused(1, "tune", "nowhere", "mine", "-o", target)
+    three = ["--file", questions] * 3
+    assert "tune: 3 files. Give one that is split, or two" in refused(
+        1, "tune", "nowhere", "mine", *three, "-o", target
+    )
+    target.write_text("kept")
+    assert "exists" in refused(1, "tune", "nowhere", "copy", "-o", target)
+    assert target.read_text() == "kept"

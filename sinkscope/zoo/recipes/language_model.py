@@ -116,8 +116,9 @@ def build_model(config: Config) -> Any:
         bos_token_id=0,
         eos_token_id=None,
         pad_token_id=1,
-        **({"sliding_window": config.window} if config.window else {}),
     )
+    if config.window:
+        model_config.sliding_window = config.window
     extra = {"normaliser": config.normaliser, "extra_key": config.extra_key, "gate": config.gate}
     model_config.update({f"sinkscope_{k}": v for k, v in extra.items() if v not in (False, "softmax")})
     return variants.build(model_config)
