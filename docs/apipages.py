@@ -24,6 +24,7 @@ PAGES: dict[str, tuple[str, str]] = {
     "plot": ("Figures", "plot"),
     "methods": ("Methods", "methods"),
     "report": ("Reports", "report"),
+    "training": ("Training", "training"),
     "zoo": ("Zoo", "zoo"),
     "testing": ("Testing", "testing"),
 }
@@ -35,7 +36,6 @@ ORDER = (
     "vision", "bimodal", "secondary", "dominance", "comparison", "controls",
 )  # fmt: skip
 """Modules whose sections come first on their page, in this order: what most readers look for."""
-EXTRA = {"zoo": ["sinkscope.zoo.callback.SinkCallback"]}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def public(page: str) -> list[Name]:
         elif _documented(value):
             top = getattr(sinkscope, name, None) is value
             found.append(Name(f"sinkscope.{name}" if top else f"sinkscope.{submodule}.{name}", value))
-    return found + [Name(path, _resolve(path)) for path in EXTRA.get(page, [])]
+    return found
 
 
 def write(folder: Path) -> None:
@@ -114,11 +114,6 @@ def _own(name: str, value: Any, module: ModuleType) -> bool:
 
 def _inside(module: str, parent: str) -> bool:
     return module == parent or module.startswith(f"{parent}.")
-
-
-def _resolve(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
 
 
 def _paragraph(module: ModuleType) -> str:

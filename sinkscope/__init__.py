@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sinkscope import schema as schema
     from sinkscope import tasks as tasks
     from sinkscope import testing as testing
+    from sinkscope import training as training
     from sinkscope import zoo as zoo
     from sinkscope.definitions import cite as cite
     from sinkscope.edits import AblateHeads as AblateHeads
@@ -88,7 +89,7 @@ __version__ = "0.1.0"
 
 _SUBMODULES = (
     "definitions", "edits", "errors", "methods", "metrics", "plot", "probes", "report", "schema", "tasks",
-    "testing", "zoo",
+    "testing", "training", "zoo",
 )  # fmt: skip
 
 _NAMES: dict[str, tuple[str, ...]] = {

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from cyclopts import App, CycloptsError
 from cyclopts.config import Toml
 
@@ -27,11 +28,12 @@ from sinkscope.cli_options import (
     leading_dims,
     load,
     make_prompts,
+    numbers,
 )
 from sinkscope.cli_readings import cite, one_line, plot, report, show
 from sinkscope.cli_sweep import VariantOptions, edits_of
 from sinkscope.cli_tune import tune
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import PromptError, SinkscopeError
 
 if TYPE_CHECKING:
     pass
@@ -58,8 +60,8 @@ app = App(
 
 for _key, _command in enumerate((show, plot, report), start=3):
     app.command(_command, sort_key=_key)
-app.command(tune, sort_key=6)
-app.command(cite, sort_key=9)
+app.command(tune, sort_key=7)
+app.command(cite, sort_key=10)
 
 
 @app.command(sort_key=1)
@@ -126,7 +128,37 @@ def sweep(
     print(f"Saved {target}: {', '.join(map(str, ds.data_vars))}, by {sizes}.\nNext: sinkscope show {target}")
 
 
-@app.command(sort_key=7)
+@app.command(sort_key=6)
+def checkpoints(
+    folder: Path,
+    *,
+    prompts: PromptOptions | None = None,
+    reading: ReadingOptions | None = None,
+    file: FileOptions | None = None,
+) -> None:
+    """Measure every checkpoint of a training run on the same prompts.
+
+    Args:
+        folder: Output folder of a transformers Trainer: its checkpoint-NUMBER folders are read.
+    """
+    prompts, reading, file = prompts or PromptOptions(), reading or ReadingOptions(), file or FileOptions()
+    prompts.check()
+    target = file.check()
+    if prompts.image:
+        raise PromptError("checkpoints: --image is not read along training. Give --text, --text-file or --ids.")
+    texts: Sequence[Any] = [numbers(text) for text in prompts.ids] or prompts.texts()
+
+    from sinkscope.training import read_checkpoints, summary
+
+    probes = reading.probes() if reading.probe else None
+    ds = read_checkpoints(folder, texts, probes, batch_size=reading.batch_size)
+    schema.save(ds, target, overwrite=file.overwrite)
+    rows = [{"step": step, **summary(ds.sel(step=step))} for step in ds["step"].values.tolist()]
+    print(pd.DataFrame(rows).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
+    print(f"Saved {target}: {', '.join(map(str, ds.data_vars))}, by step ({ds.sizes['step']}).")
+
+
+@app.command(sort_key=8)
 def demo(*, output: Output = Path("out/demo")) -> None:
     """Measure a pretrained sentence encoder and a model with a planted sink, and say what was found.
 
@@ -141,7 +173,7 @@ def demo(*, output: Output = Path("out/demo")) -> None:
         raise SinkscopeError("demo: what was planted was not found as planted; see the lines marked WRONG.")
 
 
-@app.command(sort_key=8)
+@app.command(sort_key=9)
 def models(model: str | None = None, *, loading: ModelOptions | None = None) -> None:
     """List the shipped models and the supported architectures, or say what can be read from one model.
 

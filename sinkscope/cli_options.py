@@ -215,7 +215,7 @@ def make_prompts(options: PromptOptions, texts: Sequence[str], model: Model) -> 
     from sinkscope.prompts import Prompts
 
     if options.ids:
-        return Prompts.from_ids([_numbers(text) for text in options.ids], model)
+        return Prompts.from_ids([numbers(text) for text in options.ids], model)
     images = options.images()
     if not images:
         return Prompts.from_texts(texts, model)
@@ -230,7 +230,12 @@ def make_prompts(options: PromptOptions, texts: Sequence[str], model: Model) -> 
     return Prompts.from_chat(items, model)
 
 
-def _numbers(text: str) -> list[int]:
+def numbers(text: str) -> list[int]:
+    """Read token ids that are written with commas.
+
+    Raises:
+        PromptError: these are no whole numbers.
+    """
     try:
         return [int(part) for part in text.replace(",", " ").split()]
     except ValueError:

@@ -2,9 +2,9 @@
 
 Paper: Gu et al. 2025, figure 4 (middle). Claim: the sink appears after the model has begun to learn, between 1k and 2k
 of 20k steps, while the loss keeps falling.
-Cost: none, the curves were measured while the zoo's language models trained (``sinkscope.zoo.callback``).
+Cost: none, the curves were measured while the zoo's language models trained (``sinkscope.zoo.statistics``).
 Different here: language models of 1.5 million parameters on Python source, every one whose curve is in the zoo (the
-variants are drawn, and judged in ``variants.py``). One run per model, so no interval over runs.
+variants are drawn by their first seed, and judged over all in ``variants.py``).
 """
 
 import matplotlib.pyplot as plt

@@ -4,20 +4,20 @@ Paper: Gu et al. 2025, tables on attention biases and attention operations; Qiu 
 2024 on softmax-off-by-one. Claims: trained without a sum that has to be one (sigmoid) a model has no sink; with a
 learned key that carries no value that key is the sink and the first token is none; gated heads have none.
 Cost: none for the trained models, whose training curves are shipped; one pass per swap, seconds.
-Different here: language models of 1.5 million parameters, one run each, every variant with a curve in the zoo, each
-judged against ``zoo:lm-python`` at the same step of the same schedule. Beside them ``--model`` with another normaliser
-put in after training: a control, no evidence on training. Sigmoid and ReLU weights are divided by their sum over the
-row for the measurement only, as in the paper.
+Different here: language models of 1.5 million parameters, every variant with a curve in the zoo, each judged against
+the plain softmax model of the same seeds at the same step of the same schedule. Beside them ``--model`` with another
+normaliser put in after training: a control, no evidence on training. Sigmoid and ReLU weights are divided by their sum
+over the row for the measurement only, as in the paper.
 """
 
 import matplotlib.pyplot as plt
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope import zoo
 from sinkscope.analysis import Study
+from sinkscope.zoo.recipes import emergence, seeds
 
-BASE, SWAPS = "lm-python", ("softmax", "softmax1", "sigmoid", "relu")
+SWAPS = ("softmax", "softmax1", "sigmoid", "relu")
 GONE = "the first token is no sink"
 CLAIMS = {
     "sigmoid": ("Attention operations", f"Trained with sigmoid, {GONE}", "0.44 % against 18.18 %", False),
@@ -26,16 +26,16 @@ CLAIMS = {
     "gate": ("Qiu et al.", f"Trained with gated heads, {GONE}", "attention on it .048 against .467", False),
     "softmax1": ("Xiao et al.", "Trained with softmax-off-by-one, the first token still is the sink",
                  "perplexity 29214 without the first tokens, 18.0 with them", True),
+    "window": ("Shifted window", "Trained with a window of 32 keys, the first token is the sink of those that see it",
+               "stays on the first token", True),
     "no-bos": ("Open models", "Trained without a token of its own in front, the first token is the sink",
                "GPT-2 XL 77.0 %", True),
 }  # fmt: skip
 
 
-def pair(name: str) -> tuple[dict[str, float], dict[str, float]]:
-    """What was measured of a variant and of the base, at the last step that both have."""
-    rows = [{row["step"]: row for row in zoo.curve(each)} for each in (name, BASE)]
-    step = max(set(rows[0]) & set(rows[1]))
-    return rows[0][step], rows[1][step]
+def kind_of(name: str) -> str:
+    """What is special about a run of the zoo, from its name."""
+    return name.removeprefix(f"{emergence.SHIPPED}-")
 
 
 def swapped(model: sk.Model, prompts: sk.Prompts, kind: str) -> xr.Dataset:
@@ -57,22 +57,21 @@ with Study(__doc__, paper="gu2025") as study:
                      dim=xr.Variable("normaliser", list(SWAPS)), compat="override", coords="minimal")  # fmt: skip
     table = sk.metrics.compare(rate, to=rate * 0)
 
-    names = [name for name in zoo.curves(f"{BASE}-") if name.removeprefix(f"{BASE}-") in CLAIMS]
-    trained = {name.removeprefix(f"{BASE}-"): pair(name) for name in names}
+    step, cells = emergence.common_step([name for name in emergence.compared() if name != emergence.SHIPPED])
+    trained = {kind_of(name): values for name, values in cells.items()}
+    plain = trained[kind_of(emergence.BASE)]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(1.3, 1))
-    step = min((int(row["step"]) for row, _ in trained.values()), default=0)
-    values = [[row["sink_rate"], row["alpha_mean"]] for row, _ in trained.values()]
-    base = next((other for _, other in trained.values()), zoo.curve(BASE)[-1])
-    shown = xr.DataArray([[base["sink_rate"], base["alpha_mean"]], *values],
-                         {"arm": ["softmax", *trained], "what": ["sink rate", "mean attention"]})  # fmt: skip
-    sk.plot.grouped_bars(shown, ylabel="first token", title="Trained with it, one run each", ax=axes[0])
+    both = [[values[key].mean() for key in ("sink_rate", "alpha_mean")] for values in trained.values()]
+    shown = xr.DataArray(both, {"arm": list(trained), "what": ["sink rate", "mean attention"]})
+    most = max(len(values["loss"]) for values in trained.values())
+    sk.plot.grouped_bars(shown, ylabel="first token", title=f"Trained with it, mean of {most} seeds", ax=axes[0])
     limits = (table["low"], table["high"])
     sk.plot.grouped_bars(table["difference"], interval=limits, ylabel="sink rate", title="Swapped in", ax=axes[1])
     source = rate.assign_attrs(model_id=study.model.id, n_prompts=rate.sizes["prompt"])
     study.figure(
         figure, "variants", source=source,
         says="sink rate: share of heads with mean attention to the first token above 0.3, T = 64; left: from training "
-        f"curves at step {step or int(base['step'])}; right: after training, 95 % intervals over prompts",
+        f"curves at step {step}; right: after training, 95 % intervals over prompts",
     )  # fmt: skip
 
     for name, (where, claim, paper, stays) in CLAIMS.items():
@@ -84,9 +83,14 @@ with Study(__doc__, paper="gu2025") as study:
         if name not in trained:
             study.claim(where, claim, paper=paper, found=f"no such run in the zoo{after}", agrees=None)
             continue
-        own, other = trained[name]
+        own = trained[name]
+        other = {key: values[: len(own["loss"])] for key, values in plain.items()}
         keys = {"sink_rate": "sink rate", "alpha_mean": "mean attention", "loss": "loss"}
-        told = ", ".join(f"{label} {own[key]:.3g} (softmax {other[key]:.3g})" for key, label in keys.items())
-        agrees = (own["sink_rate"] > 0.5 * other["sink_rate"]) == stays if other["sink_rate"] > 0 else None
-        found = f"after {int(own['step'])} steps {told}, one run each{after}"
+        told = ", ".join(
+            f"{label} {own[key].mean():.3g} (softmax {other[key].mean():.3g}, difference "
+            f"{seeds.text(own[key] - other[key], spec='+.2g')})" for key, label in keys.items()
+        )  # fmt: skip
+        kept = own["sink_rate"] > 0.5 * other["sink_rate"]
+        agrees = bool((kept == stays).all()) if other["sink_rate"].min() > 0 else None
+        found = f"after {step} steps {told}, n = {len(kept)} seeds{after}"
         study.claim(where, claim, paper=paper, found=found, agrees=agrees)

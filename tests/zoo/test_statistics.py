@@ -1,16 +1,11 @@
-"""Sink statistics along training, and the Trainer callback, on a tiny random Llama."""
+"""Sink statistics along training on a tiny random Llama."""
 
 from __future__ import annotations
-
-import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sinkscope.errors import ProbeError
-from sinkscope.zoo.callback import SinkCallback
 from sinkscope.zoo.statistics import sink_statistics, summary
 
 
@@ -86,39 +81,6 @@ def test_summary_counts_heads_over_the_threshold_and_leaves_out_the_first_layer(
     assert summary(stats, 0.45)["sink_rate_after_first"] == 0.0
     assert out["value_ratio_min"] == pytest.approx(0.2)
     assert out["massive"] == 7.0
-
-
-def test_callback_measures_when_due_and_writes_lines(model, ids, tmp_path):
-    callback = SinkCallback(ids, every=2, path=tmp_path / "sinks.jsonl")
-    for step in range(5):
-        state = SimpleNamespace(global_step=step)
-        (callback.on_train_begin if step == 0 else callback.on_step_end)(None, state, None, model=model)
-    callback.on_train_end(None, SimpleNamespace(global_step=4), None, model=model)
-    assert [row["step"] for row in callback.history] == [0, 2, 4]
-    lines = [json.loads(line) for line in (tmp_path / "sinks.jsonl").read_text().splitlines()]
-    assert lines == callback.history
-    assert lines[0]["alpha_max"] > 0
-
-
-def test_callback_runs_inside_a_trainer(model, ids, tmp_path):
-    from transformers import Trainer, TrainingArguments
-
-    data = [{"input_ids": row, "labels": row} for row in ids]
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=3, report_to=[], save_strategy="no",
-        use_cpu=True, disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=False,
-    )  # fmt: skip
-    callback = SinkCallback(ids, every=2)
-    Trainer(model=model, args=arguments, train_dataset=data, callbacks=[callback]).train()
-    assert [row["step"] for row in callback.history] == [0, 2, 3]
-    assert callback.history[0]["loss"] != callback.history[-1]["loss"]
-
-
-def test_callback_says_what_is_wrong(ids):
-    with pytest.raises(ProbeError, match=r"ids of shape \(3, 1\). Give \(prompts, tokens\), at least \(1, 2\)"):
-        SinkCallback(ids[:, :1])
-    with pytest.raises(ProbeError, match=r"every=0.*Use 1 or more"):
-        SinkCallback(ids, every=0)
 
 
 def test_a_window_is_measured_over_the_queries_that_see_the_first_token(ids):
