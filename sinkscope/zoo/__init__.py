@@ -124,6 +124,19 @@ def curve(name: str, seed: int | None = None) -> list[dict[str, Any]]:
     return runs[seed]
 
 
+def recipe(name: str) -> dict[str, Any]:
+    """Fields of the recipe that made a run, as :func:`curve` knows it; without the seed where seeds differ.
+
+    Raises:
+        ModelError: as :func:`curve`.
+    """
+    short = name.removeprefix("zoo:")
+    if short in {entry.name for entry in entries()}:
+        return json.loads((path(short) / "recipe.json").read_text(encoding="utf-8"))
+    seeds(short)
+    return json.loads((CURVES / f"{short}.json").read_text(encoding="utf-8"))["recipe"]
+
+
 def _runs(name: str) -> dict[int, list[dict[str, Any]]]:
     """Curves of a name by seed: that of the model on the shelf, then those that are shipped without weights."""
     short = name.removeprefix("zoo:")
@@ -141,4 +154,4 @@ def _runs(name: str) -> dict[int, list[dict[str, Any]]]:
     return runs
 
 
-__all__ = ["CURVES", "WEIGHTS", "Entry", "card", "curve", "curves", "entries", "path", "seeds"]
+__all__ = ["CURVES", "WEIGHTS", "Entry", "card", "curve", "curves", "entries", "path", "recipe", "seeds"]

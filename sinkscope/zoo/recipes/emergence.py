@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sinkscope import zoo
 from sinkscope.zoo.recipes import seeds
+from sinkscope.zoo.recipes.language_model import command
 
 SHIPPED = "lm-python"
 BASE = f"{SHIPPED}-softmax"
@@ -124,7 +125,9 @@ def page() -> str:
     lines += ["", "Differences are paired by seed, with Student's 95 % interval from three seeds on.", ""]
     lines += ["| change | the papers | here, beside softmax | agrees, in every seed, where |", "|---|---|---|---|"]
     lines += [_verdict(name.removeprefix(f"{SHIPPED}-"), cells[name], cells[BASE]) for name in names[1:]]
-    lines += ["", "![Curves of the variants](language-model-variants.png)", ""]
+    lines += ["", "![Curves of the variants](language-model-variants.png)", "", "Each run is one command:", ""]
+    lines += [f"- {name}: {_command(name)}" for name in names if name != SHIPPED]
+    lines += [""]
     lines += [
         "## The language model to its end",
         "",
@@ -142,6 +145,13 @@ def page() -> str:
 
 def _paragraph(text: str) -> list[str]:
     return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _command(name: str) -> str:
+    last, known = zoo.curve(name)[-1], zoo.seeds(name)
+    seed, each = ("", "") if known == [0] else (" --seed N", f", N = {', '.join(map(str, known))}")
+    took = f", {last['cpu_seconds'] / 60:.0f} minutes of one core" if "cpu_seconds" in last else ""
+    return f"`{command(zoo.recipe(name), last['step'])}{seed}`{each}{took}"
 
 
 def _cell(values: NDArray[np.float64]) -> str:

@@ -26,7 +26,14 @@ from sinkscope.errors import ModelError
 from sinkscope.zoo import variants
 from sinkscope.zoo.recipes import emergence, facts, seeds, vision_language_card
 from sinkscope.zoo.recipes.backcopy_task import SYMBOLS, zipf_chain
-from sinkscope.zoo.recipes.language_model import Config, build_model, build_optimizer, load_checkpoint, tokens_seen
+from sinkscope.zoo.recipes.language_model import (
+    Config,
+    build_model,
+    build_optimizer,
+    command,
+    load_checkpoint,
+    tokens_seen,
+)
 from sinkscope.zoo.recipes.shelf import read_curve, write
 
 FIGURES = (
@@ -90,10 +97,6 @@ def ship_language_model(name: str, folder: Path, target: Path) -> dict[str, Any]
     write(target / "curve.json", curve)
     measured, claims = facts.language_model_facts(variants.load(target), np.load(folder / "held_out.npy"), config.bos)
     measured["training"] = {"steps": step, "tokens": tokens_seen(config, step), **curve[-1]}
-    options = " ".join(
-        f"--{k.replace('_', '-')} {v}" for k, v in fields.items() if v != getattr(Config(), k) and k != "betas"
-    )
-    options += f" --stop-at {step}" if step < config.steps else ""
     extra = [k for k in ("extra_key", "gate") if fields.get(k)] + ([] if config.bos else ["no <s>"])
     kind = ", ".join([config.normaliser, *extra])
     return {
@@ -101,7 +104,7 @@ def ship_language_model(name: str, folder: Path, target: Path) -> dict[str, Any]
         "Python source text",
         "source": "Gu et al. 2025, arXiv 2410.10781",
         "text": STDLIB_TEXT + f"; {config.repeat_share:.0%} of the windows say a span again and again",
-        "command": f"python -m sinkscope.zoo.recipes.language_model --out FOLDER {options}".strip(),
+        "command": command(fields, step),
         "recipe": fields,
         "claims": claims,
         "facts": measured,
@@ -175,6 +178,8 @@ def page(name: str) -> str:
     card = zoo.card(name)
     lines = [f"# zoo:{name}", "", card["description"] + ".", "", "<!-- made from card.json; do not edit -->", ""]
     lines += [f"- After: {card['source']}", f"- Text: {card['text']}", f"- Made by: `{card['command']}`"]
+    took = card["facts"].get("training", {}).get("cpu_seconds")
+    lines += [f"- Took: {took / 60:.0f} minutes of one processor core"] if took else []
     lines += [f"- Parameters: {card['facts']['parameters']:,}"]
     lines += [f"- Trained with: {', '.join(f'{k} {v}' for k, v in card['versions'].items())}", ""]
     lines += ["| what | paper or target | measured | agrees |", "|---|---|---|---|"]
