@@ -8,7 +8,7 @@ from sinkscope import zoo
 
 SCRIPTS = {
     "sink_rate_by_input": 4, "position_and_length": 3, "norms_by_layer": 4, "angle_or_norm": 2, "position_or_token": 2,
-    "training": 1, "variants": 6, "window": 4,
+    "training": 1, "variants": 7, "window": 4,
 }  # fmt: skip
 
 
@@ -68,20 +68,25 @@ def test_the_sink_emerges_while_the_loss_falls(results):
     assert "zoo:lm-python: there for good from step" in claim["found"]
 
 
-def test_a_variant_of_the_zoo_is_judged_at_its_own_step(tmp_path, monkeypatch):
-    rows = [row for row in zoo.curve("lm-python") if row["step"] <= 1000]
+def test_variants_of_the_zoo_are_judged_over_seeds_at_a_step_that_all_have(tmp_path, monkeypatch):
+    rows = [row for row in zoo.curve("lm-python-softmax") if row["step"] <= 1000]
     base = rows[-1]["sink_rate"]
     assert base > 0
-    for name, rate in (("sigmoid", 0.0), ("no-bos", base), ("gate", base)):
-        made = [row | {"sink_rate": rate} for row in rows]
-        (tmp_path / f"lm-python-{name}.json").write_text(json.dumps({"rows": made}), encoding="utf-8")
+    for name, rates in (
+        ("softmax", (base, base, base)), ("sigmoid", (0.0, 0.0)), ("no-bos", (base,)), ("gate", (0.0, base)),
+    ):  # fmt: skip
+        runs = {str(seed): [row | {"sink_rate": rate} for row in rows] for seed, rate in enumerate(rates)}
+        content = {"recipe": {}, "runs": runs}
+        (tmp_path / f"lm-python-{name}.json").write_text(json.dumps(content), encoding="utf-8")
     monkeypatch.setattr(zoo, "CURVES", tmp_path)
     said, _ = run("gu2025/variants.py", tmp_path, monkeypatch)
     verdicts = {claim["claim"]: claim for claim in said["claims"]}
     sigmoid = verdicts["Trained with sigmoid, the first token is no sink"]
     assert sigmoid["agrees"] is True
-    assert sigmoid["found"].startswith(f"after 1000 steps sink rate 0 (softmax {base:.3g}), mean attention")
-    assert "swapped in after training" in sigmoid["found"]
+    assert sigmoid["found"].startswith(
+        f"after 1000 steps sink rate 0 (softmax {base:.3g}, difference {-base:+.2g}), mean"
+    )
+    assert "n = 2 seeds; swapped in after training" in sigmoid["found"]
     assert verdicts["Trained with gated heads, the first token is no sink"]["agrees"] is False
     assert [claim["agrees"] for claim in said["claims"] if "without a token of its own" in claim["claim"]] == [True]
     assert [claim["found"] for claim in said["claims"] if "learned key" in claim["claim"]] == ["no such run in the zoo"]

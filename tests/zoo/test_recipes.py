@@ -203,3 +203,16 @@ def test_a_window_starts_from_the_weights_of_the_model_without_one():
     apart = (plain(ids).logits - seen(ids).logits).abs().amax((0, 2))
     assert apart[:4].max() < 1e-5
     assert apart[4:].min() > 1e-5
+
+
+def test_backcopy_keeps_the_model_of_each_measured_step(tmp_path, monkeypatch, capsys):
+    from sinkscope.training import checkpoints
+
+    monkeypatch.setitem(bb.ARMS, "bb-1l", dataclasses.replace(bb.Config(), steps=2, batch=4, length=16, width=16))
+    monkeypatch.setattr("sys.argv", ["bigram_backcopy", "--out", str(tmp_path), "--checkpoints"])
+    bb.main()
+    found = checkpoints(tmp_path)
+    assert list(found) == [0, 1, 2]
+    weights = [variants.load(folder).transformer.wte.weight for folder in (*found.values(), tmp_path)]
+    assert not torch.equal(weights[0], weights[2])
+    assert torch.equal(weights[2], weights[3])

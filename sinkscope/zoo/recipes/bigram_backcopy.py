@@ -156,8 +156,17 @@ def _checkpoints(steps: int) -> set[int]:
     return {round(s) for s in np.geomspace(1, steps, 40)} | set(range(0, min(steps, 200), 20)) | {0, steps}
 
 
-def train(config: Config, say: Callable[[str], None] = lambda line: None) -> tuple[Any, list[dict[str, Any]], Chain]:
+def train(
+    config: Config,
+    say: Callable[[str], None] = lambda line: None,
+    keep: Callable[[Any, int], None] = lambda model, step: None,
+) -> tuple[Any, list[dict[str, Any]], Chain]:
     """Train one arm and measure it along the way.
+
+    Args:
+        config: What decides the weights.
+        say: Receives one line of progress per measurement.
+        keep: Receives the model and the step at each measurement, to save it as it is then.
 
     Returns:
         The model, the curve (one row of :func:`backcopy_statistics` per measured step) and the chain.
@@ -172,6 +181,7 @@ def train(config: Config, say: Callable[[str], None] = lambda line: None) -> tup
         if step in measured:
             curve.append({"step": step, **backcopy_statistics(model, chain, probe)})
             say(json.dumps({k: np.round(v, 3).tolist() for k, v in curve[-1].items()}))
+            keep(model, step)
         if step == config.steps:
             break
         ids = sample(chain, config.batch, config.length + 1, np.random.default_rng([config.seed, step]))
@@ -186,12 +196,17 @@ def train(config: Config, say: Callable[[str], None] = lambda line: None) -> tup
     return model.eval(), curve, chain
 
 
-def save(model: Any, curve: list[dict[str, Any]], config: Config, folder: Path) -> None:
-    """Write weights, tokenizer, curve and recipe of a run into ``folder``."""
+def save_model(model: Any, folder: Path) -> None:
+    """Write weights and tokenizer into ``folder``, which ``load_model`` then takes."""
     variants.save(model, folder)
     build_tokenizer().save(str(folder / "tokenizer.json"))
     names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "unk_token": "-"}
     (folder / "tokenizer_config.json").write_text(json.dumps(names, indent=2))
+
+
+def save(model: Any, curve: list[dict[str, Any]], config: Config, folder: Path) -> None:
+    """Write weights, tokenizer, curve and recipe of a run into ``folder``."""
+    save_model(model, folder)
     rounded = [{k: np.round(v, 5).tolist() for k, v in row.items()} for row in curve]
     (folder / "curve.json").write_text(json.dumps(rounded))
     (folder / "recipe.json").write_text(json.dumps(dataclasses.asdict(config), indent=2))
@@ -203,10 +218,16 @@ def main() -> None:
     parser.add_argument("--arm", choices=sorted(ARMS), default="bb-1l")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model and its curve")
+    parser.add_argument("--checkpoints", action="store_true", help="also keep the model of each measured step")
     options = parser.parse_args()
     torch.set_num_threads(1)
     config = dataclasses.replace(ARMS[options.arm], seed=options.seed)
-    model, curve, _ = train(config, say=lambda line: print(line, flush=True))  # noqa: T201
+
+    def keep(model: Any, step: int) -> None:
+        if options.checkpoints:
+            save_model(model, options.out / f"checkpoint-{step}")
+
+    model, curve, _ = train(config, say=lambda line: print(line, flush=True), keep=keep)  # noqa: T201
     save(model, curve, config, options.out)
 
 
