@@ -72,8 +72,15 @@ def public(page: str) -> list[Name]:
 
 
 def write(folder: Path) -> None:
-    """Write all pages into ``folder``; a page that has not changed is left alone, so that a rebuild is quick."""
+    """Write all pages into ``folder``; a page that has not changed is left alone, so that a rebuild is quick.
+
+    Pages of names that are gone go too.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    known = {name.path for page in PAGES for name in public(page)}
+    for stub in folder.glob("*.rst"):
+        if stub.stem not in known:
+            stub.unlink()
     for page in PAGES:
         text, target = render(page), folder / f"{page}.md"
         if not target.exists() or target.read_text(encoding="utf-8") != text:

@@ -49,7 +49,10 @@ def test_every_public_name_is_on_one_page_and_is_described() -> None:
 
 
 def test_pages_of_the_api_are_linked_and_headed_by_the_modules_docstring(tmp_path: Path) -> None:
+    (tmp_path / "sinkscope.gone.rst").write_text("a name that is gone")
+    (tmp_path / "sinkscope.run.rst").write_text("a name that is there")
     apipages.write(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.rst")} == {"sinkscope.run.rst"}
     index = (ROOT / "docs" / "api" / "index.md").read_text(encoding="utf-8")
     for page in apipages.PAGES:
         assert f"generated/{page}" in index
