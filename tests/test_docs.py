@@ -43,7 +43,7 @@ def test_every_public_name_is_on_one_page_and_is_described() -> None:
     contract = {
         "load_model", "Prompts", "Model", "run", "sweep", "grid", "save", "open", "cite", "KeyMass", "TokenLoss",
         "ScaleKeys", "Redistribute", "SwapNormaliser", "metrics.sink_rate", "plot.sink_map", "testing.planted_sink",
-        "methods.profile_heads", "methods.var.var", "report.write_report", "zoo.entries", "zoo.callback.SinkCallback",
+        "methods.profile_heads", "methods.var.var", "report.write_report", "zoo.entries", "training.SinkCallback",
     }  # fmt: skip
     assert {f"sinkscope.{name}" for name in contract} <= set(paths)
 
