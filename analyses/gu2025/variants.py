@@ -33,11 +33,6 @@ CLAIMS = {
 }  # fmt: skip
 
 
-def kind_of(name: str) -> str:
-    """What is special about a run of the zoo, from its name."""
-    return name.removeprefix(f"{emergence.SHIPPED}-")
-
-
 def swapped(model: sk.Model, prompts: sk.Prompts, kind: str) -> xr.Dataset:
     """First-token attention of every head and loss under another normaliser."""
     tower = model.backend.towers[model.backend.default_tower]
@@ -57,9 +52,8 @@ with Study(__doc__, paper="gu2025") as study:
                      dim=xr.Variable("normaliser", list(SWAPS)), compat="override", coords="minimal")  # fmt: skip
     table = sk.metrics.compare(rate, to=rate * 0)
 
-    step, cells = emergence.common_step([name for name in emergence.compared() if name != emergence.SHIPPED])
-    trained = {kind_of(name): values for name, values in cells.items()}
-    plain = trained[kind_of(emergence.BASE)]
+    step, trained = emergence.common_step(emergence.compared(emergence.ARCHITECTURE))
+    plain = trained["softmax"]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(1.3, 1))
     both = [[values[key].mean() for key in ("sink_rate", "alpha_mean")] for values in trained.values()]
     shown = xr.DataArray(both, {"arm": list(trained), "what": ["sink rate", "mean attention"]})

@@ -164,16 +164,17 @@ def test_the_page_on_emergence_compares_at_the_last_common_step(shelf, tmp_path)
     ship.ship_curve("lm-python", [run_of(tmp_path / "shipped", [*base[:1], measured(200, 0.6, 95.0), base[-1]])])
     ship.ship_curve("lm-python-sigmoid", [run_of(tmp_path / "b", [measured(100, 0.3, 5.0), measured(200, 0.25, 6.0)])])
     ship.ship_curve("lm-python-gate", [run_of(tmp_path / "c", [measured(100, 0.3, 5.0), measured(200, 0.1, 60.0)])])
-    step, cells = emergence.common_step(["lm-python-softmax", "lm-python-sigmoid", "lm-python-gate"])
+    step, cells = emergence.common_step(emergence.compared(emergence.ARCHITECTURE))
     assert step == 200
-    assert cells["lm-python-sigmoid"]["massive"].tolist() == [6.0]
+    assert list(cells) == ["softmax", "sigmoid", "gate"]
+    assert cells["sigmoid"]["massive"].tolist() == [6.0]
     sigmoid = line_with("sigmoid attention")
     assert "heads over .3: -25 points; largest magnitude: -89 medians; loss: +0.00 nat" in sigmoid
     assert "| **no** (0 of 1 seeds): less than half the heads of softmax" in sigmoid
     assert "**no**" in line_with("a sigmoid gate"), "fewer sinks, but the massive activation stays"
     ship.ship_curve("lm-python-gate", [run_of(tmp_path / "d", [measured(200, 0.1, 40.0)])])
     assert "| yes: " in line_with("a sigmoid gate")
-    assert "| yes: more heads over .3 than softmax |" in line_with("half of the windows")
+    assert "| yes: more heads over .3 than softmax |" in line_with("the recipe of `zoo:lm-python`")
     assert "`zoo:lm-python` after 0.3 million tokens: 90% of the" in emergence.page()
 
 
@@ -197,7 +198,7 @@ def test_differences_are_paired_by_seed_with_an_interval_from_three_seeds(shelf,
     line = line_with("one more logit")
     assert f"heads over .3: -15 [{100 * ends[0]:+.0f}, {100 * ends[1]:+.0f}] points" in line
     assert "| **no** (2 of 3 seeds): " in line
-    assert "| lm-python-softmax | 3 | 0.1 (0.1 to 0.1) | 0.1 (0.1 to 0.1) | 0.2 (0.1 to 0.3) |" in emergence.page()
+    assert "| softmax | 3 | 0.1 (0.1 to 0.1) | 0.1 (0.1 to 0.1) | 0.2 (0.1 to 0.3) |" in emergence.page()
 
 
 def test_a_window_is_judged_by_where_the_sink_is(shelf, tmp_path):

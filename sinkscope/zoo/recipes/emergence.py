@@ -48,11 +48,7 @@ class Claim:
     rule: str
 
 
-CLAIMS = {
-    SHIPPED: Claim(
-        "half of the windows say a span again and again, not three in ten",
-        "not asked; a head with nothing to copy attends to the first token (Guo et al.)", "more",
-    ),
+ARCHITECTURE = {
     "sigmoid": Claim("sigmoid attention, rows not normalised (Gu et al.)", "no sink", "fewer"),
     "softmax1": Claim(
         "softmax with one more logit of 0 (Gu et al.; Miller)", "no or a weaker sink on the first token", "fewer"
@@ -67,6 +63,23 @@ CLAIMS = {
         "the sink stays on the first token of the text, not of the window", "absolute",
     ),
 }  # fmt: skip
+"""What is changed in the attention or in what it sees, by the end of the run's name."""
+
+RECIPE = {
+    "weight-decay": Claim("weight decay .5, not .3 (Gu et al.)", "more sinks up to .5, fewer from 2 on", "more"),
+    "learning-rate": Claim("learning rate 6e-3, not 4e-3 (Gu et al.)", "more sinks, and earlier", "more"),
+    "depth": Claim("8 layers of width 112, not 6 of 128", "not asked", "more"),
+    "repeats": Claim(
+        "half of the windows say a span again and again, not three in ten",
+        "a head with nothing to copy attends to the first token (Guo et al.)", "more",
+    ),
+    "repeats-more": Claim("seven in ten of them", "as above", "more"),
+    "as-shipped": Claim(
+        f"the recipe of `zoo:{SHIPPED}`: weight decay .5, four in ten of them", "a mixture chosen here", "more"
+    ),
+}  # fmt: skip
+"""What is changed in the training."""
+
 RULES = {
     "more": "more heads over .3 than softmax",
     "fewer": "less than half the heads of softmax over .3",
@@ -76,23 +89,26 @@ RULES = {
 }
 
 
-def compared() -> list[str]:
-    """Names of the runs on the page, the plain one first."""
-    return [BASE] + [name for name in zoo.curves(SHIPPED) if name != BASE]
+def compared(claims: dict[str, Claim]) -> dict[str, str]:
+    """Runs of the zoo that bear on some claims, by the kind that a claim names; the plain one is always first."""
+    known = zoo.curves(f"{SHIPPED}-")
+    kinds = {kind: f"{SHIPPED}-{kind}" for kind in claims if f"{SHIPPED}-{kind}" in known}
+    shipped = {"as-shipped": SHIPPED} if "as-shipped" in claims and SHIPPED in zoo.curves() else {}
+    return {"softmax": BASE} | kinds | shipped
 
 
-def common_step(names: list[str]) -> tuple[int, dict[str, Cells]]:
-    """The last step that every run of every name has measured, and its numbers by name and seed.
+def common_step(runs: dict[str, str]) -> tuple[int, dict[str, Cells]]:
+    """The last step that every run has measured, and its numbers by kind and seed.
 
     Only seeds that the base model has too are taken, so that all differences can be paired.
     """
     known = zoo.seeds(BASE)
-    runs = {
-        name: [{row["step"]: row for row in zoo.curve(name, seed)} for seed in known if seed in zoo.seeds(name)]
-        for name in names
+    rows = {
+        kind: [{row["step"]: row for row in zoo.curve(name, seed)} for seed in known if seed in zoo.seeds(name)]
+        for kind, name in runs.items()
     }
-    step = max(set.intersection(*(set(by_step) for group in runs.values() for by_step in group)))
-    return step, {name: _cells([by_step[step] for by_step in group]) for name, group in runs.items()}
+    step = max(set.intersection(*(set(by_step) for group in rows.values() for by_step in group)))
+    return step, {kind: _cells([by_step[step] for by_step in group]) for kind, group in rows.items()}
 
 
 def _cells(rows: list[dict[str, Any]]) -> Cells:
@@ -101,46 +117,43 @@ def _cells(rows: list[dict[str, Any]]) -> Cells:
 
 def page() -> str:
     """The page in Markdown; every number comes from the curves."""
-    names = compared()
-    step, cells = common_step(names)
-    tokens = cells[BASE]["tokens"][0]
     lines = ["# What makes the sink emerge", "", "<!-- made from the training curves; do not edit -->", ""]
-    lines += [
-        *_paragraph(
-            f"Language models of one size on the same text, compared after {step} steps ({tokens / 1e6:.1f} million "
-            f"tokens), in the middle of the schedule of `zoo:{SHIPPED}`. A seed decides weights and batches, the same "
-            "for all variants. A cell is the mean over the seeds, with the lowest and the highest in brackets. Rows "
-            "that do not sum to one are divided by their sum before the attention is averaged (Gu et al.'s proxy). "
-            f"Uniform attention gives {_uniform(LENGTH):.3f} on {LENGTH} tokens, and {_uniform(32):.3f} over the 32 "
-            "queries that see the first token through the window."
-        ),
-        "",
-        "| model | seeds | " + " | ".join(COLUMNS.values()) + " |",
-        "|---|---|" + "---|" * len(COLUMNS),
-    ]
-    lines += [
-        f"| {name} | {len(cells[name]['loss'])} | " + " | ".join(_cell(cells[name][key]) for key in COLUMNS) + " |"
-        for name in names
-    ]
-    lines += ["", "Differences are paired by seed, with Student's 95 % interval from three seeds on.", ""]
-    lines += ["| change | the papers | here, beside softmax | agrees, in every seed, where |", "|---|---|---|---|"]
-    lines += [_verdict(name.removeprefix(f"{SHIPPED}-"), cells[name], cells[BASE]) for name in names[1:]]
-    lines += ["", "![Curves of the variants](language-model-variants.png)", "", "Each run is one command:", ""]
-    lines += [f"- {name}: {_command(name)}" for name in names if name != SHIPPED]
-    lines += [""]
-    lines += [
-        "## The language model to its end",
-        "",
-        "![Curves of the language model](language-model-emergence.png)",
-        "",
-    ]
+    step, cells = common_step(compared(ARCHITECTURE | RECIPE))
+    tokens = cells["softmax"]["tokens"][0]
+    lines += _paragraph(
+        f"Language models of about one size on the same text, compared after {step} steps ({tokens / 1e6:.1f} million "
+        f"tokens), in the middle of the schedule of `zoo:{SHIPPED}`. A seed decides weights and batches, the same for "
+        "all. A cell is the mean over the seeds, with the lowest and highest in brackets; differences are paired by "
+        "seed, with Student's 95 % interval from three seeds on. With one seed a difference says what this run did, "
+        "not what every run does. Rows that do not sum to one are divided by their sum before the attention is "
+        f"averaged (Gu et al.'s proxy). Uniform attention gives {_uniform(LENGTH):.3f} on {LENGTH} tokens, and "
+        f"{_uniform(32):.3f} over the 32 queries that see the first token through the window."
+    )
+    for title, claims, figure in (
+        ("The attention", ARCHITECTURE, "variants"), ("The training", RECIPE, "recipes"),
+    ):  # fmt: skip
+        lines += ["", f"## {title}", "", *_tables(claims, cells), "", f"![Curves](language-model-{figure}.png)"]
     last = zoo.curve(SHIPPED)[-1]
+    lines += ["", "## The language model to its end", "", "![Curves](language-model-emergence.png)", ""]
     lines += _paragraph(
         f"`zoo:{SHIPPED}` after {last['tokens'] / 1e6:.1f} million tokens: {last['sink_rate_after_first']:.0%} of the "
         f"heads beyond layer 0 over .3, {last['alpha_max']:.2f} in the best head, the largest magnitude "
         f"{last['massive']:.0f} medians. Its card is [here](lm-python.md)."
     )
+    lines += ["", "## The commands", ""]
+    lines += [f"- {name}: {_command(name)}" for name in compared(ARCHITECTURE | RECIPE).values() if name != SHIPPED]
     return "\n".join(lines) + "\n"
+
+
+def _tables(claims: dict[str, Claim], cells: dict[str, Cells]) -> list[str]:
+    kinds = [kind for kind in compared(claims) if kind in cells]
+    lines = ["| run | seeds | " + " | ".join(COLUMNS.values()) + " |", "|---|---|" + "---|" * len(COLUMNS)]
+    lines += [
+        f"| {kind} | {len(cells[kind]['loss'])} | " + " | ".join(_cell(cells[kind][key]) for key in COLUMNS) + " |"
+        for kind in kinds
+    ]
+    lines += ["", "| change | the papers | here, beside softmax | agrees, in every seed, where |", "|---|---|---|---|"]
+    return lines + [_verdict(claims[kind], cells[kind], cells["softmax"]) for kind in kinds[1:]]
 
 
 def _paragraph(text: str) -> list[str]:
@@ -160,8 +173,7 @@ def _cell(values: NDArray[np.float64]) -> str:
     return f"{values.mean():.3g} ({values.min():.3g} to {values.max():.3g})"
 
 
-def _verdict(kind: str, cells: Cells, base: Cells) -> str:
-    claim = CLAIMS.get(kind, Claim(kind, "not in the papers", "some"))
+def _verdict(claim: Claim, cells: Cells, base: Cells) -> str:
     paired = {key: values[: len(cells["loss"])] for key, values in base.items()}
     apart = {key: cells[key] - paired[key] for key in COLUMNS}
     found = [f"heads over .3: {seeds.text(apart['sink_rate_after_first'], 100, '+.0f')} points"]

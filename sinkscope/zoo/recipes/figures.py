@@ -113,16 +113,20 @@ def _along_training(curves: dict[str, list[list[dict[str, Any]]]], keys: dict[st
     return figure
 
 
+def _runs(claims: dict[str, variants_page.Claim]) -> list[str]:
+    return list(variants_page.compared(claims).values()) if variants_page.BASE in zoo.curves() else []
+
+
 def draw(folder: Path) -> list[Path]:
     """Draw the figures of the models that are on the shelf."""
     names = [entry.name for entry in zoo.entries()]
     backcopy = [n for n in names if n.startswith("bb-")]
-    plain = [name for name in zoo.curves() if name == variants_page.BASE]
     jobs = {
         "backcopy-dynamics.png": (dynamics, [n for n in ("bb-1l", "bb-1l-relu", "bb-3l") if n in backcopy]),
         "backcopy-residual-peak.png": (residual_peak, [n for n in backcopy if "3l" in n]),
         "language-model-emergence.png": (emergence, [n for n in names if n.startswith("lm")]),
-        "language-model-variants.png": (compared, plain and variants_page.compared()),
+        "language-model-variants.png": (compared, _runs(variants_page.ARCHITECTURE)),
+        "language-model-recipes.png": (compared, _runs(variants_page.RECIPE)),
         "vision-language-training.png": (learning, [n for n in names if n.startswith("vlm")]),
     }
     folder.mkdir(parents=True, exist_ok=True)

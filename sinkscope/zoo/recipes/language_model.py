@@ -134,13 +134,13 @@ def build_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.AdamW
 
 def command(fields: dict[str, Any], step: int) -> str:
     """The command that repeats a run of ``step`` steps, from the fields of its config."""
-    options = " ".join(
+    options = [
         f"--{name.replace('_', '-')} {value}"
         for name, value in fields.items()
         if value != getattr(Config(), name) and name != "betas"
-    )
-    options += f" --stop-at {step}" if step < fields.get("steps", step) else ""
-    return f"python -m sinkscope.zoo.recipes.language_model --out FOLDER {options}".strip()
+    ]
+    options += [f"--stop-at {step}"] if step < fields.get("steps", step) else []
+    return " ".join(["python -m sinkscope.zoo.recipes.language_model --out FOLDER", *options])
 
 
 def prepare(config: Config, folder: Path, root: Path | None = None) -> tuple[Tokenizer, Any, Any]:
