@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from sinkscope import zoo
 from sinkscope.zoo.recipes import emergence as variants_page
 from sinkscope.zoo.recipes.vision_language_figures import learning
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, readable without colour vision."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+"""Okabe and Ito's palette and a grey, readable without colour vision."""
 
 
 def _series(rows: list[dict[str, Any]], key: str) -> np.ndarray:
@@ -97,7 +98,7 @@ def compared(names: list[str]) -> Figure:
 def _along_training(curves: dict[str, list[list[dict[str, Any]]]], keys: dict[str, str]) -> Figure:
     """One panel per key; each run of a name as a thin line where there are several, and their mean as a thick one."""
     figure, axes = plt.subplots(1, len(keys), figsize=(3.3 * len(keys), 3.6))
-    for (name, runs), colour in zip(curves.items(), COLOURS, strict=False):
+    for (name, runs), colour in zip(curves.items(), itertools.cycle(COLOURS), strict=False):
         for axis, (key, label) in zip(axes, keys.items(), strict=True):
             shared = sorted(set.intersection(*({row["tokens"] for row in rows} for rows in runs)))
             each = [_series([row for row in rows if row["tokens"] in shared], key) for rows in runs]
