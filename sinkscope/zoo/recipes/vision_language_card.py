@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 import xarray as xr
 
 import sinkscope as sk
@@ -132,9 +133,9 @@ def measure(folder: Path, count: int = 400, described: int = 48) -> tuple[dict[s
     claims = []
     for family, value in right.items():
         chance = 1 / len(data.FAMILIES[family])
-        margin = 1.96 * (value * (1 - value) / count) ** 0.5
-        text = f"Right answers, {family}: {count} held-out pictures (95 % margin {margin:.3f})"
-        claims.append(claim(text, f"chance {chance:.2f}", value, value - margin > chance))
+        ends = stats.binomtest(round(value * count), count).proportion_ci(method="wilson")
+        text = f"Right answers, {family}: {count} held-out pictures (95 % interval {ends.low:.3f} to {ends.high:.3f})"
+        claims.append(claim(text, f"chance {chance:.2f}", value, bool(ends.low > chance)))
     return facts, claims + _sink_claims(facts["sinks"])
 
 
