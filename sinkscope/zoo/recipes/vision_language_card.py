@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 import xarray as xr
+from scipy import stats
 
 import sinkscope as sk
 from sinkscope import metrics, zoo
