@@ -38,7 +38,7 @@ def test_claims_and_figures_with_something_on_them(results, name):
 def test_effects_carry_n_and_interval(results):
     for name in ("mask_visual_sinks", "redistribution", "role_shares"):
         for claim in results[name][0]["claims"]:
-            assert re.search(r"[-+]\d\.\d+ \[[-+]\d\.\d+, [-+]\d\.\d+\], n = \d+ prompts", claim["found"])
+            assert re.search(r"[-+]\d+\.\d+ \[[-+]\d+\.\d+, [-+]\d+\.\d+\], n = \d+ prompts", claim["found"])
 
 
 def test_what_is_masked_matters_for_this_model(results):
