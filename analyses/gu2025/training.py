@@ -3,8 +3,8 @@
 Paper: Gu et al. 2025, figure 4 (middle). Claim: the sink appears after the model has begun to learn, between 1k and 2k
 of 20k steps, while the loss keeps falling.
 Cost: none, the curves were measured while the zoo's language models trained (``sinkscope.zoo.statistics``).
-Different here: language models of 1.5 million parameters on Python source, every one whose curve is in the zoo (the
-variants are drawn by their first seed, and judged over all in ``variants.py``).
+Different here: language models of 1.5 million parameters on Python source. Variants are in ``variants.py`` and on the
+zoo's page on emergence. One run, so no interval over runs.
 """
 
 import matplotlib.pyplot as plt
@@ -42,7 +42,7 @@ def emergence(curve: xr.Dataset) -> int | None:
 
 with Study(__doc__, paper="gu2025") as study:
     asked = [name.removeprefix("zoo:") for name in study.given.model if name.startswith("zoo:")]
-    names = list(dict.fromkeys([*asked, *zoo.curves("lm-")]))
+    names = list(dict.fromkeys([*asked, "lm-python"]))
     ds = curves(names)
     figure, axes = plt.subplots(2, 2, figsize=(9.2, 6.4))
     for ax, (key, label) in zip(axes.ravel(), PANELS.items(), strict=True):

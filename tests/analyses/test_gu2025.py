@@ -8,7 +8,7 @@ from sinkscope import zoo
 
 SCRIPTS = {
     "sink_rate_by_input": 4, "position_and_length": 3, "norms_by_layer": 4, "angle_or_norm": 2, "position_or_token": 2,
-    "training": 1, "variants": 7, "window": 4,
+    "training": 1, "variants": 6, "window": 5,
 }  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def test_values_drain_and_the_angle_not_the_size_makes_the_sink(results):
 
 def test_what_the_zoo_cannot_show_is_said_to_be_unseen(results):
     assert verdicts(results, "position_or_token") == [None, None]
-    assert verdicts(results, "window")[0] is None
+    assert verdicts(results, "window")[:2] == [True, None]
 
 
 def test_the_sink_emerges_while_the_loss_falls(results):

@@ -42,9 +42,10 @@ def test_growth_of_the_sink_logit_is_told_from_a_line_in_time(results):
     rise, law, drain, _, _ = claims(results, "dynamics")
     assert rise["agrees"] is True
     assert law["agrees"] is False
-    assert law["found"].count("R2") == 1
+    assert "difference -" in law["found"]
+    assert law["found"].endswith("n = 3 seeds")
     assert drain["agrees"] is True
-    assert "n = 3 seeds" in drain["found"]
+    assert drain["found"].endswith("n = 5 seeds")
 
 
 def test_the_first_mlp_makes_the_peak(results):
