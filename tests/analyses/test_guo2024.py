@@ -50,7 +50,10 @@ def test_growth_of_the_sink_logit_is_told_from_a_line_in_time(results):
 
 def test_the_first_mlp_makes_the_peak(results):
     found = claims(results, "residual_peak")
-    assert [claim["agrees"] for claim in found[:2]] == [True, True]
+    adam, sgd = found[:2]
+    assert adam["agrees"] is False, "one seed in three grows no peak, and the claim is about every seed"
+    assert "6.2, 0.4, 2.0 times the mean of the others" in adam["found"]
+    assert sgd["agrees"] is True
     makers = [claim for claim in found if claim["claim"] == "An early MLP makes the peak"]
     assert [claim["agrees"] for claim in makers] == [True, True]
     assert all("without 0 MLP" in claim["found"] for claim in makers)
