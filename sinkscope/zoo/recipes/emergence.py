@@ -73,8 +73,8 @@ RECIPE = {
         "half of the windows say a span again and again, not three in ten",
         "a head with nothing to copy attends to the first token (Guo et al.)", "more",
     ),
-    "heads": Claim("8 heads of width 16, not 4 of 32, and half of the windows say a span again", "not asked", "more"),
     "repeats-more": Claim("seven in ten of them", "as above", "more"),
+    "heads": Claim("8 heads of width 16, not 4 of 32, and half of the windows say a span again", "not asked", "more"),
     "as-shipped": Claim(
         f"the recipe of `zoo:{SHIPPED}`: weight decay .5, four in ten of them", "a mixture chosen here", "more"
     ),
