@@ -16,7 +16,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,8 @@ class SinkCallback(TrainerCallback):
 
     The main process alone measures, on the weights it holds: whole ones, so data-parallel training, not sharded (FSDP,
     ZeRO-3). The model is left in the mode it was in. What is wrong with the setup is raised before the first step; a
-    measurement that fails later (weights that are no longer finite, say) is warned of and written into its row, and
-    the training goes on.
+    measurement that fails later (weights that are no longer finite, a full disk, no memory left) is warned of and
+    written into its row, and the training goes on.
 
     Attributes:
         history: One row per measurement: ``step`` and the scalars of :func:`summary`.
@@ -146,9 +146,12 @@ class SinkCallback(TrainerCallback):
             return
         try:
             self._keep(state.global_step, self._read(network))
-        except SinkscopeError as error:
+        except (SinkscopeError, RuntimeError, OSError) as error:
             warnings.warn(f"SinkCallback: step {state.global_step} was not measured: {error}", stacklevel=2)
-            self._row({"step": state.global_step, "failed": str(error)})
+            row = {"step": state.global_step, "failed": str(error)}
+            self.history.append(row)
+            with suppress(OSError):
+                self._write(row)
 
     def _read(self, network: Any) -> xr.Dataset:
         with _evaluating(network):
@@ -159,10 +162,11 @@ class SinkCallback(TrainerCallback):
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             schema.save(readings, self.folder / f"step-{step:06d}.nc", overwrite=True)
-        self._row({"step": step, **summary(readings, self.threshold)})
-
-    def _row(self, row: dict[str, Any]) -> None:
+        row = {"step": step, **summary(readings, self.threshold)}
+        self._write(row)
         self.history.append(row)
+
+    def _write(self, row: dict[str, Any]) -> None:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / "sinks.jsonl").open("a", encoding="utf-8") as file:

@@ -113,6 +113,17 @@ def test_a_measurement_that_fails_does_not_stop_the_training(tmp_path):
     assert "failed" in (tmp_path / "sinks.jsonl").read_text().splitlines()[-1]
 
 
+def test_a_folder_that_is_gone_does_not_stop_the_training(tmp_path):
+    model = tiny("llama")
+    callback = SinkCallback(rows(model), every=1, folder=tmp_path / "sinks")
+    callback.on_train_begin(None, state(0), None, model=model)
+    (tmp_path / "sinks").rename(tmp_path / "moved")
+    (tmp_path / "sinks").write_text("in the way")
+    with pytest.warns(UserWarning, match=r"SinkCallback: step 1 was not measured"):
+        callback.on_step_end(None, state(1), None, model=model)
+    assert [set(row) == {"step", "failed"} for row in callback.history] == [False, True]
+
+
 def test_the_callback_says_what_is_wrong_before_the_first_step():
     with pytest.raises(PromptError, match=r"no prompts, or an empty one. Give texts, or token ids, a row per prompt"):
         SinkCallback([])
