@@ -39,6 +39,8 @@ def test_a_backcopy_run_is_shipped_with_card_and_page(shelf, tmp_path):
     page, index = ship.pages(tmp_path / "docs")
     assert "zoo:bb-1l: Attention from non-trigger queries" in index.read_text()
     text = page.read_text()
+    assert "queries to `<s>`, layer 0 (dormant)" in text
+    assert text.replace("`<s>`", "").count("<s>") == 0, "it would strike the rest of the line through"
     assert "# zoo:bb-1l" in text
     assert "**no**" in text
     assert card["command"] in text

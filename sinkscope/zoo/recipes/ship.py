@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -236,12 +237,17 @@ def pages(folder: Path) -> list[Path]:
     out = []
     for entry in zoo.entries():
         out.append(folder / f"{entry.name}.md")
-        out[-1].write_text(page(entry.name), encoding="utf-8")
+        out[-1].write_text(_as_code(page(entry.name)), encoding="utf-8")
     others = {"README.md": index()} | ({"emergence.md": emergence.page()} if emergence.BASE in zoo.curves() else {})
     for name, text in others.items():
         out.append(folder / name)
-        out[-1].write_text(text, encoding="utf-8")
+        out[-1].write_text(_as_code(text), encoding="utf-8")
     return out
+
+
+def _as_code(text: str) -> str:
+    """Set ``<s>`` as code where it is not: Markdown takes it for the HTML element that strikes text through."""
+    return re.sub(r"(?<!`)<s>(?!`)", "`<s>`", text)
 
 
 def main() -> None:
