@@ -72,7 +72,7 @@ def summary(readings: xr.Dataset, threshold: float = 0.3, position: int = 0) -> 
         others = norm.where(np.arange(norm.sizes["key"]) != position).median("key")
         row["residual_ratio"] = float((norm.isel(key=position) / others).mean("prompt").max())
     if "top_value" in readings:
-        ratio = (abs(readings["top_value"].isel(rank=0)) / readings["median_abs"]).mean("prompt")
+        ratio = metrics.massive_activations(readings)["ratio"].isel(rank=0).mean("prompt")
         at = readings["top_dim"].isel(rank=0, site=int(ratio.argmax("site")))
         row |= {"massive": float(ratio.max()), "massive_dim": float(np.bincount(at.values.astype(int)).argmax())}
     if "token_loss" in readings:

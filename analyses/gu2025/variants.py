@@ -52,9 +52,8 @@ with Study(__doc__, paper="gu2025") as study:
 
     asked = {kind: claim for kind, claim in emergence.ARCHITECTURE.items() if kind in CLAIMS}
     step, trained = emergence.common_step(emergence.compared(asked))
-    plain = trained["softmax"]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(1.3, 1))
-    both = [[values[key].mean() for key in ("sink_rate", "alpha_mean")] for values in trained.values()]
+    both = [[pair.own[key].mean() for key in ("sink_rate", "alpha_mean")] for pair in trained.values()]
     shown = xr.DataArray(both, {"arm": list(trained), "what": ["sink rate", "mean attention"]})
     sk.plot.grouped_bars(shown, ylabel="first token", title="Trained with it, mean over seeds", ax=axes[0])
     limits = (table["low"], table["high"])
@@ -75,8 +74,7 @@ with Study(__doc__, paper="gu2025") as study:
         if name not in trained:
             study.claim(where, claim, paper=paper, found=f"no such run in the zoo{after}", agrees=None)
             continue
-        own = trained[name]
-        other = {key: values[: len(own["loss"])] for key, values in plain.items()}
+        own, other = trained[name].own, trained[name].plain
         keys = {"sink_rate": "sink rate", "alpha_mean": "mean attention", "loss": "loss"}
         told = ", ".join(
             f"{label} {own[key].mean():.3g} (softmax {other[key].mean():.3g}, difference "

@@ -14,10 +14,11 @@ import xarray as xr
 from transformers import MistralConfig, MistralForCausalLM
 
 import sinkscope as sk
-from sinkscope import zoo
 from sinkscope.analysis import Study
+from sinkscope.zoo.recipes import emergence
 
 WINDOWS, TOKENS = (16, 32, 64), 128
+KEYS = ("sink_rate_after_first", "alpha_max", "oldest_max")
 
 
 def with_window(model: sk.Model, window: int) -> sk.Model:
@@ -48,17 +49,19 @@ def restarted(model: sk.Model, prompts: sk.Prompts, window: int, at: np.ndarray)
 
 def trained(study: Study) -> None:
     """What the model trained with a window does, from the curves of its seeds."""
-    known = "lm-python-window" in zoo.curves()
-    last = [zoo.curve("lm-python-window", seed)[-1] for seed in zoo.seeds("lm-python-window")] if known else []
+    rule = emergence.ARCHITECTURE["window"]
+    _, pairs = emergence.common_step(emergence.compared({"window": rule}))
+    pair = pairs.get("window")
+    rows = zip(*(pair.own[key] for key in KEYS), strict=True) if pair else ()
     each = [
-        f"{row['sink_rate_after_first']:.0%} of the heads beyond layer 0 over .3 on the first token (queries that see "
-        f"it), best head {row['alpha_max']:.2f}; best head on the oldest key in view {row['oldest_max']:.2f}"
-        for row in last
+        f"{share:.0%} of the heads beyond layer 0 over .3 on the first token (queries that see it), best head "
+        f"{first:.2f}; best head on the oldest key in view {oldest:.2f}"
+        for share, first, oldest in rows
     ]
     study.claim(
         "Window attention", "Trained with a window, the sink stands at the absolute first token",
-        paper="picture", found=f"window 32: {'; '.join(each) or 'no such run in the zoo'} (n = {len(last)} seeds)",
-        agrees=all(r["sink_rate_after_first"] > 0 and r["oldest_max"] <= 0.3 for r in last) if last else None,
+        paper="picture", found=f"window 32: {'; '.join(each) or 'no such run in the zoo'} (n = {len(each)} seeds)",
+        agrees=bool(emergence.holds(rule.rule, pair).all()) if pair else None,
     )  # fmt: skip
 
 

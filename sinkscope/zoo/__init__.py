@@ -130,18 +130,22 @@ def recipe(name: str) -> dict[str, Any]:
     Raises:
         ModelError: as :func:`curve`.
     """
-    short = name.removeprefix("zoo:")
+    short = _run_name(name)
     if short in {entry.name for entry in entries()}:
         return json.loads((path(short) / "recipe.json").read_text(encoding="utf-8"))
-    seeds(short)
     return json.loads((CURVES / f"{short}.json").read_text(encoding="utf-8"))["recipe"]
+
+
+def _run_name(name: str) -> str:
+    short = name.removeprefix("zoo:")
+    if short not in curves():
+        raise ModelError(f"zoo.curve({name!r}): no training run of that name. There are {', '.join(curves())}.")
+    return short
 
 
 def _runs(name: str) -> dict[int, list[dict[str, Any]]]:
     """Curves of a name by seed: that of the model on the shelf, then those that are shipped without weights."""
-    short = name.removeprefix("zoo:")
-    if short not in curves():
-        raise ModelError(f"zoo.curve({name!r}): no training run of that name. There are {', '.join(curves())}.")
+    short = _run_name(name)
     runs = {}
     if short in {entry.name for entry in entries()}:
         folder = path(short)

@@ -169,7 +169,7 @@ def test_the_page_on_emergence_compares_at_the_last_common_step(shelf, tmp_path)
     step, cells = emergence.common_step(emergence.compared(emergence.ARCHITECTURE))
     assert step == 200
     assert list(cells) == ["softmax", "sigmoid", "gate"]
-    assert cells["sigmoid"]["massive"].tolist() == [6.0]
+    assert cells["sigmoid"].own["massive"].tolist() == [6.0]
     sigmoid = line_with("sigmoid attention")
     assert "heads over .3: -25 points; largest magnitude: -89 medians; loss: +0.00 nat" in sigmoid
     assert "| **no** (0 of 1 seeds): less than half the heads of softmax" in sigmoid
@@ -201,6 +201,19 @@ def test_differences_are_paired_by_seed_with_an_interval_from_three_seeds(shelf,
     assert f"heads over .3: -15 [{100 * ends[0]:+.0f}, {100 * ends[1]:+.0f}] points" in line
     assert "| **no** (2 of 3 seeds): " in line
     assert "| softmax | 3 | 0.1 (0.1 to 0.1) | 0.1 (0.1 to 0.1) | 0.2 (0.1 to 0.3) |" in emergence.page()
+
+
+def test_a_variant_is_paired_with_the_plain_run_of_its_own_seeds(shelf, tmp_path):
+    from sinkscope.zoo.recipes import emergence
+
+    heads = {"softmax": {0: 0.2, 1: 0.6, 2: 0.4}, "gate": {2: 0.1, 1: 0.5, 7: 0.9}}
+    for kind, by_seed in heads.items():
+        runs = [run_of(tmp_path / f"{kind}{s}", [measured(5, share, 1.0)], seed=s) for s, share in by_seed.items()]
+        ship.ship_curve(f"lm-python-{kind}", runs)
+    _, pairs = emergence.common_step(emergence.compared(emergence.ARCHITECTURE))
+    assert pairs["gate"].own["sink_rate_after_first"].tolist() == [0.1, 0.5]
+    assert pairs["gate"].plain["sink_rate_after_first"].tolist() == [0.4, 0.6]
+    assert pairs["softmax"].own["sink_rate_after_first"].tolist() == [0.2, 0.6, 0.4]
 
 
 def test_a_window_is_judged_by_where_the_sink_is(shelf, tmp_path):

@@ -98,18 +98,32 @@ def compared(claims: dict[str, Claim]) -> dict[str, str]:
     return {"softmax": BASE} | kinds | shipped
 
 
-def common_step(runs: dict[str, str]) -> tuple[int, dict[str, Cells]]:
-    """The last step that every run has measured, and its numbers by kind and seed.
+@dataclass(frozen=True)
+class Pair:
+    """Numbers of a run, and those of the plain run with the same seeds in the same order."""
+
+    own: Cells
+    plain: Cells
+
+
+def common_step(runs: dict[str, str]) -> tuple[int, dict[str, Pair]]:
+    """The last step that every run has measured, and its numbers by kind.
 
     Only seeds that the base model has too are taken, so that all differences can be paired.
     """
-    known = zoo.seeds(BASE)
     rows = {
-        kind: [{row["step"]: row for row in zoo.curve(name, seed)} for seed in known if seed in zoo.seeds(name)]
+        kind: {
+            seed: {row["step"]: row for row in zoo.curve(name, seed)}
+            for seed in zoo.seeds(name) if seed in zoo.seeds(BASE)
+        }
         for kind, name in runs.items()
+    }  # fmt: skip
+    step = max(set.intersection(*(set(by_step) for group in rows.values() for by_step in group.values())))
+    at = {kind: {seed: by_step[step] for seed, by_step in group.items()} for kind, group in rows.items()}
+    plain = at["softmax"]
+    return step, {
+        kind: Pair(_cells(list(group.values())), _cells([plain[seed] for seed in group])) for kind, group in at.items()
     }
-    step = max(set.intersection(*(set(by_step) for group in rows.values() for by_step in group)))
-    return step, {kind: _cells([by_step[step] for by_step in group]) for kind, group in rows.items()}
 
 
 def _cells(rows: list[dict[str, Any]]) -> Cells:
@@ -119,8 +133,8 @@ def _cells(rows: list[dict[str, Any]]) -> Cells:
 def page() -> str:
     """The page in Markdown; every number comes from the curves."""
     lines = ["# What makes the sink emerge", "", "<!-- made from the training curves; do not edit -->", ""]
-    step, cells = common_step(compared(ARCHITECTURE | RECIPE))
-    tokens = cells["softmax"]["tokens"][0]
+    step, pairs = common_step(compared(ARCHITECTURE | RECIPE))
+    tokens = pairs["softmax"].own["tokens"][0]
     lines += _paragraph(
         f"Language models of about one size on the same text, compared after {step} steps ({tokens / 1e6:.1f} million "
         f"tokens), in the middle of the schedule of `zoo:{SHIPPED}`. A seed decides weights and batches, the same for "
@@ -133,7 +147,7 @@ def page() -> str:
     for title, claims, figure in (
         ("The attention", ARCHITECTURE, "variants"), ("The training", RECIPE, "recipes"),
     ):  # fmt: skip
-        lines += ["", f"## {title}", "", *_tables(claims, cells), "", f"![Curves](language-model-{figure}.png)"]
+        lines += ["", f"## {title}", "", *_tables(claims, pairs), "", f"![Curves](language-model-{figure}.png)"]
     last = zoo.curve(SHIPPED)[-1]
     lines += ["", "## The language model to its end", "", "![Curves](language-model-emergence.png)", ""]
     lines += _paragraph(
@@ -146,15 +160,15 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _tables(claims: dict[str, Claim], cells: dict[str, Cells]) -> list[str]:
-    kinds = [kind for kind in compared(claims) if kind in cells]
+def _tables(claims: dict[str, Claim], pairs: dict[str, Pair]) -> list[str]:
+    cells = {kind: pairs[kind].own for kind in compared(claims)}
     lines = ["| run | seeds | " + " | ".join(COLUMNS.values()) + " |", "|---|---|" + "---|" * len(COLUMNS)]
     lines += [
         f"| {kind} | {len(cells[kind]['loss'])} | " + " | ".join(_cell(cells[kind][key]) for key in COLUMNS) + " |"
-        for kind in kinds
+        for kind in cells
     ]
     lines += ["", "| change | the papers | here, beside softmax | agrees, in every seed, where |", "|---|---|---|---|"]
-    return lines + [_verdict(claims[kind], cells[kind], cells["softmax"]) for kind in kinds[1:]]
+    return lines + [_verdict(claims[kind], pairs[kind]) for kind in cells if kind in claims]
 
 
 def _paragraph(text: str) -> list[str]:
@@ -174,20 +188,21 @@ def _cell(values: NDArray[np.float64]) -> str:
     return f"{values.mean():.3g} ({values.min():.3g} to {values.max():.3g})"
 
 
-def _verdict(claim: Claim, cells: Cells, base: Cells) -> str:
-    paired = {key: values[: len(cells["loss"])] for key, values in base.items()}
-    apart = {key: cells[key] - paired[key] for key in COLUMNS}
+def _verdict(claim: Claim, pair: Pair) -> str:
+    apart = {key: pair.own[key] - pair.plain[key] for key in COLUMNS}
     found = [f"heads over .3: {seeds.text(apart['sink_rate_after_first'], 100, '+.0f')} points"]
     found.append(f"largest magnitude: {seeds.text(apart['massive'], 1, '+.0f')} medians")
     found.append(f"loss: {seeds.text(apart['loss'], 1, '+.2f')} nat")
-    if "oldest_max" in cells:
-        found.append(f"best head on the oldest key in view: {_cell(cells['oldest_max'])}")
-    agrees = _holds(claim.rule, cells, paired)
+    if "oldest_max" in pair.own:
+        found.append(f"best head on the oldest key in view: {_cell(pair.own['oldest_max'])}")
+    agrees = holds(claim.rule, pair)
     held = "yes" if agrees.all() else f"**no** ({agrees.sum()} of {len(agrees)} seeds)"
     return f"| {claim.what} | {claim.paper} | {'; '.join(found)} | {held}: {RULES[claim.rule]} |"
 
 
-def _holds(rule: str, cells: Cells, base: Cells) -> NDArray[np.bool_]:
+def holds(rule: str, pair: Pair) -> NDArray[np.bool_]:
+    """Whether one of ``RULES`` holds, for each seed."""
+    cells, base = pair.own, pair.plain
     share, before = cells["sink_rate_after_first"], base["sink_rate_after_first"]
     if rule == "more":
         return share > before

@@ -27,7 +27,7 @@ from transformers import LlamaConfig, MistralConfig
 from sinkscope.data import corpora
 from sinkscope.files import replacing
 from sinkscope.zoo import variants
-from sinkscope.zoo.recipes import corpus
+from sinkscope.zoo.recipes import corpus, shelf
 from sinkscope.zoo.statistics import sink_statistics, summary
 
 
@@ -134,13 +134,8 @@ def build_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.AdamW
 
 def command(fields: dict[str, Any], step: int) -> str:
     """The command that repeats a run of ``step`` steps, from the fields of its config."""
-    options = [
-        f"--{name.replace('_', '-')} {value}"
-        for name, value in fields.items()
-        if value != getattr(Config(), name) and name != "betas"
-    ]
-    options += [f"--stop-at {step}"] if step < fields.get("steps", step) else []
-    return " ".join(["python -m sinkscope.zoo.recipes.language_model --out FOLDER", *options])
+    stopped = step if step < fields.get("steps", step) else None
+    return shelf.command("language_model", fields, dataclasses.asdict(Config()), stopped)
 
 
 def prepare(config: Config, folder: Path, root: Path | None = None) -> tuple[Tokenizer, Any, Any]:

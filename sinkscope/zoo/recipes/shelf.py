@@ -26,6 +26,24 @@ def read_curve(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k != "detail"} for row in rows]
 
 
+def command(recipe: str, fields: dict[str, Any], defaults: dict[str, Any], step: int | None = None) -> str:
+    """The command that repeats a run: options for all fields that differ from the recipe's defaults.
+
+    Args:
+        recipe: Module of the recipe.
+        fields: Fields of its config.
+        defaults: The same as they are when no option is given.
+        step: Where the run was stopped before its end.
+    """
+    options = [
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in fields.items()
+        if value != defaults[name] and name != "betas"
+    ]
+    options += [] if step is None else [f"--stop-at {step}"]
+    return " ".join([f"python -m sinkscope.zoo.recipes.{recipe} --out FOLDER", *options])
+
+
 def write(path: Path, data: Any) -> None:
     """Write JSON with numbers of five digits; NaN becomes null."""
     path.write_text(json.dumps(_rounded(data), indent=1) + "\n", encoding="utf-8")

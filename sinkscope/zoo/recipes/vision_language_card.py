@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from sinkscope.zoo.recipes import vision_language_examples as examples
 from sinkscope.zoo.recipes import vision_language_model as parts
 from sinkscope.zoo.recipes.facts import claim
 from sinkscope.zoo.recipes.language_model import build_optimizer, load_checkpoint
-from sinkscope.zoo.recipes.shelf import read_curve, write
+from sinkscope.zoo.recipes.shelf import command, read_curve, write
 from sinkscope.zoo.recipes.vision_language import Config, Learner, accuracy
 
 MEASURED = 2048
@@ -172,16 +173,14 @@ def ship_vision_language(folder: Path, target: Path) -> dict[str, Any]:
     manifest = {entry.name: entry.files for entry in zoo.entries()}
     if config.start:
         facts["decoder_started_from"] = {config.start: manifest[config.start]["model.safetensors"]}
-    options = [f"--{k.replace('_', '-')} {v}" for k, v in fields.items() if k != "betas" and v != getattr(Config(), k)]
-    total = config.tower_steps + config.steps
-    options += [f"--stop-at {step}"] if step < total else []
+    stopped = step if step < config.tower_steps + config.steps else None
     return {
         "description": f"LLaVA: CLIP tower of {config.tower_layers} layers, Llama of {config.layers} layers and "
         f"{config.heads} heads, width {config.width}; questions about coloured shapes",
         "source": "Kang et al. 2025, arXiv 2503.03321",
         "text": "procedural pictures of 64 by 64 pixels and questions about them, all from a seed; the decoder started "
         f"from zoo:{config.start}" if config.start else "procedural pictures and questions, all from a seed",
-        "command": f"python -m sinkscope.zoo.recipes.vision_language --out FOLDER {' '.join(options)}".strip(),
+        "command": command("vision_language", fields, dataclasses.asdict(Config()), stopped),
         "recipe": fields,
         "claims": claims,
         "facts": facts,
