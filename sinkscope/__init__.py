@@ -45,8 +45,11 @@ if TYPE_CHECKING:
     from sinkscope.edits import SteerKeys as SteerKeys
     from sinkscope.edits import SwapNormaliser as SwapNormaliser
     from sinkscope.edits import ZeroValues as ZeroValues
-    from sinkscope.edits import applied as applied
-    from sinkscope.edits import generate as generate
+    from sinkscope.engine.applied import applied as applied
+    from sinkscope.engine.generation import generate as generate
+    from sinkscope.engine.run import run as run
+    from sinkscope.engine.sweep import grid as grid
+    from sinkscope.engine.sweep import sweep as sweep
     from sinkscope.errors import EditError as EditError
     from sinkscope.errors import EditHasNoEffect as EditHasNoEffect
     from sinkscope.errors import MetricError as MetricError
@@ -58,9 +61,9 @@ if TYPE_CHECKING:
     from sinkscope.errors import SinkscopeError as SinkscopeError
     from sinkscope.errors import UnsupportedModelError as UnsupportedModelError
     from sinkscope.hooks import fwd_hooks as fwd_hooks
-    from sinkscope.model import Model as Model
-    from sinkscope.model import load_model as load_model
-    from sinkscope.model import minilm_path as minilm_path
+    from sinkscope.models.handle import Model as Model
+    from sinkscope.models.handle import load_model as load_model
+    from sinkscope.models.handle import minilm_path as minilm_path
     from sinkscope.probes import AttentionMap as AttentionMap
     from sinkscope.probes import Contribution as Contribution
     from sinkscope.probes import Entropy as Entropy
@@ -77,13 +80,10 @@ if TYPE_CHECKING:
     from sinkscope.probes import TokenLoss as TokenLoss
     from sinkscope.probes import ValueNorm as ValueNorm
     from sinkscope.prompts import Prompts as Prompts
-    from sinkscope.runner import run as run
     from sinkscope.schema import concat as concat
     from sinkscope.schema import open as open
     from sinkscope.schema import save as save
     from sinkscope.schema import to_dataframe as to_dataframe
-    from sinkscope.sweeps import grid as grid
-    from sinkscope.sweeps import sweep as sweep
 
 __version__ = "0.1.0"
 
@@ -93,10 +93,12 @@ _SUBMODULES = (
 )  # fmt: skip
 
 _NAMES: dict[str, tuple[str, ...]] = {
-    "model": ("Model", "load_model", "minilm_path"),
+    "models.handle": ("Model", "load_model", "minilm_path"),
     "prompts": ("Prompts",),
-    "runner": ("run",),
-    "sweeps": ("grid", "sweep"),
+    "engine.run": ("run",),
+    "engine.applied": ("applied",),
+    "engine.generation": ("generate",),
+    "engine.sweep": ("grid", "sweep"),
     "hooks": ("fwd_hooks",),
     "schema": ("concat", "open", "save", "to_dataframe"),
     "definitions": ("cite",),
@@ -106,8 +108,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     ),
     "edits": (
         "AblateHeads", "CalibrateSinks", "DropKeys", "GateHeads", "KeyValueBias", "MaskKeys", "NullKey", "Redistribute",
-        "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues", "applied",
-        "generate",
+        "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues",
     ),
     "errors": (
         "EditError", "EditHasNoEffect", "MetricError", "ModelError", "OutputError", "ProbeError", "PromptError",

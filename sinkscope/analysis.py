@@ -25,16 +25,16 @@ import numpy as np
 import xarray as xr
 
 from sinkscope import schema
-from sinkscope.data import corpora
 from sinkscope.errors import PromptError
 from sinkscope.files import replacing
 from sinkscope.references import REFERENCES
+from sinkscope.tasks import corpora
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from sinkscope.model import Model
+    from sinkscope.models.handle import Model
     from sinkscope.prompts import Prompts
 
 TextKind = Literal["prose", "code", "random", "repeated"]
@@ -137,7 +137,7 @@ class Study:
         """Load a model once; ``planted`` is the constructed one of :func:`sinkscope.testing.planted_sink`."""
         if source not in self._models:
             from sinkscope import testing
-            from sinkscope.model import load_model
+            from sinkscope.models.handle import load_model
 
             self._models[source] = testing.planted_sink(0)[0] if source == "planted" else load_model(source)
         return self._models[source]

@@ -24,14 +24,15 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from sinkscope.edits import applied, dumps, loads, parse
+from sinkscope.edits import dumps, loads, parse
 from sinkscope.edits.base import Edit
+from sinkscope.engine.applied import applied
+from sinkscope.engine.run import run
 from sinkscope.errors import EditError, EditHasNoEffect, ModelError
-from sinkscope.model import Model, load_model
+from sinkscope.models.handle import Model, load_model
 from sinkscope.probes.base import Probe, Scene
 from sinkscope.prompts import Prompts
 from sinkscope.roles import ROLE_INDEX
-from sinkscope.runner import run
 from sinkscope.schema import Variable
 
 try:

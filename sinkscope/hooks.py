@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 import xarray as xr
 
-from sinkscope.assembly import Shelf, provenance
-from sinkscope.edits.effect import EffectGuard
-from sinkscope.edits.plan import Plan
 from sinkscope.edits.text import dumps
+from sinkscope.engine.effect import EffectGuard
+from sinkscope.engine.plan import Plan
+from sinkscope.engine.reading import Shelf, provenance
+from sinkscope.engine.run import check_request, find_tower, prepare
 from sinkscope.errors import EditError, ProbeError, PromptError, UnsupportedModelError
-from sinkscope.model import Model, load_model
+from sinkscope.models.handle import Model, load_model
 from sinkscope.probes.base import Probe
 from sinkscope.prompts import Prompts
-from sinkscope.runner import check_request, find_tower, prepare
 from sinkscope.schema import validate
 
 if TYPE_CHECKING:
-    from sinkscope.backends.lens import LensBackend
-    from sinkscope.backends.lens_hooks import NamedHook
     from sinkscope.edits.base import Edit
+    from sinkscope.models.backends.lens import LensBackend
+    from sinkscope.models.backends.lens_hooks import NamedHook
 
 ENTRY = "embed.hook_in"
 """The hook point that sees the token ids: the first of every pass over text."""

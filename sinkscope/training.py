@@ -27,12 +27,12 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from sinkscope import metrics, schema
+from sinkscope.engine.run import run
 from sinkscope.errors import ProbeError, PromptError, SinkscopeError
-from sinkscope.model import Model, load_model
+from sinkscope.models.handle import Model, load_model
 from sinkscope.probes import KeyMass, MassiveActivations, ResidualNorm, TokenLoss, ValueNorm
 from sinkscope.probes.base import Probe
 from sinkscope.prompts import Prompts
-from sinkscope.runner import run
 
 Texts = Sequence[str] | Sequence[Sequence[int]] | Any
 """Prompts: texts, lists of token ids, or a tensor of token ids (prompt, token)."""

@@ -13,4 +13,4 @@ os.environ |= {
 # After the settings above, which libraries read when they are imported.
 from jaxtyping import install_import_hook
 
-install_import_hook("sinkscope", "shapecheck.check_shapes")
+install_import_hook(["sinkscope", "recipes"], "shapecheck.check_shapes")

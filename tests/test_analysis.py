@@ -96,7 +96,7 @@ def test_texts_without_a_tokenizer(argv):
 
 
 def test_texts_that_are_too_short(argv, monkeypatch):
-    monkeypatch.setattr("sinkscope.data.corpora.prose", lambda: ["a few words only, again and again " * 5])
+    monkeypatch.setattr("sinkscope.tasks.corpora.prose", lambda: ["a few words only, again and again " * 5])
     study = Study("Title", paper="gu2025")
     with pytest.raises(PromptError, match=r"9 windows of 30 tokens were asked for, the text has [0-8]\."):
         study.texts("prose", n=9, tokens=31)

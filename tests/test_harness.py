@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 import sinkscope as sk
-from sinkscope import tasks, testing
-from sinkscope.edits import applied
+from sinkscope import applied, tasks, testing
 from sinkscope.errors import EditError, EditHasNoEffect, ModelError
 
 lm_eval = pytest.importorskip("lm_eval")

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from backends.lens_models import LISTS, bridge, bridged, differences, logits_of, prompts
+from models.backends.lens_models import LISTS, bridge, bridged, differences, logits_of, prompts
 
 from sinkscope import edits as e
 from sinkscope import probes as p
+from sinkscope.engine.run import run
 from sinkscope.errors import EditError, EditHasNoEffect, ProbeError, PromptError, UnsupportedModelError
 from sinkscope.hooks import fwd_hooks
-from sinkscope.runner import run
 from sinkscope.testing import tiny
 
 ASKED = [p.KeyMass(), p.Entropy(), p.ValueNorm(), p.KeyNorm(), p.Contribution(), p.ResidualNorm(), p.RowSum()]
@@ -106,7 +106,7 @@ def test_something_else_than_a_bridge_is_refused():
 
 
 def test_a_bridge_over_images_is_refused():
-    from sinkscope.backends.lens import to_bridge
+    from sinkscope.models.backends.lens import to_bridge
 
     with pytest.raises(UnsupportedModelError, match="does not read token ids"):
         fwd_hooks(to_bridge(tiny("vit")), [])

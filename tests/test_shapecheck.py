@@ -22,7 +22,7 @@ def test_wrong_shape_or_dtype_is_refused(b: torch.Tensor) -> None:
 
 
 def test_sinkscope_itself_is_checked() -> None:
-    from sinkscope.selection import positions
+    from sinkscope.prompts.selection import positions
 
     with pytest.raises(TypeCheckError, match="positions"):
         positions(torch.ones(2, 3))

@@ -11,11 +11,11 @@ import torch
 import xarray as xr
 
 import sinkscope as sk
+from recipes.statistics import sink_statistics
 from sinkscope import schema
 from sinkscope.errors import ProbeError, PromptError
 from sinkscope.testing import tiny
 from sinkscope.training import SinkCallback, checkpoints, read_checkpoints, standard_probes, summary
-from sinkscope.zoo.statistics import sink_statistics
 
 
 def rows(model, n=3, length=12):

@@ -151,7 +151,7 @@ PLACEHOLDER = {"gemma3": "<boi>", "qwen2_vl": "<img><image></img>", "qwen2_5_vl"
 
 
 def vlm(name: str, **settings):
-    """Build a handle like ``sinkscope.model.Model`` on a tiny model of a family, with its own processor."""
+    """Build a handle like ``sinkscope.models.handle.Model`` on a tiny model of a family, with its own processor."""
     make = globals().get(f"_{name}")
     ids, processor = _qwen(name, **settings) if name.startswith("qwen") else make(**settings)
     processor.chat_template = CHATML.replace("IMAGE", PLACEHOLDER.get(name, "<image>"))

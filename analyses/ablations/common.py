@@ -12,7 +12,7 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope.analysis import Study
-from sinkscope.backends.base import Tower
+from sinkscope.models.backends.base import Tower
 from sinkscope.probes.base import Probe, Scene
 from sinkscope.schema import Variable
 

@@ -2,7 +2,7 @@
 
 Paper: Gu et al. 2025, figure 4 (middle). Claim: the sink appears after the model has begun to learn, between 1k and 2k
 of 20k steps, while the loss keeps falling.
-Cost: none, the curves were measured while the zoo's language models trained (``sinkscope.zoo.statistics``).
+Cost: none, the curves were measured while the zoo's language models trained (``recipes.statistics``).
 Different here: language models of 1.5 million parameters on Python source. Variants are in ``variants.py`` and on the
 zoo's page on emergence. One run, so no interval over runs.
 """

@@ -14,8 +14,8 @@ import matplotlib.pyplot as plt
 import xarray as xr
 
 import sinkscope as sk
+from recipes import emergence, seeds
 from sinkscope.analysis import Study
-from sinkscope.zoo.recipes import emergence, seeds
 
 SWAPS = ("softmax", "softmax1", "sigmoid", "relu")
 GONE = "the first token is no sink"

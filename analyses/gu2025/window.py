@@ -14,8 +14,8 @@ import xarray as xr
 from transformers import MistralConfig, MistralForCausalLM
 
 import sinkscope as sk
+from recipes import emergence
 from sinkscope.analysis import Study
-from sinkscope.zoo.recipes import emergence
 
 WINDOWS, TOKENS = (16, 32, 64), 128
 KEYS = ("sink_rate_after_first", "alpha_max", "oldest_max")

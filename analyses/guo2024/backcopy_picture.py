@@ -15,7 +15,7 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope.analysis import Study
-from sinkscope.zoo.recipes.backcopy_task import SYMBOLS, sample, zipf_chain
+from sinkscope.tasks.backcopy import SYMBOLS, sample, zipf_chain
 
 
 def value_norms(model: sk.Model) -> xr.DataArray:

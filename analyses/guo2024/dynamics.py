@@ -15,9 +15,9 @@ import xarray as xr
 from scipy import stats
 
 import sinkscope as sk
+from recipes import seeds
 from sinkscope import zoo
 from sinkscope.analysis import Study
-from sinkscope.zoo.recipes import seeds
 
 SERIES = {
     "backcopy_risk": "back-copy risk", "bigram_excess": "bigram excess risk", "bos_attention": "attention to <s>",

@@ -14,10 +14,10 @@ import numpy as np
 import xarray as xr
 
 import sinkscope as sk
+from recipes import seeds
 from sinkscope import zoo
 from sinkscope.analysis import Study
 from sinkscope.methods.secondary_mlp import mlp_of
-from sinkscope.zoo.recipes import seeds
 
 ARMS = {"bb-3l": "Adam, softmax", "bb-3l-sgd": "SGD, softmax", "bb-3l-relu": "Adam, ReLU"}
 

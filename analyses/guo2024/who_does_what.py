@@ -16,7 +16,7 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope.analysis import Study
-from sinkscope.zoo.recipes.backcopy_task import SYMBOLS, risks, sample, zipf_chain
+from sinkscope.tasks.backcopy import SYMBOLS, risks, sample, zipf_chain
 
 
 @contextmanager

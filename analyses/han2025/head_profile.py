@@ -14,7 +14,7 @@ import xarray as xr
 import sinkscope as sk
 from sinkscope import tasks
 from sinkscope.analysis import Study
-from sinkscope.runner import find_tower
+from sinkscope.engine.run import find_tower
 
 GAMMA = 1.5
 FEW = 5

@@ -16,7 +16,7 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope.analysis import Study
-from sinkscope.runner import find_tower
+from sinkscope.engine.run import find_tower
 
 
 def groups_of(model: sk.Model) -> dict[str, list[int]]:

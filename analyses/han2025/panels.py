@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 import sinkscope as sk
 from sinkscope import tasks
 from sinkscope.analysis import Study
-from sinkscope.sweeps import Grid
+from sinkscope.engine.sweep import Grid
 
 GAMMAS = (0.1, 0.3, 0.6, 1.0, 2.0, 6.0)
 PANELS = ("sst2", "boolq", "logiqa")

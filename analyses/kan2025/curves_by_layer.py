@@ -17,7 +17,7 @@ import sinkscope as sk
 from sinkscope import metrics
 from sinkscope.analysis import Study
 from sinkscope.methods.sads_trigger import measure_curves, trigger_layer
-from sinkscope.zoo.recipes import vision_language_examples as examples
+from sinkscope.tasks import scene_questions as examples
 
 
 def measure(model: sk.Model, shapes: examples.Shapes) -> xr.Dataset:

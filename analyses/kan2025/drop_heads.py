@@ -16,9 +16,9 @@ import xarray as xr
 import sinkscope as sk
 from sinkscope import metrics
 from sinkscope.analysis import Study
-from sinkscope.methods.examples import answer_score
 from sinkscope.methods.sads import SadsSettings, classify, measure
-from sinkscope.zoo.recipes import vision_language_examples as examples
+from sinkscope.tasks import scene_questions as examples
+from sinkscope.tasks.examples import answer_score
 
 CLASSES = ("vision", "resink, global", "resink, isolated")
 

@@ -20,10 +20,10 @@ import xarray as xr
 import sinkscope as sk
 from sinkscope import metrics
 from sinkscope.analysis import Study
-from sinkscope.backends.base import Tower
+from sinkscope.models.backends.base import Tower
 from sinkscope.probes.base import Probe, Scene
 from sinkscope.schema import Variable
-from sinkscope.zoo.recipes import vision_language_examples as examples
+from sinkscope.tasks import scene_questions as examples
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sinkscope as sk
 from sinkscope import metrics
 from sinkscope.analysis import Study
-from sinkscope.zoo.recipes import vision_language_examples as examples
+from sinkscope.tasks import scene_questions as examples
 
 
 def main() -> None:

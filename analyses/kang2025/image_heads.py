@@ -17,7 +17,7 @@ import sinkscope as sk
 from sinkscope.analysis import Study
 from sinkscope.methods.var import VarSettings, image_heads
 from sinkscope.plot.theme import SEQUENTIAL
-from sinkscope.zoo.recipes import vision_language_examples as examples
+from sinkscope.tasks import scene_questions as examples
 
 RHO = 0.8
 

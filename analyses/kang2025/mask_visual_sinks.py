@@ -17,9 +17,9 @@ import xarray as xr
 import sinkscope as sk
 from sinkscope import metrics
 from sinkscope.analysis import Study
-from sinkscope.methods.examples import answer_score
 from sinkscope.methods.var import VarSettings, tau_of
-from sinkscope.zoo.recipes import vision_language_examples as examples
+from sinkscope.tasks import scene_questions as examples
+from sinkscope.tasks.examples import answer_score
 
 ARMS = ("highest phi", "random", "relevant")
 

@@ -20,7 +20,7 @@ from sinkscope import metrics
 from sinkscope.analysis import Study
 from sinkscope.methods.var import VarSettings, tau_of
 from sinkscope.plot.theme import OTHER, SINK
-from sinkscope.zoo.recipes import vision_language_examples as examples
+from sinkscope.tasks import scene_questions as examples
 
 ALIKE = 0.8
 """A visual token spikes like the first token where its phi is at least this part of the first token's."""

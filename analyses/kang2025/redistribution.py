@@ -17,7 +17,7 @@ import sinkscope as sk
 from sinkscope import metrics
 from sinkscope.analysis import Study
 from sinkscope.methods.var import VarSettings, var
-from sinkscope.zoo.recipes import vision_language_examples as examples
+from sinkscope.tasks import scene_questions as examples
 
 RHOS = (0.3, 0.5, 0.8, 0.9)
 NAMES = {"correct": "right answers", "log_probability": "log probability"}

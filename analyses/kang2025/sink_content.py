@@ -19,7 +19,7 @@ import sinkscope as sk
 from sinkscope import metrics
 from sinkscope.analysis import Study
 from sinkscope.methods.var import VarSettings, tau_of
-from sinkscope.zoo.recipes import vision_language_examples as examples
+from sinkscope.tasks import scene_questions as examples
 
 MOST = 3
 """Visual tokens of each prompt and layer that count as the most attended."""

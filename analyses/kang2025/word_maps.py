@@ -17,7 +17,7 @@ import xarray as xr
 import sinkscope as sk
 from sinkscope.analysis import Study
 from sinkscope.plot.labels import token_label
-from sinkscope.zoo.recipes import vision_language_examples as examples
+from sinkscope.tasks import scene_questions as examples
 
 SHOWN = 6
 

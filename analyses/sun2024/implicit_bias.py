@@ -17,8 +17,8 @@ import sinkscope as sk
 from sinkscope.analysis import Study
 from sinkscope.attention.bias import CallEdits
 from sinkscope.attention.streaming import Call
-from sinkscope.backends.base import Instruments
-from sinkscope.runner import find_tower
+from sinkscope.engine.run import find_tower
+from sinkscope.models.backends.base import Instruments
 
 FIRST = 8
 """First query that counts; the tokens before it are the carriers that are compared."""

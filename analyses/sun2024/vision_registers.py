@@ -17,9 +17,9 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope.analysis import Study
-from sinkscope.backends.base import Instruments
+from sinkscope.engine.run import find_tower
 from sinkscope.methods.secondary_sinks import states
-from sinkscope.runner import find_tower
+from sinkscope.models.backends.base import Instruments
 
 
 def textures(count: int, size: int, seed: int = 0) -> list[np.ndarray]:

@@ -7,10 +7,8 @@ is left unchanged and counted; an edit that changes nothing raises ``EditHasNoEf
 """
 
 from sinkscope.edits.activations import SetActivations
-from sinkscope.edits.apply import applied
 from sinkscope.edits.base import EDITS, AttentionEdit, Edit
 from sinkscope.edits.conditional import CalibrateSinks, Redistribute
-from sinkscope.edits.generation import generate
 from sinkscope.edits.heads import AblateHeads, GateHeads
 from sinkscope.edits.keys import DropKeys, MaskKeys, ScaleKeys, ShiftLogits, SteerKeys, ZeroValues
 from sinkscope.edits.normalisers import KeyValueBias, NullKey, SwapNormaliser
@@ -20,5 +18,5 @@ from sinkscope.edits.text import dumps, loads, parse
 __all__ = [
     "EDITS", "AblateHeads", "AttentionEdit", "CalibrateSinks", "DropKeys", "Edit", "GateHeads", "KeyValueBias",
     "MaskKeys", "NullKey", "Redistribute", "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser",
-    "ZeroValues", "applied", "dumps", "generate", "loads", "mean_activations", "mean_outputs", "parse",
+    "ZeroValues", "dumps", "loads", "mean_activations", "mean_outputs", "parse",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from sinkscope.edits.site import Tokens, beyond, place
 from sinkscope.errors import EditError
 
 if TYPE_CHECKING:
-    from sinkscope.backends.base import Tower
+    from sinkscope.models.backends.base import Tower
 
 
 @dataclass(frozen=True, repr=False)

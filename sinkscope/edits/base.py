@@ -2,7 +2,7 @@
 
 To add one: subclass :class:`AttentionEdit`, give its fields, and write its primitives into the ``CallEdits`` that
 ``build`` receives. Everything else (which layers and heads, padding, caches, the effect check, JSON) is done here and
-in :mod:`sinkscope.edits.plan`.
+in :mod:`sinkscope.engine.plan`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from sinkscope.attention.bias import CallEdits
-from sinkscope.backends.base import Tower
 from sinkscope.edits.selectors import HeadMap, from_plain, heads_of, is_empty, layers_of, show, to_plain, tokens_of
 from sinkscope.errors import EditError
+from sinkscope.models.backends.base import Tower
 
 if TYPE_CHECKING:
     from sinkscope.edits.site import CallSite

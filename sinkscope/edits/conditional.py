@@ -16,8 +16,8 @@ from sinkscope.edits.selectors import whole_numbers
 from sinkscope.errors import EditError
 
 if TYPE_CHECKING:
-    from sinkscope.backends.base import Tower
     from sinkscope.edits.site import CallSite
+    from sinkscope.models.backends.base import Tower
 
 TIE = 1e-6
 """Shares this close to a threshold count as having reached it: sums of float32 weights are no more exact."""

@@ -17,8 +17,8 @@ from sinkscope.edits.selectors import Numbers
 from sinkscope.errors import EditError
 
 if TYPE_CHECKING:
-    from sinkscope.backends.base import Tower
     from sinkscope.edits.site import CallSite
+    from sinkscope.models.backends.base import Tower
 
 
 @dataclass(frozen=True, repr=False)

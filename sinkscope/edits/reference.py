@@ -11,14 +11,14 @@ from jaxtyping import Float
 
 from sinkscope.attention.bias import CallEdits
 from sinkscope.attention.streaming import Call
-from sinkscope.backends.base import Instruments, Tower
 from sinkscope.edits.activations import SetActivations
 from sinkscope.edits.site import Tokens, place
 from sinkscope.errors import UnsupportedModelError
+from sinkscope.models.backends.base import Instruments, Tower
 from sinkscope.prompts import Batch, Prompts
 
 if TYPE_CHECKING:
-    from sinkscope.model import Model
+    from sinkscope.models.handle import Model
 
 
 def mean_outputs(

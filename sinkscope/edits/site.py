@@ -19,8 +19,8 @@ from sinkscope.edits.base import AttentionEdit, Edit
 from sinkscope.edits.selectors import Selection
 from sinkscope.errors import EditError
 from sinkscope.prompts import Batch
+from sinkscope.prompts.selection import from_array, select
 from sinkscope.roles import ROLE_INDEX
-from sinkscope.selection import from_array, select
 
 Mask = Bool[torch.Tensor, "batch head key"]
 

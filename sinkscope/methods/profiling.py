@@ -17,21 +17,21 @@ import xarray as xr
 from jaxtyping import Float
 from scipy import stats
 
-from sinkscope.assembly import provenance
-from sinkscope.backends.base import Instruments, Output, Tower
-from sinkscope.edits.effect import check_edits
 from sinkscope.edits.keys import ScaleKeys
-from sinkscope.edits.plan import Plan
 from sinkscope.edits.text import dumps
+from sinkscope.engine.effect import check_edits
+from sinkscope.engine.plan import Plan
+from sinkscope.engine.reading import provenance
+from sinkscope.engine.run import batches, check_request, find_tower
+from sinkscope.engine.sweep import sweep
 from sinkscope.errors import EditError, ProbeError
 from sinkscope.metrics import rank_correlation
+from sinkscope.models.backends.base import Instruments, Output, Tower
 from sinkscope.probes.output import TokenLoss
 from sinkscope.prompts import Batch, Prompts
-from sinkscope.runner import batches, check_request, find_tower
-from sinkscope.sweeps import sweep
 
 if TYPE_CHECKING:
-    from sinkscope.model import Model
+    from sinkscope.models.handle import Model
 
 RESAMPLES = 999
 

@@ -18,14 +18,14 @@ import xarray as xr
 
 from sinkscope import metrics
 from sinkscope.edits.heads import AblateHeads
+from sinkscope.engine.run import find_tower, run
 from sinkscope.errors import EditError, PromptError
 from sinkscope.methods.sads_trigger import Trigger
 from sinkscope.probes.attention import AttentionMap, MaxAttention
 from sinkscope.roles import ROLE_INDEX
-from sinkscope.runner import find_tower, run
 
 if TYPE_CHECKING:
-    from sinkscope.model import Model
+    from sinkscope.models.handle import Model
     from sinkscope.prompts import Prompts
 
 SCOPES: dict[str, tuple[str, ...] | None] = {"layer": ("head",), "late_layers": ("layer", "head"), "dataset": None}

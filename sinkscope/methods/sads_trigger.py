@@ -19,13 +19,13 @@ from numpy.typing import ArrayLike
 from sinkscope import metrics
 from sinkscope.attention.bias import CallEdits, Tile
 from sinkscope.attention.streaming import Call
-from sinkscope.backends.base import Instruments, Tower
+from sinkscope.engine.run import find_tower
 from sinkscope.errors import PromptError
+from sinkscope.models.backends.base import Instruments, Tower
 from sinkscope.roles import ROLE_INDEX
-from sinkscope.runner import find_tower
 
 if TYPE_CHECKING:
-    from sinkscope.model import Model
+    from sinkscope.models.handle import Model
     from sinkscope.prompts import Batch, Prompts
 
 PUBLISHED: dict[str, int] = {"Qwen2.5-VL-3B": 20, "InternVL2-2B": 15, "LLaVA-1.5-7B": 20}

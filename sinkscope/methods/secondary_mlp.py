@@ -15,12 +15,12 @@ import xarray as xr
 from jaxtyping import Float
 
 from sinkscope.definitions import define
+from sinkscope.engine.run import find_tower
 from sinkscope.errors import MetricError, UnsupportedModelError
 from sinkscope.methods.secondary_sinks import Rule, detect_one, neighbours, score_of, states
-from sinkscope.runner import find_tower
 
 if TYPE_CHECKING:
-    from sinkscope.model import Model
+    from sinkscope.models.handle import Model
     from sinkscope.prompts import Prompts
 
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe")

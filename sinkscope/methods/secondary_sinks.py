@@ -17,14 +17,14 @@ import xarray as xr
 from jaxtyping import Bool, Float
 
 from sinkscope import metrics
-from sinkscope.backends.base import Instruments
+from sinkscope.engine.run import find_tower, run
 from sinkscope.metrics.base import require
 from sinkscope.metrics.secondary import primary_range
+from sinkscope.models.backends.base import Instruments
 from sinkscope.probes.attention import KeyMass
-from sinkscope.runner import find_tower, run
 
 if TYPE_CHECKING:
-    from sinkscope.model import Model
+    from sinkscope.models.handle import Model
     from sinkscope.prompts import Prompts
 
 

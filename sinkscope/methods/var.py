@@ -18,15 +18,15 @@ import xarray as xr
 
 from sinkscope import metrics
 from sinkscope.edits.conditional import Redistribute
+from sinkscope.engine.run import find_tower, run
 from sinkscope.errors import EditError, MetricError
-from sinkscope.methods.examples import Examples, answer_score
 from sinkscope.metrics.residual import phi_threshold
 from sinkscope.probes.attention import AttentionMap
 from sinkscope.probes.residual import MassiveActivations, ResidualNorm, SinkDims
-from sinkscope.runner import find_tower, run
+from sinkscope.tasks.examples import Examples, answer_score
 
 if TYPE_CHECKING:
-    from sinkscope.model import Model
+    from sinkscope.models.handle import Model
     from sinkscope.prompts import Prompts
 
 RELATIVE_TAU = 0.3125

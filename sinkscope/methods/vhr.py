@@ -18,17 +18,17 @@ import xarray as xr
 from sinkscope import metrics
 from sinkscope.attention.bias import CallEdits
 from sinkscope.attention.streaming import Call
-from sinkscope.backends.base import Instruments
-from sinkscope.edits.generation import generate
 from sinkscope.edits.heads import GateHeads
-from sinkscope.edits.plan import Plan
+from sinkscope.engine.generation import generate
+from sinkscope.engine.plan import Plan
+from sinkscope.engine.run import find_tower
 from sinkscope.errors import EditError, PromptError
-from sinkscope.prompts_text import image_token_ids
-from sinkscope.runner import find_tower
+from sinkscope.models.backends.base import Instruments
+from sinkscope.prompts.text import image_token_ids
 
 if TYPE_CHECKING:
     from sinkscope.edits.base import Edit
-    from sinkscope.model import Model
+    from sinkscope.models.handle import Model
     from sinkscope.prompts import Prompts
 
 WRAPPERS = ("vision_start_token_id", "vision_end_token_id", "boi_token_id", "eoi_token_id", "boi_token_index",

@@ -24,7 +24,7 @@ from sinkscope.methods.zerotuning_heads import check_measure, choose_heads, prof
 from sinkscope.tasks import Questions, Task, evaluate, rate
 
 if TYPE_CHECKING:
-    from sinkscope.model import Model
+    from sinkscope.models.handle import Model
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from sinkscope.methods.zerotuning_heads import helpful_heads, other_heads, profi
 from sinkscope.tasks import Questions, Task, evaluate, rate
 
 if TYPE_CHECKING:
-    from sinkscope.model import Model
+    from sinkscope.models.handle import Model
 
 
 @dataclass(frozen=True)

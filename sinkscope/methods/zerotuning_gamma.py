@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from sinkscope.edits.keys import ScaleKeys
+from sinkscope.engine.sweep import grid
 from sinkscope.errors import EditError, MetricError
 from sinkscope.methods.zerotuning_heads import BETTER, TIE, check_measure, means
-from sinkscope.sweeps import grid
 from sinkscope.tasks import Questions, collapse, evaluate, rate
 
 if TYPE_CHECKING:
-    from sinkscope.model import Model
+    from sinkscope.models.handle import Model
 
 GAMMAS = (0.3, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Default grid. The paper does not give its own; the released demo sweeps 1 to 4 in steps of 0.5."""

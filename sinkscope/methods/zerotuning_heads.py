@@ -15,12 +15,12 @@ import numpy as np
 import xarray as xr
 
 from sinkscope.edits.base import AttentionEdit
+from sinkscope.engine.run import find_tower
 from sinkscope.errors import EditError, MetricError
-from sinkscope.runner import find_tower
 from sinkscope.tasks import Questions, evaluate
 
 if TYPE_CHECKING:
-    from sinkscope.model import Model
+    from sinkscope.models.handle import Model
 
 MEASURES: dict[str, tuple[str, float]] = {
     "accuracy": ("correct", 1.0), "exact": ("exact", 1.0), "loss": ("log_probability", -1.0),

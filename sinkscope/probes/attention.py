@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool
 
 from sinkscope.attention.view import LayerStats
-from sinkscope.backends.base import Tower
 from sinkscope.errors import ProbeError
+from sinkscope.models.backends.base import Tower
 from sinkscope.probes.base import Probe, Scene, standard
 from sinkscope.schema import Variable
 

@@ -19,11 +19,11 @@ import xarray as xr
 from jaxtyping import Bool, Float
 
 from sinkscope.attention.view import LayerStats
-from sinkscope.backends.base import Tower
 from sinkscope.errors import ProbeError
+from sinkscope.models.backends.base import Tower
 from sinkscope.prompts import Batch
+from sinkscope.prompts.selection import select
 from sinkscope.schema import VARIABLES, Variable
-from sinkscope.selection import select
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 
-from sinkscope.backends.base import Tower
 from sinkscope.errors import ModelError, ProbeError
+from sinkscope.models.backends.base import Tower
 from sinkscope.probes.base import Probe, Scene, standard
 from sinkscope.schema import Variable
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from sinkscope.backends.base import Tower
 from sinkscope.errors import ProbeError
+from sinkscope.models.backends.base import Tower
 from sinkscope.probes.base import Probe, Scene, standard
 from sinkscope.schema import Variable
 

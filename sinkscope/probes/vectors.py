@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 
 from sinkscope.attention.view import LayerStats
-from sinkscope.backends.base import Tower
 from sinkscope.errors import ProbeError
+from sinkscope.models.backends.base import Tower
 from sinkscope.probes.base import Probe, Scene, standard
 from sinkscope.roles import MEASURED_ROLES, ROLE_INDEX
 from sinkscope.schema import Variable

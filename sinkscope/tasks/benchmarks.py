@@ -18,7 +18,7 @@ from sinkscope.tasks.files import Source, Split, from_files, from_hub, plain_ite
 from sinkscope.tasks.offline import FIXED_LABELS, OFFLINE, offline
 
 if TYPE_CHECKING:
-    from sinkscope.model import Model
+    from sinkscope.models.handle import Model
 
 Row = Mapping[str, Any]
 

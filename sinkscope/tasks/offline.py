@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from sinkscope.data import corpora
 from sinkscope.errors import PromptError
+from sinkscope.tasks import corpora
 from sinkscope.tasks.base import Item, Task, balanced
 
 BEFORE = 160

@@ -15,13 +15,13 @@ from sinkscope.errors import ProbeError, PromptError
 from sinkscope.probes.base import Probe, Scene
 from sinkscope.probes.output import refuse_nan
 from sinkscope.prompts import Prompts
-from sinkscope.prompts_text import Vocabulary, encode_text
+from sinkscope.prompts.text import Vocabulary, encode_text
 from sinkscope.schema import Variable
 from sinkscope.tasks.base import Item
 
 if TYPE_CHECKING:
-    from sinkscope.backends.base import Tower
-    from sinkscope.model import Model
+    from sinkscope.models.backends.base import Tower
+    from sinkscope.models.handle import Model
 
 
 @dataclass(frozen=True)

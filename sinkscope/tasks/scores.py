@@ -10,13 +10,13 @@ import xarray as xr
 from scipy import stats
 from scipy.special import log_softmax
 
+from sinkscope.engine.sweep import sweep
 from sinkscope.errors import MetricError
-from sinkscope.sweeps import sweep
 from sinkscope.tasks.questions import Questions
 
 if TYPE_CHECKING:
     from sinkscope.edits.base import Edit
-    from sinkscope.model import Model
+    from sinkscope.models.handle import Model
 
 MEANINGS: dict[str, tuple[str, str]] = {
     "correct": ("1", "the right option has the largest logit among the options"),

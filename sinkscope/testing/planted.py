@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sinkscope.testing.tiny import BOS, EOS, PAD, VOCAB
 
 if TYPE_CHECKING:
-    from sinkscope.model import Model
+    from sinkscope.models.handle import Model
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, WIDTH, MLP_WIDTH = 4, 4, 2, 16, 64, 96
 FLAG, _CONSTANT = 8.0, 3.0
@@ -54,7 +54,7 @@ def planted_sink(seed: int = 0, shuffled: bool = False) -> tuple[Model, PlantedT
         shuffled: give the twin: every weight matrix keeps its entries but loses their order; nothing may be detected.
             ``truth.heads`` and ``truth.dims`` are then empty and ``truth.value`` is not a number.
     """
-    from sinkscope.model import load_model
+    from sinkscope.models.handle import load_model
 
     network, truth = _plant(seed)
     if shuffled:

@@ -20,7 +20,7 @@ from sinkscope.testing.planted import FLAG, HEAD_DIM, HEADS, KV_HEADS, LAYERS, W
 from sinkscope.testing.tiny import BOS, IMAGE, VISION_END, VISION_START, tiny
 
 if TYPE_CHECKING:
-    from sinkscope.model import Model
+    from sinkscope.models.handle import Model
     from sinkscope.prompts import Prompts
 
 SIDE, CELL, SINKS = 8, 8, 3
@@ -69,7 +69,7 @@ def planted_visual_sink(seed: int = 0, family: str = "llava") -> tuple[Model, Pr
     Raises:
         ModelError: another family.
     """
-    from sinkscope.model import load_model
+    from sinkscope.models.handle import load_model
 
     if family not in ("llava", "qwen2_5_vl"):
         raise ModelError(f"planted_visual_sink(family={family!r}): families are 'llava' and 'qwen2_5_vl'.")
@@ -211,9 +211,8 @@ def _image_processor(family: str) -> Any:
 
 
 def _prompts(model: Model, images: tuple[Any, ...], seed: int) -> Prompts:
-    from sinkscope import grids
-    from sinkscope.prompts import Prompts
-    from sinkscope.prompts_text import Vocabulary, describe_key0
+    from sinkscope.prompts import Prompts, grids
+    from sinkscope.prompts.text import Vocabulary, describe_key0
     from sinkscope.roles import ROLE_INDEX
 
     config: Any = model.config

@@ -2,7 +2,7 @@
 
     sinkscope.zoo.entries()          what there is, one line each
     sinkscope.zoo.path("bb-1l")      its folder, checksums verified
-    sinkscope.zoo.variants.load(...) the model, also where plain transformers cannot build it
+    sinkscope.models.variants.load(...) the model, also where plain transformers cannot build it
     sinkscope.zoo.curve("lm-python") what was measured along its training; curves() names all, seeds() theirs
 
 ``load_model("zoo:bb-1l")`` does both steps. What each model shows and does not show is measured in its card,

@@ -6,7 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from sinkscope.data import corpora
+from sinkscope.tasks import corpora
 
 CODE, PROSE = functools.cache(corpora.code), functools.cache(corpora.prose)
 """The texts of this machine are read once for all scripts of a test run."""

@@ -10,9 +10,9 @@ import torch
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
-from sinkscope.backends.base import Instruments
-from sinkscope.edits.plan import Plan
-from sinkscope.model import Model, load_model
+from sinkscope.engine.plan import Plan
+from sinkscope.models.backends.base import Instruments
+from sinkscope.models.handle import Model, load_model
 from sinkscope.prompts import Batch, Prompts
 from sinkscope.testing import pixels, text_ids, tiny
 

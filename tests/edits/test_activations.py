@@ -67,7 +67,7 @@ def test_mean_activations_of_a_reference_set():
     def keep(hidden):
         kept.append(hidden[:, 0, [7, 2]])
 
-    from sinkscope.backends.base import Instruments
+    from sinkscope.models.backends.base import Instruments
 
     tower = model.backend.towers["text"]
     batch = prompts.batch(range(2))

@@ -11,11 +11,11 @@ from sinkscope.attention.bias import Tally, Tile
 from sinkscope.attention.masks import from_call
 from sinkscope.attention.streaming import Call, attend
 from sinkscope.attention.view import Context, Wants
-from sinkscope.backends.base import AttentionSite, ResidualSite, Tower
 from sinkscope.edits.conditional import MoveShare
-from sinkscope.edits.plan import Plan
+from sinkscope.engine.plan import Plan
 from sinkscope.errors import EditError
-from sinkscope.model import load_model
+from sinkscope.models.backends.base import AttentionSite, ResidualSite, Tower
+from sinkscope.models.handle import load_model
 from sinkscope.prompts import Batch
 from sinkscope.roles import ROLE_INDEX
 from sinkscope.testing import inputs, tiny

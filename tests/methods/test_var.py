@@ -6,8 +6,8 @@ import pytest
 import sinkscope as sk
 from sinkscope import metrics, testing
 from sinkscope.errors import EditError, MetricError, PromptError
-from sinkscope.methods.examples import Examples, answer_score
 from sinkscope.methods.var import VarSettings, image_heads, redistribution, sink_dims, tau_of, var
+from sinkscope.tasks.examples import Examples, answer_score
 
 
 @cache

@@ -10,7 +10,7 @@ from vlm_models import FAMILIES, image, vlm
 
 import sinkscope as sk
 from parity.common import assert_close
-from sinkscope.edits import generate
+from sinkscope import generate
 from sinkscope.probes import LogSumExp, RowSum
 from sinkscope.roles import MEASURED_ROLES, ROLE_INDEX
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import sinkscope as sk
-from sinkscope import testing
-from sinkscope.edits import generate
+from sinkscope import generate, testing
 from sinkscope.errors import ModelError
 from sinkscope.roles import ROLE_INDEX
 from tests.edits.dense import Reference, dense_hidden

@@ -4,8 +4,8 @@ import pytest
 
 import sinkscope as sk
 from sinkscope import tasks
-from sinkscope.data import corpora
 from sinkscope.errors import PromptError
+from sinkscope.tasks import corpora
 
 
 @cache

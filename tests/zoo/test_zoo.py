@@ -74,8 +74,8 @@ def test_the_instrument_reads_a_shipped_model_as_its_own_dense_attention_does(na
     import torch
 
     import sinkscope as sk
-    from sinkscope.zoo import variants
-    from sinkscope.zoo.recipes import backcopy_task as task
+    from sinkscope.models import variants
+    from sinkscope.tasks import backcopy as task
 
     ids = task.sample(task.zipf_chain(), 3, 64, np.random.default_rng(3))
     model = sk.load_model(f"zoo:{name}")

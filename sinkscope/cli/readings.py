@@ -1,0 +1,155 @@
+"""The commands that read a file of readings: ``show``, ``plot``, ``report``, ``cite``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from sinkscope import schema
+from sinkscope.cli.figures import Style, draw_figure
+from sinkscope.cli.options import Output, image_files, leading_dims, selected
+from sinkscope.cli.sweep import means
+from sinkscope.errors import OutputError, SchemaError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Select = Annotated[list[str] | None, Parameter(negative=())]
+
+
+def show(
+    readings: Path,
+    *,
+    table: str | None = None,
+    rows: int = 20,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    overwrite: bool = False,
+    select: Select = None,
+) -> None:
+    """Say what a reading shows, in words; or print or save one variable as a table.
+
+    Args:
+        readings: File written by sinkscope run.
+        table: Variable to print as a table, largest numbers first.
+        rows: How many rows of the table to print.
+        output: Save the whole table as CSV instead of printing it.
+        overwrite: Replace the CSV file if it exists.
+        select: Part of the reading, such as edit=baseline or layer=3. Give it several times for several.
+    """
+    if output is not None and table is None:
+        raise OutputError("show --output: name the variable to save, such as --table key_mass.")
+    target = None if output is None else schema.check_output(output, overwrite=overwrite)
+    ds = selected(schema.open(readings), select or [])
+    if table is None:
+        _tell(ds)
+        return
+    frame = schema.to_dataframe(ds, table)
+    if target is not None:
+        frame.to_csv(target, index=False)
+        print(f"Saved {target}: {len(frame):,} rows.")
+        return
+    ordered = frame.sort_values(table, key=abs, ascending=False, kind="stable")
+    print(ordered.head(rows).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
+    if len(frame) > rows:
+        print(f"... {len(frame) - rows:,} more rows; --rows prints more, --output saves all.")
+
+
+def plot(
+    figure: str,
+    readings: Path,
+    *,
+    output: Output,
+    style: Style = "paper",
+    overwrite: bool = False,
+    select: Select = None,
+) -> None:
+    """Draw one figure of a reading.
+
+    Args:
+        figure: sink-map, sink-profile, role-share, value-drain, top-values, massive-activations, residual-norm,
+            entropy-map, max-attention, attention-map or image-patches.
+        readings: File written by sinkscope run.
+        output: File to write; its ending says which kind: png, pdf or svg.
+        style: One column of a paper, a slide, or a page.
+        overwrite: Replace the file if it exists.
+        select: Part of the reading, such as edit=baseline or layer=3. Give it several times for several.
+    """
+    target = schema.check_output(output, overwrite=overwrite)
+    if target.suffix not in (".png", ".pdf", ".svg"):
+        raise OutputError(f"plot --output {target}: figures are png, pdf or svg. Give the file one of these endings.")
+    ds = _one_run(selected(schema.open(readings), select or []), "plot")
+    draw_figure(ds, figure.replace("-", "_"), target, style=style)
+    print(f"Saved {target}.")
+
+
+def report(
+    readings: Path,
+    *,
+    output: Output = Path("report.html"),
+    image: Annotated[list[Path] | None, Parameter(negative=())] = None,
+    title: str | None = None,
+    overwrite: bool = False,
+    select: Select = None,
+) -> None:
+    """Write a reading as one HTML page that opens without a network.
+
+    Args:
+        readings: File written by sinkscope run.
+        output: File to write.
+        image: Image, or folder of images, that the prompts hold, in their order: attention is laid on them. Give it
+            several times for several.
+        title: Title of the page. Default: the model's name.
+        overwrite: Replace the file if it exists.
+        select: Part of the reading, such as edit=baseline or layer=3. Give it several times for several.
+    """
+    target = schema.check_output(output, overwrite=overwrite)
+    ds = _one_run(selected(schema.open(readings), select or []), "report")
+
+    from sinkscope.report import write_report
+
+    images = image_files(image) if image else None
+    print(f"Saved {write_report(ds, target, title=title, overwrite=overwrite, images=images)}.")
+
+
+def cite(readings: Path) -> None:
+    """Print the BibTeX entries of everything that a reading used.
+
+    Args:
+        readings: File written by sinkscope run.
+    """
+    from sinkscope.definitions import cite as bibtex
+
+    print(bibtex(schema.open(readings)), end="")
+
+
+def one_line(ds: xr.Dataset) -> str:
+    """Say in one line what was read."""
+    from sinkscope.report.page import summary
+
+    return summary(ds)
+
+
+def _tell(ds: xr.Dataset) -> None:
+    from sinkscope.report import findings
+
+    print(one_line(ds))
+    leading = leading_dims(ds)
+    if leading:
+        where = "; key_mass is that of position 0" if "key_mass" in ds else ""
+        for dims, table in means(ds).items():
+            print(f"\nMean of each variable by {', '.join(dims)}{where}.\n")
+            print(table.to_string(float_format=lambda x: f"{x:.4g}"))
+        if "key_mass" in ds:
+            print(f"\n--select {leading[0]}={ds[leading[0]].values[0]} tells what one of them shows.")
+        return
+    for finding in findings(ds)[0]:
+        print(f"\n{finding.heading}\n  {finding.text}")
+
+
+def _one_run(ds: xr.Dataset, command: str) -> xr.Dataset:
+    for dim in leading_dims(ds):
+        labels = ds[dim].values.tolist()
+        raise SchemaError(f"{command}: this reading holds {dim} {labels}. Choose one: --select {dim}={labels[0]}.")
+    return ds

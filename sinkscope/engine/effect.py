@@ -1,0 +1,181 @@
+"""Does an edit change anything? An edit without effect is an error, never a silent zero."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sinkscope.attention.bias import Tally
+from sinkscope.edits.activations import SetActivations
+from sinkscope.edits.base import AttentionEdit, Edit
+from sinkscope.engine.plan import Plan
+from sinkscope.errors import EditError, EditHasNoEffect, UnsupportedModelError
+from sinkscope.models.backends.base import Instruments, Output, ResidualHook, Tower
+from sinkscope.prompts import Batch, Prompts
+
+if TYPE_CHECKING:
+    from sinkscope.models.handle import Model
+
+CLEAR = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Differences beyond this part of the largest activation cannot be rounding of another path through the kernels."""
+
+
+class EffectGuard:
+    """Watches a run: refuses edits that do not fit the model, and says at the end which had no effect.
+
+    Until an effect is seen, each batch is compared with a pass without the edits, at real tokens: first right after the
+    first edit where that is early, then at the end; a difference small enough to be rounding is settled by two passes
+    on the same path, bit for bit.
+
+    Raises:
+        EditError: something in the list is no edit, or names what the model does not have.
+        UnsupportedModelError: no edit can take effect in this model.
+    """
+
+    def __init__(self, model: Model, tower: Tower, prompts: Prompts, edits: Sequence[Edit]) -> None:
+        self.model, self.tower, self.prompts, self.edits = model, tower, prompts, tuple(edits)
+        check_edits(self.edits, tower)
+        if not model.backend.edits:
+            raise UnsupportedModelError(
+                f"{model.id}: attention of this model can be read but not edited. {model.backend.why_not}".strip()
+            )
+        self.active = [not (e.identity or e.selects_nothing) for e in self.edits]
+        self.tallies = [Tally() for _ in self.edits]
+        self.seen = False
+
+    def compare(self, batch: Batch, output: Output, plan: Plan) -> None:
+        """Take note of one batch that was run under ``plan`` and gave ``output``."""
+        acted = False
+        for index, (total, tally) in enumerate(zip(self.tallies, plan.tallies, strict=True)):
+            total.touched += tally.touched
+            total.spared += tally.spared
+            total.fired += tally.fired
+            acted |= self.active[index] and tally.touched > 0
+        if self.seen or not acted:
+            return
+        site = self._early_site()
+        if site is not None and _clear(self._until(site, batch, False), self._until(site, batch, True)):
+            self.seen = True
+            return
+        plain = self.model.backend.forward(batch.inputs, self.tower, Instruments()).hidden
+        if _clear(_real(output.hidden, batch), _real(plain, batch)):
+            self.seen = True
+            return
+        edited, same = (self._again(batch, neutral).hidden for neutral in (False, True))
+        self.seen = not torch.equal(_real(edited, batch), _real(same, batch))
+
+    def _early_site(self) -> str | None:
+        """Residual site right after the first edit, where that is in the first half of the model.
+
+        What differs clearly there differs at the end, and two passes up to there cost less than one whole pass.
+        """
+        edits = [edit for edit, active in zip(self.edits, self.active, strict=True) if active]
+        if self.model.backend.name != "transformers" or any(edit.conditional for edit in edits):
+            return None
+        names = self.tower.site_names
+        first = [names.index(s) for s in (_first_site(edit, self.tower) for edit in edits) if s in names]
+        return names[min(first)] if first and 2 * min(first) < len(names) else None
+
+    def _until(self, site: str, batch: Batch, neutral: bool) -> torch.Tensor:
+        """The residual stream at ``site``, the pass ended there."""
+
+        def stop(hidden: torch.Tensor) -> None:
+            raise _Reached(_real(hidden, batch))
+
+        try:
+            self._again(batch, neutral, {site: [stop]})
+        except _Reached as reached:
+            return reached.hidden
+        raise AssertionError(f"site {site} was not passed")
+
+    def _again(self, batch: Batch, neutral: bool, more: Mapping[str, Sequence[ResidualHook]] | None = None) -> Output:
+        plan = Plan(self.edits, self.tower, self.prompts, batch, neutral=neutral)
+        residual = {name: list(hooks) for name, hooks in plan.residual.items()}
+        for name, hooks in (more or {}).items():
+            residual.setdefault(name, []).extend(hooks)
+        instruments = Instruments(edits=plan.call_edits if plan.on_attention else None, residual=residual)
+        return self.model.backend.forward(batch.inputs, self.tower, instruments)
+
+    def verdict(self) -> None:
+        """Judge the run.
+
+        Raises:
+            EditHasNoEffect: an edit touched nothing, or all of them together left the output bit for bit as it was.
+        """
+        must = [i for i, edit in enumerate(self.edits) if self.active[i] and not edit.conditional]
+        for index in must:
+            if not self.tallies[index].touched:
+                raise EditHasNoEffect(f"{self.edits[index]!r} changes nothing in {self.model.id}: {self._why(index)}")
+        if must and not self.seen:
+            listed = ", ".join(repr(self.edits[i]) for i in must)
+            raise EditHasNoEffect(
+                f"{listed} changes nothing in {self.model.id}: the final hidden states are bit for bit the same. "
+                "The heads may write nothing, or see no other key. Choose other layers, heads or keys."
+            )
+
+    def _why(self, index: int) -> str:
+        if self.tallies[index].spared:
+            return (
+                f"all {self.tallies[index].spared} rows it touches see nothing but masked keys and were left alone. "
+                "Select fewer keys."
+            )
+        return (
+            f"none of the {len(self.prompts)} prompts has a token it selects where a query can see it. Choose keys, "
+            "queries or layers that these prompts and this model have."
+        )
+
+    def attributes(self) -> dict[str, Any]:
+        """What happened, for the reading's attributes: a JSON list with one entry per edit, and notes in words."""
+        counts, notes = [], []
+        for index, edit in enumerate(self.edits):
+            tally = self.tallies[index]
+            counts.append({"edit": type(edit).__name__, "fired": tally.fired, "spared": tally.spared})
+            if edit.selects_nothing:
+                notes.append(f"{edit!r} selects nothing, so nothing was changed")
+            elif edit.identity:
+                notes.append(f"{edit!r} is an identity, so nothing was changed")
+            elif edit.conditional:
+                notes.append(f"{edit!r} acted on {tally.fired} rows")
+            if tally.spared:
+                notes.append(f"{edit!r} left {tally.spared} rows alone that see nothing but its keys")
+        return {"edit_counts": json.dumps(counts), "edit_notes": "; ".join(notes)}
+
+
+def check_edits(edits: Sequence[Any], tower: Tower) -> None:
+    """Refuse what is no edit, or does not fit ``tower``.
+
+    Raises:
+        EditError: says what is wrong.
+    """
+    for edit in edits:
+        if not isinstance(edit, Edit):
+            raise EditError(f"run: {edit!r} is no edit. Edits are values such as sinkscope.MaskKeys('first').")
+        edit.check(tower)
+
+
+class _Reached(Exception):
+    """Ends a pass early; reports nothing wrong."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        self.hidden = hidden
+
+
+def _first_site(edit: Edit, tower: Tower) -> str | None:
+    """The first residual site that shows what ``edit`` does."""
+    if isinstance(edit, SetActivations):
+        return edit.site
+    layers = edit.layers_in(tower) if isinstance(edit, AttentionEdit) else ()
+    return f"{min(layers)}.post" if layers else None
+
+
+def _clear(edited: torch.Tensor, plain: torch.Tensor) -> bool:
+    """Whether two states differ by more than the rounding of different kernels."""
+    return float((edited - plain).abs().max()) > CLEAR.get(plain.dtype, 1e-3) * float(plain.abs().max())
+
+
+def _real(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The final hidden state at real tokens, or all of it where it has another shape."""
+    return hidden[batch.real] if hidden.shape[:2] == batch.real.shape else hidden

@@ -1,0 +1,157 @@
+"""``generate``: greedy continuation of prompts under edits, given back as prompts whose new tokens have a role."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sinkscope.edits.base import Edit
+from sinkscope.engine.applied import applied
+from sinkscope.errors import EditHasNoEffect, PromptError
+from sinkscope.prompts import Prompts
+from sinkscope.prompts.batch import PER_TOKEN
+from sinkscope.prompts.text import Vocabulary
+from sinkscope.roles import ROLE_INDEX
+
+if TYPE_CHECKING:
+    from sinkscope.models.handle import Model
+
+
+def generate(
+    model: Model, prompts: Prompts, edits: Sequence[Edit] = (), max_new_tokens: int = 20, *, batch_size: int = 8,
+    **options: Any,
+) -> Prompts:  # fmt: skip
+    """Continue each prompt, every pass under ``edits``, and give the prompts with what was generated.
+
+    Greedy unless ``options`` (those of transformers' ``generate``) say otherwise. Texts are padded on the left, prompts
+    with images run one by one. New tokens have the role ``generated``; an end-of-sequence token is the last one kept.
+
+    Raises:
+        PromptError: the model generates nothing, or the continuation would not fit its context.
+        EditError, EditHasNoEffect: as :func:`sinkscope.run`; an edit that touches nothing in any pass has no effect.
+    """
+    edits = tuple(edits) if isinstance(edits, Iterable) else (edits,)
+    _check(model, prompts, max_new_tokens, options)
+    touched = [0] * len(edits)
+    new: list[np.ndarray] = []
+    with torch.no_grad(), model.evaluating():
+        for chosen in _groups(prompts, batch_size):
+            part = prompts if prompts.whole is not None else prompts.subset(chosen)
+            inputs = _left_padded(part, model.device)
+            settings = {"do_sample": False, "pad_token_id": prompts.pad_id, **options}
+            with applied(model, edits, part) as tallies:
+                found = model.model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)  # type: ignore[operator]
+            touched = [sum(pair) for pair in zip(touched, (t.touched for t in tallies), strict=True)]
+            ids = getattr(found, "sequences", found)
+            new += _until_end(ids[:, inputs["input_ids"].shape[1] :], _end_ids(model, options))
+    for edit, count in zip(edits, touched, strict=True):
+        if not count and not (edit.identity or edit.selects_nothing or edit.conditional):
+            raise EditHasNoEffect(
+                f"{edit!r} changes nothing in {model.id}: none of the {len(prompts)} prompts has a token it selects "
+                "where a query can see it. Choose keys, queries or layers that these prompts and this model have."
+            )
+    return _extended(prompts, new, model)
+
+
+def _check(model: Model, prompts: Prompts, count: int, options: dict[str, Any]) -> None:
+    if not getattr(model.model, "can_generate", lambda: False)():
+        raise PromptError(f"generate: {model.id} ({type(model.model).__name__}) generates no text. Use a decoder.")
+    if not isinstance(count, int) or count < 1:
+        raise PromptError(f"generate(max_new_tokens={count!r}): use a whole number of at least 1.")
+    if options.get("num_return_sequences", 1) != 1:
+        raise PromptError(
+            "generate(num_return_sequences=...): one continuation per prompt is given. Repeat the prompts."
+        )
+    longest = max(prompts.lengths) + count
+    if model.context_length is not None and longest > model.context_length:
+        raise PromptError(
+            f"generate: the longest prompt and {count} new tokens make {longest}, but this model's context length is "
+            f"{model.context_length}. Ask for fewer tokens or shorten the prompt."
+        )
+    if prompts.whole is not None and "position_ids" in prompts.whole:
+        raise PromptError("generate: these inputs have explicit position_ids. Leave them out; the model makes its own.")
+
+
+def _groups(prompts: Prompts, batch_size: int) -> Iterable[range]:
+    if prompts.whole is not None:
+        return [range(len(prompts))]
+    size = 1 if any(prompts.extras) else batch_size
+    return [range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
+
+
+def _left_padded(prompts: Prompts, device: torch.device) -> dict[str, torch.Tensor]:
+    batch = prompts.batch(range(len(prompts)), device)
+    real = batch.real
+    if bool(real.all()):
+        return {**batch.inputs, "attention_mask": real.long()}
+    if prompts.whole is not None:
+        if not bool(real[:, -1].all()):
+            raise PromptError(
+                "generate: this processor output is padded on the right. Pad on the left, or use Prompts.from_chat."
+            )
+        return batch.inputs
+    order = (~real).long().argsort(dim=1, descending=True, stable=True)
+    return {
+        "input_ids": batch.inputs["input_ids"].gather(1, order),
+        "attention_mask": real.gather(1, order).long(),
+    }
+
+
+def _end_ids(model: Model, options: dict[str, Any]) -> set[int]:
+    found = options.get("eos_token_id", getattr(model.model.generation_config, "eos_token_id", None))
+    return set() if found is None else {int(i) for i in ([found] if isinstance(found, int) else list(found))}
+
+
+def _until_end(ids: torch.Tensor, ends: set[int]) -> list[np.ndarray]:
+    rows = []
+    for row in ids.cpu().numpy():
+        stop = next((i + 1 for i, token in enumerate(row.tolist()) if token in ends), len(row))
+        rows.append(row[:stop].astype(np.int64))
+    return rows
+
+
+def _extended(prompts: Prompts, new: list[np.ndarray], model: Model) -> Prompts:
+    vocabulary = Vocabulary.of(model)
+    role = ROLE_INDEX["generated"]
+    return replace(
+        prompts,
+        ids=tuple(np.concatenate([old, more]) for old, more in zip(prompts.ids, new, strict=True)),
+        roles=tuple(
+            np.concatenate([old, np.full(len(more), role, np.int8)])
+            for old, more in zip(prompts.roles, new, strict=True)
+        ),
+        tokens=tuple(old + vocabulary.label(more)[1] for old, more in zip(prompts.tokens, new, strict=True)),
+        extras=tuple(_longer(old, len(more)) for old, more in zip(prompts.extras, new, strict=True)),
+        grids=tuple(_longer_grid(old, len(more)) for old, more in zip(prompts.grids, new, strict=True)),
+        whole=None if prompts.whole is None else _longer_whole(prompts, new),
+    )
+
+
+def _longer(extra: dict[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:
+    return {k: torch.nn.functional.pad(t, (0, count)) if k in PER_TOKEN else t for k, t in extra.items()}
+
+
+def _longer_grid(grid: Any, count: int) -> Any:
+    if grid is None:
+        return None
+    names = ("row", "col", "tile", "image", "box")
+    parts = {n: np.asarray(getattr(grid, n)) for n in names}
+    return replace(
+        grid, **{n: np.concatenate([a, np.full((count, *a.shape[1:]), np.nan, a.dtype)]) for n, a in parts.items()}
+    )
+
+
+def _longer_whole(prompts: Prompts, new: list[np.ndarray]) -> dict[str, torch.Tensor]:
+    assert prompts.whole is not None
+    count = max(len(more) for more in new)
+    whole = {k: torch.nn.functional.pad(t, (0, count)) if k in PER_TOKEN else t for k, t in prompts.whole.items()}
+    ids = [np.pad(more, (0, count - len(more)), constant_values=prompts.pad_id) for more in new]
+    mask = [np.pad(np.ones(len(more), np.int64), (0, count - len(more))) for more in new]
+    old = whole.get("attention_mask", torch.ones_like(whole["input_ids"]))
+    whole["input_ids"] = torch.cat([whole["input_ids"], torch.from_numpy(np.stack(ids))], dim=1)
+    whole["attention_mask"] = torch.cat([old, torch.from_numpy(np.stack(mask)).to(old.dtype)], dim=1)
+    return whole

@@ -1,0 +1,205 @@
+"""Putting the numbers of a run at their place: arrays numbered from the first real token, coordinates, provenance."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from sinkscope.models.backends.base import Tower
+from sinkscope.probes.base import Probe, dumps
+from sinkscope.probes.output import Logits
+from sinkscope.prompts import Batch, Prompts
+from sinkscope.roles import MEASURED_ROLES, ROLES
+from sinkscope.schema import SCHEMA_VERSION, Variable
+
+GRID = ("grid_row", "grid_col", "grid_tile", "grid_image", "box_left", "box_top", "box_right", "box_bottom")
+"""Coordinates (prompt, key) of image tokens, NaN elsewhere; boxes are pixels of the original image."""
+
+MAP_LIMIT = 1 << 30
+"""Bytes of attention maps that a reading may hold."""
+
+
+class Shelf:
+    """Arrays that grow into a reading. Everything starts as NaN, so what was never measured stays NaN."""
+
+    def __init__(self, probes: Sequence[Probe], tower: Tower, lengths: Sequence[int]) -> None:
+        self.tower, self.lengths, self.probes = tower, lengths, probes
+        self.longest = max(lengths)
+        self.variables: dict[str, Variable] = {n: v for probe in probes for n, v in probe.variables.items()}
+        self.arrays: dict[str, np.ndarray] = {}
+        self.map_layers, self.map_heads = _map_labels(probes, tower)
+
+    def put(self, found: Mapping[str, torch.Tensor], batch: Batch, layer: int | None = None, site: int = 0) -> None:
+        """Store tensors of one layer, one site or the output; their first axis is the batch."""
+        for name, tensor in found.items():
+            dims = self.variables[name].dims[1:]
+            stacked = dims and dims[0] in ("layer", "site")
+            axes = dims[1:] if stacked else dims
+            values = tensor.detach().float().cpu().numpy()
+            array = self._array(name, values.shape[1:], axes, dims[0] if stacked else "")
+            at = self._place(name, layer, site) if stacked else ()
+            for row, prompt in enumerate(batch.indices):
+                part = values[row]
+                real = batch.real[row].cpu().numpy()
+                for axis, dim in enumerate(axes):
+                    if dim in ("key", "query") and part.shape[axis] == len(real):
+                        part = np.compress(real, part, axis=axis)
+                where = (prompt, *at, *(slice(0, size) for size in part.shape))
+                if name == "attention" and self.map_heads is not None and len(self.arrays[name].shape) == 5:
+                    where = (prompt, *at, self._head_slots(), *(slice(0, size) for size in part.shape[1:]))
+                array[where] = part
+
+    def _array(self, name: str, shape: Sequence[int], axes: Sequence[str], stack: str) -> np.ndarray:
+        if name not in self.arrays:
+            whole = {"key", "query"} | ({"position"} if self._all_positions() else set())
+            sizes = [self.longest if dim in whole else size for dim, size in zip(axes, shape, strict=True)]
+            if name == "attention" and not self._maps_alone():
+                sizes[0] = max(site.heads for site in self.tower.attention)
+            if stack == "layer":
+                alone = name == "attention" and self._maps_alone()
+                sizes = [len(self.map_layers or ()) if alone else len(self.tower.attention), *sizes]
+            elif stack == "site":
+                sizes = [len(self.tower.residual), *sizes]
+            self.arrays[name] = np.full((len(self.lengths), *sizes), np.nan, dtype=np.float32)
+        return self.arrays[name]
+
+    def _place(self, name: str, layer: int | None, site: int) -> tuple[int, ...]:
+        if layer is None:
+            return (site,)
+        if name == "attention" and self._maps_alone():
+            return ((self.map_layers or ()).index(layer),)
+        return (layer,)
+
+    def _head_slots(self) -> Any:
+        heads = self.map_heads or ()
+        return slice(0, len(heads)) if self._maps_alone() else list(heads)
+
+    def _all_positions(self) -> bool:
+        return any(isinstance(probe, Logits) and probe.positions == "all" for probe in self.probes)
+
+    def _maps_alone(self) -> bool:
+        others = [v for n, v in self.variables.items() if n != "attention" and {"layer", "head"} & set(v.dims)]
+        return self.map_layers is not None and not others
+
+    def map_bytes(self) -> int:
+        """Size of the attention maps this run will keep."""
+        if self.map_layers is None:
+            return 0
+        heads = len(self.map_heads or ()) if self._maps_alone() else max(s.heads for s in self.tower.attention)
+        layers = len(self.map_layers) if self._maps_alone() else len(self.tower.attention)
+        return 4 * len(self.lengths) * layers * heads * self.longest**2
+
+    def dataset(self, prompts: Prompts) -> xr.Dataset:
+        """Make the reading's variables and coordinates."""
+        data = {
+            name: (self.variables[name].dims, array, _attrs(self.variables[name]))
+            for name, array in self.arrays.items()
+        }  # fmt: skip
+        ds = xr.Dataset(data)
+        ds = ds.assign_coords(prompt=np.arange(len(self.lengths)))
+        if "layer" in ds.dims:
+            ds = ds.assign_coords(layer=list(self.map_layers or ()) if self._maps_alone() else _layers(self.tower))
+        if "head" in ds.dims:
+            ds = self._head_coords(ds)
+        if "site" in ds.dims:
+            names = [site.name for site in self.tower.residual]
+            lens = [site.lens_name for site in self.tower.residual]
+            ds = ds.assign_coords(site=names, site_name=("site", lens))
+        if "role" in ds.dims:
+            ds = ds.assign_coords(role=list(MEASURED_ROLES))
+        if "position" in ds.dims:
+            labels = next(p.labels(self.longest) for p in self.probes if isinstance(p, Logits))
+            ds = ds.assign_coords(position=labels if len(labels) == ds.sizes["position"] else [-1])
+        return self._token_coords(ds, prompts)
+
+    def _head_coords(self, ds: xr.Dataset) -> xr.Dataset:
+        heads = list(self.map_heads or ()) if self._maps_alone() else list(range(ds.sizes["head"]))
+        site = max(self.tower.attention, key=lambda s: s.heads)
+        group = site.heads // site.kv_heads
+        return ds.assign_coords(head=heads, kv_of_head=("head", [head // group for head in heads]))
+
+    def _token_coords(self, ds: xr.Dataset, prompts: Prompts) -> xr.Dataset:
+        shape = (len(self.lengths), self.longest)
+        token, role = np.full(shape, "", dtype=object), np.full(shape, "pad", dtype=object)
+        grid = {name: np.full(shape, np.nan, dtype=np.float32) for name in GRID}
+        for i, length in enumerate(self.lengths):
+            token[i, :length] = prompts.tokens[i]
+            role[i, :length] = [ROLES[r] for r in prompts.roles[i]]
+            found = prompts.grids[i] if prompts.grids else None
+            if found is not None:
+                for name, values in _grid_axes(found).items():
+                    grid[name][i, :length] = values
+        ds = ds.assign_coords(
+            token=(("prompt", "key"), token.astype(str)), token_role=(("prompt", "key"), role.astype(str))
+        )
+        if np.isfinite(grid["grid_row"]).any():
+            known = {name: values for name, values in grid.items() if np.isfinite(values).any()}
+            ds = ds.assign_coords({name: (("prompt", "key"), values) for name, values in known.items()})
+        return ds
+
+
+def _grid_axes(grid: Any) -> dict[str, np.ndarray]:
+    if isinstance(grid, tuple):
+        return {"grid_row": np.asarray(grid[0]), "grid_col": np.asarray(grid[1])}
+    return dict(zip(GRID, (grid.row, grid.col, grid.tile, grid.image, *grid.box.T), strict=True))
+
+
+def _attrs(variable: Variable) -> dict[str, str]:
+    return {"units": variable.units, "long_name": variable.meaning}
+
+
+def _layers(tower: Tower) -> list[int]:
+    return [site.layer for site in tower.attention]
+
+
+def _map_labels(probes: Sequence[Probe], tower: Tower) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+    for probe in probes:
+        maps = probe.maps(tower)
+        if maps is not None:
+            return maps
+    return None, None
+
+
+def provenance(
+    model: Any, tower: Tower, prompts: Prompts, probes: tuple[Probe, ...], edits: str, paths: set[str]
+) -> dict[str, Any]:
+    """Attributes every reading carries; structured ones as JSON strings, because netCDF takes no dict, None or bool."""
+    return {
+        "sinkscope_version": _version("sinkscope"),
+        "schema_version": SCHEMA_VERSION,
+        "model_id": model.id,
+        "model_fingerprint": model.fingerprint,
+        "tower": tower.name,
+        "causal": int(tower.causal),
+        "d_model": tower.d_model,
+        "implicit_sink": int(any(site.implicit_sink for site in tower.attention)),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "backend": model.backend.name,
+        "path": ",".join(sorted(paths)),
+        "edits": edits,
+        "probes": dumps(probes),
+        "definitions": json.dumps({n: v.meaning for p in probes for n, v in p.variables.items()}),
+        "prompts_hash": prompts.digest,
+        "key0": prompts.key0,
+        "seed": torch.initial_seed(),
+        "versions": json.dumps(
+            {name: _version(name) for name in ("torch", "transformers", "transformer-lens", "xarray", "numpy")}
+            | {"python": platform.python_version()}
+        ),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"

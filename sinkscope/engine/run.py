@@ -1,0 +1,320 @@
+"""``run``: one pass over prompts that reads what the probes ask, under the edits given, and returns a reading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+from tqdm.auto import tqdm
+
+from sinkscope.attention.view import Context, LayerStats, Wants
+from sinkscope.engine.reading import MAP_LIMIT, Shelf, provenance
+from sinkscope.errors import ModelError, ProbeError, PromptError, UnsupportedModelError
+from sinkscope.models.backends.base import Instruments, Output, Tower
+from sinkscope.probes.base import Probe, Scene
+from sinkscope.prompts import Batch, Prompts
+from sinkscope.roles import MEASURED_ROLES, ROLE_INDEX
+from sinkscope.schema import validate
+
+if TYPE_CHECKING:
+    from sinkscope.edits.base import Edit
+    from sinkscope.engine.plan import Plan
+    from sinkscope.models.handle import Model
+
+ALL_ROLES = tuple(ROLE_INDEX[name] for name in MEASURED_ROLES)
+
+
+def run(
+    model: Model,
+    prompts: Prompts,
+    probes: Sequence[Probe] = (),
+    edits: Sequence[Edit] = (),
+    *,
+    batch_size: int = 1,
+    tower: str | None = None,
+) -> xr.Dataset:
+    """Read what ``probes`` ask from ``model`` on ``prompts``, under ``edits``, and return one reading.
+
+    All statistics come from one forward pass per batch; no attention map is kept unless a probe names layers and heads.
+    The model is left as it was, whatever is raised. ``tower="vision"`` reads the vision part of a larger model.
+
+    Raises:
+        UnsupportedModelError: the model's attention cannot be read, or has no such tower.
+        ProbeError: a probe asks for what is not there, or two probes make the same variable.
+        PromptError: no prompts.
+        ModelError: activations are not finite; the message names the first residual site.
+        EditError, EditHasNoEffect: see :mod:`sinkscope.edits`.
+    """
+    probes, edits = as_tuple(probes, "probes"), as_tuple(edits, "edits")
+    where = find_tower(model, tower)
+    check_request(model, prompts, probes, where, batch_size)
+    prompts, origin, batch_size = pictures(model, prompts, where, batch_size)
+    shelf = Shelf(probes, where, prompts.lengths)
+    if shelf.map_bytes() > MAP_LIMIT:
+        raise ProbeError(
+            f"AttentionMap: the maps would take {shelf.map_bytes() / 2**30:.1f} GiB, the limit is "
+            f"{MAP_LIMIT / 2**30:.0f} GiB. Name fewer layers, heads or tokens, or run it without other probes."
+        )
+    paths: set[str] = set()
+    guard = _guard(model, where, prompts, edits)
+    with torch.no_grad(), model.evaluating():
+        for batch in progress(batches(prompts, batch_size, model.device), len(prompts), batch_size):
+            plan = _plan(edits, where, prompts, batch)
+            output = read_batch(model, where, batch, probes, shelf, plan)
+            paths |= output.paths
+            if guard is not None:
+                guard.compare(batch, output, plan)
+    if guard is not None:
+        guard.verdict()
+    ds = shelf.dataset(prompts).assign_coords(origin)
+    ds.attrs = provenance(model, where, prompts, probes, _edits_json(edits), paths)
+    if guard is not None:
+        ds.attrs |= guard.attributes()
+    return validate(ds)
+
+
+def as_tuple(values: Any, name: str) -> tuple[Any, ...]:
+    """Take one value or several as a tuple; a class is refused."""
+    items = tuple(values) if isinstance(values, Iterable) else (values,)
+    for item in items:
+        if isinstance(item, type):
+            raise ProbeError(f"{name}: {item.__name__} is a class, not a value. Write {item.__name__}().")
+    return items
+
+
+def find_tower(model: Model, name: str | None) -> Tower:
+    """The tower to read: the model's default one, or the one named.
+
+    Raises:
+        UnsupportedModelError: the attention cannot be read at all, or there is no such tower.
+    """
+    towers = model.backend.towers
+    if not towers:
+        raise UnsupportedModelError(model.backend.why_not)
+    wanted = name or model.backend.default_tower
+    if wanted not in towers:
+        raise UnsupportedModelError(
+            f"tower={name!r}: this model has {list(towers)}. Use one of these, or leave it out."
+        )
+    return towers[wanted]
+
+
+def check_request(model: Model, prompts: Prompts, probes: Sequence[Probe], tower: Tower, batch_size: int) -> None:
+    """Refuse what cannot be served, before anything runs."""
+    if len(prompts) == 0:
+        raise PromptError("run: no prompts. Build them with Prompts.from_texts, from_ids, from_images or from_inputs.")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise PromptError(f"run(batch_size={batch_size!r}): use a whole number of at least 1.")
+    made: dict[str, str] = {}
+    for probe in probes:
+        if not isinstance(probe, Probe):
+            raise ProbeError(f"run: {probe!r} is no probe. Probes are values such as sinkscope.KeyMass().")
+        for name in probe.variables:
+            if name in made:
+                raise ProbeError(
+                    f"{type(probe).__name__} and {made[name]} both make the variable {name!r}. Run them one by one."
+                )
+            made[name] = type(probe).__name__
+        probe.check(tower)
+        if probe.logits and model.kind != "vision" and model.model.get_output_embeddings() is None and tower.causal:
+            raise _headless(model, probe)
+
+
+def _headless(model: Model, probe: Probe) -> ProbeError:
+    return ProbeError(f"{type(probe).__name__}(): {model.id} has no output layer. Load the model with its head.")
+
+
+def pictures(
+    model: Model, prompts: Prompts, tower: Tower, batch_size: int
+) -> tuple[Prompts, dict[str, tuple[str, np.ndarray]], int]:
+    """What ``tower`` reads of ``prompts``: the prompts themselves, or for a tower inside the model their pictures.
+
+    Also coordinates that say which prompt, image and tile each picture is (tile 0 is the whole image), and the batch
+    size: towers that join the images of a call into one sequence take one at a time.
+
+    Raises:
+        PromptError: the prompts hold no images.
+    """
+    root = model.backend.vision_root() if tower.name == "vision" and hasattr(model.backend, "vision_root") else None
+    if root is None:
+        return prompts, {}, batch_size
+    from sinkscope.prompts.towers import prompts_of_tower
+
+    made, origin = prompts_of_tower(prompts, model, model.model.get_submodule(root))
+    names = ("source_prompt", "source_image", "source_tile")
+    joined = any("grid_thw" in extra for extra in made.extras)
+    return made, {n: ("prompt", c) for n, c in zip(names, origin.T, strict=True)}, 1 if joined else batch_size
+
+
+def batches(prompts: Prompts, batch_size: int, device: torch.device) -> Iterable[Batch]:
+    """Batches in prompt order; a processor's whole output is one batch whatever the size asked for."""
+    size = len(prompts) if prompts.whole is not None else batch_size
+    for start in range(0, len(prompts), size):
+        yield prompts.batch(range(start, min(start + size, len(prompts))), device)
+
+
+def progress(items: Iterable[Batch], total: int, batch_size: int) -> Iterable[Batch]:
+    """A progress bar, silent where there is no terminal or only one batch."""
+    count = -(-total // batch_size)
+    return tqdm(items, total=count, desc="run", disable=True if count < 2 else None, leave=False)
+
+
+def read_batch(
+    model: Model, tower: Tower, batch: Batch, probes: Sequence[Probe], shelf: Shelf, plan: Plan | None
+) -> Output:
+    """One forward pass: reads, reduces and stores what the probes ask."""
+    instruments, scene = prepare(model, tower, batch, probes, shelf, plan)
+    asked = {probe.logits for probe in probes if probe.logits}
+    wanted = "all" if "all" in asked else next(iter(asked), None)
+    output = model.backend.forward(batch.inputs, tower, instruments, wanted)
+    check_finite(model, tower, batch, output)
+    store_outputs(model, probes, output, scene, shelf)
+    return replace(output, logits=None)
+
+
+def store_outputs(model: Model, probes: Sequence[Probe], output: Output, scene: Scene, shelf: Shelf) -> None:
+    """Store what the probes take from the logits of a pass."""
+    for probe in probes:
+        if probe.logits:
+            if output.logits is None:
+                raise _headless(model, probe)
+            shelf.put(probe.at_end(output.logits, scene), scene.batch)
+
+
+def prepare(
+    model: Model, tower: Tower, batch: Batch, probes: Sequence[Probe], shelf: Shelf, plan: Plan | None
+) -> tuple[Instruments, Scene]:
+    """What one forward pass over ``batch`` shall read into ``shelf`` and change, and what the probes look at."""
+    scene = Scene(batch, tower, {})
+    reader = _Reader(model, tower, probes, shelf, scene)
+    instruments = Instruments(
+        wants=reader.wants(),
+        context=Context(batch.real, batch.roles.long(), ALL_ROLES),
+        edits=plan.call_edits if plan is not None and plan.on_attention else None,
+        collect=reader.collect,
+        residual=_merge(plan.residual if plan is not None else {}, reader.residual()),
+    )
+    return instruments, scene
+
+
+def _merge(first: Any, second: Any) -> dict[str, list[Any]]:
+    """Residual hooks of edits run before those of probes, so a reading shows what the model goes on with."""
+    return {name: [*first.get(name, ()), *second.get(name, ())] for name in {*first, *second}}
+
+
+class _Reader:
+    """Hands each layer's and site's numbers to the probes and their results to the shelf."""
+
+    def __init__(self, model: Model, tower: Tower, probes: Sequence[Probe], shelf: Shelf, scene: Scene) -> None:
+        self.model, self.tower, self.probes, self.shelf, self.scene = model, tower, probes, shelf, scene
+        self.masks = {i: mask for i, p in enumerate(probes) if (mask := p.maxima(scene)) is not None}
+
+    def wants(self) -> dict[int, Wants]:
+        """Union of the statistics asked, per layer."""
+        names = frozenset(name for probe in self.probes for name in probe.statistics)
+        layers: dict[int, Wants] = {}
+        few = [probe.few(self.scene) for probe in self.probes if "key_mass" in probe.statistics]
+        only = few[0] if len(few) == 1 and "contribution" not in names else None
+        for site in self.tower.attention:
+            maps: tuple[int, ...] = ()
+            for probe in self.probes:
+                asked = probe.maps(self.tower)
+                if asked is not None and site.layer in asked[0]:
+                    maps = asked[1]
+            wants = Wants(names, tuple(self.masks.values()), maps, only)
+            if wants.anything:
+                layers[site.layer] = wants
+        return layers
+
+    def collect(self, layer: int, stats: LayerStats) -> None:
+        """Reduce one layer and store it."""
+        if stats.value is not None:
+            self._write_norms(layer, stats)
+        order = {probe: i for i, probe in enumerate(self.masks)}
+        for i, probe in enumerate(self.probes):
+            own = replace(stats, maxima=[stats.maxima[order[i]]]) if i in order else stats
+            found = probe.at_layer(own, self.scene, layer)
+            if found:
+                self.shelf.put(found, self.scene.batch, layer=layer)
+
+    def _write_norms(self, layer: int, stats: LayerStats) -> None:
+        site = self.tower.attention[layer]
+        factor = self.model.backend.write_factor(site)
+        if factor is None or stats.value is None:
+            return
+        value = stats.value.float().repeat_interleave(site.heads // site.kv_heads, dim=1)
+        written = torch.linalg.vector_norm(torch.einsum("hde,bhke->bhkd", factor, value), dim=-1)
+        self.scene.write_norms.clear()  # type: ignore[attr-defined]
+        self.scene.write_norms[layer] = written  # type: ignore[index]
+
+    def residual(self) -> dict[str, list[Callable[[torch.Tensor], None]]]:
+        """One reading hook per site that some probe reads."""
+        hooks: dict[str, list[Callable[[torch.Tensor], None]]] = {}
+        for index, name in enumerate(self.tower.site_names):
+            readers = [probe for probe in self.probes if name in probe.sites(self.tower)]
+            if readers:
+                hooks[name] = [self._site_hook(readers, index)]
+        return hooks
+
+    def _site_hook(self, readers: Sequence[Probe], index: int) -> Callable[[torch.Tensor], None]:
+        def hook(hidden: torch.Tensor) -> None:
+            for probe in readers:
+                self.shelf.put(probe.at_site(hidden.detach(), self.scene), self.scene.batch, site=index)
+
+        return hook
+
+
+def check_finite(model: Model, tower: Tower, batch: Batch, output: Output) -> None:
+    """Refuse activations that are not finite, naming the first residual site that has one."""
+    if bool(torch.isfinite(output.hidden).all()):
+        return
+    real = batch.real
+    if (
+        output.hidden.ndim == 3
+        and output.hidden.shape[1] == real.shape[1]
+        and bool(torch.isfinite(output.hidden[real]).all())
+    ):
+        return
+    first: list[str] = []
+
+    def watch(name: str) -> Callable[[torch.Tensor], None]:
+        def hook(hidden: torch.Tensor) -> None:
+            if not bool(torch.isfinite(hidden).all()):
+                first.append(name)
+
+        return hook
+
+    model.backend.forward(batch.inputs, tower, Instruments(residual={n: [watch(n)] for n in tower.site_names}))
+    at = first[0] if first else "after the last block"
+    raise ModelError(
+        f"{model.id}: activations are not finite (NaN or infinity), first at residual site {at}. "
+        "Check the weights, or use a wider dtype (float32 or bfloat16 instead of float16)."
+    )
+
+
+def _plan(edits: Sequence[Edit], tower: Tower, prompts: Prompts, batch: Batch) -> Plan | None:
+    if not edits:
+        return None
+    from sinkscope.engine.plan import Plan
+
+    return Plan(edits, tower, prompts, batch)
+
+
+def _guard(model: Model, tower: Tower, prompts: Prompts, edits: Sequence[Edit]) -> Any:
+    if not edits:
+        return None
+    from sinkscope.engine.effect import EffectGuard
+
+    return EffectGuard(model, tower, prompts, edits)
+
+
+def _edits_json(edits: Sequence[Edit]) -> str:
+    if not edits:
+        return "[]"
+    from sinkscope.edits.text import dumps as dump_edits
+
+    return dump_edits(edits)

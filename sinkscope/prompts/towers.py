@@ -1,0 +1,178 @@
+"""What the vision tower inside a larger model reads: one prompt for each picture (an image, or one of its tiles)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from sinkscope.errors import PromptError
+from sinkscope.prompts import Prompts, grids
+from sinkscope.prompts.geometry import Cells, Picture, blank, plain_picture
+from sinkscope.prompts.images import prefix_tokens, sequence_length
+from sinkscope.roles import ROLE_INDEX
+
+Seen = tuple[dict[str, torch.Tensor], np.ndarray, int, int]
+"""Inputs of the tower, its tokens, and which image of the prompt and which tile of the image they are."""
+
+
+def prompts_of_tower(prompts: Prompts, model: Any, tower: torch.nn.Module) -> tuple[Prompts, np.ndarray]:
+    """Turn prompts of a vision-language model into prompts of its vision tower.
+
+    The tower is called as ``tower(**batch.inputs)``. Tokens are in the order in which its blocks see them (Qwen2.5-VL
+    sorts patches by window), so statistics of its attention need no reordering. Qwen towers join the images of a call
+    into one sequence; their prompts are run one at a time.
+
+    Args:
+        prompts: made by ``from_chat`` (boxes in original pixels) or ``from_inputs`` (boxes NaN where the size of the
+            image is not known).
+        model: a ``sinkscope.models.handle.Model`` of the vision-language model.
+        tower: its vision tower.
+
+    Returns:
+        The prompts, and for each of them (prompt, image, tile) it was taken from, shape (picture, 3); tile 0 is the
+        whole image.
+
+    Raises:
+        PromptError: the prompts hold no images.
+    """
+    seen: list[tuple[Seen, tuple[float, float]]] = []
+    origin = []
+    for which, (inputs, grid) in enumerate(_parts(prompts)):
+        for part in _pictures(inputs, grid, model):
+            sizes = grid.sizes if grid is not None else ()
+            seen.append((part, sizes[part[2]] if part[2] < len(sizes) else grids.UNKNOWN))
+            origin.append((which, part[2], part[3]))
+    if not seen:
+        raise PromptError(
+            "these prompts hold no images for the vision tower. Give images with from_chat or from_inputs."
+        )
+    names = _names(tower, seen)
+    fields = [_describe(names, part[1], size) for part, size in seen]
+    first = fields[0][1][0]
+    made = Prompts(
+        ids=tuple(np.full(len(f[0]), -1, dtype=np.int64) for f in fields),
+        roles=tuple(f[0] for f in fields),
+        tokens=tuple(f[1] for f in fields),
+        extras=tuple(part[0] for part, _ in seen),
+        grids=tuple(f[2] for f in fields),
+        key0=f"class token '{first}'" if first == "[CLS]" else f"patch '{first}' (this tower has no class token)",
+    )
+    return made, np.array(origin)
+
+
+def _parts(prompts: Prompts) -> list[tuple[dict[str, Any], Any]]:
+    if prompts.whole is not None:
+        grid = prompts.grids[0] if len(prompts) == 1 else None
+        return [(dict(prompts.whole), grid)]
+    return list(zip(prompts.extras, prompts.grids, strict=True))
+
+
+def _pictures(inputs: dict[str, Any], grid: Any, model: Any) -> list[Seen]:
+    if "pixel_values" not in inputs:
+        return []
+    if "image_grid_thw" in inputs:
+        return _packed(inputs, grid, model.config.vision_config)
+    values = inputs["pixel_values"]
+    nested = values.ndim == 5
+    if nested and model.config.model_type.startswith(("idefics3", "smolvlm")):
+        values, nested = values[0], False  # one row for the prompt: all tiles of all its images
+    found: list[Seen] = []
+    places = _places(values, grid, model, nested)
+    flat = values.flatten(0, 1) if nested else values
+    patch: Any = model.config.vision_config.patch_size
+    patch_y, patch_x = (patch, patch) if isinstance(patch, int) else patch
+    for row, image, tile, picture in places:
+        one = flat[row : row + 1]
+        cells = picture.cells(one.shape[-2] // patch_y, one.shape[-1] // patch_x, tile=tile)
+        found.append(({"pixel_values": one}, cells, image, tile))
+    return found
+
+
+def _places(values: torch.Tensor, grid: Any, model: Any, nested: bool) -> list[tuple[int, int, int, Picture]]:
+    """Say for each picture which row of the (flattened) pixel values it is, its image, its tile, and its geometry."""
+    if grid is None:
+        unknown = Picture.of(*grids.UNKNOWN)
+        filled = values.flatten(0, 1) if nested else values
+        # A tile of zeros is padding: the image had fewer tiles than its neighbour.
+        return [(row, row, 0, unknown) for row in range(len(filled)) if bool(filled[row].any())]
+    places, start = [], 0
+    for image, size in enumerate(grid.sizes):
+        own = grid.image == image
+        tiles = sorted({int(t) for t in grid.tile[own] if t > 0})
+        whole_first = nested
+        views = [(0, _whole_view(model, size)), *((t, _tile_view(model, grid, own, t, size)) for t in tiles)]
+        if not whole_first:
+            views = [*views[1:], views[0]]
+        base = image * values.shape[1] if nested else start
+        places += [(base + n, image, tile, picture) for n, (tile, picture) in enumerate(views)]
+        start += len(views)
+    return places
+
+
+def _source(model: Any, size: tuple[float, float]) -> grids.Source:
+    processor = getattr(model.processor, "image_processor", None)
+    return grids.Source(model.config, processor, size, 0, {}, 0, False)
+
+
+def _whole_view(model: Any, size: tuple[float, float]) -> Picture:
+    if model.config.model_type in ("llava", "vipllava"):
+        return plain_picture(_source(model, size).processor, *size)
+    return Picture.of(*size)
+
+
+def _tile_view(model: Any, grid: Any, own: np.ndarray, tile: int, size: tuple[float, float]) -> Picture:
+    if model.config.model_type in ("llava_next", "llava_onevision"):
+        canvas, side = grids.anyres_canvas(_source(model, size))
+        row, column = divmod(tile - 1, int(canvas.x.length) // side)
+        return Picture(canvas.y.cut(row * side, side), canvas.x.cut(column * side, side))
+    # Elsewhere nothing is padded: the tile is what its tokens cover.
+    box = grid.box[own & (grid.tile == tile)]
+    whole = Picture.of(*size)
+    top, bottom, left, right = box[:, 1].min(), box[:, 3].max(), box[:, 0].min(), box[:, 2].max()
+    return Picture(whole.y.cut(top, bottom - top), whole.x.cut(left, right - left))
+
+
+def _packed(inputs: dict[str, Any], grid: Any, config: Any) -> list[Seen]:
+    """Qwen-VL: patches of all images in one list, in blocks that will be merged."""
+    found: list[Seen] = []
+    merge, start = int(config.spatial_merge_size), 0
+    for image, thw in enumerate(inputs["image_grid_thw"]):
+        frames, height, width = (int(n) for n in thw)
+        count = frames * height * width
+        size = grid.sizes[image] if grid is not None else grids.UNKNOWN
+        cells = Picture.of(*size).cells(height, width)
+        order = np.arange(height * width).reshape(height // merge, merge, width // merge, merge)
+        order = order.transpose(0, 2, 1, 3).reshape(-1, merge * merge)
+        cells = np.concatenate([cells[order.ravel()]] * frames)
+        if getattr(config, "window_size", None):
+            cells = cells.reshape(-1, merge * merge, cells.shape[1])[_window_order(thw, config)].reshape(count, -1)
+        part = {"hidden_states": inputs["pixel_values"][start : start + count], "grid_thw": thw[None]}
+        found.append((part, cells, image, 0))
+        start += count
+    return found
+
+
+def _window_order(thw: torch.Tensor, config: Any) -> np.ndarray:
+    from transformers.vision_utils import get_vision_window_index
+
+    order, _ = get_vision_window_index(thw[None], config.spatial_merge_size, config.window_size, config.patch_size)
+    return order.numpy()
+
+
+def _names(tower: torch.nn.Module, seen: list[tuple[Seen, tuple[float, float]]]) -> list[tuple[str, str]]:
+    inputs, cells = seen[0][0][:2]
+    if "pixel_values" not in inputs:
+        return []
+    return prefix_tokens(tower, sequence_length(tower, inputs["pixel_values"]) - len(cells))
+
+
+def _describe(
+    names: list[tuple[str, str]], cells: Cells, size: tuple[float, float]
+) -> tuple[np.ndarray, tuple[str, ...], grids.Grid]:
+    tokens = (*(name for name, _ in names), *(f"r{int(row)}c{int(column)}" for row, column in cells[:, :2]))
+    roles = np.array([ROLE_INDEX[role] for _, role in names] + [ROLE_INDEX["image"]] * len(cells), dtype=np.int8)
+    cells = np.concatenate([blank(len(names)), cells])
+    image = np.where(np.isnan(cells[:, 0]), np.nan, 0.0)
+    return roles, tokens, grids.Grid(cells[:, 0], cells[:, 1], cells[:, 2], image, cells[:, 3:], (size,))

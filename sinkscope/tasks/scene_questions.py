@@ -1,0 +1,180 @@
+"""Held-out pictures with questions as prompts of any vision-language model, and which visual tokens show what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from sinkscope.errors import PromptError
+from sinkscope.prompts import Prompts
+from sinkscope.tasks import scenes as data
+from sinkscope.tasks.examples import Examples
+
+if TYPE_CHECKING:
+    from sinkscope.models.handle import Model
+
+BOX = ("box_left", "box_top", "box_right", "box_bottom")
+FIRST = 4096
+"""Held-out scenes are numbered; examples start here, so that they meet none that the recipe measures itself on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shapes:
+    """Questions about held-out pictures.
+
+    Attributes:
+        examples: Prompts, and the token that answers each.
+        questions: What is asked.
+        scenes: The pictures, in the same order.
+        scale: Pixels of the prompt's image per pixel of the scene, along each side.
+    """
+
+    examples: Examples
+    questions: tuple[data.Question, ...]
+    scenes: tuple[data.Scene, ...]
+    scale: int
+
+    @property
+    def prompts(self) -> Prompts:
+        """The prompts of the examples."""
+        return self.examples.prompts
+
+    @property
+    def families(self) -> list[str]:
+        """Family of each question."""
+        return [question.family for question in self.questions]
+
+    def covered(self, reading: xr.Dataset, what: str = "any") -> xr.DataArray:
+        """Share of each visual token's pixels that show a shape; float (prompt key), NaN for other tokens.
+
+        Args:
+            reading: A reading of these prompts, whose coordinates say where each token lies.
+            what: ``"any"`` shape, or the one the question is ``"about"`` (0 everywhere when it is about none).
+
+        Raises:
+            PromptError: the reading is of other prompts, or its tokens have no place on the picture.
+        """
+        if reading.sizes["prompt"] != len(self.scenes) or any(name not in reading.coords for name in BOX):
+            raise PromptError(
+                f"Shapes.covered: expected a reading of these {len(self.scenes)} prompts with the coordinates "
+                f"{', '.join(BOX)}. Run the probes on shapes.prompts."
+            )
+        boxes = np.stack([reading[name].transpose("prompt", "key").values for name in BOX], -1) / self.scale
+        found = np.full(boxes.shape[:2], np.nan)
+        for row, (scene, question) in enumerate(zip(self.scenes, self.questions, strict=True)):
+            shown = (
+                scene.owner >= 0 if what == "any" else scene.owner == (-9 if question.about is None else question.about)
+            )
+            for key in np.flatnonzero(np.isfinite(boxes[row]).all(-1)):
+                left, top, right, bottom = boxes[row, key]
+                inside = shown[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))]
+                found[row, key] = inside.mean() if inside.size else np.nan
+        coords = {"prompt": reading["prompt"], "token_role": reading["token_role"]}
+        return xr.DataArray(found, dims=("prompt", "key"), coords=coords, name=f"covered_{what}")
+
+    def background(self, reading: xr.Dataset) -> xr.DataArray:
+        """Visual tokens less than half of whose pixels show a shape: bool (prompt key)."""
+        return (self.covered(reading) < 0.5).rename("background")
+
+
+def shapes(
+    model: Model,
+    n: int = 64,
+    families: Sequence[str] = tuple(data.FAMILIES),
+    *,
+    seed: int = 0,
+    scale: int | None = None,
+) -> Shapes:
+    """Make ``n`` questions about ``n`` held-out pictures, the families in turn.
+
+    Args:
+        model: A vision-language model with a processor; its tokenizer gives the answer's first token.
+        n: Number of prompts.
+        families: Which questions, out of :data:`sinkscope.tasks.scenes.FAMILIES`.
+        seed: Decides pictures and questions.
+        scale: Enlarges the pictures; left out, to about the size that the model's tower takes.
+    """
+    rng = np.random.default_rng([seed, 11])
+    scenes = tuple(data.held_out(n, seed, first=FIRST))
+    asked = tuple(data.ask(scene, families[i % len(families)], rng) for i, scene in enumerate(scenes))
+    if scale is None:
+        side = getattr(getattr(model.config, "vision_config", None), "image_size", None) or 4 * data.SIDE
+        scale = max(1, int(side if isinstance(side, int) else side[0]) // data.SIDE)
+    items = [{"image": s.image(scale), "text": q.text} for s, q in zip(scenes, asked, strict=True)]
+    prompts = Prompts.from_chat(items, model)
+    return Shapes(Examples(prompts, tuple(_answer(model, q.answer) for q in asked)), asked, scenes, scale)
+
+
+def _answer(model: Model, word: str) -> int:
+    """First token of a word that follows a colon, whichever way the tokenizer writes the space between."""
+    assert model.tokenizer is not None
+    before, whole = (
+        model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Answer:", f"Answer: {word}")
+    )
+    return int(whole[len(before)])
+
+
+def received(reading: xr.Dataset) -> xr.DataArray:
+    """Attention that each token gets from the rows after the picture, their mean; (prompt layer head key).
+
+    Needs ``attention`` of a decoder.
+    """
+    roles = reading["token_role"].transpose("prompt", "key").values
+    keys = np.arange(roles.shape[1])
+    last = np.where(roles == "image", keys, -1).max(1)
+    rows = (keys > last[:, None]) & (roles != "pad") & (roles != "") & (last[:, None] >= 0)
+    after = xr.DataArray(rows, dims=("prompt", "query"), coords={"prompt": reading["prompt"]})
+    mean = reading["attention"].where(after).mean("query")
+    return mean.transpose("prompt", "layer", "head", "key").assign_attrs(long_name="attention weight", units="1")
+
+
+def spread_layers(model: Model, most: int = 8) -> list[int]:
+    """All layers of a shallow model, else ``most`` of them at even distances."""
+    depth = int(model.config.get_text_config().num_hidden_layers)
+    return sorted({int(layer) for layer in np.linspace(0, depth - 1, min(depth, most)).round()})
+
+
+def dims_of(model: Model, prompts: Prompts) -> tuple[tuple[int, ...], bool]:
+    """Sink dimensions of a model and whether the discovery rule found them; else the largest one at the first token."""
+    import torch
+
+    from sinkscope.errors import MetricError
+    from sinkscope.methods.var import sink_dims
+
+    try:
+        return sink_dims(model, prompts), True
+    except MetricError:
+        with torch.no_grad():
+            inputs = prompts.batch([0], model.device).inputs
+            states = model.model(**inputs, output_hidden_states=True, use_cache=False).hidden_states
+        return (int(states[len(states) // 2][0, 0].abs().argmax()),), False
+
+
+def highest(scores: xr.DataArray, image: xr.DataArray, count: int) -> xr.DataArray:
+    """The ``count`` visual tokens of each prompt with the highest score: bool (prompt key), as ``image`` is."""
+    order = np.where(image.values, scores.transpose("prompt", "key").values, -np.inf)
+    ranked = np.argsort(-order, axis=1, kind="stable")[:, :count]
+    chosen = np.zeros(image.shape, dtype=bool)
+    np.put_along_axis(chosen, ranked, True, axis=1)
+    return image.copy(data=chosen & image.values)
+
+
+def told(values: xr.DataArray, to: xr.DataArray | None = None, *, digits: int = 3) -> tuple[str, xr.Dataset]:
+    """Mean over prompts, or paired difference to ``to``, in words with its bootstrap interval; and the comparison."""
+    from sinkscope.metrics import compare
+
+    found = compare(values, to=xr.zeros_like(values) if to is None else to)
+    mean, low, high = (f"{float(found[name]):+.{digits}f}" for name in ("difference", "low", "high"))
+    return f"{mean} [{low}, {high}], n = {int(found['n'])} prompts", found
+
+
+def verdict(found: xr.Dataset, sign: int = 1) -> bool | None:
+    """Whether an effect has the sign claimed: None where its interval holds 0, so that it cannot be told."""
+    low, high = float(found["low"]), float(found["high"])
+    if low <= 0 <= high or not np.isfinite([low, high]).all():
+        return None
+    return (low > 0) == (sign > 0)

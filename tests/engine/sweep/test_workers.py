@@ -1,0 +1,130 @@
+"""Executors: threads, processes, dask with a worker killed in the middle, submitit; all give the serial numbers."""
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import sinkscope as sk
+from sinkscope import testing
+from sinkscope.engine.sweep import packs, workers
+
+
+@pytest.fixture(scope="module")
+def case():
+    model = sk.load_model(testing.tiny("llama"))
+    rows = testing.text_ids(model.model, batch=2, length=8)
+    prompts = sk.Prompts.from_ids([row.tolist() for row in rows], model)
+    grid = sk.grid(sk.ScaleKeys, gamma=[0.3, 2.0], layers=range(3), heads=range(4))
+    limit, packs.TOKENS["cpu"] = packs.TOKENS["cpu"], 16
+    probes = [sk.TokenLoss(), sk.KeyMass()]
+    yield model, prompts, grid, probes, sk.sweep(model, prompts, grid, probes, executor="serial")
+    packs.TOKENS["cpu"] = limit
+
+
+def assert_same(found, serial):
+    assert set(found.data_vars) == set(serial.data_vars)
+    for name in serial.data_vars:
+        np.testing.assert_array_equal(found[name].values, serial[name].values)
+
+
+def test_threads(case):
+    model, prompts, grid, probes, serial = case
+    with ThreadPoolExecutor(1) as pool:
+        found = sk.sweep(model, prompts, grid, probes, executor=pool)
+    assert_same(found, serial)
+    assert found.attrs["executor"] == "ThreadPoolExecutor"
+
+
+def test_processes(case):
+    model, prompts, grid, probes, serial = case
+    found = sk.sweep(model, prompts, grid, probes, executor="processes")
+    assert_same(found, serial)
+    assert found.attrs["executor"].endswith("processes")
+
+
+@pytest.mark.filterwarnings("ignore")  # dask's own, on a cluster that loses a worker
+def test_dask_with_a_worker_killed_in_the_middle(case, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    model, prompts, grid, probes, serial = case
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, local_directory=str(tmp_path)
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        victim = next(iter(client.run(os.getpid).values()))
+        cache = tmp_path / "cache"
+        killed = []
+
+        def kill():
+            while not len(list(cache.glob("*.nc"))) >= 8:
+                time.sleep(0.005)
+            os.kill(victim, signal.SIGKILL)
+            killed.append(len(list(cache.glob("*.nc"))))
+
+        killer = threading.Thread(target=kill, daemon=True)
+        killer.start()
+        found = sk.sweep(model, prompts, grid, probes, executor=client.get_executor(), cache=cache)
+        killer.join(timeout=10)
+    assert killed
+    assert killed[0] < 48
+    assert_same(found, serial)
+
+
+def test_submitit(case, tmp_path):
+    submitit = pytest.importorskip("submitit")
+    model, prompts, _, probes, _ = case
+    variants = {"a": [sk.MaskKeys("first")], "b": [sk.MaskKeys("first", layers=[2])]}
+    executor = submitit.AutoExecutor(folder=tmp_path / "jobs", cluster="local")
+    executor.update_parameters(timeout_min=5)
+    found = sk.sweep(model, prompts, variants, probes, executor=executor, cache=tmp_path / "cache")
+    assert_same(found, sk.sweep(model, prompts, variants, probes, executor="serial"))
+
+
+def test_broken_pool_is_finished_here(case):
+    model, prompts, grid, probes, serial = case
+
+    class Broken(ThreadPoolExecutor):
+        submitted = 0
+
+        def submit(self, fn, /, *args, **kwargs):
+            self.submitted += 1
+            return super().submit(fn, *args, **kwargs) if self.submitted < 6 else super().submit(_break)
+
+    with Broken(1) as pool:
+        found = sk.sweep(model, prompts, grid, probes, executor=pool)
+    assert_same(found, serial)
+
+
+def _break():
+    from concurrent.futures import BrokenExecutor
+
+    raise BrokenExecutor("the pool is gone")
+
+
+def test_model_changed_after_loading_is_noticed(case, tmp_path):
+    _, prompts, _, probes, _ = case
+    testing.tiny("llama").save_pretrained(tmp_path / "model")
+    model = sk.load_model(tmp_path / "model")
+    model.model.lm_head.weight.data.mul_(2.0)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(sk.ModelError, match="is not the one in memory"):
+        sk.sweep(model, prompts, {"a": [sk.MaskKeys("first")]}, probes, executor=pool)
+
+
+def test_when_processes_pay():
+    assert not workers.pays(left=10.0, loading=1.0, workers=2)
+    assert not workers.pays(left=1e6, loading=1.0, workers=1)
+    assert workers.pays(left=100.0, loading=1.0, workers=2)
+
+
+def test_idle_workers_leave_out_busy_cores(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    for load, expected in ((0.2, 4), (1.0, 4), (4.0, 2), (30.0, 1)):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))
+        assert workers.idle_workers() == expected

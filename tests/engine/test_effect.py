@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import sinkscope as sk
+from sinkscope.errors import EditError, EditHasNoEffect
+from sinkscope.models.handle import load_model
+from sinkscope.testing import tiny
+from tests.edits.dense import edited_hidden, model_and_prompts
+
+IDENTITIES = [
+    sk.ScaleKeys(1.0), sk.ShiftLogits(0.0), sk.SteerKeys(1.0, keys="text"), sk.GateHeads(1.0),
+    sk.CalibrateSinks(beta=1.0), sk.Redistribute(0.0), sk.Redistribute(1.0, rule="sink"),
+]  # fmt: skip
+EMPTY = [
+    sk.MaskKeys([]), sk.MaskKeys("first", heads=[]), sk.ZeroValues("first", layers=[]), sk.ScaleKeys(2.0, queries=[]),
+    sk.MaskKeys("first", heads={1: []}), sk.SetActivations("0.post", dims=[]),
+    sk.DropKeys(xr.DataArray(np.zeros((2, 12), bool), dims=("prompt", "key"))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("edit", IDENTITIES + EMPTY, ids=repr)
+@pytest.mark.parametrize("name", ["llama", "gpt_oss", "bert"])
+def test_identities_and_empty_selections_are_bit_identical(name, edit):
+    model, prompts = model_and_prompts(name)
+    assert torch.equal(edited_hidden(model, prompts, [edit]), edited_hidden(model, prompts, []))
+    reading = sk.run(model, prompts, [sk.ResidualNorm()], [edit], batch_size=2)
+    assert "nothing was changed" in reading.attrs["edit_notes"]
+    assert json.loads(reading.attrs["edits"])[0]["edit"] == type(edit).__name__
+    xr.testing.assert_equal(
+        reading.residual_norm, sk.run(model, prompts, [sk.ResidualNorm()], batch_size=2).residual_norm
+    )
+
+
+def test_an_edit_of_heads_that_write_nothing_has_no_effect():
+    network = tiny("llama")
+    with torch.no_grad():
+        for layer in network.model.layers:
+            layer.self_attn.o_proj.weight[:, 8:16] = 0
+    model = load_model(network)
+    prompts = sk.Prompts.from_ids([[1, 5, 6, 7], [1, 9, 12]], model)
+    for edit in (
+        sk.AblateHeads([1]), sk.ScaleKeys(0.1, heads=[1]), sk.ZeroValues("first", heads=[1]),
+        sk.DropKeys([0], heads=[1]), sk.NullKey(0.0, heads=[1]), sk.SwapNormaliser("sigmoid", heads=[1]),
+        sk.SwapNormaliser("softmax1", heads=[1]), sk.AblateHeads([1], how="uniform"),
+        sk.edits.KeyValueBias(np.ones(8), value=np.ones(8), heads=[1]), sk.MaskKeys([1, 2], heads=[1], keep_self=True),
+    ):  # fmt: skip
+        with pytest.raises(EditHasNoEffect, match=r"changes nothing in .*: the final hidden states are bit for bit"):
+            sk.run(model, prompts, [sk.Logits()], [edit])
+        with pytest.raises(EditHasNoEffect):
+            sk.run(model, prompts, [sk.Entropy()], [edit], batch_size=2)
+    sk.run(model, prompts, [sk.Logits()], [sk.AblateHeads([0])])
+
+
+def test_an_edit_that_selects_no_token_is_named():
+    model, prompts = model_and_prompts("llama")
+    with pytest.raises(
+        EditHasNoEffect,
+        match=r"MaskKeys\('image'\) changes nothing in .*: none of the 2 prompts has a token it selects",
+    ):
+        sk.run(model, prompts, [sk.KeyMass()], [sk.ScaleKeys(0.1), sk.MaskKeys("image")])
+
+
+def test_an_edit_whose_rows_are_all_spared_is_named():
+    model, prompts = model_and_prompts("llama")
+    with pytest.raises(
+        EditHasNoEffect, match=r"MaskKeys\('all'\) .* all \d+ rows it touches see nothing but masked keys"
+    ):
+        sk.run(model, prompts, [sk.KeyMass()], [sk.MaskKeys("all")])
+
+
+def test_an_edit_of_the_only_key_has_no_effect():
+    model = load_model(tiny("llama"))
+    alone = sk.Prompts.from_ids([[1]], model)
+    with pytest.raises(EditHasNoEffect, match="bit for bit the same"):
+        sk.run(model, alone, [sk.Logits()], [sk.ScaleKeys(0.5)])
+
+
+def test_an_effect_on_one_prompt_is_enough():
+    model, prompts = model_and_prompts("llama", lengths=(1, 5))
+    sk.run(model, prompts, [sk.Logits()], [sk.ScaleKeys(0.5)], batch_size=1)
+
+
+def test_a_tiny_effect_is_still_an_effect():
+    model, prompts = model_and_prompts("llama")
+    reading = sk.run(model, prompts, [sk.Logits()], [sk.ScaleKeys(1.0001)])
+    assert float(np.abs(reading.logits - sk.run(model, prompts, [sk.Logits()]).logits).max()) < 1e-2
+
+
+def test_the_check_ends_its_passes_right_after_the_first_edit():
+    model, prompts = model_and_prompts("llama", lengths=(9,))
+    assert model.backend.edits  # made on first use, by passes of its own
+    passed = []
+    for n, block in enumerate(model.model.model.layers):
+        block.register_forward_hook(lambda _m, _a, _o, n=n: passed.append(n))
+    sk.run(model, prompts, [sk.Logits()], [sk.ScaleKeys(0.5)])
+    assert passed == [0, 1, 2, 0, 0]
+    passed.clear()
+    sk.run(model, prompts, [sk.Logits()], [sk.ScaleKeys(0.5, layers=2)])
+    assert passed == [0, 1, 2, 0, 1, 2]
+
+
+def test_what_is_no_edit_is_refused():
+    model, prompts = model_and_prompts("llama")
+    with pytest.raises(EditError, match=r"run: 'mask-keys' is no edit\. Edits are values such as sinkscope\.MaskKeys"):
+        sk.run(model, prompts, edits=["mask-keys"])
+
+
+def test_the_model_is_as_before_after_a_run_and_after_a_failure():
+    model, prompts = model_and_prompts("llama")
+    sk.run(model, prompts)
+    before = model.fingerprint
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.model.modules()]
+    edits = [sk.ScaleKeys(0.1), sk.SetActivations("0.post", dims=0), sk.MaskKeys("image")]
+    with pytest.raises(EditHasNoEffect):
+        sk.run(model, prompts, [sk.KeyMass()], edits)
+    sk.run(model, prompts, [sk.KeyMass()], edits[:2])
+    assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.model.modules()]
+    assert model.model.config._attn_implementation == "sdpa"
+    model._fingerprint = None
+    assert model.fingerprint == before
