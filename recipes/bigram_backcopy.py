@@ -227,7 +227,7 @@ def main() -> None:
         if options.checkpoints:
             save_model(model, options.out / f"checkpoint-{step}")
 
-    model, curve, _ = train(config, say=lambda line: print(line, flush=True), keep=keep)  # noqa: T201
+    model, curve, _ = train(config, say=lambda line: print(line, flush=True), keep=keep)
     save(model, curve, config, options.out)
 
 

@@ -189,10 +189,10 @@ def _cell(values: NDArray[np.float64]) -> str:
 
 
 def _verdict(claim: Claim, pair: Pair) -> str:
-    apart = {key: pair.own[key] - pair.plain[key] for key in COLUMNS}
-    found = [f"heads over .3: {seeds.text(apart['sink_rate_after_first'], 100, '+.0f')} points"]
-    found.append(f"largest magnitude: {seeds.text(apart['massive'], 1, '+.0f')} medians")
-    found.append(f"loss: {seeds.text(apart['loss'], 1, '+.2f')} nat")
+    differences = {key: pair.own[key] - pair.plain[key] for key in COLUMNS}
+    found = [f"heads over .3: {seeds.text(differences['sink_rate_after_first'], 100, '+.0f')} points"]
+    found.append(f"largest magnitude: {seeds.text(differences['massive'], 1, '+.0f')} medians")
+    found.append(f"loss: {seeds.text(differences['loss'], 1, '+.2f')} nat")
     if "oldest_max" in pair.own:
         found.append(f"best head on the oldest key in view: {_cell(pair.own['oldest_max'])}")
     agrees = holds(claim.rule, pair)

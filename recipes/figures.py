@@ -119,7 +119,7 @@ def _runs(claims: dict[str, variants_page.Claim]) -> list[str]:
 
 
 def draw(folder: Path) -> list[Path]:
-    """Draw the figures of the models that are on the shelf."""
+    """Draw the figures of the models that the zoo holds."""
     names = [entry.name for entry in zoo.entries()]
     backcopy = [n for n in names if n.startswith("bb-")]
     jobs = {

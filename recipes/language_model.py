@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, MistralConfig
 
-from recipes import corpus, shelf
+from recipes import corpus, run_files
 from recipes.statistics import sink_statistics, summary
 from sinkscope.files import replacing
 from sinkscope.models import variants
@@ -135,7 +135,7 @@ def build_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.AdamW
 def command(fields: dict[str, Any], step: int) -> str:
     """The command that repeats a run of ``step`` steps, from the fields of its config."""
     stopped = step if step < fields.get("steps", step) else None
-    return shelf.command("language_model", fields, dataclasses.asdict(Config()), stopped)
+    return run_files.command("language_model", fields, dataclasses.asdict(Config()), stopped)
 
 
 def prepare(config: Config, folder: Path, root: Path | None = None) -> tuple[Tokenizer, Any, Any]:
@@ -261,7 +261,7 @@ def main() -> None:
     config = Config(**options)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2))
-    train(config, out, measure_every=every, stop_at=stop, say=lambda line: print(line, flush=True))  # noqa: T201
+    train(config, out, measure_every=every, stop_at=stop, say=lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

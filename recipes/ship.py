@@ -1,4 +1,4 @@
-"""Put a finished run on the shelf: copy its files, measure its card, renew checksums and pages.
+"""Put a finished run into the zoo: copy its files, measure its card, renew checksums and pages.
 
     python -m recipes.ship NAME RUN_FOLDER [MORE_SEEDS ...]
     python -m recipes.ship --curve NAME RUN_FOLDER [MORE_SEEDS ...]      curves alone, for a variant
@@ -31,7 +31,7 @@ from recipes.language_model import (
     load_checkpoint,
     tokens_seen,
 )
-from recipes.shelf import read_curve, write
+from recipes.run_files import read_curve, write
 from sinkscope import zoo
 from sinkscope.errors import ModelError
 from sinkscope.models import variants
@@ -121,16 +121,16 @@ def _recipes(folders: list[Path]) -> list[dict[str, Any]]:
     files = [f / "recipe.json" if (f / "recipe.json").exists() else f / "config.json" for f in folders]
     recipes = [json.loads(file.read_text()) for file in files]
     for folder, recipe in zip(folders, recipes, strict=True):
-        apart = sorted(k for k in recipe if recipe[k] != recipes[0].get(k) and k not in ("seed", "steps"))
-        if apart:
+        differing = sorted(k for k in recipe if recipe[k] != recipes[0].get(k) and k not in ("seed", "steps"))
+        if differing:
             raise ModelError(
-                f"ship: {folder} differs from {folders[0]} in {', '.join(apart)}. Ship it under another name."
+                f"ship: {folder} differs from {folders[0]} in {', '.join(differing)}. Ship it under another name."
             )
     return recipes
 
 
 def ship_curve(name: str, folders: list[Path]) -> Path:
-    """Put the curves of runs that differ in the seed alone on the shelf, without weights.
+    """Put the curves of runs that differ in the seed alone into the zoo, without weights.
 
     Raises:
         ModelError: a folder holds no curve, or its recipe differs in more than the seed.
@@ -145,7 +145,7 @@ def ship_curve(name: str, folders: list[Path]) -> Path:
 
 
 def ship(name: str, folders: list[Path]) -> Path:
-    """Put a run on the shelf under ``name`` and list it with its checksums.
+    """Put a run into the zoo under ``name`` and list it with its checksums.
 
     Raises:
         ModelError: a folder holds no finished run.

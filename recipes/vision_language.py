@@ -233,7 +233,7 @@ def main() -> None:
         return
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2))
-    train(config, out, measure_every=every, stop_at=stop, say=lambda line: print(line, flush=True))  # noqa: T201
+    train(config, out, measure_every=every, stop_at=stop, say=lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Put the vision-language model on the shelf: its files, and a card of what it can and which sinks it has."""
+"""Put the vision-language model into the zoo: its files, and a card of what it can and which sinks it has."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import sinkscope as sk
 from recipes import vision_language_model as parts
 from recipes.facts import claim
 from recipes.language_model import build_optimizer, load_checkpoint
-from recipes.shelf import command, read_curve, write
+from recipes.run_files import command, read_curve, write
 from recipes.vision_language import Config, Learner, accuracy
 from sinkscope import metrics, zoo
 from sinkscope.methods.var import VarSettings, tau_of

@@ -144,7 +144,7 @@ def _run_name(name: str) -> str:
 
 
 def _runs(name: str) -> dict[int, list[dict[str, Any]]]:
-    """Curves of a name by seed: that of the model on the shelf, then those that are shipped without weights."""
+    """Curves of a name by seed: that of the shipped model, then those that are shipped without weights."""
     short = _run_name(name)
     runs = {}
     if short in {entry.name for entry in entries()}:

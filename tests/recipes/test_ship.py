@@ -16,13 +16,13 @@ from sinkscope.models import variants
 
 
 @pytest.fixture
-def shelf(tmp_path, monkeypatch):
-    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "shelf")
+def weights_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights_folder")
     monkeypatch.setattr(zoo, "CURVES", tmp_path / "curves")
-    return tmp_path / "shelf"
+    return tmp_path / "weights_folder"
 
 
-def test_a_backcopy_run_is_shipped_with_card_and_page(shelf, tmp_path):
+def test_a_backcopy_run_is_shipped_with_card_and_page(weights_folder, tmp_path):
     folders = []
     for seed in (1, 2):
         config = dataclasses.replace(bb.Config(), steps=3, batch=4, length=16, width=8, seed=seed)
@@ -48,7 +48,7 @@ def test_a_backcopy_run_is_shipped_with_card_and_page(shelf, tmp_path):
         ship.ship("other", [tmp_path])
 
 
-def test_a_language_model_is_shipped_in_half_precision_with_facts_of_the_shipped_weights(shelf, tmp_path):
+def test_a_language_model_is_shipped_in_half_precision_with_facts_of_the_shipped_weights(weights_folder, tmp_path):
     source = tmp_path / "lib"
     source.mkdir()
     for i in range(60):
@@ -84,7 +84,7 @@ def test_log_growth_recovers_a_planted_slope():
     assert np.isnan(facts.log_growth(curve[:2])["slope"])
 
 
-def test_figures_are_drawn_for_the_models_on_the_shelf(shelf, tmp_path):
+def test_figures_are_drawn_for_the_models_of_the_zoo(weights_folder, tmp_path):
     from recipes import figures
 
     config = dataclasses.replace(bb.Config(), steps=3, batch=4, length=16, width=8)
@@ -108,7 +108,7 @@ def run_of(folder, rows, **recipe):
     return folder
 
 
-def test_the_curves_of_a_variant_are_shipped_without_weights(shelf, tmp_path):
+def test_the_curves_of_a_variant_are_shipped_without_weights(weights_folder, tmp_path):
     rows = [{"step": 1, "tokens": 10, "alpha_mean": 0.07}, {"step": 100, "tokens": 1000, "alpha_mean": 0.01}]
     first = run_of(tmp_path / "run", rows, normaliser="sigmoid", seed=3)
     second = run_of(tmp_path / "run2", rows[:1], normaliser="sigmoid", seed=1)
@@ -131,7 +131,7 @@ def test_the_curves_of_a_variant_are_shipped_without_weights(shelf, tmp_path):
         ship.ship_curve("lm-python-sigmoid", [first, other])
 
 
-def test_a_model_and_further_seeds_of_it_are_one_name(shelf, tmp_path):
+def test_a_model_and_further_seeds_of_it_are_one_name(weights_folder, tmp_path):
     config = dataclasses.replace(bb.Config(), steps=3, batch=4, length=16, width=8, seed=5)
     model, curve, _ = bb.train(config)
     bb.save(model, curve, config, tmp_path / "run")
@@ -158,7 +158,7 @@ def line_with(text):
     return found
 
 
-def test_the_page_on_emergence_compares_at_the_last_common_step(shelf, tmp_path):
+def test_the_page_on_emergence_compares_at_the_last_common_step(weights_folder, tmp_path):
     from recipes import emergence
 
     base = [measured(100, 0.4, 90.0), measured(200, 0.5, 95.0), measured(300, 0.9, 99.0)]
@@ -180,7 +180,7 @@ def test_the_page_on_emergence_compares_at_the_last_common_step(shelf, tmp_path)
     assert "`zoo:lm-python` after 0.3 million tokens: 90% of the" in emergence.page()
 
 
-def test_differences_are_paired_by_seed_with_an_interval_from_three_seeds(shelf, tmp_path):
+def test_differences_are_paired_by_seed_with_an_interval_from_three_seeds(weights_folder, tmp_path):
     from scipy import stats
 
     from recipes import emergence, seeds
@@ -203,7 +203,7 @@ def test_differences_are_paired_by_seed_with_an_interval_from_three_seeds(shelf,
     assert "| softmax | 3 | 0.1 (0.1 to 0.1) | 0.1 (0.1 to 0.1) | 0.2 (0.1 to 0.3) |" in emergence.page()
 
 
-def test_a_variant_is_paired_with_the_plain_run_of_its_own_seeds(shelf, tmp_path):
+def test_a_variant_is_paired_with_the_plain_run_of_its_own_seeds(weights_folder, tmp_path):
     from recipes import emergence
 
     heads = {"softmax": {0: 0.2, 1: 0.6, 2: 0.4}, "gate": {2: 0.1, 1: 0.5, 7: 0.9}}
@@ -216,7 +216,7 @@ def test_a_variant_is_paired_with_the_plain_run_of_its_own_seeds(shelf, tmp_path
     assert pairs["softmax"].own["sink_rate_after_first"].tolist() == [0.2, 0.6, 0.4]
 
 
-def test_a_window_is_judged_by_where_the_sink_is(shelf, tmp_path):
+def test_a_window_is_judged_by_where_the_sink_is(weights_folder, tmp_path):
     for name in ("lm-python", "lm-python-softmax"):
         ship.ship_curve(name, [run_of(tmp_path / name, [measured(5, 0.2, 10.0)])])
     for oldest, verdict in (
@@ -230,7 +230,7 @@ def test_a_window_is_judged_by_where_the_sink_is(shelf, tmp_path):
         assert f"best head on the oldest key in view: {oldest}" in line
 
 
-def test_variants_are_drawn_over_the_tokens_that_all_have(shelf, tmp_path):
+def test_variants_are_drawn_over_the_tokens_that_all_have(weights_folder, tmp_path):
     from recipes import figures
 
     keys = ("alpha_mean", "sink_rate_after_first", "value_ratio", "massive", "loss")

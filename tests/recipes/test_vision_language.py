@@ -217,7 +217,7 @@ def test_samples_come_with_questions(tmp_path):
 
 
 def test_a_run_is_shipped_with_a_card(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "shelf")
+    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights_folder")
     real = card.measure
     monkeypatch.setattr(card, "measure", lambda folder: real(folder, 8, 2))
     folder = ship.ship("vlm-tiny", [run[0]])

@@ -13,7 +13,7 @@ from sinkscope.errors import ModelError
 
 
 @pytest.fixture
-def shelf(tmp_path, monkeypatch):
+def weights_folder(tmp_path, monkeypatch):
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "card.json").write_text('{"fact": 1}')
     import hashlib
@@ -25,26 +25,26 @@ def shelf(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_listed_model_is_found_with_and_without_the_prefix(shelf):
-    assert zoo.path("one") == shelf / "one" == zoo.path("zoo:one")
+def test_a_listed_model_is_found_with_and_without_the_prefix(weights_folder):
+    assert zoo.path("one") == weights_folder / "one" == zoo.path("zoo:one")
     assert zoo.card("one") == {"fact": 1}
     entry = zoo.entries()[0]
     assert (entry.name, entry.description, entry.licence) == ("one", "a model", "MIT")
 
 
-def test_an_unknown_name_lists_what_there_is(shelf):
+def test_an_unknown_name_lists_what_there_is(weights_folder):
     with pytest.raises(ModelError, match=r"zoo:two: no model of that name. The zoo has one\."):
         zoo.path("zoo:two")
-    (shelf / "manifest.json").unlink()
+    (weights_folder / "manifest.json").unlink()
     with pytest.raises(ModelError, match=r"The zoo has no model at all"):
         zoo.path("one")
 
 
-def test_a_changed_or_missing_file_is_refused(shelf):
-    (shelf / "one" / "card.json").write_text('{"fact": 2}')
+def test_a_changed_or_missing_file_is_refused(weights_folder):
+    (weights_folder / "one" / "card.json").write_text('{"fact": 2}')
     with pytest.raises(ModelError, match=r"card.json has checksum \w{12}, expected \w{12}.*Install sinkscope again"):
         zoo.path("one")
-    (shelf / "one" / "card.json").unlink()
+    (weights_folder / "one" / "card.json").unlink()
     with pytest.raises(ModelError, match=r"card.json is missing from .*Install sinkscope again"):
         zoo.path("one")
 

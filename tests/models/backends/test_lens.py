@@ -5,8 +5,8 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from models.backends.lens_models import LISTS, bridge, bridged, differences, eager, logits_of, model, prompts
 
+from models.backends.lens_models import LISTS, bridge, bridged, differences, eager, logits_of, model, prompts
 from sinkscope import probes as p
 from sinkscope.engine.run import run
 from sinkscope.errors import ProbeError, UnsupportedModelError

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from models.backends.lens_models import LISTS, bridged, differences, model, prompts
 
+from models.backends.lens_models import LISTS, bridged, differences, model, prompts
 from sinkscope import edits as e
 from sinkscope import probes as p
 from sinkscope.attention.view import Context, Wants

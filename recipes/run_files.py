@@ -1,4 +1,4 @@
-"""Files of a run and of the shelf: the curve as it was measured, numbers rounded for cards."""
+"""Files of a training run as the zoo keeps them: the curve as it was measured, numbers rounded for cards."""
 
 from __future__ import annotations
 
@@ -45,8 +45,24 @@ def command(recipe: str, fields: dict[str, Any], defaults: dict[str, Any], step:
 
 
 def write(path: Path, data: Any) -> None:
-    """Write JSON with numbers of five digits; NaN becomes null."""
-    path.write_text(json.dumps(_rounded(data), indent=1) + "\n", encoding="utf-8")
+    """Write JSON with numbers of five digits and NaN as null, one measurement or field a line for readable diffs."""
+    path.write_text(to_lines(_rounded(data)) + "\n", encoding="utf-8")
+
+
+def to_lines(data: Any, indent: str = "") -> str:
+    """Return JSON in which every key of an object, and every object in a list, has a line of its own.
+
+    Args:
+        data: What :func:`json.dumps` takes.
+        indent: Spaces before what stands on a line of its own.
+    """
+    inner = indent + " "
+    if isinstance(data, dict) and data:
+        parts = [f"{inner}{json.dumps(key)}: {to_lines(value, inner)}" for key, value in data.items()]
+        return "{\n" + ",\n".join(parts) + f"\n{indent}}}"
+    if isinstance(data, list) and any(isinstance(row, dict) for row in data):
+        return "[\n" + ",\n".join(f"{inner}{json.dumps(row)}" for row in data) + f"\n{indent}]"
+    return json.dumps(data)
 
 
 def _rounded(data: Any) -> Any:
