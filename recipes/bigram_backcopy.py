@@ -27,7 +27,7 @@ from sinkscope.tasks.backcopy import SYMBOLS, Chain, risks, sample, sink_logit_g
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class BackcopyConfig:
     """What decides the weights. ``lr`` falls by a cosine to zero after ``warmup`` steps when ``cosine`` is set."""
 
     layers: int = 1
@@ -45,18 +45,18 @@ class Config:
     seed: int = 1
 
 
-ARMS: dict[str, Config] = {
-    "bb-1l": Config(),
-    "bb-1l-relu": Config(normaliser="relu"),
-    "bb-1l-k3": Config(triggers=3, steps=1000),
-    "bb-3l": Config(layers=3, lr=3e-3, cosine=False, weight_decay=1e-4, steps=3000),
-    "bb-3l-sgd": Config(layers=3, optimizer="sgd", lr=0.1, cosine=False, weight_decay=1e-4, steps=3000),
-    "bb-3l-relu": Config(layers=3, normaliser="relu", lr=3e-3, cosine=False, weight_decay=1e-4, steps=3000),
+ARMS: dict[str, BackcopyConfig] = {
+    "bb-1l": BackcopyConfig(),
+    "bb-1l-relu": BackcopyConfig(normaliser="relu"),
+    "bb-1l-k3": BackcopyConfig(triggers=3, steps=1000),
+    "bb-3l": BackcopyConfig(layers=3, lr=3e-3, cosine=False, weight_decay=1e-4, steps=3000),
+    "bb-3l-sgd": BackcopyConfig(layers=3, optimizer="sgd", lr=0.1, cosine=False, weight_decay=1e-4, steps=3000),
+    "bb-3l-relu": BackcopyConfig(layers=3, normaliser="relu", lr=3e-3, cosine=False, weight_decay=1e-4, steps=3000),
 }
 """The arms of the comparison: softmax or ReLU attention, one or three layers, AdamW or SGD with momentum."""
 
 
-def build_model(config: Config) -> Any:
+def build_model(config: BackcopyConfig) -> Any:
     """A fresh GPT-2 with one head, learned positions, ReLU feed-forward of four times the width and untied output."""
     torch.manual_seed(config.seed)
     model_config = GPT2Config(
@@ -131,7 +131,7 @@ def backcopy_statistics(model: Any, chain: Chain, ids: Int[torch.Tensor, "batch 
     return {**stats, **risks(chain, ids, out.logits)}
 
 
-def learning_rate(config: Config, step: int) -> float:
+def learning_rate(config: BackcopyConfig, step: int) -> float:
     """Learning rate of a step."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
@@ -141,7 +141,7 @@ def learning_rate(config: Config, step: int) -> float:
     return config.lr * 0.5 * (1 + float(np.cos(np.pi * share)))
 
 
-def _optimizer(model: Any, config: Config) -> torch.optim.Optimizer:
+def _optimizer(model: Any, config: BackcopyConfig) -> torch.optim.Optimizer:
     if config.optimizer == "adamw":
         return torch.optim.AdamW(
             model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
@@ -157,7 +157,7 @@ def _checkpoints(steps: int) -> set[int]:
 
 
 def train(
-    config: Config,
+    config: BackcopyConfig,
     say: Callable[[str], None] = lambda line: None,
     keep: Callable[[Any, int], None] = lambda model, step: None,
 ) -> tuple[Any, list[dict[str, Any]], Chain]:
@@ -204,7 +204,7 @@ def save_model(model: Any, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(names, indent=2))
 
 
-def save(model: Any, curve: list[dict[str, Any]], config: Config, folder: Path) -> None:
+def save(model: Any, curve: list[dict[str, Any]], config: BackcopyConfig, folder: Path) -> None:
     """Write weights, tokenizer, curve and recipe of a run into ``folder``."""
     save_model(model, folder)
     rounded = [{k: np.round(v, 5).tolist() for k, v in row.items()} for row in curve]

@@ -40,7 +40,7 @@ Cells = dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
-class Claim:
+class Expectation:
     """What a paper says of a change, and what must hold in every seed for the runs to agree with it."""
 
     what: str
@@ -49,16 +49,18 @@ class Claim:
 
 
 ARCHITECTURE = {
-    "sigmoid": Claim("sigmoid attention, rows not normalised (Gu et al.)", "no sink", "fewer"),
-    "softmax1": Claim(
+    "sigmoid": Expectation("sigmoid attention, rows not normalised (Gu et al.)", "no sink", "fewer"),
+    "softmax1": Expectation(
         "softmax with one more logit of 0 (Gu et al.; Miller)", "no or a weaker sink on the first token", "fewer"
     ),
-    "extra-key": Claim(
+    "extra-key": Expectation(
         "a learned key without value in each head (Gu et al., key bias)", "the learned key takes the sink over", "fewer"
     ),
-    "gate": Claim("a sigmoid gate after each head (Qiu et al.)", "no sink, no massive activation", "fewer and smaller"),
-    "no-bos": Claim("texts without <s>", "the first token is the sink whatever it is", "some"),
-    "window": Claim(
+    "gate": Expectation(
+        "a sigmoid gate after each head (Qiu et al.)", "no sink, no massive activation", "fewer and smaller"
+    ),
+    "no-bos": Expectation("texts without <s>", "the first token is the sink whatever it is", "some"),
+    "window": Expectation(
         "queries see the last 32 keys only (Gu et al.)",
         "the sink stays on the first token of the text, not of the window", "absolute",
     ),
@@ -66,16 +68,18 @@ ARCHITECTURE = {
 """What is changed in the attention or in what it sees, by the end of the run's name."""
 
 RECIPE = {
-    "weight-decay": Claim("weight decay .5, not .3 (Gu et al.)", "more sinks up to .5, fewer from 2 on", "more"),
-    "learning-rate": Claim("learning rate 6e-3, not 4e-3 (Gu et al.)", "more sinks, and earlier", "more"),
-    "depth": Claim("8 layers of width 112, not 6 of 128", "not asked", "more"),
-    "repeats": Claim(
+    "weight-decay": Expectation("weight decay .5, not .3 (Gu et al.)", "more sinks up to .5, fewer from 2 on", "more"),
+    "learning-rate": Expectation("learning rate 6e-3, not 4e-3 (Gu et al.)", "more sinks, and earlier", "more"),
+    "depth": Expectation("8 layers of width 112, not 6 of 128", "not asked", "more"),
+    "repeats": Expectation(
         "half of the windows say a span again and again, not three in ten",
         "a head with nothing to copy attends to the first token (Guo et al.)", "more",
     ),
-    "repeats-more": Claim("seven in ten of them", "as above", "more"),
-    "heads": Claim("8 heads of width 16, not 4 of 32, and half of the windows say a span again", "not asked", "more"),
-    "as-shipped": Claim(
+    "repeats-more": Expectation("seven in ten of them", "as above", "more"),
+    "heads": Expectation(
+        "8 heads of width 16, not 4 of 32, and half of the windows say a span again", "not asked", "more"
+    ),
+    "as-shipped": Expectation(
         f"the recipe of `zoo:{SHIPPED}`: weight decay .5, four in ten of them", "a mixture chosen here", "more"
     ),
 }  # fmt: skip
@@ -90,7 +94,7 @@ RULES = {
 }
 
 
-def compared(claims: dict[str, Claim]) -> dict[str, str]:
+def compared(claims: dict[str, Expectation]) -> dict[str, str]:
     """Runs of the zoo that bear on some claims, by the kind that a claim names; the plain one is always first."""
     known = zoo.curves(f"{SHIPPED}-")
     kinds = {kind: f"{SHIPPED}-{kind}" for kind in claims if f"{SHIPPED}-{kind}" in known}
@@ -160,7 +164,7 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _tables(claims: dict[str, Claim], pairs: dict[str, Pair]) -> list[str]:
+def _tables(claims: dict[str, Expectation], pairs: dict[str, Pair]) -> list[str]:
     cells = {kind: pairs[kind].own for kind in compared(claims)}
     lines = ["| run | seeds | " + " | ".join(COLUMNS.values()) + " |", "|---|---|" + "---|" * len(COLUMNS)]
     lines += [
@@ -188,7 +192,7 @@ def _cell(values: NDArray[np.float64]) -> str:
     return f"{values.mean():.3g} ({values.min():.3g} to {values.max():.3g})"
 
 
-def _verdict(claim: Claim, pair: Pair) -> str:
+def _verdict(claim: Expectation, pair: Pair) -> str:
     differences = {key: pair.own[key] - pair.plain[key] for key in COLUMNS}
     found = [f"heads over .3: {seeds.text(differences['sink_rate_after_first'], 100, '+.0f')} points"]
     found.append(f"largest magnitude: {seeds.text(differences['massive'], 1, '+.0f')} medians")

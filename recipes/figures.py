@@ -114,7 +114,7 @@ def _along_training(curves: dict[str, list[list[dict[str, Any]]]], keys: dict[st
     return figure
 
 
-def _runs(claims: dict[str, variants_page.Claim]) -> list[str]:
+def _runs(claims: dict[str, variants_page.Expectation]) -> list[str]:
     return list(variants_page.compared(claims).values()) if variants_page.BASE in zoo.curves() else []
 
 

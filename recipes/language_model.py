@@ -32,7 +32,7 @@ from sinkscope.tasks import corpora
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class LanguageModelConfig:
     """What decides the weights: model, data and optimiser.
 
     Variants: ``normaliser`` (softmax, softmax1, sigmoid, relu), ``extra_key`` (a learned key without value per head),
@@ -72,7 +72,7 @@ class Config:
     threads: int = 1
 
 
-def learning_rate(config: Config, step: int) -> float:
+def learning_rate(config: LanguageModelConfig, step: int) -> float:
     """Learning rate of a step: linear warm-up, constant, linear fall."""
     fall = int(config.steps * config.decay)
     start = config.steps - fall
@@ -83,20 +83,20 @@ def learning_rate(config: Config, step: int) -> float:
     return config.lr * max(0.05, (config.steps - step) / max(fall, 1))
 
 
-def data_of_step(config: Config, step: int) -> tuple[int, float]:
+def data_of_step(config: LanguageModelConfig, step: int) -> tuple[int, float]:
     """Batch size and share of repeating windows at a step."""
     if step < config.start_steps:
         return config.start_batch, config.start_repeat_share
     return config.batch, config.repeat_share
 
 
-def tokens_seen(config: Config, step: int) -> int:
+def tokens_seen(config: LanguageModelConfig, step: int) -> int:
     """Predicted tokens after ``step`` steps."""
     early = min(step, config.start_steps)
     return (early * config.start_batch + (step - early) * config.batch) * (config.length - 1)
 
 
-def build_model(config: Config) -> Any:
+def build_model(config: LanguageModelConfig) -> Any:
     """A fresh Llama, or the variant of it that ``config`` asks for, with the weights that ``config.seed`` gives.
 
     A window makes it a Mistral, which is a Llama with a sliding window: the same modules, drawn in the same order.
@@ -124,7 +124,7 @@ def build_model(config: Config) -> Any:
     return variants.build(model_config)
 
 
-def build_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.AdamW:
+def build_optimizer(model: torch.nn.Module, config: LanguageModelConfig) -> torch.optim.AdamW:
     """AdamW with weight decay on the matrices only."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
@@ -135,10 +135,10 @@ def build_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.AdamW
 def command(fields: dict[str, Any], step: int) -> str:
     """The command that repeats a run of ``step`` steps, from the fields of its config."""
     stopped = step if step < fields.get("steps", step) else None
-    return run_files.command("language_model", fields, dataclasses.asdict(Config()), stopped)
+    return run_files.command("language_model", fields, dataclasses.asdict(LanguageModelConfig()), stopped)
 
 
-def prepare(config: Config, folder: Path, root: Path | None = None) -> tuple[Tokenizer, Any, Any]:
+def prepare(config: LanguageModelConfig, folder: Path, root: Path | None = None) -> tuple[Tokenizer, Any, Any]:
     """Read or make the tokenizer and the two token streams (training, held-out) in ``folder``."""
     paths = folder / "tokenizer.json", folder / "train.npy", folder / "held_out.npy"
     if all(p.exists() for p in paths):
@@ -181,7 +181,7 @@ def load_checkpoint(folder: Path, model: torch.nn.Module, optimizer: torch.optim
 
 
 def train(
-    config: Config,
+    config: LanguageModelConfig,
     folder: Path,
     root: Path | None = None,
     measure_every: int = 200,
@@ -229,7 +229,7 @@ def _seconds_before(folder: Path) -> float:
 
 
 def _one_step(
-    model: Any, optimizer: torch.optim.Optimizer, config: Config, step: int, stream: NDArray[np.uint16]
+    model: Any, optimizer: torch.optim.Optimizer, config: LanguageModelConfig, step: int, stream: NDArray[np.uint16]
 ) -> float:
     rng = np.random.default_rng([config.seed, step])
     batch, repeat_share = data_of_step(config, step)
@@ -246,19 +246,19 @@ def _one_step(
 
 
 def main() -> None:
-    """Command line: every field of :class:`Config` is an option."""
+    """Command line: every field of :class:`LanguageModelConfig` is an option."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the curve")
     parser.add_argument("--measure-every", type=int, default=200)
     parser.add_argument("--stop-at", type=int, default=None, help="stop at this step of the schedule, to go on later")
-    for field in dataclasses.fields(Config):
+    for field in dataclasses.fields(LanguageModelConfig):
         if field.name == "betas":
             continue
         kind = (lambda text: text.lower() in ("1", "true", "yes")) if field.type == "bool" else type(field.default)
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
     options = vars(parser.parse_args())
     out, every, stop = (options.pop(name) for name in ("out", "measure_every", "stop_at"))
-    config = Config(**options)
+    config = LanguageModelConfig(**options)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2))
     train(config, out, measure_every=every, stop_at=stop, say=lambda line: print(line, flush=True))

@@ -24,7 +24,7 @@ import transformers
 
 from recipes import emergence, facts, seeds, vision_language_card
 from recipes.language_model import (
-    Config,
+    LanguageModelConfig,
     build_model,
     build_optimizer,
     command,
@@ -85,7 +85,7 @@ def ship_language_model(name: str, folder: Path, target: Path) -> dict[str, Any]
     """Copy a language model's checkpoint in bfloat16 and measure its card on the weights as shipped."""
     fields = json.loads((folder / "config.json").read_text())
     fields["betas"] = tuple(fields["betas"])
-    config = Config(**{k: v for k, v in fields.items() if hasattr(Config(), k)})
+    config = LanguageModelConfig(**{k: v for k, v in fields.items() if hasattr(LanguageModelConfig(), k)})
     fields = dataclasses.asdict(config)
     model = build_model(config)
     step = load_checkpoint(folder, model, build_optimizer(model, config))

@@ -27,7 +27,7 @@ from sinkscope.tasks import scenes as data
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class VisionLanguageConfig:
     """What decides the weights: model, data and optimiser.
 
     ``tower_steps`` steps train the tower alone (``tower_batch`` pictures, peak learning rate ``tower_lr``), then
@@ -70,13 +70,13 @@ FAMILIES = ("colour", "colour", "shape", "shape", "place", "number", "presence")
 class Learner(nn.Module):
     """The model and the layer that reads colour and shape off the tower while it is trained alone."""
 
-    def __init__(self, config: Config, tokenizer: Any) -> None:
+    def __init__(self, config: VisionLanguageConfig, tokenizer: Any) -> None:
         super().__init__()
         self.vlm = parts.build(config, tokenizer)
         self.readout = nn.Linear(config.tower_width, len(data.COLOURS) + len(data.SHAPES) + 2)
 
 
-def scenes_of_step(config: Config, step: int, count: int) -> tuple[list[data.Scene], np.random.Generator]:
+def scenes_of_step(config: VisionLanguageConfig, step: int, count: int) -> tuple[list[data.Scene], np.random.Generator]:
     """Scenes of a training step, and the generator that draws their questions."""
     rng = np.random.default_rng([config.seed, step])
     return [data.make_scene(rng) for _ in range(count)], rng
@@ -133,7 +133,9 @@ def accuracy(vlm: Any, tokenizer: Any, scenes: list[data.Scene], seed: int = 0) 
     return {family: float(value) for family, value in zip(data.FAMILIES, share, strict=True)}
 
 
-def _one_step(learner: Learner, optimizer: torch.optim.Optimizer, tokenizer: Any, config: Config, step: int) -> float:
+def _one_step(
+    learner: Learner, optimizer: torch.optim.Optimizer, tokenizer: Any, config: VisionLanguageConfig, step: int
+) -> float:
     vlm, later = learner.vlm, step - config.tower_steps
     if later < 0:
         schedule = dataclasses.replace(config, steps=config.tower_steps, lr=config.tower_lr)
@@ -155,7 +157,7 @@ def _one_step(learner: Learner, optimizer: torch.optim.Optimizer, tokenizer: Any
 
 
 def train(
-    config: Config,
+    config: VisionLanguageConfig,
     folder: Path,
     measure_every: int = 200,
     say: Callable[[str], None] = lambda line: None,
@@ -212,7 +214,7 @@ def samples(folder: Path, count: int = 8, seed: int = 0) -> list[Path]:
 
 
 def main() -> None:
-    """Command line: every field of :class:`Config` is an option."""
+    """Command line: every field of :class:`VisionLanguageConfig` is an option."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     goal = parser.add_mutually_exclusive_group(required=True)
     goal.add_argument("--out", type=Path, help="train: folder for checkpoints and the curve")
@@ -220,14 +222,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=8, help="number of pictures for --samples")
     parser.add_argument("--measure-every", type=int, default=200)
     parser.add_argument("--stop-at", type=int, default=None, help="stop at this step, to go on later")
-    for field in dataclasses.fields(Config):
+    for field in dataclasses.fields(VisionLanguageConfig):
         if field.name != "betas":
             parser.add_argument(
                 f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default, metavar="X"
             )
     options = vars(parser.parse_args())
     out, folder, count, every, stop = (options.pop(n) for n in ("out", "samples", "count", "measure_every", "stop_at"))
-    config = Config(**options)
+    config = VisionLanguageConfig(**options)
     if folder is not None:
         samples(folder, count, config.seed)
         return

@@ -17,7 +17,7 @@ from recipes import vision_language_model as parts
 from recipes.facts import claim
 from recipes.language_model import build_optimizer, load_checkpoint
 from recipes.run_files import command, read_curve, write
-from recipes.vision_language import Config, Learner, accuracy
+from recipes.vision_language import Learner, VisionLanguageConfig, accuracy
 from sinkscope import metrics, zoo
 from sinkscope.methods.var import VarSettings, tau_of
 from sinkscope.models import variants
@@ -34,11 +34,11 @@ def is_run(folder: Path) -> bool:
     return path.exists() and "tower_steps" in json.loads(path.read_text())
 
 
-def read_config(folder: Path) -> Config:
+def read_config(folder: Path) -> VisionLanguageConfig:
     """Fields of a run, from its ``config.json``."""
     fields: dict[str, Any] = json.loads((folder / "config.json").read_text())
     fields["betas"] = tuple(fields["betas"])
-    return Config(**fields)
+    return VisionLanguageConfig(**fields)
 
 
 def export(folder: Path, target: Path) -> int:
@@ -180,7 +180,7 @@ def ship_vision_language(folder: Path, target: Path) -> dict[str, Any]:
         "source": "Kang et al. 2025, arXiv 2503.03321",
         "text": "procedural pictures of 64 by 64 pixels and questions about them, all from a seed; the decoder started "
         f"from zoo:{config.start}" if config.start else "procedural pictures and questions, all from a seed",
-        "command": command("vision_language", fields, dataclasses.asdict(Config()), stopped),
+        "command": command("vision_language", fields, dataclasses.asdict(VisionLanguageConfig()), stopped),
         "recipe": fields,
         "claims": claims,
         "facts": facts,

@@ -51,7 +51,7 @@ def missing(path: Path, text: str) -> Iterator[str]:
     for dotted in sorted(set(DOTTED.findall(text))):
         if not NOT_OURS.search(dotted) and not is_there(dotted):
             yield f"{path}: {dotted}"
-    for named in sorted(set(PATHS.findall(text))):
+    for named in sorted(n for n in set(PATHS.findall(text)) if not re.search(r"/[A-Z]+(/|\.)", n)):
         if not (ROOT / named).exists():
             yield f"{path}: {named}"
 

@@ -84,7 +84,7 @@ def test_backcopy_reruns_are_equal_and_save_a_loadable_folder(arm, tmp_path):
 
 
 def test_backcopy_statistics_of_a_planted_head():
-    config = dataclasses.replace(bb.Config(), length=12, width=8)
+    config = dataclasses.replace(bb.BackcopyConfig(), length=12, width=8)
     model = bb.build_model(config).eval()
     attention = model.transformer.h[0].attn
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_backcopy_statistics_of_a_planted_head():
 
 def test_unknown_optimiser_is_refused():
     with pytest.raises(ModelError, match=r"optimizer='lion': unknown. Use adamw or sgd"):
-        bb.train(dataclasses.replace(bb.Config(), optimizer="lion", steps=1))
+        bb.train(dataclasses.replace(bb.BackcopyConfig(), optimizer="lion", steps=1))
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def source(tmp_path):
     return root
 
 
-TINY = lm.Config(
+TINY = lm.LanguageModelConfig(
     layers=2, heads=2, width=16, mlp=24, vocab=300, length=24, batch=2, steps=6, warmup=2, lr=1e-2, repeat_share=0.5
 )
 
@@ -146,7 +146,7 @@ def test_language_model_variants_train(source, tmp_path, extra):
 
 
 def test_learning_rate_warms_up_stays_and_falls():
-    config = lm.Config(steps=1000, warmup=100, lr=1.0, decay=0.2)
+    config = lm.LanguageModelConfig(steps=1000, warmup=100, lr=1.0, decay=0.2)
     assert lm.learning_rate(config, 0) == pytest.approx(0.01)
     assert lm.learning_rate(config, 500) == 1.0
     assert lm.learning_rate(config, 900) == pytest.approx(0.5)
@@ -187,7 +187,9 @@ def test_the_tokenizer_puts_bos_first_and_round_trips(source):
 
 
 def test_the_first_steps_may_have_their_own_batch_and_repeats():
-    config = lm.Config(batch=8, repeat_share=0.5, start_steps=10, start_batch=16, start_repeat_share=0.25, length=11)
+    config = lm.LanguageModelConfig(
+        batch=8, repeat_share=0.5, start_steps=10, start_batch=16, start_repeat_share=0.25, length=11
+    )
     assert lm.data_of_step(config, 9) == (16, 0.25)
     assert lm.data_of_step(config, 10) == (8, 0.5)
     assert lm.tokens_seen(config, 10) == 1600
@@ -208,7 +210,9 @@ def test_a_window_starts_from_the_weights_of_the_model_without_one():
 def test_backcopy_keeps_the_model_of_each_measured_step(tmp_path, monkeypatch, capsys):
     from sinkscope.training import checkpoints
 
-    monkeypatch.setitem(bb.ARMS, "bb-1l", dataclasses.replace(bb.Config(), steps=2, batch=4, length=16, width=16))
+    monkeypatch.setitem(
+        bb.ARMS, "bb-1l", dataclasses.replace(bb.BackcopyConfig(), steps=2, batch=4, length=16, width=16)
+    )
     monkeypatch.setattr("sys.argv", ["bigram_backcopy", "--out", str(tmp_path), "--checkpoints"])
     bb.main()
     found = checkpoints(tmp_path)

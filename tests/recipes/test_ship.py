@@ -25,7 +25,7 @@ def weights_folder(tmp_path, monkeypatch):
 def test_a_backcopy_run_is_shipped_with_card_and_page(weights_folder, tmp_path):
     folders = []
     for seed in (1, 2):
-        config = dataclasses.replace(bb.Config(), steps=3, batch=4, length=16, width=8, seed=seed)
+        config = dataclasses.replace(bb.BackcopyConfig(), steps=3, batch=4, length=16, width=8, seed=seed)
         model, curve, _ = bb.train(config)
         bb.save(model, curve, config, tmp_path / str(seed))
         folders.append(tmp_path / str(seed))
@@ -54,7 +54,9 @@ def test_a_language_model_is_shipped_in_half_precision_with_facts_of_the_shipped
     for i in range(60):
         body = "\n".join(f"def function_{i}_{j}(x, y):\n    return x + {i * j}\n" for j in range(12))
         (source / f"m{i}.py").write_text(body)
-    config = lm.Config(layers=2, heads=2, width=16, mlp=24, vocab=300, length=24, batch=2, steps=2, warmup=1)
+    config = lm.LanguageModelConfig(
+        layers=2, heads=2, width=16, mlp=24, vocab=300, length=24, batch=2, steps=2, warmup=1
+    )
     run = tmp_path / "run"
     lm.train(config, run, source, measure_every=2)
     (run / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
@@ -87,7 +89,7 @@ def test_log_growth_recovers_a_planted_slope():
 def test_figures_are_drawn_for_the_models_of_the_zoo(weights_folder, tmp_path):
     from recipes import figures
 
-    config = dataclasses.replace(bb.Config(), steps=3, batch=4, length=16, width=8)
+    config = dataclasses.replace(bb.BackcopyConfig(), steps=3, batch=4, length=16, width=8)
     model, curve, _ = bb.train(config)
     bb.save(model, curve, config, tmp_path / "run")
     ship.ship("bb-1l", [tmp_path / "run"])
@@ -132,7 +134,7 @@ def test_the_curves_of_a_variant_are_shipped_without_weights(weights_folder, tmp
 
 
 def test_a_model_and_further_seeds_of_it_are_one_name(weights_folder, tmp_path):
-    config = dataclasses.replace(bb.Config(), steps=3, batch=4, length=16, width=8, seed=5)
+    config = dataclasses.replace(bb.BackcopyConfig(), steps=3, batch=4, length=16, width=8, seed=5)
     model, curve, _ = bb.train(config)
     bb.save(model, curve, config, tmp_path / "run")
     ship.ship("bb-1l", [tmp_path / "run"])

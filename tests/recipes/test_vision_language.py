@@ -18,7 +18,7 @@ from sinkscope.errors import PromptError
 from sinkscope.tasks import scene_questions as examples
 from sinkscope.tasks import scenes as data
 
-TINY = vl.Config(
+TINY = vl.VisionLanguageConfig(
     tower_layers=1, tower_width=16, tower_heads=2, tower_mlp=16, start="", layers=3, heads=2, width=16, mlp=16,
     tower_steps=2, tower_batch=2, align_steps=1, steps=3, batch=2, warmup=1,
 )  # fmt: skip
@@ -79,7 +79,11 @@ def test_description_and_patches():
 
 
 def test_held_out_scenes_are_no_training_scenes():
-    seen = {scene.pixels.tobytes() for step in range(50) for scene in vl.scenes_of_step(vl.Config(), step, 2)[0]}
+    seen = {
+        scene.pixels.tobytes()
+        for step in range(50)
+        for scene in vl.scenes_of_step(vl.VisionLanguageConfig(), step, 2)[0]
+    }
     assert not seen & {scene.pixels.tobytes() for scene in data.held_out(100)}
     first, again = data.held_out(3, first=7), data.held_out(10)[7:]
     assert [s.pixels.tobytes() for s in first] == [s.pixels.tobytes() for s in again]
@@ -147,7 +151,7 @@ def test_aligning_leaves_tower_and_blocks_alone(tmp_path):
 
 
 def test_the_decoder_starts_from_the_language_model():
-    config = vl.Config()
+    config = vl.VisionLanguageConfig()
     tokenizer = parts.make_tokenizer(config.vocab)
     network = parts.build(config, tokenizer)
     from sinkscope.models import variants
