@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import sinkscope as sk
-from sinkscope import cli, demo, schema
+from sinkscope import cli, schema
+from sinkscope.cli import demo
 from sinkscope.report.text import percent
 from sinkscope.testing import planted_sink
 

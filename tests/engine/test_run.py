@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import sinkscope as sk
-from sinkscope import runner, testing
+from sinkscope import testing
+from sinkscope.engine import run as runner
 from sinkscope.errors import ModelError, ProbeError, PromptError, UnsupportedModelError
 
 IDS = [[1, 5, 6, 7], [1, 8], [1, 9, 10]]

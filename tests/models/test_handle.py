@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
-from sinkscope import model_facts, testing
+from sinkscope import testing
 from sinkscope.errors import ModelError, UnsupportedModelError
+from sinkscope.models import facts as model_facts
 from sinkscope.models.handle import Model, load_model, minilm_path
 
 WORDS = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", "the", "cat", "sat"])}

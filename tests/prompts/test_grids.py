@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from vlm_models import FAMILIES, image, vlm
 
-from sinkscope import grids
-from sinkscope.prompts import Prompts
+from sinkscope.prompts import Prompts, grids
 from sinkscope.roles import ROLE_INDEX
 
 SIZES = [(96, 96), (60, 100), (100, 44), (150, 40), (33, 120)]
