@@ -15,8 +15,8 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope.analysis import Study
-from sinkscope.attention.bias import CallEdits
-from sinkscope.attention.streaming import Call
+from sinkscope.attention.call import Call
+from sinkscope.attention.call_edits import CallEdits
 from sinkscope.engine.run import find_tower
 from sinkscope.models.backends.base import Instruments
 

@@ -12,8 +12,9 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 
-from sinkscope.attention.bias import CallEdits, DropWeights, LogBias, ValueScale
-from sinkscope.attention.streaming import Call
+from sinkscope.attention.call import Call
+from sinkscope.attention.call_edits import CallEdits
+from sinkscope.attention.primitives import DropWeights, LogBias, ValueScale
 from sinkscope.attention.view import LayerStats, Wants
 
 HIDE = {torch.float16: -6e4}
@@ -25,45 +26,40 @@ MOST = 4
 
 def serves(call: Call, wants: Wants, edits: CallEdits) -> bool:
     """Whether these edits can run on the fused kernel: plain mask and softmax, no statistics of weights."""
-    if wants.weights_needed or "log_sum_exp" in wants or edits.normalisers or edits.extra_keys:
+    if wants.from_kernel or not call.plain or edits.normalisers or edits.extra_keys:
         return False
     if not all(isinstance(w, DropWeights) and w.queries is None and not w.keep_self for w in edits.weights):
         return False
-    plain = (
-        call.mask.plain and call.bias is None and call.softcap is None and call.sink_logits is None
-        and call.extra_key is None and call.normaliser == "softmax"
-        and call.query.shape[-1] == call.value.shape[-1]
-    )  # fmt: skip
+    # Rows left with no key are found for each bias by itself; two hiding biases could empty a row together.
     hiding = sum(bias.hide for bias in edits.biases)
     simple = hiding <= 1 and len(edits.biases) <= MOST and not any(bias.keep_self for bias in edits.biases)
-    return plain and simple and edits.null_logits is None and not edits.blockwise
+    return simple and edits.null_logits is None and not edits.blockwise
 
 
-def augmented_attend(call: Call, edits: CallEdits) -> tuple[Float[torch.Tensor, "batch query head dim"], LayerStats]:
+def attend(call: Call, edits: CallEdits) -> tuple[Float[torch.Tensor, "batch query head dim"], LayerStats]:
     """Run a call that :func:`serves` accepted."""
     query, key, value = call.query, call.key, call.value
-    causal = call.mask.kind == "causal" and query.shape[2] > 1
     # Without statistics, weights dropped in every row are the same as values of 0.
     drops = [ValueScale(w.keys, w.factor, w.tally) for w in edits.weights if isinstance(w, DropWeights)]
     values = [*edits.values, *drops]
     if _differs_within_groups(call, edits.biases, values):
-        group = query.shape[1] // key.shape[1]
-        key, value = (tensor.repeat_interleave(group, 1) for tensor in (key, value))
+        key, value = (tensor.repeat_interleave(call.group, 1) for tensor in (key, value))
     per_group = query.shape[1] // key.shape[1]
     for change in values:
         chosen = change.keys[:, ::per_group]
-        change.tally.touched = change.tally.touched or int(chosen.sum())
+        change.count(chosen)
         value = torch.where(chosen[..., None], value * change.scale, value)
-    columns = [_columns(bias, call, causal, per_group) for bias in edits.biases]
+    columns = [_columns(bias, call, per_group) for bias in edits.biases]
     width = query.shape[-1]
     if columns:
         extra = sum(part.shape[-1] for part, _ in columns)
+        # Kernels want head sizes that are multiples of 8, or copy the operands to make them so.
         short = -(width + extra) % 8
         query = _widen(query, [part for part, _ in columns], short)
         key = _widen(key, [part for _, part in columns], short)
         value = torch.nn.functional.pad(value, (0, extra + short))
     out = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, is_causal=causal, scale=call.scale, enable_gqa=per_group > 1
+        query, key, value, is_causal=call.causal, scale=call.scale, enable_gqa=per_group > 1
     )
     out = rearrange(out[..., :width], "batch head query dim -> batch query head dim")
     for gate in edits.gates:
@@ -71,32 +67,32 @@ def augmented_attend(call: Call, edits: CallEdits) -> tuple[Float[torch.Tensor, 
     return out.to(call.query.dtype), LayerStats(path="augdim")
 
 
-def _columns(bias: LogBias, call: Call, causal: bool, per_group: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _columns(bias: LogBias, call: Call, per_group: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Columns of one log-bias: (batch, head, query, 1 or 2) for the queries, (batch, kv_head, key, same) for keys."""
     batch, heads, rows = call.query.shape[:3]
     acts = bias.keys.any(-1)[:, :, None].expand(batch, heads, rows)
     if bias.queries is not None:
         acts = acts & bias.queries[:, None]
-    hide = bias.hide and not bias.inert
-    if hide:
-        blind = _blind(bias.keys, rows, causal)
-        bias.tally.spared += int((acts & blind).sum())
-        acts = acts & ~blind
+    if bias.hides:
+        left_empty = _sees_only_hidden(bias.keys, rows, call.causal)
+        bias.tally.spared += int((acts & left_empty).sum())
+        acts = acts & ~left_empty
     bias.tally.touched = bias.tally.touched or int(acts.sum())
     dtype = call.query.dtype
-    if hide:
+    if bias.hides:
         entry = torch.full((heads,), HIDE.get(dtype, -1e9 / call.scale), device=call.query.device)
     else:
         entry = bias.value / call.scale
     entry = torch.where(acts, entry[None, :, None], torch.zeros((), device=entry.device, dtype=entry.dtype))
     parts = [entry.to(dtype)]
-    if dtype != torch.float32 and not hide:
+    if dtype != torch.float32 and not bias.hides:
+        # bfloat16 keeps 8 bits of the bias; what rounding took away goes into a second column.
         parts.append((entry - parts[0].to(entry.dtype)).to(dtype))
     member = _by_group(bias.keys, per_group).to(dtype)[..., None]
     return torch.stack(parts, dim=-1), member.expand(*member.shape[:-1], len(parts))
 
 
-def _blind(
+def _sees_only_hidden(
     keys: Bool[torch.Tensor, "batch head key"], rows: int, causal: bool
 ) -> Bool[torch.Tensor, "batch head query"]:
     """Rows that see only hidden keys: while every key so far is hidden, or all of them without a causal mask."""
@@ -112,7 +108,7 @@ def _by_group(keys: Bool[torch.Tensor, "batch head key"], per_group: int) -> Boo
 
 def _differs_within_groups(call: Call, biases: list[LogBias], values: list[ValueScale]) -> bool:
     """Whether heads that share a key-value head select different keys, or not all of them edit its values."""
-    per_group = call.query.shape[1] // call.key.shape[1]
+    per_group = call.group
     if per_group == 1:
         return False
     for bias in biases:

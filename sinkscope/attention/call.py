@@ -1,19 +1,23 @@
-"""One attention call as a model makes it, and the operands of one tile of it."""
+"""One attention call as a model makes it, before any path is chosen for it."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from sinkscope.attention.masks import MaskSpec
 
 
 @dataclass
 class Call:
-    """One attention call as a model makes it: keys and values un-repeated, rotary positions already applied."""
+    """One attention call as a model makes it: keys and values un-repeated, rotary positions already applied.
+
+    ``bias`` is added to the scaled logits (ALiBi, T5's relative positions). ``softcap`` is Gemma 2's c tanh(t / c).
+    ``sink_logits`` are learned logits in the denominator alone (GPT-OSS); ``extra_key`` is a learned key without a
+    value. ``normaliser`` is ``"softmax"`` or what :mod:`sinkscope.attention.normalise` knows.
+    """
 
     query: Float[torch.Tensor, "batch head query dim"]
     key: Float[torch.Tensor, "batch kv_head key dim"]
@@ -26,27 +30,25 @@ class Call:
     extra_key: Float[torch.Tensor, "head dim"] | None = None
     normaliser: str = "softmax"
 
+    @property
+    def plain(self) -> bool:
+        """True where softmax(q k^T x scale) v under a causal mask or none is the whole of it.
 
-class Scratch:
-    """Two buffers that every tile of a call is computed in; fresh memory per tile would cost more than arithmetic."""
+        The one question every fast path asks first: only then may a library's kernel compute the call. The head sizes
+        must agree too, because PyTorch's CPU kernel with log-sum-exp refuses a value of another width.
+        """
+        return (
+            self.mask.plain and self.bias is None and self.softcap is None and self.sink_logits is None
+            and self.extra_key is None and self.normaliser == "softmax"
+            and self.query.shape[-1] == self.value.shape[-1]
+        )  # fmt: skip
 
-    def __init__(self, size: int, device: torch.device) -> None:
-        self.logits = torch.empty(size, device=device)
-        self.weights = torch.empty(size, device=device)
+    @property
+    def causal(self) -> bool:
+        """True where a kernel must be told so: a single query of a plain call sees its one key either way."""
+        return self.mask.kind == "causal" and self.query.shape[2] > 1
 
-    @staticmethod
-    def view(buffer: torch.Tensor, *shape: int) -> torch.Tensor:
-        """The first numbers of a buffer, shaped."""
-        return buffer[: math.prod(shape)].view(shape)
-
-
-@dataclass
-class Work:
-    """The operands of one tile: some flat heads, all keys, and the rows it covers."""
-
-    query: Float[torch.Tensor, "flat query dim"]
-    key: Float[torch.Tensor, "flat key dim"]
-    value: Float[torch.Tensor, "flat key columns"]
-    where: tuple[Int[torch.Tensor, " flat"], Int[torch.Tensor, " flat"]]
-    rows: slice
-    scratch: Scratch | None
+    @property
+    def group(self) -> int:
+        """Return how many query heads share one key-value head."""
+        return self.query.shape[1] // self.key.shape[1]

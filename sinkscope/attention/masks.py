@@ -19,6 +19,9 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 BLOCK = 128
 """Query rows per block. Measured best on CPU (docs/decisions.md)."""
 
+HIDDEN_LOGIT = -1e30
+"""Logit of a hidden key. Finite, so 0 x logit stays 0 in the entropy; exp of it is exactly 0 in float32."""
+
 
 @dataclass(eq=False)
 class MaskSpec:
@@ -95,8 +98,11 @@ class MaskSpec:
         if self.kind == "full":
             return torch.ones(shape, dtype=torch.bool, device=self.device)
         batch = torch.arange(self.batch_size, device=self.device)
+        # Rules of transformers look at batch row and positions alone, so head 0 stands for all of them.
         head = torch.zeros(1, dtype=torch.long, device=self.device)
         if self.use_vmap:
+            # The library's own way to evaluate rules that index tensors (packed sequences, image blocks): one vmap per
+            # argument, with item access turned into indexing so that vmap can follow it.
             with TransformGetItemToIndex():
                 rule = self.rule
                 for dims in (
@@ -123,7 +129,7 @@ class MaskSpec:
         key = ("extent", rows.start, rows.stop)
         if key not in self._cache:
             seen = self.visible(rows, slice(0, self.kv_length))
-            hits = torch.ones(self.kv_length) if seen is None else seen.any(0).any(0)
+            hits = torch.ones(self.kv_length, device=self.device) if seen is None else seen.any(0).any(0)
             where = hits.nonzero()[:, 0]
             found = (int(where[0]), int(where[-1]) + 1) if len(where) else (0, 1)
             self._cache[key] = slice(*found)
@@ -178,6 +184,7 @@ def sinkscope_mask(  # noqa: PLR0913 - the library fixes this signature
         padding = attention_mask.bool()
         if (short := kv_length + kv_offset - padding.shape[-1]) > 0:
             padding = torch.nn.functional.pad(padding, (0, short))
+        # A static cache is longer than what is in it: keys that do not exist yet are hidden like padding.
         padding = padding[:, kv_offset : kv_offset + kv_length]
         padding = None if bool(padding.all()) else padding
     return MaskSpec(
@@ -200,11 +207,14 @@ def from_call(
     spec = MaskSpec(batch, q_length, kv_length, 0, 0, rule, None, False, query.device)
     if mask is None:
         return spec, None
+    # Some models hand over a mask as long as their position table (GPT-2's buffer), not as their keys.
     mask = mask[..., :kv_length]
     seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     seen = seen.expand(batch, seen.shape[1], q_length, kv_length)[:, 0]
+    # A mask with a head axis is taken to hide the same keys from every head; what differs by head is a bias.
     spec.rule = lambda b, h, i, j: seen[b, i, j]
     if mask.dtype == torch.bool:
         return spec, None
+    # What is left after the hidden entries may still be a bias: ALiBi and T5 fold theirs into the mask.
     bias = mask.float().masked_fill(mask <= torch.finfo(mask.dtype).min / 2, 0.0)
     return spec, bias if bool((bias != 0).any()) else None

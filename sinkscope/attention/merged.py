@@ -14,8 +14,11 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 
-from sinkscope.attention.bias import NEG, CallEdits, DropWeights, KeyTarget, LogBias, Tile
-from sinkscope.attention.streaming import Call
+from sinkscope.attention.call import Call
+from sinkscope.attention.call_edits import CallEdits
+from sinkscope.attention.fused import flash
+from sinkscope.attention.masks import HIDDEN_LOGIT
+from sinkscope.attention.tile import Tile
 from sinkscope.attention.view import LayerStats, Wants
 
 MOST = 32
@@ -25,42 +28,35 @@ CHUNK = 1 << 22
 """Most numbers of the small rows that are held at once."""
 
 
-def apart(call: Call, wants: Wants, edits: CallEdits) -> int | None:
-    """Number of first keys to keep apart, or None where these edits cannot be done this way."""
-    if wants.weights_needed or "log_sum_exp" in wants or edits.blockwise or call.query.device.type != "cpu":
+def first_keys(call: Call, wants: Wants, edits: CallEdits) -> int | None:
+    """Return how many first keys to keep apart, or None where these edits cannot be done this way."""
+    if wants.from_kernel or edits.blockwise or call.query.device.type != "cpu":
         return None
-    plain = (
-        call.mask.plain and call.bias is None and call.softcap is None and call.sink_logits is None
-        and call.extra_key is None and call.normaliser == "softmax" and set(edits.normalisers) <= {"softmax1"}
-        and call.query.shape[-1] == call.value.shape[-1]
-    )  # fmt: skip
-    targets = [*edits.biases, *(_target(change) for change in edits.weights)]
-    if not plain or _graded(call, edits) or any(target is None for target in targets):
+    weights = edits.keyed_weights
+    if not call.plain or weights is None or not set(edits.normalisers) <= {"softmax1"} or _graded(call, edits):
         return None
+    targets = [*edits.biases, *(change.target for change in weights)]
     last = 0
     for target in targets:
-        assert target is not None
         columns = target.keys.flatten(0, -2).any(0).nonzero()
         last = max(last, int(columns[-1]) + 1 if len(columns) else 0)
-    small = bool(targets) or edits.null_logits is not None or bool(edits.extra_keys) or bool(edits.normalisers)
-    return last if small and last <= MOST else None
+    # Values and gates alone need no row taken apart; the plain kernel between them is cheaper still.
+    on_rows = bool(targets) or edits.null_logits is not None or bool(edits.extra_keys) or bool(edits.normalisers)
+    return last if on_rows and last <= MOST else None
 
 
-def merged_attend(
-    call: Call, edits: CallEdits, first: int
-) -> tuple[Float[torch.Tensor, "batch query head dim"], LayerStats]:
-    """Run a call with its ``first`` keys apart; see :func:`apart`."""
+def attend(call: Call, edits: CallEdits, first: int) -> tuple[Float[torch.Tensor, "batch query head dim"], LayerStats]:
+    """Run a call with its ``first`` keys apart; see :func:`first_keys`."""
     batch, heads = call.query.shape[:2]
-    group = heads // call.key.shape[1]
-    key, value = (t.repeat_interleave(group, 1) if group > 1 else t for t in (call.key, call.value))
+    key, value = (t.repeat_interleave(call.group, 1) if call.group > 1 else t for t in (call.key, call.value))
     for change in edits.values:
-        change.tally.touched = change.tally.touched or int(change.keys.sum())
+        change.count(change.keys)
         value = torch.where(change.keys[..., None], value * change.scale, value)
     others, lse = _others(call, key, value, first)
     step = max(1, CHUNK // (call.query.shape[2] * (first + 2)))
     parts = []
     for start in range(0, batch * heads, step):
-        flat = torch.arange(start, min(start + step, batch * heads))
+        flat = torch.arange(start, min(start + step, batch * heads), device=call.query.device)
         where = flat // heads, flat % heads
         parts.append(_rows(call, edits, first, where, (key, value, others, lse)))
     out = rearrange(torch.cat(parts), "(batch head) query dim -> batch query head dim", batch=batch)
@@ -73,17 +69,17 @@ def _others(
     call: Call, key: torch.Tensor, value: torch.Tensor, first: int
 ) -> tuple[Float[torch.Tensor, "batch head query dim"], Float[torch.Tensor, "batch head query"]]:
     """Output and log-sum-exp of every row over the keys from ``first`` on; 0 and minus infinity where it sees none."""
-    query, causal = call.query, call.mask.kind == "causal" and call.query.shape[2] > 1
+    query = call.query
     out = torch.zeros_like(query)
-    lse = torch.full(query.shape[:3], NEG)
-    skipped = first if causal else 0
+    lse = torch.full(query.shape[:3], HIDDEN_LOGIT, device=query.device)
+    # Without its first n rows and first n keys a causal square is again a causal square, which the kernel knows.
+    skipped = first if call.causal else 0
     if key.shape[2] > first:
-        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         rows, keys = slice(skipped, None), slice(first, None)
-        found, total = kernel(query[:, :, rows], key[:, :, keys], value[:, :, keys], 0.0, causal, scale=call.scale)
+        found, total = flash(query[:, :, rows], key[:, :, keys], value[:, :, keys], call.causal, call.scale)
         if not skipped:
-            return found, total.float()
-        out[:, :, rows], lse[:, :, rows] = found, total.float()
+            return found, total
+        out[:, :, rows], lse[:, :, rows] = found, total
     return out, lse
 
 
@@ -97,8 +93,10 @@ def _rows(
     query = call.query[where].float() * call.scale
     tile = Tile(where[0], head, slice(0, length), slice(0, first), call.mask)
     own = torch.bmm(query, key[:, :first].float().transpose(1, 2))
-    if call.mask.kind == "causal" and length > 1:
-        own = own.masked_fill(torch.arange(first)[None, :] > torch.arange(length)[:, None], NEG)
+    if call.causal:
+        place = torch.arange(max(first, length), device=query.device)
+        own = own.masked_fill(place[None, :first] > place[:length, None], HIDDEN_LOGIT)
+    # The log-sum-exp of the others is a logit like any other: exp of it is their part of the denominator.
     logits = torch.cat([own, lse[..., None]], dim=-1)
     for bias in edits.biases:
         logits = bias.apply(logits, tile)
@@ -111,15 +109,16 @@ def _rows(
     if (null := _null(edits, head)) is not None:
         columns.append(null[:, None, None].expand(-1, length, 1))
     weights = torch.softmax(torch.cat([logits, *columns], dim=-1), dim=-1)
-    weights, more = weights[..., : first + 1], weights[..., first + 1 :]
+    weights, off_keys = weights[..., : first + 1], weights[..., first + 1 :]
     if columns and edits.weights:
-        tile.rest = more.sum(-1)
+        tile.off_keys = off_keys.sum(-1)
     for change in edits.weights:
         weights = change(weights, tile)
     out = torch.bmm(weights[..., :first], value[:, :first].float())
     out.addcmul_(weights[..., first:], others.float())
     for place, each in enumerate(edits.extra_keys):
-        share = more[..., place] if tile.rest_scale is None else more[..., place] * tile.rest_scale
+        share = off_keys[..., place]
+        share = share if tile.off_keys_scale is None else share * tile.off_keys_scale
         out = out + share[..., None] * each.value.float()[head][:, None]
     return out
 
@@ -127,23 +126,12 @@ def _rows(
 def _null(edits: CallEdits, head: torch.Tensor) -> torch.Tensor | None:
     null = edits.null_logits
     if "softmax1" in edits.normalisers:
+        # Softmax-off-by-one is a null key with logit 0.
         one = torch.where(edits.normalisers["softmax1"], 0.0, -math.inf)
         null = one if null is None else torch.logaddexp(null, one)
     return None if null is None else null[head]
 
 
-def _target(change: object) -> KeyTarget | None:
-    """The keys a weight edit works on, where it needs no others."""
-    owner = getattr(change, "__self__", None)
-    found = owner if isinstance(owner, LogBias) else change
-    return found if isinstance(found, LogBias | DropWeights) else None
-
-
 def _graded(call: Call, edits: CallEdits) -> bool:
-    biases = [bias.value.requires_grad for bias in edits.biases]
-    biases += [
-        w.__self__.value.requires_grad for w in edits.weights if isinstance(getattr(w, "__self__", None), LogBias)
-    ]
-    nulls = edits.null_logits is not None and edits.null_logits.requires_grad
     tensors = (call.query, call.key, call.value)
-    return torch.is_grad_enabled() and (any(biases) or nulls or any(t.requires_grad for t in tensors))
+    return torch.is_grad_enabled() and (edits.needs_grad or any(t.requires_grad for t in tensors))

@@ -7,25 +7,32 @@ import math
 import torch
 from jaxtyping import Bool, Float
 
-from sinkscope.attention.bias import NEG, CallEdits
-from sinkscope.attention.call import Call, Work
+from sinkscope.attention.call import Call
+from sinkscope.attention.call_edits import CallEdits
+from sinkscope.attention.masks import HIDDEN_LOGIT
+from sinkscope.attention.tile import TileInputs
 
 
 def normalise(
-    call: Call, logits: Float[torch.Tensor, "flat query key"], work: Work, edits: CallEdits | None, with_lse: bool
-) -> tuple[Float[torch.Tensor, "flat query key"], Float[torch.Tensor, "flat query"] | None]:
-    """Weights and, where asked for, the log-sum-exp of the keys."""
-    if work.scratch is None or logits.requires_grad:
+    call: Call, logits: Float[torch.Tensor, "flat query key"], inputs: TileInputs, edits: CallEdits | None,
+    with_lse: bool,
+) -> tuple[Float[torch.Tensor, "flat query key"], Float[torch.Tensor, "flat query"] | None]:  # fmt: skip
+    """Return the weights and, where asked for, the log-sum-exp of the keys."""
+    # PyTorch's fused softmax reads a tile once; max, subtract, exp and sum by hand read it four times.
+    if inputs.scratch is None or logits.requires_grad:
         weights = torch.softmax(logits, dim=-1)
     else:
-        weights = torch.softmax(logits, dim=-1, out=work.scratch.view(work.scratch.weights, *logits.shape))
+        weights = torch.softmax(logits, dim=-1, out=inputs.scratch.view(inputs.scratch.weights, *logits.shape))
     lse = None
     if with_lse:
+        # The largest weight is exp(max t - lse), so the log-sum-exp follows without a second exponential of the tile.
+        # Exact because that weight is at least 1 / number of keys: its logarithm never loses digits to underflow.
         lse = logits.amax(-1) - weights.amax(-1).log()
     if call.mask.dead_rows() is not None:
-        weights = weights.masked_fill((logits.amax(-1) <= NEG / 2)[..., None], 0.0)
-    for kind, heads in swapped(call, edits).items():
-        weights = torch.where(heads[work.where[1]][:, None, None], elementwise(kind, logits), weights)
+        # Softmax of equal hidden logits is uniform; a row that sees no key (left padding) has no weights at all.
+        weights = weights.masked_fill((logits.amax(-1) <= HIDDEN_LOGIT / 2)[..., None], 0.0)
+    for kind, heads in elementwise_heads(call, edits).items():
+        weights = torch.where(heads[inputs.where[1]][:, None, None], elementwise(kind, logits), weights)
     return weights, lse
 
 
@@ -40,58 +47,64 @@ def _kinds(call: Call, edits: CallEdits | None) -> dict[str, Bool[torch.Tensor, 
     return {**kinds, call.normaliser: left | kinds[call.normaliser] if call.normaliser in kinds else left}
 
 
-def swapped(call: Call, edits: CallEdits | None) -> dict[str, Bool[torch.Tensor, " head"]]:
-    """Heads whose normaliser works on each weight alone."""
+def elementwise_heads(call: Call, edits: CallEdits | None) -> dict[str, Bool[torch.Tensor, " head"]]:
+    """Return the heads whose normaliser works on each logit alone, by its name."""
     return {kind: heads for kind, heads in _kinds(call, edits).items() if kind in ("sigmoid", "relu")}
 
 
 def elementwise(kind: str, logits: Float[torch.Tensor, "flat query key"]) -> Float[torch.Tensor, "flat query key"]:
     """Attention without softmax: sigmoid(t), or relu(t) / number of visible keys (Guo et al. 2024; Gu et al. 2025)."""
-    hidden = logits <= NEG / 2
+    hidden = logits <= HIDDEN_LOGIT / 2
     if kind == "sigmoid":
         return torch.sigmoid(logits).masked_fill(hidden, 0.0)
     count = (~hidden).sum(-1, keepdim=True).clamp(min=1)
     return torch.relu(logits).masked_fill(hidden, 0.0) / count
 
 
-def extra_mass(call: Call, edits: CallEdits | None) -> bool:
-    """True where the denominator holds more than the keys."""
+def has_mass_off_keys(call: Call, edits: CallEdits | None) -> bool:
+    """Return whether the denominator holds more than the keys, so that a row of weights sums to less than 1."""
     added = edits is not None and (edits.null_logits is not None or bool(edits.extra_keys))
     return added or "softmax1" in _kinds(call, edits) or call.sink_logits is not None or call.extra_key is not None
 
 
 def denominator(
-    call: Call, lse: Float[torch.Tensor, "flat query"], work: Work, edits: CallEdits | None
+    call: Call, lse: Float[torch.Tensor, "flat query"], inputs: TileInputs, edits: CallEdits | None
 ) -> tuple[Float[torch.Tensor, "flat query"], Float[torch.Tensor, "flat query vdim"] | None]:
-    """Row factor that a larger denominator puts on the keys' weights, and the extra keys' own output."""
-    head, rows = work.where[1], work.rows
+    """Return the share of each row that stays on the keys, exp(lse - total), and what the extra keys put out.
+
+    Every implicit sink is one more term of the denominator, so it never needs a column of its own: the softmax over the
+    keys is computed as ever and scaled by this share. Working on logarithms keeps it exact when a sink takes all.
+    """
+    head, rows = inputs.where[1], inputs.rows
     total = lse
     if call.sink_logits is not None:
         total = torch.logaddexp(total, call.sink_logits.float()[head][:, None])
     kinds = _kinds(call, edits)
     if "softmax1" in kinds:
+        # Softmax-off-by-one adds 1 to the denominator: a term with logit 0.
         plus_one = torch.logaddexp(total, torch.zeros_like(total))
         total = torch.where(kinds["softmax1"][head][:, None], plus_one, total)
     if edits is not None and edits.null_logits is not None:
         total = torch.logaddexp(total, edits.null_logits[head][:, None].expand_as(total))
     if call.extra_key is not None:
-        own = torch.einsum("fqd,fd->fq", work.query[:, rows], call.extra_key.float()[head])
+        own = torch.einsum("fqd,fd->fq", inputs.query[:, rows], call.extra_key.float()[head])
         total = torch.logaddexp(total, own)
     extras = edits.extra_keys if edits else []
     logits = []
     for each in extras:
-        logit = torch.einsum("fqd,fd->fq", work.query[:, rows], each.key.float()[head])
+        logit = torch.einsum("fqd,fd->fq", inputs.query[:, rows], each.key.float()[head])
         logits.append(logit.masked_fill(~each.heads[head][:, None], -math.inf))
         total = torch.logaddexp(total, logits[-1])
-    alone = [heads[head][:, None] for heads in swapped(call, edits).values()]
-    extra = None
+    # Sigmoid and relu weigh each key by itself: there is no denominator for a further key to take mass from.
+    alone = [heads[head][:, None] for heads in elementwise_heads(call, edits).values()]
+    extra_output = None
     for each, logit in zip(extras, logits, strict=True):
         share = (logit - total).exp()
         for bare in alone:
             share = share.masked_fill(bare, 0.0)
         part = share[..., None] * each.value.float()[head][:, None]
-        extra = part if extra is None else extra + part
-    factor = (lse - total).exp()
+        extra_output = part if extra_output is None else extra_output + part
+    on_keys = (lse - total).exp()
     for bare in alone:
-        factor = factor.masked_fill(bare, 1.0)
-    return factor, extra
+        on_keys = on_keys.masked_fill(bare, 1.0)
+    return on_keys, extra_output

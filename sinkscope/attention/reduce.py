@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 
-from sinkscope.attention.bias import Tile
+from sinkscope.attention.tile import Tile
 from sinkscope.attention.view import Context, LayerStats, Wants
 
 

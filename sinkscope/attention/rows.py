@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from sinkscope.attention.bias import CallEdits
+from sinkscope.attention.call import Call
+from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.masks import MaskSpec
-from sinkscope.attention.streaming import Call
 from sinkscope.attention.view import Context, LayerStats, Wants
 
 
@@ -59,6 +59,7 @@ def cut_call(call: Call, rows: slice) -> Call:
 def _cut_mask(mask: MaskSpec, rows: slice) -> MaskSpec:
     rule = mask.rule
     if mask.kind == "rule" and rows.start:
+        # A library's rule may look up the batch row (packed sequences): a part must ask it for the row of the whole.
         whole, first = mask.rule, rows.start
 
         def rule(batch: Any, head: Any, query: Any, key: Any) -> Any:
@@ -75,13 +76,14 @@ def _cut_wants(wants: Wants, rows: slice) -> Wants:
 
 
 def _cut_context(context: Context, rows: slice) -> Context:
+    # One row of context serves every batch row where all prompts have the same tokens in the same places.
     if len(context.real) == 1:
         return context
     return replace(context, real=context.real[rows], roles=context.roles[rows])
 
 
 def _join_rows(parts: Sequence[LayerStats]) -> LayerStats:
-    joined = LayerStats(path="fused" if all(part.path == "fused" for part in parts) else "")
+    joined = LayerStats(path="+".join(sorted({part.path for part in parts})))
     for entry in fields(LayerStats):
         values = [getattr(part, entry.name) for part in parts]
         if entry.name == "path" or values[0] is None:

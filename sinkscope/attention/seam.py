@@ -17,11 +17,11 @@ import torch
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
-from sinkscope.attention.bias import CallEdits
-from sinkscope.attention.fused import fused_attend
+from sinkscope.attention.call import Call
+from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.masks import from_call, sinkscope_mask
+from sinkscope.attention.paths import attend
 from sinkscope.attention.rows import RowEdits
-from sinkscope.attention.streaming import Call, attend
 from sinkscope.attention.view import Context, LayerStats, Wants
 
 NAME = "sinkscope"
@@ -77,20 +77,15 @@ def sinkscope_attention(  # noqa: PLR0913 - the library fixes this signature
         session.observe(module, call)
     context = session.context or _everything_real(key)
     wants, edits = session.wants(module), session.edits(module, call)
-    out, stats = _compute(call, wants, context, edits)
-    session.paths.add(stats.path or "blockwise")
+    if isinstance(edits, RowEdits):
+        out, stats = edits.attend(call, wants, context, attend)
+    else:
+        out, stats = attend(call, wants, context, edits)
+    session.paths.update(stats.path.split("+"))
     if wants.anything:
         _norms(call, wants, stats)
         session.collect(module, stats)
     return out.contiguous(), None
-
-
-def _compute(
-    call: Call, wants: Wants, context: Context, edits: CallEdits | RowEdits | None
-) -> tuple[torch.Tensor, LayerStats]:
-    if isinstance(edits, RowEdits):
-        return edits.attend(call, wants, context, _compute)
-    return fused_attend(call, wants, context, edits) or attend(call, wants, context, edits)
 
 
 def _everything_real(key: torch.Tensor) -> Context:

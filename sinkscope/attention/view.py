@@ -38,6 +38,11 @@ class Wants:
         return bool(self.names - {"value_norm", "key_norm", "log_sum_exp"}) or bool(self.maxima) or bool(self.maps)
 
     @property
+    def from_kernel(self) -> bool:
+        """True where a statistic of the softmax is wanted, which a kernel that returns only the output cannot give."""
+        return self.weights_needed or "log_sum_exp" in self.names
+
+    @property
     def anything(self) -> bool:
         """True where any statistic is wanted."""
         return bool(self.names) or bool(self.maxima) or bool(self.maps)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 
-from sinkscope.attention.bias import Tally
+from sinkscope.attention.primitives import Tally
 from sinkscope.edits.base import Edit
 from sinkscope.edits.selectors import tokens_of, whole_numbers
 from sinkscope.edits.site import Tokens, beyond, place

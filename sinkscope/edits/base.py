@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from sinkscope.attention.bias import CallEdits
+from sinkscope.attention.call_edits import CallEdits
 from sinkscope.edits.selectors import HeadMap, from_plain, heads_of, is_empty, layers_of, show, to_plain, tokens_of
 from sinkscope.errors import EditError
 from sinkscope.models.backends.base import Tower

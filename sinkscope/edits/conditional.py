@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from jaxtyping import Bool, Float
 
-from sinkscope.attention.bias import CallEdits, Tally, Tile
-from sinkscope.attention.streaming import attend
+from sinkscope.attention.blockwise import attend
+from sinkscope.attention.call_edits import CallEdits
+from sinkscope.attention.primitives import Tally
+from sinkscope.attention.tile import Tile
 from sinkscope.attention.view import Wants
 from sinkscope.edits.base import AttentionEdit
 from sinkscope.edits.selectors import whole_numbers

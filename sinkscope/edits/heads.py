@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float
 
-from sinkscope.attention.bias import CallEdits, Tally, Tile
+from sinkscope.attention.call_edits import CallEdits
+from sinkscope.attention.primitives import Tally
+from sinkscope.attention.tile import Tile
 from sinkscope.edits.base import AttentionEdit
 from sinkscope.edits.selectors import Numbers
 from sinkscope.errors import EditError

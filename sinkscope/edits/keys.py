@@ -6,7 +6,8 @@ import math
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
-from sinkscope.attention.bias import CallEdits, DropWeights, LogBias, ValueScale
+from sinkscope.attention.call_edits import CallEdits
+from sinkscope.attention.primitives import DropWeights, LogBias, ValueScale
 from sinkscope.edits.base import AttentionEdit
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sinkscope.attention.bias import CallEdits, ExtraKey
+from sinkscope.attention.call_edits import CallEdits
+from sinkscope.attention.primitives import ExtraKey
 from sinkscope.edits.base import AttentionEdit
 from sinkscope.edits.selectors import Numbers
 from sinkscope.errors import EditError

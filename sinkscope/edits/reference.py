@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from sinkscope.attention.bias import CallEdits
-from sinkscope.attention.streaming import Call
+from sinkscope.attention.call import Call
+from sinkscope.attention.call_edits import CallEdits
 from sinkscope.edits.activations import SetActivations
 from sinkscope.edits.site import Tokens, place
 from sinkscope.errors import UnsupportedModelError

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 
-from sinkscope.attention.bias import Tally
-from sinkscope.attention.streaming import Call
+from sinkscope.attention.call import Call
+from sinkscope.attention.primitives import Tally
 from sinkscope.attention.view import Context
 from sinkscope.edits.base import AttentionEdit, Edit
 from sinkscope.edits.selectors import Selection

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sinkscope.attention import seam
-from sinkscope.attention.bias import CallEdits, Tally
-from sinkscope.attention.streaming import Call
+from sinkscope.attention.call import Call
+from sinkscope.attention.call_edits import CallEdits
+from sinkscope.attention.primitives import Tally
 from sinkscope.edits.base import Edit
 from sinkscope.engine.effect import check_edits
 from sinkscope.engine.plan import Plan

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sinkscope.attention.bias import Tally
+from sinkscope.attention.primitives import Tally
 from sinkscope.edits.activations import SetActivations
 from sinkscope.edits.base import AttentionEdit, Edit
 from sinkscope.engine.plan import Plan

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 
-from sinkscope.attention.bias import CallEdits, Tally
-from sinkscope.attention.streaming import Call
+from sinkscope.attention.call import Call
+from sinkscope.attention.call_edits import CallEdits
+from sinkscope.attention.primitives import Tally
 from sinkscope.edits.activations import SetActivations
 from sinkscope.edits.base import AttentionEdit, Edit
 from sinkscope.edits.conditional import Redistribute

@@ -17,8 +17,9 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from sinkscope import metrics
-from sinkscope.attention.bias import CallEdits, Tile
-from sinkscope.attention.streaming import Call
+from sinkscope.attention.call import Call
+from sinkscope.attention.call_edits import CallEdits
+from sinkscope.attention.tile import Tile
 from sinkscope.engine.run import find_tower
 from sinkscope.errors import PromptError
 from sinkscope.models.backends.base import Instruments, Tower

@@ -16,8 +16,8 @@ import torch
 import xarray as xr
 
 from sinkscope import metrics
-from sinkscope.attention.bias import CallEdits
-from sinkscope.attention.streaming import Call
+from sinkscope.attention.call import Call
+from sinkscope.attention.call_edits import CallEdits
 from sinkscope.edits.heads import GateHeads
 from sinkscope.engine.generation import generate
 from sinkscope.engine.plan import Plan

@@ -13,8 +13,8 @@ from transformers.masking_utils import (
     sliding_window_overlay,
 )
 
+from sinkscope.attention.call import Call
 from sinkscope.attention.masks import MaskSpec
-from sinkscope.attention.streaming import Call
 from sinkscope.attention.view import Context, Wants
 
 ALL = frozenset(

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from sinkscope.attention import augdim
-from sinkscope.attention.bias import CallEdits, DropWeights, LogBias, ValueScale
+from sinkscope.attention.blockwise import attend
+from sinkscope.attention.call import Call
+from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.masks import from_call
-from sinkscope.attention.streaming import Call, attend
+from sinkscope.attention.primitives import DropWeights, LogBias, Reweigh, ValueScale
 from sinkscope.attention.view import Context, Wants
 
 
@@ -29,7 +31,7 @@ def both(call, make_edits, tolerance=1e-5):
     context = Context(torch.ones(2, call.key.shape[2]).bool(), torch.zeros(2, call.key.shape[2]).long(), (0,))
     fast, slow = make_edits(), make_edits()
     assert augdim.serves(call, Wants(), fast)
-    out, stats = augdim.augmented_attend(call, fast)
+    out, stats = augdim.attend(call, fast)
     expected, _ = attend(call, Wants(), context, slow)
     torch.testing.assert_close(out.float(), expected.float(), rtol=tolerance, atol=tolerance)
     assert stats.path == "augdim"
@@ -111,7 +113,7 @@ def test_the_bias_has_a_gradient():
         edits = CallEdits(biases=[LogBias(keys=keys(call, [0, 3]), value=value)])
         return torch.autograd.grad(run(edits).square().sum(), value)[0]
 
-    fast = gradient(lambda edits: augdim.augmented_attend(call, edits)[0])
+    fast = gradient(lambda edits: augdim.attend(call, edits)[0])
     slow = gradient(lambda edits: attend(call, Wants(), context, edits)[0])
     torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-4)
 
@@ -121,8 +123,8 @@ def test_a_neutral_call_is_the_plain_result():
     edits = CallEdits(biases=[LogBias(keys=keys(call, [0]), value=torch.ones(4))], gates=[lambda out: out * 0])
     neutral = edits.neutral()
     assert augdim.serves(call, Wants(), neutral)
-    out, _ = augdim.augmented_attend(call, neutral)
-    plain = augdim.augmented_attend(call, CallEdits())[0]
+    out, _ = augdim.attend(call, neutral)
+    plain = augdim.attend(call, CallEdits())[0]
     torch.testing.assert_close(out, plain, rtol=1e-5, atol=1e-6)
 
 
@@ -147,7 +149,7 @@ def test_other_edits_are_left_to_the_blockwise_pass():
     diagonal = LogBias(keys=keys(call, [0]), value=torch.zeros(4), keep_self=True)
     for edits in (
         CallEdits(biases=[hide, hide]), CallEdits(biases=[diagonal]), CallEdits(biases=[bias] * 5),
-        CallEdits(weights=[bias.reweigh]), CallEdits(blockwise=True),
+        CallEdits(weights=[Reweigh(bias)]), CallEdits(blockwise=True),
         CallEdits(weights=[DropWeights(keys=keys(call, [0]), keep_self=True)]),
     ):  # fmt: skip
         assert not augdim.serves(call, Wants(), edits)

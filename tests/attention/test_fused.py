@@ -7,12 +7,18 @@ import pytest
 import torch
 
 from attention.calls import make, wants
-from sinkscope.attention.bias import CallEdits
-from sinkscope.attention.fused import FEW, fused_attend
-from sinkscope.attention.streaming import attend
+from sinkscope.attention import fused
+from sinkscope.attention.blockwise import attend
+from sinkscope.attention.call_edits import CallEdits
+from sinkscope.attention.fused import FEW
 from sinkscope.attention.view import Wants
 
 CHEAP = frozenset({"key_mass", "log_sum_exp"})
+
+
+def fused_path(call, asked, context):
+    assert fused.serves(call, asked, None)
+    return fused.attend(call, asked, context)
 
 
 def few(case, count=3):
@@ -28,7 +34,7 @@ def few(case, count=3):
 def test_fused_equals_blockwise_and_dense(length, mask, group, dtype):
     case = make(length=length, mask=mask, group=group, dtype=dtype, seed=length)
     asked = Wants(CHEAP, few=few(case))
-    out, stats = fused_attend(case.call, asked, case.context, None)
+    out, stats = fused_path(case.call, asked, case.context)
     assert stats.path == "fused"
     other, plain = attend(case.call, asked, case.context)
     rounding = 1e-5 if dtype == torch.float32 else 2e-2
@@ -51,7 +57,7 @@ def test_key_sums_leave_out_rows_that_are_not_real():
     case = make(length=9)
     case.context.real[:, :4] = False
     asked = Wants(frozenset({"key_mass"}), few=few(case))
-    _, stats = fused_attend(case.call, asked, case.context, None)
+    _, stats = fused_path(case.call, asked, case.context)
     _, plain = attend(case.call, asked, case.context)
     torch.testing.assert_close(stats.key_sum[..., :3], plain.key_sum[..., :3], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(stats.key_viewers, plain.key_viewers)
@@ -59,11 +65,11 @@ def test_key_sums_leave_out_rows_that_are_not_real():
 
 def test_without_statistics_the_kernel_of_the_library_runs():
     case = make(length=50)
-    out, stats = fused_attend(case.call, Wants(), case.context, None)
+    out, stats = fused_path(case.call, Wants(), case.context)
     torch.testing.assert_close(out.transpose(1, 2).double(), case.dense.output, rtol=1e-5, atol=1e-5)
     assert stats.path == "fused"
     norms = Wants(frozenset({"value_norm", "key_norm"}))
-    assert fused_attend(case.call, norms, case.context, None) is not None
+    assert fused.serves(case.call, norms, None)
 
 
 CANNOT = {
@@ -75,28 +81,28 @@ CANNOT = {
 @pytest.mark.parametrize("reason", CANNOT)
 def test_it_stands_back_where_the_kernel_would_be_wrong(reason):
     case = make(length=20, **CANNOT[reason])
-    assert fused_attend(case.call, Wants(), case.context, None) is None
+    assert not fused.serves(case.call, Wants(), None)
 
 
 def test_it_stands_back_for_a_bias_for_edits_and_for_what_needs_the_weights():
     case = make(length=20)
     serves = Wants(CHEAP, few=few(case))
-    assert fused_attend(case.call, serves, case.context, None) is not None
-    assert fused_attend(case.call, serves, case.context, CallEdits(blockwise=True)) is None
+    assert fused.serves(case.call, serves, None)
+    assert not fused.serves(case.call, serves, CallEdits(blockwise=True))
     for other in (
         Wants(frozenset({"entropy"})), Wants(frozenset({"role_share"})), Wants(frozenset({"key_mass"})),
         wants(case, names=frozenset()), Wants(maps=(0,)), replace(serves, maxima=(few(case),)),
         replace(serves, few=few(case, FEW + 1)),
     ):  # fmt: skip
-        assert fused_attend(case.call, other, case.context, None) is None
+        assert not fused.serves(case.call, other, None)
     case.call.bias = torch.zeros(1, 4, 20, 20)
-    assert fused_attend(case.call, Wants(), case.context, None) is None
+    assert not fused.serves(case.call, Wants(), None)
 
 
 def test_it_stands_back_where_a_gradient_is_wanted():
     """The kernel's log-sum-exp carries no gradient, so a share made of it would have a wrong one."""
     case = make(length=20)
     case.call.query.requires_grad_()
-    assert fused_attend(case.call, Wants(CHEAP, few=few(case)), case.context, None) is None
+    assert not fused.serves(case.call, Wants(CHEAP, few=few(case)), None)
     with torch.no_grad():
-        assert fused_attend(case.call, Wants(CHEAP, few=few(case)), case.context, None) is not None
+        assert fused.serves(case.call, Wants(CHEAP, few=few(case)), None)

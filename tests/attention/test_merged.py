@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from sinkscope.attention import merged
-from sinkscope.attention.bias import CallEdits, DropWeights, ExtraKey, LogBias, ValueScale
-from sinkscope.attention.streaming import attend
+from sinkscope.attention.blockwise import attend
+from sinkscope.attention.call_edits import CallEdits
+from sinkscope.attention.primitives import DropWeights, ExtraKey, LogBias, Reweigh, ValueScale
 from sinkscope.attention.view import Context, Wants
 from tests.attention.test_augdim import keys, make
 
@@ -15,8 +16,8 @@ def both(call, make_edits, first, tolerance=1e-5):
     context = Context(torch.ones(2, length).bool(), torch.zeros(2, length).long(), (0,))
     fast, slow = make_edits(), make_edits()
     with torch.no_grad():
-        assert merged.apart(call, Wants(), fast) == first
-        out, stats = merged.merged_attend(call, fast, first)
+        assert merged.first_keys(call, Wants(), fast) == first
+        out, stats = merged.attend(call, fast, first)
         expected, _ = attend(call, Wants(), context, slow)
     torch.testing.assert_close(out.float(), expected.float(), rtol=tolerance, atol=tolerance)
     assert stats.path == "merged"
@@ -106,7 +107,7 @@ def test_neutral_takes_the_same_path_and_changes_no_bit(kind):
     elif kind == "drop":
         made.weights.append(DropWeights(keys=keys(call, [0])))
     elif kind == "later":
-        made.weights += [DropWeights(keys=keys(call, [2])), bias.reweigh]
+        made.weights += [DropWeights(keys=keys(call, [2])), Reweigh(bias)]
     elif kind == "null":
         made.add_null(torch.zeros(4))
     elif kind == "softmax1":
@@ -118,14 +119,14 @@ def test_neutral_takes_the_same_path_and_changes_no_bit(kind):
     else:
         made.gates.append(lambda out: -out)
     with torch.no_grad():
-        first = merged.apart(call, Wants(), made)
+        first = merged.first_keys(call, Wants(), made)
         assert first is not None
         neutral = made.neutral()
-        assert merged.apart(call, Wants(), neutral) == first
+        assert merged.first_keys(call, Wants(), neutral) == first
         plain = CallEdits(biases=[LogBias(keys=keys(call, list(range(first))), value=torch.zeros(4))])
-        same = merged.merged_attend(call, neutral, first)[0]
-        torch.testing.assert_close(same, merged.merged_attend(call, plain, first)[0], rtol=0, atol=1e-6)
-        assert not torch.equal(merged.merged_attend(call, made, first)[0], same)
+        same = merged.attend(call, neutral, first)[0]
+        torch.testing.assert_close(same, merged.attend(call, plain, first)[0], rtol=0, atol=1e-6)
+        assert not torch.equal(merged.attend(call, made, first)[0], same)
 
 
 def test_what_it_cannot_do_is_left_to_others():
@@ -133,13 +134,13 @@ def test_what_it_cannot_do_is_left_to_others():
     bias = LogBias(keys=keys(call, [0]), value=torch.zeros(4, requires_grad=True))
     far = LogBias(keys=keys(call, [39]), value=torch.zeros(4))
     with torch.no_grad():
-        assert merged.apart(call, Wants(), CallEdits(biases=[bias])) == 1
-        assert merged.apart(call, Wants(), CallEdits(biases=[far])) is None
-        assert merged.apart(call, Wants(), CallEdits(weights=[lambda weights, _: weights])) is None
-        assert merged.apart(call, Wants(), CallEdits(gates=[lambda out: out])) is None
-        assert merged.apart(call, Wants(frozenset({"entropy"})), CallEdits(biases=[bias])) is None
-        assert merged.apart(call, Wants(), CallEdits(biases=[bias], blockwise=True)) is None
-    assert merged.apart(call, Wants(), CallEdits(biases=[bias])) is None
+        assert merged.first_keys(call, Wants(), CallEdits(biases=[bias])) == 1
+        assert merged.first_keys(call, Wants(), CallEdits(biases=[far])) is None
+        assert merged.first_keys(call, Wants(), CallEdits(weights=[lambda weights, _: weights])) is None
+        assert merged.first_keys(call, Wants(), CallEdits(gates=[lambda out: out])) is None
+        assert merged.first_keys(call, Wants(frozenset({"entropy"})), CallEdits(biases=[bias])) is None
+        assert merged.first_keys(call, Wants(), CallEdits(biases=[bias], blockwise=True)) is None
+    assert merged.first_keys(call, Wants(), CallEdits(biases=[bias])) is None
     call.softcap = 2.0
     with torch.no_grad():
-        assert merged.apart(call, Wants(), CallEdits(biases=[bias])) is None
+        assert merged.first_keys(call, Wants(), CallEdits(biases=[bias])) is None

@@ -5,7 +5,7 @@ import torch
 
 from sinkscope import testing
 from sinkscope.attention import seam
-from sinkscope.attention.bias import CallEdits
+from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.view import Wants
 
 

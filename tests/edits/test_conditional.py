@@ -7,9 +7,11 @@ import pytest
 import torch
 
 import sinkscope as sk
-from sinkscope.attention.bias import Tally, Tile
+from sinkscope.attention.blockwise import attend
+from sinkscope.attention.call import Call
 from sinkscope.attention.masks import from_call
-from sinkscope.attention.streaming import Call, attend
+from sinkscope.attention.primitives import Tally
+from sinkscope.attention.tile import Tile
 from sinkscope.attention.view import Context, Wants
 from sinkscope.edits.conditional import MoveShare
 from sinkscope.engine.plan import Plan

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 import sinkscope as sk
-from sinkscope.attention.bias import CallEdits
+from sinkscope.attention.blockwise import attend
+from sinkscope.attention.call import Call
+from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.masks import from_call
-from sinkscope.attention.streaming import Call, attend
 from sinkscope.attention.view import Context, Wants
 from sinkscope.errors import EditError
 from tests.edits.dense import Reference, assert_close, dense_hidden, edited_hidden, model_and_prompts

@@ -13,8 +13,9 @@ import torch
 from transformers.masking_utils import causal_mask_function
 
 import sinkscope as sk
+from sinkscope.attention.blockwise import attend
+from sinkscope.attention.call import Call
 from sinkscope.attention.masks import MaskSpec
-from sinkscope.attention.streaming import Call, attend
 from sinkscope.attention.view import NAMES, Context, Wants
 
 A5 = [

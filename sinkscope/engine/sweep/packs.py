@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sinkscope.attention.bias import CallEdits
+from sinkscope.attention.call import Call
+from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.rows import RowEdits, cut_call
-from sinkscope.attention.streaming import Call
 from sinkscope.engine.effect import CLEAR
 from sinkscope.engine.plan import Plan
 from sinkscope.engine.reading import Shelf

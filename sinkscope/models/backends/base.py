@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from jaxtyping import Float
 
-from sinkscope.attention.bias import CallEdits
+from sinkscope.attention.call import Call
+from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.rows import RowEdits
-from sinkscope.attention.streaming import Call
 from sinkscope.attention.view import Context, LayerStats, Wants
 
 

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 
-from sinkscope.attention.bias import CallEdits
+from sinkscope.attention.blockwise import attend
+from sinkscope.attention.call import Call
+from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.dense import add_values, reduce_map
 from sinkscope.attention.masks import from_call
 from sinkscope.attention.rows import RowEdits
-from sinkscope.attention.streaming import Call, attend
 from sinkscope.attention.view import Context, LayerStats, Wants
 from sinkscope.errors import EditError, UnsupportedModelError
 from sinkscope.models.backends.base import AttentionSite, Instruments, ResidualHook

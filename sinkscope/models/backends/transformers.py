@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float
 
 from sinkscope.attention import seam
-from sinkscope.attention.bias import CallEdits
+from sinkscope.attention.call import Call
+from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.rows import RowEdits
-from sinkscope.attention.streaming import Call
 from sinkscope.attention.view import LayerStats, Wants, join
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends import vision

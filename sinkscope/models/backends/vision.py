@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from sinkscope.attention import seam
-from sinkscope.attention.streaming import Call
+from sinkscope.attention.call import Call
 from sinkscope.attention.view import Context, Wants
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends.base import Tower

@@ -5,7 +5,7 @@ import torch
 
 import sinkscope as sk
 from sinkscope import testing
-from sinkscope.attention.bias import CallEdits
+from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.view import Context, Wants
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends.base import Instruments, ResidualSite

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 
 from attention.calls import MASKS, PADDING, cases, make, wants
-from sinkscope.attention.streaming import attend
+from sinkscope.attention.blockwise import attend
 from sinkscope.attention.view import Wants
 
 laws = settings(max_examples=60, deadline=None, derandomize=True)
@@ -186,7 +186,7 @@ def test_many_tiles_give_what_one_tile_gives(monkeypatch):
     """The number of heads computed at once is a matter of speed alone."""
     case = make(length=130, batch=2, kv_heads=2, group=2, padding="right", sinks=True)
     whole = attend(case.call, wants(case), case.context)
-    monkeypatch.setattr("sinkscope.attention.streaming.TILE", {"cpu": 130 * 128 * 3})
+    monkeypatch.setattr("sinkscope.attention.blockwise.TILE", {"cpu": 130 * 128 * 3})
     tiles = attend(case.call, wants(case), case.context)
     torch.testing.assert_close(tiles[0], whole[0])
     for name in ("key_sum", "entropy", "role_share", "maps"):

@@ -1,0 +1,35 @@
+"""Which path computes a call: the cheapest one that gives all that is wanted of it.
+
+| path | serves | cost beside the plain kernel |
+|---|---|---|
+| ``fused`` | plain calls without edits: no statistic of the weights, or a few keys' mass and the log-sum-exp | 1.0x |
+| ``merged`` | edits of the first 32 keys, null keys, extra key-value pairs; CPU | 1.0x to 1.1x |
+| ``augdim`` | log-biases on any keys, values, gates; every device, with gradients | 1.1x |
+| ``blockwise`` | everything | 1.2x to 2x of the attention call |
+
+docs/decisions.md has the measurements. The path taken stands in each reading.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+
+from sinkscope.attention import augdim, blockwise, fused, merged
+from sinkscope.attention.call import Call
+from sinkscope.attention.call_edits import CallEdits
+from sinkscope.attention.view import Context, LayerStats, Wants
+
+
+def attend(
+    call: Call, wants: Wants, context: Context, edits: CallEdits | None = None
+) -> tuple[Float[torch.Tensor, "batch query head vdim"], LayerStats]:
+    """Run one call by the cheapest path and return its output and statistics; ``stats.path`` names the path."""
+    if fused.serves(call, wants, edits):
+        return fused.attend(call, wants, context)
+    if edits:
+        if (first := merged.first_keys(call, wants, edits)) is not None:
+            return merged.attend(call, edits, first)
+        if augdim.serves(call, wants, edits):
+            return augdim.attend(call, edits)
+    return blockwise.attend(call, wants, context, edits)
