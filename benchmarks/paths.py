@@ -2,8 +2,8 @@
 
     python benchmarks/paths.py --lengths 512 2048 --repeats 15
 
-Float32, one prompt, 8 heads of 64 on 8 and on 2 key-value heads, causal, one thread. Repeats are interleaved, ratios are
-medians of pairs; processor seconds.
+Float32, one prompt, 8 heads of 64 on 8 and on 2 key-value heads, causal, one thread. Repeats are interleaved, ratios
+are medians of pairs; processor seconds.
 """
 
 from __future__ import annotations
