@@ -5,6 +5,9 @@ validates against it before it returns, ``open`` validates on load, and nothing 
 reading can be checked, drawn and tabulated on a machine that has no model.
 """
 
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# (pandas ships no annotations, those of xarray have gaps)
+
 from __future__ import annotations
 
 import json

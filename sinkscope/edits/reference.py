@@ -82,6 +82,4 @@ def _setting(model: Model, prompts: Prompts, batch_size: int, tower: str | None)
     if name not in towers:
         why = model.backend.why_not or f"its towers are {list(towers)}."
         raise UnsupportedModelError(f"tower={name!r}: {why}")
-    size = len(prompts) if prompts.whole is not None else batch_size
-    spans = (range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size))
-    return towers[name], (prompts.batch(span, model.device) for span in spans)
+    return towers[name], (prompts.batch(span, model.device) for span in prompts.spans(batch_size))

@@ -14,7 +14,7 @@ from sinkscope.engine.applied import applied
 from sinkscope.errors import EditHasNoEffect, PromptError
 from sinkscope.prompts import Prompts
 from sinkscope.prompts.batch import PER_TOKEN
-from sinkscope.prompts.text import Vocabulary
+from sinkscope.prompts.vocabulary import Vocabulary
 from sinkscope.roles import ROLE_INDEX
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def generate(
     touched = [0] * len(edits)
     new: list[np.ndarray] = []
     with torch.no_grad(), model.evaluating():
-        for chosen in _groups(prompts, batch_size):
+        for chosen in prompts.spans(1 if any(prompts.extras) else batch_size):
             part = prompts if prompts.whole is not None else prompts.subset(chosen)
             inputs = _left_padded(part, model.device)
             settings = {"do_sample": False, "pad_token_id": prompts.pad_id, **options}
@@ -74,13 +74,6 @@ def _check(model: Model, prompts: Prompts, count: int, options: dict[str, Any]) 
         )
     if prompts.whole is not None and "position_ids" in prompts.whole:
         raise PromptError("generate: these inputs have explicit position_ids. Leave them out; the model makes its own.")
-
-
-def _groups(prompts: Prompts, batch_size: int) -> Iterable[range]:
-    if prompts.whole is not None:
-        return [range(len(prompts))]
-    size = 1 if any(prompts.extras) else batch_size
-    return [range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
 
 
 def _left_padded(prompts: Prompts, device: torch.device) -> dict[str, torch.Tensor]:

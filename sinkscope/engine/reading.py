@@ -118,6 +118,7 @@ class Shelf:
         if "position" in ds.dims:
             labels = next(p.labels(self.longest) for p in self.probes if isinstance(p, Logits))
             ds = ds.assign_coords(position=labels if len(labels) == ds.sizes["position"] else [-1])
+        ds = ds.assign_coords({name: ("prompt", values) for name, values in prompts.origin.items()})
         return self._token_coords(ds, prompts)
 
     def _head_coords(self, ds: xr.Dataset) -> xr.Dataset:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import xarray as xr
 from tqdm.auto import tqdm
@@ -52,7 +51,7 @@ def run(
     probes, edits = as_tuple(probes, "probes"), as_tuple(edits, "edits")
     where = find_tower(model, tower)
     check_request(model, prompts, probes, where, batch_size)
-    prompts, origin, batch_size = pictures(model, prompts, where, batch_size)
+    prompts = prompts.seen_by(inner_module(model, where), model)
     shelf = Shelf(probes, where, prompts.lengths)
     if shelf.map_bytes() > MAP_LIMIT:
         raise ProbeError(
@@ -62,7 +61,7 @@ def run(
     paths: set[str] = set()
     guard = _guard(model, where, prompts, edits)
     with torch.no_grad(), model.evaluating():
-        for batch in progress(batches(prompts, batch_size, model.device), len(prompts), batch_size):
+        for batch in progress(batches(prompts, batch_size, model.device), len(prompts.spans(batch_size)), 1):
             plan = _plan(edits, where, prompts, batch)
             output = read_batch(model, where, batch, probes, shelf, plan)
             paths |= output.paths
@@ -70,7 +69,7 @@ def run(
                 guard.compare(batch, output, plan)
     if guard is not None:
         guard.verdict()
-    ds = shelf.dataset(prompts).assign_coords(origin)
+    ds = shelf.dataset(prompts)
     ds.attrs = provenance(model, where, prompts, probes, _edits_json(edits), paths)
     if guard is not None:
         ds.attrs |= guard.attributes()
@@ -128,33 +127,15 @@ def _headless(model: Model, probe: Probe) -> ProbeError:
     return ProbeError(f"{type(probe).__name__}(): {model.id} has no output layer. Load the model with its head.")
 
 
-def pictures(
-    model: Model, prompts: Prompts, tower: Tower, batch_size: int
-) -> tuple[Prompts, dict[str, tuple[str, np.ndarray]], int]:
-    """What ``tower`` reads of ``prompts``: the prompts themselves, or for a tower inside the model their pictures.
-
-    Also coordinates that say which prompt, image and tile each picture is (tile 0 is the whole image), and the batch
-    size: towers that join the images of a call into one sequence take one at a time.
-
-    Raises:
-        PromptError: the prompts hold no images.
-    """
+def inner_module(model: Model, tower: Tower) -> torch.nn.Module | None:
+    """Give the module of a vision tower inside a larger model; ``None`` for the model's own tower."""
     root = model.backend.vision_root() if tower.name == "vision" and hasattr(model.backend, "vision_root") else None
-    if root is None:
-        return prompts, {}, batch_size
-    from sinkscope.prompts.towers import prompts_of_tower
-
-    made, origin = prompts_of_tower(prompts, model, model.model.get_submodule(root))
-    names = ("source_prompt", "source_image", "source_tile")
-    joined = any("grid_thw" in extra for extra in made.extras)
-    return made, {n: ("prompt", c) for n, c in zip(names, origin.T, strict=True)}, 1 if joined else batch_size
+    return None if root is None else model.model.get_submodule(root)
 
 
 def batches(prompts: Prompts, batch_size: int, device: torch.device) -> Iterable[Batch]:
-    """Batches in prompt order; a processor's whole output is one batch whatever the size asked for."""
-    size = len(prompts) if prompts.whole is not None else batch_size
-    for start in range(0, len(prompts), size):
-        yield prompts.batch(range(start, min(start + size, len(prompts))), device)
+    """Batches in prompt order."""
+    return (prompts.batch(span, device) for span in prompts.spans(batch_size))
 
 
 def progress(items: Iterable[Batch], total: int, batch_size: int) -> Iterable[Batch]:

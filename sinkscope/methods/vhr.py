@@ -24,7 +24,7 @@ from sinkscope.engine.plan import Plan
 from sinkscope.engine.run import find_tower
 from sinkscope.errors import EditError, PromptError
 from sinkscope.models.backends.base import Instruments
-from sinkscope.prompts.text import image_token_ids
+from sinkscope.prompts.vocabulary import image_token_ids
 
 if TYPE_CHECKING:
     from sinkscope.edits.base import Edit

@@ -1,5 +1,10 @@
-"""Prompts: token ids with roles, further model inputs, and for images the patch grid."""
+"""Prompts: token ids with roles, further model inputs, and for images the patch grid.
 
-from sinkscope.prompts.data import PAD, Batch, Prompts
+``data`` holds the fields; ``text``, ``chat``, ``inputs``, ``images`` and ``towers`` build them; ``prompts`` puts the
+constructors on top; ``batch`` collates; ``selection`` is the language of ``keys=`` and ``queries=``.
+"""
+
+from sinkscope.prompts.data import PAD, Batch
+from sinkscope.prompts.prompts import Prompts
 
 __all__ = ["PAD", "Batch", "Prompts"]

@@ -1,5 +1,8 @@
 """Collating prompts into one batch of model inputs."""
 
+# pyright: reportUnknownMemberType=false
+# (torch's own annotation of from_numpy has gaps)
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -9,13 +12,13 @@ import torch
 from jaxtyping import Bool, Shaped
 
 from sinkscope.errors import PromptError
-from sinkscope.prompts import PAD, Batch, Prompts
+from sinkscope.prompts.data import PAD, Batch, PromptFields
 
 PER_TOKEN = frozenset({"token_type_ids", "mm_token_type_ids"})
 """Inputs with one number per token: padded with zeros like the ids."""
 
 
-def collate(prompts: Prompts, indices: tuple[int, ...], device: torch.device | str) -> Batch:
+def collate(prompts: PromptFields, indices: tuple[int, ...], device: torch.device | str) -> Batch:
     """Build the batch of ``prompts`` at ``indices``.
 
     Raises:
@@ -46,7 +49,7 @@ def collate(prompts: Prompts, indices: tuple[int, ...], device: torch.device | s
     return Batch({name: t.to(device) for name, t in inputs.items()}, real.to(device), roles.to(device), indices)
 
 
-def _whole(prompts: Prompts, indices: tuple[int, ...], device: torch.device | str) -> Batch:
+def _whole(prompts: PromptFields, indices: tuple[int, ...], device: torch.device | str) -> Batch:
     assert prompts.whole is not None
     if indices != tuple(range(len(prompts))):
         raise PromptError(
@@ -74,7 +77,7 @@ def collate_extras(extras: Sequence[dict[str, torch.Tensor]], longest: int) -> d
         PromptError: some prompts lack an input with one number per token, or shapes do not fit.
     """
     names = list(dict.fromkeys(name for extra in extras for name in extra))
-    joined = {}
+    joined: dict[str, torch.Tensor] = {}
     for name in names:
         parts = [extra[name] for extra in extras if name in extra]
         if name not in PER_TOKEN:

@@ -1,31 +1,35 @@
-"""Images and text together: questions about images, and whatever a model's own processor made."""
+"""Questions about images, written with the model's chat template."""
+
+# pyright: reportUnknownMemberType=false
+# (torch's own annotations of tolist and from_numpy have gaps)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
 
 from sinkscope.errors import PromptError
-from sinkscope.prompts import Prompts, grids
-from sinkscope.prompts.batch import PER_TOKEN, find_real
+from sinkscope.prompts import grids
+from sinkscope.prompts.batch import PER_TOKEN
+from sinkscope.prompts.data import PromptFields
 from sinkscope.prompts.images import load_image
-from sinkscope.prompts.text import Vocabulary, check_ids, check_list, describe_key0, image_token_ids
+from sinkscope.prompts.inputs import mark_separators, model_inputs
+from sinkscope.prompts.model import PromptModel
+from sinkscope.prompts.text import check_ids, check_list, describe_key0
+from sinkscope.prompts.vocabulary import Vocabulary, image_token_ids
 from sinkscope.roles import ROLE_INDEX
 
 _KEYS = ("image", "text", "system")
-_UNUSED = ("num_crops", "num_patches", "rows", "cols", "offset_mapping", "special_tokens_mask", "length")
-"""What processors return beside the model's inputs."""
 _RUNNING = np.array([ROLE_INDEX[name] for name in ("text", "punctuation", "newline")], dtype=np.int8)
 _TYPED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 """Families that need ``mm_token_type_ids``; Qwen2.5-VL would silently use text positions without it."""
 
 
-def prompts_of_chat(items: Any, model: Any) -> Prompts:
+def fields_of_chat(items: Any, model: PromptModel) -> PromptFields:
     """Build prompts of questions about images; see ``Prompts.from_chat``."""
     items = check_list(items, "questions", "from_chat")
     if model.kind == "vision":
@@ -41,10 +45,12 @@ def prompts_of_chat(items: Any, model: Any) -> Prompts:
     vocabulary = Vocabulary.of(model)
     made = [_one_chat(item, which, model, vocabulary) for which, item in enumerate(items)]
     ids, roles, tokens, extras, places = zip(*made, strict=True)
-    return Prompts(ids, roles, tokens, extras, places, describe_key0(ids, roles, vocabulary), pad_id=vocabulary.pad_id)
+    return PromptFields(
+        ids, roles, tokens, extras, places, describe_key0(ids, roles, vocabulary), pad_id=vocabulary.pad_id
+    )
 
 
-def _one_chat(item: Any, which: int, model: Any, vocabulary: Vocabulary) -> tuple[Any, ...]:
+def _one_chat(item: Any, which: int, model: PromptModel, vocabulary: Vocabulary) -> tuple[Any, ...]:
     images, text, system = _read_item(item, which)
     processor = model.processor
     rendered = _render(processor, len(images), text, system)
@@ -68,8 +74,8 @@ def _one_chat(item: Any, which: int, model: Any, vocabulary: Vocabulary) -> tupl
             f"prompt {which}: {type(processor).__name__} refuses this prompt ({error}). Check the images, and that the "
             "processor is the one of this model."
         ) from None
-    inputs = {name: _tensor(value, name) for name, value in given.items() if name not in _UNUSED}
-    row = check_ids(inputs.pop("input_ids")[0].tolist(), which, vocabulary, model.context_length)
+    inputs = model_inputs(given)
+    row = check_ids(inputs.pop("input_ids")[0].cpu().numpy(), which, vocabulary, model.context_length)
     inputs.pop("attention_mask", None)
     roles, tokens = vocabulary.label(row)
     if images and model.config.model_type in _TYPED:
@@ -83,17 +89,21 @@ def _one_chat(item: Any, which: int, model: Any, vocabulary: Vocabulary) -> tupl
 
 
 def _read_item(item: Any, which: int) -> tuple[list[Image.Image], str, str | None]:
-    if not isinstance(item, Mapping) or set(item) - set(_KEYS) or "text" not in item:
+    given = cast("Mapping[Any, Any]", item) if isinstance(item, Mapping) else None
+    if given is None or set(given) - set(_KEYS) or "text" not in given:
         raise PromptError(
             f"prompt {which}: expected a mapping with 'text' and, if wanted, 'image' (one or a list) and 'system', "
-            f"got {sorted(map(str, item)) if isinstance(item, Mapping) else type(item).__name__}."
+            f"got {type(cast(object, item)).__name__ if given is None else sorted(map(str, given))}."
         )
-    text, system, image = item["text"], item.get("system"), item.get("image")
+    text, system, image = given["text"], given.get("system"), given.get("image")
     if not isinstance(text, str) or not text:
         raise PromptError(f"prompt {which}: 'text' must be a text of at least one character.")
     if system is not None and not isinstance(system, str):
         raise PromptError(f"prompt {which}: 'system' must be a text, got {type(system).__name__}.")
-    listed = [] if image is None else list(image) if isinstance(image, list | tuple) else [image]
+    if image is None:
+        listed: list[Any] = []
+    else:
+        listed = list(cast("list[Any]", image)) if isinstance(image, list | tuple) else [image]
     names = [f"prompt {which}, image {n}" if len(listed) > 1 else f"prompt {which}, image" for n in range(len(listed))]
     return [load_image(one, name) for one, name in zip(listed, names, strict=True)], text, system
 
@@ -105,18 +115,9 @@ def _render(processor: Any, images: int, text: str, system: str | None) -> str:
         turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if system:
             turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
-        return processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return str(processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
     placeholder = str(getattr(processor, "image_token", None) or processor.tokenizer.image_token)
     return "\n".join([*([system] if system else []), *[placeholder] * images, text])
-
-
-def _tensor(value: Any, name: str) -> torch.Tensor:
-    try:
-        return value if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value))
-    except (TypeError, ValueError):
-        raise PromptError(
-            f"{name!r} is no rectangular tensor. Call the processor with return_tensors='pt' and padding=True."
-        ) from None
 
 
 def mark_chat(roles: np.ndarray, pieces: list[bytes], text: str, system: str | None) -> np.ndarray:
@@ -152,7 +153,7 @@ def _find(pieces: list[bytes], text: str, *, last: bool) -> np.ndarray | None:
     if start < 0 or not wanted:
         return None
     owner = np.repeat(np.arange(len(bare)), [len(piece) for piece in bare])
-    first, final = owner[start], owner[start + len(wanted) - 1]
+    first, final = int(owner[start]), int(owner[start + len(wanted) - 1])
     return np.arange(first, final + 1)
 
 
@@ -160,106 +161,14 @@ def _default_system(pieces: list[bytes], running: np.ndarray) -> np.ndarray | No
     """Find a system message that the template put in by itself, in the ChatML form (a turn headed ``system``)."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], running.astype(np.int8), [0]])))
     for start, stop in zip(edges[::2], edges[1::2], strict=True):
-        head, body = b"", start
+        head, body = b"", int(start)
         while body < stop and not head.endswith(b"\n"):
             head += pieces[body]
             body += 1
         if head.strip() == b"system" and body < stop:
-            return np.arange(body, stop)
+            return np.arange(body, int(stop))
     return None
-
-
-def mark_separators(roles: np.ndarray, grid: grids.Grid | None) -> np.ndarray:
-    """Give placeholders that only end a row of patches the role ``special``."""
-    if grid is None:
-        return roles
-    return np.where(grid.separator, ROLE_INDEX["special"], roles).astype(np.int8)
 
 
 def _is_image(row: np.ndarray, config: Any) -> np.ndarray:
     return np.isin(row, image_token_ids(config)[:1])
-
-
-def prompts_of_inputs(given: Any, model: Any) -> Prompts:
-    """Build prompts from a processor's output; see ``Prompts.from_inputs``."""
-    if not isinstance(given, Mapping):
-        raise PromptError(
-            f"from_inputs: expected what the model's processor or tokenizer returns, got {type(given).__name__}."
-        )
-    inputs = {str(name): _tensor(value, str(name)) for name, value in given.items() if name not in _UNUSED}
-    if model.kind == "vision":
-        if set(inputs) != {"pixel_values"}:
-            raise PromptError(f"from_inputs: a vision encoder takes 'pixel_values' alone, got {sorted(inputs)}.")
-        return Prompts.from_images(list(inputs["pixel_values"].float()), model)
-    real = _check_mask(inputs)
-    vocabulary = Vocabulary.of(model)
-    labelled = []
-    for which, (row, keep) in enumerate(zip(inputs["input_ids"].cpu(), real, strict=True)):
-        if not keep.any():
-            raise PromptError(f"from_inputs: row {which} is all padding: its attention_mask is 0 everywhere.")
-        array = check_ids(row[keep].tolist(), which, vocabulary, model.context_length)
-        labelled.append((array, *vocabulary.label(array)))
-    ids, roles, tokens = zip(*labelled, strict=True)
-    key0 = describe_key0(ids, roles, vocabulary)
-    apart = set(inputs) <= {"input_ids", "attention_mask", *PER_TOKEN}
-    if apart:
-        extras = tuple(
-            {n: inputs[n].cpu()[i][real[i]] for n in sorted(PER_TOKEN & set(inputs))} for i in range(len(ids))
-        )
-        _refuse_lone_placeholders(roles)
-        return Prompts(ids, roles, tokens, extras, (None,) * len(ids), key0, pad_id=vocabulary.pad_id)
-    places = _place_whole(model, roles, inputs)
-    roles = tuple(mark_separators(role, grid) for role, grid in zip(roles, places, strict=True))
-    return Prompts(ids, roles, tokens, ({},) * len(ids), places, key0, inputs, vocabulary.pad_id)
-
-
-def _check_mask(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
-    if ids is None:
-        raise PromptError(f"from_inputs: 'input_ids' are missing, got {sorted(inputs)}.")
-    if ids.ndim != 2 or ids.shape[0] == 0 or ids.is_floating_point():
-        raise PromptError(
-            f"from_inputs: input_ids have the shape (prompt, token), got {ids.dtype} of shape {tuple(ids.shape)}. "
-            "Call the processor with return_tensors='pt'."
-        )
-    for name in ("attention_mask", *sorted(PER_TOKEN)):
-        if name in inputs and inputs[name].shape != ids.shape:
-            raise PromptError(
-                f"from_inputs: {name} has shape {tuple(inputs[name].shape)}, but input_ids have {tuple(ids.shape)}. "
-                "They must agree."
-            )
-    if mask is not None and not bool(((mask == 0) | (mask == 1)).all()):
-        raise PromptError("from_inputs: attention_mask must hold only 0 (padding) and 1 (token).")
-    return find_real(inputs)
-
-
-def _refuse_lone_placeholders(roles: tuple[np.ndarray, ...]) -> None:
-    for which, role in enumerate(roles):
-        count = int((role == ROLE_INDEX["image"]).sum())
-        if count:
-            raise PromptError(
-                f"from_inputs: prompt {which} holds {count} image placeholder tokens but there are no pixel_values. "
-                "Pass the processor's whole output."
-            )
-
-
-def _place_whole(model: Any, roles: tuple[np.ndarray, ...], inputs: dict[str, torch.Tensor]) -> tuple[Any, ...]:
-    """Place visual tokens of a batch, images in order, each unbroken run of placeholders being one image."""
-    masks = [role == ROLE_INDEX["image"] for role in roles]
-    counts = [len(grids.runs(mask)) for mask in masks]
-    known = next((inputs[n] for n in ("image_sizes", "image_grid_thw") if n in inputs), None)
-    if known is not None and len(known) != sum(counts):
-        return (None,) * len(roles)
-    processor = getattr(model.processor, "image_processor", None)
-    places, start = [], 0
-    for mask, count in zip(masks, counts, strict=True):
-        own = {n: inputs[n][start : start + count] for n in ("image_grid_thw", "batch_num_images") if n in inputs}
-        sizes = inputs.get("image_sizes")
-        here = (
-            [(math.nan, math.nan)] * count
-            if sizes is None
-            else [(float(h), float(w)) for h, w in sizes[start : start + count].tolist()]
-        )
-        places.append(grids.place(model.config, processor, mask, here, own))
-        start += count
-    return tuple(places)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Float
@@ -41,31 +41,31 @@ class Axis:
         return np.clip(self.offset + self.scale * edges, 0.0, self.original)
 
 
-class Picture(NamedTuple):
+class PixelMap(NamedTuple):
     """What the tower reads: the two axes of it."""
 
     y: Axis
     x: Axis
 
     @classmethod
-    def of(cls, height: float, width: float) -> Picture:
+    def of(cls, height: float, width: float) -> PixelMap:
         """Start with the original image."""
         return cls(Axis(height, height), Axis(width, width))
 
-    def resized(self, height: float, width: float) -> Picture:
+    def resized(self, height: float, width: float) -> PixelMap:
         """Stretch both axes."""
-        return Picture(self.y.resized(height), self.x.resized(width))
+        return PixelMap(self.y.resized(height), self.x.resized(width))
 
-    def centred(self, height: int, width: int) -> Picture:
+    def centred(self, height: int, width: int) -> PixelMap:
         """Crop, or pad where the picture is smaller, around the centre; an odd pixel goes to the end."""
-        return Picture(
+        return PixelMap(
             self.y.cut((self.y.length - height) // 2, height), self.x.cut((self.x.length - width) // 2, width)
         )
 
-    def squared(self) -> Picture:
+    def squared(self) -> PixelMap:
         """Pad the shorter axis on both sides to the length of the longer; an odd pixel goes to the end."""
         side = max(self.y.length, self.x.length)
-        return Picture(
+        return PixelMap(
             self.y.cut(-((side - self.y.length) // 2), side), self.x.cut(-((side - self.x.length) // 2), side)
         )
 
@@ -109,10 +109,10 @@ def blank(count: int) -> Cells:
 
 def setting(processor: Any, name: str, key: str) -> int | None:
     """Read one number of a size-like setting (``size``, ``crop_size``) of an image processor."""
-    value = getattr(processor, name, None)
+    value: Any = getattr(processor, name, None)
     if value is None:
         return None
-    found = value.get(key) if isinstance(value, dict) else getattr(value, key, None)
+    found: Any = cast("dict[str, Any]", value).get(key) if isinstance(value, dict) else getattr(value, key, None)
     return None if found is None else int(found)
 
 
@@ -129,20 +129,21 @@ def target_size(processor: Any, height: float, width: float) -> tuple[int, int]:
     if math.isnan(height) or math.isnan(width):
         return short, short
     if long:
-        from transformers.image_transforms import get_size_with_aspect_ratio
+        from transformers import image_transforms
 
-        return get_size_with_aspect_ratio((int(height), int(width)), short, long)
+        library: Any = image_transforms  # untyped
+        return library.get_size_with_aspect_ratio((int(height), int(width)), short, long)
     if height <= width:
         return short, int(short * width / height)
     return int(short * height / width), short
 
 
-def plain_picture(processor: Any, height: float, width: float) -> Picture:
+def plain_picture(processor: Any, height: float, width: float) -> PixelMap:
     """Follow an image processor that pads to a square, resizes and crops (CLIP, SigLIP, ViT, DINO, LLaVA, Gemma 3).
 
     Without a processor the image is what the tower sees.
     """
-    picture = Picture.of(height, width)
+    picture = PixelMap.of(height, width)
     if processor is None:
         return picture
     if getattr(processor, "do_pad", False) and hasattr(processor, "pad_to_square"):

@@ -9,44 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
-from sinkscope.prompts.geometry import Cells, Picture, blank, plain_picture, setting, target_size
+from sinkscope.prompts.data import PatchGrid
+from sinkscope.prompts.geometry import COLUMNS, Cells, PixelMap, blank, plain_picture, setting, target_size
 
 UNKNOWN = (math.nan, math.nan)
 """Height and width of an image that only the processor has seen; boxes are then NaN."""
-
-
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """Place of each token of one prompt on its image; NaN for tokens that are no patch."""
-
-    row: Float[np.ndarray, " token"]
-    """Row in the grid of its resolution: that of the whole image, or that of all tiles put together."""
-    col: Float[np.ndarray, " token"]
-    """Column in the same grid."""
-    tile: Float[np.ndarray, " token"]
-    """0 for a view of the whole image (or the only view), tiles from 1, row by row."""
-    image: Float[np.ndarray, " token"]
-    """Which image of the prompt; separators between the rows of an image count to it."""
-    box: Float[np.ndarray, "token 4"]
-    """Left, top, right, bottom in pixels of the original image, edges exclusive of padding."""
-    sizes: tuple[tuple[float, float], ...]
-    """(height, width) of each original image, NaN where only the processor has seen it."""
-    separated: bool = False
-    """Whether this family ends each row of patches with a token of its own."""
-
-    @property
-    def separator(self) -> Bool[np.ndarray, " token"]:
-        """Say which tokens only end a row of patches."""
-        return self.separated & ~np.isnan(self.image) & np.isnan(self.row)
-
-    def __iter__(self) -> Any:
-        """Give row and column, the two arrays that readings carry as ``grid_row`` and ``grid_col``."""
-        return iter((self.row, self.col))
 
 
 @dataclass(frozen=True)
@@ -70,7 +42,7 @@ class Source:
 
 
 def _first(value: Any) -> int:
-    return int(value[0]) if isinstance(value, list | tuple) else int(value)
+    return int(cast("list[Any]", value)[0]) if isinstance(value, list | tuple) else int(value)
 
 
 def place(
@@ -79,7 +51,7 @@ def place(
     visual: Bool[np.ndarray, " token"],
     sizes: Sequence[tuple[float, float]],
     inputs: dict[str, Any],
-) -> Grid | None:
+) -> PatchGrid | None:
     """Place the visual tokens of one prompt.
 
     Args:
@@ -96,17 +68,18 @@ def place(
     if layout is None or not sizes or not visual.any():
         return None
     lengths = runs(visual)
-    blocks = []
+    blocks: list[Cells | None] = []
     for index, size in enumerate(sizes):
         tokens = int(lengths[index]) if len(lengths) == len(sizes) else 0
         blocks.append(layout(Source(config, processor, size, tokens, inputs, index, len(sizes) > 1)))
-    if any(block is None for block in blocks) or sum(map(len, blocks)) != int(visual.sum()):
+    known = [block for block in blocks if block is not None]
+    if len(known) < len(blocks) or sum(map(len, known)) != int(visual.sum()):
         return None
-    cells = np.full((len(visual), 7), np.nan)
-    cells[visual] = np.concatenate(blocks)
+    cells = np.full((len(visual), COLUMNS), np.nan)
+    cells[visual] = np.concatenate(known)
     image = np.full(len(visual), np.nan)
-    image[visual] = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
-    return Grid(
+    image[visual] = np.repeat(np.arange(len(known)), [len(block) for block in known])
+    return PatchGrid(
         cells[:, 0], cells[:, 1], cells[:, 2], image, cells[:, 3:], tuple(sizes), layout in (_anyres, _onevision)
     )
 
@@ -131,7 +104,7 @@ def _anyres(source: Source) -> Cells | None:
     if math.isnan(height):
         return None
     side = source.side
-    base = Picture.of(height, width).resized(*_square(source)).cells(side, side)
+    base = PixelMap.of(height, width).resized(*_square(source)).cells(side, side)
     canvas, tile = anyres_canvas(source)
     tiles = int(canvas.y.length) // tile, int(canvas.x.length) // tile
     pad_y, pad_x = _unpadded(height, width, tiles[0] * side, tiles[1] * side)
@@ -147,12 +120,12 @@ def _anyres(source: Source) -> Cells | None:
     return np.concatenate([base, with_separator.reshape(-1, 7)])
 
 
-def anyres_canvas(source: Source) -> tuple[Picture, int]:
+def anyres_canvas(source: Source) -> tuple[PixelMap, int]:
     """Give the padded picture that LLaVA-Next and LLaVA-OneVision cut into tiles, and the side of a tile in pixels."""
     best = _best_resolution(source)
     new = _fitted(*source.size, best)
-    canvas = Picture.of(*source.size).resized(*new)
-    canvas = Picture(
+    canvas = PixelMap.of(*source.size).resized(*new)
+    canvas = PixelMap(
         canvas.y.cut(-((best[0] - new[0]) // 2), best[0]), canvas.x.cut(-((best[1] - new[1]) // 2), best[1])
     )
     return canvas, setting(source.processor, "crop_size", "height") or _square(source)[0]
@@ -163,7 +136,7 @@ def _onevision(source: Source) -> Cells | None:
     if several is None or all(int(n) == 1 for n in np.atleast_1d(np.asarray(several))):
         return _anyres(source)
     # Several images in one turn are not tiled: each is padded to a square, and one separator closes it.
-    picture = Picture.of(*source.size).squared().resized(*_square(source))
+    picture = PixelMap.of(*source.size).squared().resized(*_square(source))
     return np.concatenate([picture.cells(source.side, source.side), blank(1)])
 
 
@@ -181,10 +154,11 @@ def _square(source: Source) -> tuple[int, int]:
 
 
 def _best_resolution(source: Source) -> tuple[int, int]:
-    from transformers.image_processing_utils import select_best_resolution
+    from transformers import image_processing_utils
 
-    pinpoints = getattr(source.processor, "image_grid_pinpoints", None) or source.config.image_grid_pinpoints
-    return select_best_resolution(source.size, pinpoints)
+    library: Any = image_processing_utils  # untyped
+    pinpoints: Any = getattr(source.processor, "image_grid_pinpoints", None) or source.config.image_grid_pinpoints
+    return library.select_best_resolution(source.size, pinpoints)
 
 
 def _fitted(height: float, width: float, target: tuple[int, int]) -> tuple[int, int]:
@@ -218,7 +192,7 @@ def _qwen(source: Source) -> Cells | None:
         return None
     frames, height, width = (int(n) for n in grid[source.index])
     merge = int(source.config.vision_config.spatial_merge_size)
-    one = Picture.of(*source.size).cells(height // merge, width // merge)
+    one = PixelMap.of(*source.size).cells(height // merge, width // merge)
     return np.concatenate([one] * frames)
 
 
@@ -226,7 +200,7 @@ def _internvl(source: Source) -> Cells | None:
     per_tile = int(source.config.image_seq_length)
     side = math.isqrt(per_tile)
     count = source.tokens // per_tile
-    whole = Picture.of(*source.size)
+    whole = PixelMap.of(*source.size)
     if side * side != per_tile or count == 0 or source.tokens % per_tile:
         return None
     if count == 1:
@@ -242,7 +216,7 @@ def _internvl(source: Source) -> Cells | None:
     return _tiles(whole, rows, columns, side)
 
 
-def _tiles(whole: Picture, rows: int, columns: int, side: int) -> Cells:
+def _tiles(whole: PixelMap, rows: int, columns: int, side: int) -> Cells:
     """Tiles row by row, each ``side`` by ``side``, then the whole image."""
     cells = whole.cells(rows * side, columns * side)
     tile_row, tile_column = cells[:, 0] // side, cells[:, 1] // side
@@ -253,7 +227,7 @@ def _tiles(whole: Picture, rows: int, columns: int, side: int) -> Cells:
 
 def _idefics3(source: Source) -> Cells | None:
     side = source.side // int(source.config.scale_factor)
-    whole = Picture.of(*source.size)
+    whole = PixelMap.of(*source.size)
     edge = setting(source.processor, "max_image_size", "longest_edge")
     if edge is None or not getattr(source.processor, "do_image_splitting", False):
         return whole.cells(side, side)
@@ -285,7 +259,7 @@ def _idefics3_tiles(processor: Any, size: tuple[float, float], edge: int) -> tup
 
 def _gemma3(source: Source) -> Cells | None:
     side = math.isqrt(int(source.config.mm_tokens_per_image))
-    return Picture.of(*source.size).cells(side, side)
+    return PixelMap.of(*source.size).cells(side, side)
 
 
 LAYOUTS = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,9 +11,11 @@ from jaxtyping import Float
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sinkscope.errors import PromptError
-from sinkscope.prompts import Prompts, geometry
-from sinkscope.prompts.grids import Grid
-from sinkscope.prompts.text import check_list, printable
+from sinkscope.prompts import geometry
+from sinkscope.prompts.data import PatchGrid, PromptFields
+from sinkscope.prompts.model import PromptModel
+from sinkscope.prompts.text import check_list
+from sinkscope.prompts.vocabulary import printable
 from sinkscope.roles import ROLE_INDEX
 
 
@@ -59,6 +61,7 @@ def _open(source: Any, where: str) -> tuple[Image.Image, str]:
     if isinstance(source, Image.Image):
         return source, where
     if isinstance(source, np.ndarray):
+        source = cast("np.ndarray", source)
         if source.dtype == np.uint8 and (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)):
             return Image.fromarray(source), where
         raise PromptError(
@@ -103,13 +106,13 @@ def _from_deep(image: Image.Image, name: str) -> Image.Image:
     return Image.fromarray((pixels / 257).round().astype(np.uint8)).convert("RGB")
 
 
-def image_processor(model: Any) -> Any:
+def image_processor(model: PromptModel) -> Any:
     """Give the image processor of ``model``: its own, or that inside a processor of text and images."""
     processor = model.processor
     return getattr(processor, "image_processor", processor)
 
 
-def prompts_of_images(images: Any, model: Any) -> Prompts:
+def fields_of_images(images: Any, model: PromptModel) -> PromptFields:
     """Build prompts for a vision encoder; see ``Prompts.from_images``."""
     images = check_list(images, "images", "from_images")
     if model.kind == "vlm":
@@ -134,7 +137,7 @@ def prompts_of_images(images: Any, model: Any) -> Prompts:
         fields["tokens"].append(tokens)
         fields["grids"].append(grid)
     first = fields["tokens"][0][0]
-    return Prompts(
+    return PromptFields(
         ids=tuple(np.full(len(r), -1, dtype=np.int64) for r in fields["roles"]),
         roles=tuple(fields["roles"]),
         tokens=tuple(fields["tokens"]),
@@ -144,20 +147,19 @@ def prompts_of_images(images: Any, model: Any) -> Prompts:
     )
 
 
-def _pixels(source: Any, model: Any, where: str) -> tuple[torch.Tensor, geometry.Picture, tuple[float, float]]:
+def _pixels(source: Any, model: PromptModel, where: str) -> tuple[torch.Tensor, geometry.PixelMap, tuple[float, float]]:
     """Give pixel values (1, channel, height, width), their picture, and (height, width) of the original image."""
     processor = image_processor(model)
     ready = torch.as_tensor(source) if isinstance(source, torch.Tensor | np.ndarray) else None
     if ready is not None and ready.is_floating_point():
+        shape = tuple(ready.shape)
         if ready.ndim == 3:
             ready = ready[None]
         channels = int(getattr(model.config, "num_channels", 3))
         if ready.ndim != 4 or ready.shape[:2] != (1, channels):
-            raise PromptError(
-                f"{where}: pixel values have the shape ({channels}, height, width), got {tuple(np.shape(source))}."
-            )
+            raise PromptError(f"{where}: pixel values have the shape ({channels}, height, width), got {shape}.")
         size = (float(ready.shape[2]), float(ready.shape[3]))
-        return ready.float(), geometry.Picture.of(*size), size
+        return ready.float(), geometry.PixelMap.of(*size), size
     if processor is None:
         raise PromptError(
             "from_images: this model has no image processor. Pass one to load_model(..., processor=), or give float "
@@ -172,11 +174,11 @@ def _pixels(source: Any, model: Any, where: str) -> tuple[torch.Tensor, geometry
     if (picture.y.length, picture.x.length) != tuple(values.shape[-2:]):
         # A processor that does more than resize, pad and crop: places in the grid are known, pixels are not.
         size = (float("nan"), float("nan"))
-        picture = geometry.Picture.of(*size)
+        picture = geometry.PixelMap.of(*size)
     return values, picture, size
 
 
-class _Reached(Exception):
+class _FirstBlock(Exception):
     """Raised by the hook on the first block: the rest of the pass is not needed."""
 
 
@@ -196,13 +198,13 @@ def sequence_length(module: torch.nn.Module, pixels: Float[torch.Tensor, "1 chan
     def reached(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states = args[0] if args else kwargs["hidden_states"]
         seen.append(int(states.shape[1]))
-        raise _Reached
+        raise _FirstBlock
 
     handle = block.register_forward_pre_hook(reached, with_kwargs=True)
     parameter = next(module.parameters())
     try:
         module(pixel_values=pixels.to(parameter.device, parameter.dtype))
-    except _Reached:
+    except _FirstBlock:
         pass
     except (ValueError, RuntimeError) as error:
         height, width = pixels.shape[-2:]
@@ -215,7 +217,7 @@ def sequence_length(module: torch.nn.Module, pixels: Float[torch.Tensor, "1 chan
     return seen[0]
 
 
-def _layout(model: Any, values: torch.Tensor) -> tuple[list[tuple[str, str]], int, int]:
+def _layout(model: PromptModel, values: torch.Tensor) -> tuple[list[tuple[str, str]], int, int]:
     """Give (token, role) of what precedes the patches, and the rows and columns of patches."""
     config = getattr(model.config, "vision_config", None) or model.config
     patch = config.patch_size
@@ -243,11 +245,11 @@ def prefix_tokens(module: torch.nn.Module, count: int) -> list[tuple[str, str]]:
 
 
 def _describe(
-    names: list[tuple[str, str]], rows: int, columns: int, picture: geometry.Picture, size: tuple[float, float]
-) -> tuple[np.ndarray, tuple[str, ...], Grid]:
+    names: list[tuple[str, str]], rows: int, columns: int, picture: geometry.PixelMap, size: tuple[float, float]
+) -> tuple[np.ndarray, tuple[str, ...], PatchGrid]:
     cells = np.concatenate([geometry.blank(len(names)), picture.cells(rows, columns)])
     roles = np.array([ROLE_INDEX[role] for _, role in names] + [ROLE_INDEX["image"]] * (rows * columns), dtype=np.int8)
     patches = [f"r{row}c{column}" for row in range(rows) for column in range(columns)]
     image = np.where(np.isnan(cells[:, 0]), np.nan, 0.0)
-    grid = Grid(cells[:, 0], cells[:, 1], cells[:, 2], image, cells[:, 3:], (size,))
+    grid = PatchGrid(cells[:, 0], cells[:, 1], cells[:, 2], image, cells[:, 3:], (size,))
     return roles, (*(name for name, _ in names), *patches), grid

@@ -4,10 +4,13 @@ A selection is a role, a list of roles, ``"all"``, ``"first"``, ``"last"``, ``"a
 first real token, negative from the end), or a boolean DataArray made from earlier readings.
 """
 
+# pyright: reportUnknownMemberType=false
+# (the annotations of xarray and of torch.from_numpy have gaps)
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +18,7 @@ import xarray as xr
 from jaxtyping import Bool, Int
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.prompts import Batch
+from sinkscope.prompts.data import Batch
 from sinkscope.roles import ROLE_INDEX, SELECTIONS
 
 
@@ -37,7 +40,7 @@ def select(selection: Any, batch: Batch, error: type[SinkscopeError], asked: str
         return _named(selection, batch, error, asked)
     if isinstance(selection, xr.DataArray):
         return from_array(selection, batch, None, error, asked)[:, 0]
-    items = list(selection) if isinstance(selection, Iterable) else [selection]
+    items: list[Any] = list(cast("Iterable[Any]", selection)) if isinstance(selection, Iterable) else [selection]
     if items and all(isinstance(item, str) for item in items):
         chosen = torch.zeros_like(real)
         for name in items:
@@ -113,7 +116,7 @@ def from_array(
     array = array.transpose("prompt", *(["head"] if heads else []), "key")
     values = torch.from_numpy(np.ascontiguousarray(array.values))
     labels = array["prompt"].values.tolist() if "prompt" in array.coords else list(range(values.shape[0]))
-    rows = []
+    rows: list[torch.Tensor] = []
     for index in batch.indices:
         if index not in labels:
             raise error(f"{asked}: the DataArray holds prompts {labels[:8]}, not prompt {index}. Use the same prompts.")

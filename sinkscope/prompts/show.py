@@ -19,7 +19,7 @@ _DARK = frozenset({"register", "image", "newline"})
 
 def render_html(tokens: Sequence[Sequence[str]], roles: Sequence[np.ndarray], limit: int = 400) -> str:
     """Draw prompts as coloured tokens, every token escaped; at most ``limit`` tokens of each of ten prompts."""
-    rows = []
+    rows: list[str] = []
     for place, (shown, role) in enumerate(zip(tokens[:10], roles[:10], strict=True)):
         spans = [_span(t, ROLES[int(r)]) for t, r in zip(shown[:limit], role[:limit], strict=True)]
         rest = f" ... {len(shown) - limit} more" if len(shown) > limit else ""

@@ -1,208 +1,74 @@
-"""Tokens of text prompts: what each one is for, and how to show it without breaking a terminal or a page."""
+"""Prompts of text: tokenising, checking ids, and saying what stands at key 0."""
 
 from __future__ import annotations
 
-import string
-import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 
 from sinkscope.errors import PromptError
+from sinkscope.prompts.data import PromptFields
+from sinkscope.prompts.model import PromptModel
+from sinkscope.prompts.vocabulary import Vocabulary, number_of
 from sinkscope.roles import ROLE_INDEX
 
-LINE_BREAKS = frozenset("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")
-"""Characters that end a line (those at which ``str.splitlines`` splits)."""
+
+def fields_of_texts(texts: Sequence[str], model: PromptModel, add_bos: bool | str = "auto") -> PromptFields:
+    """Build prompts of texts; see ``Prompts.from_texts``."""
+    listed = check_list(texts, "texts", "from_texts")
+    if add_bos not in ("auto", True, False):
+        raise PromptError(f"from_texts(add_bos={add_bos!r}): add_bos is 'auto', True or False.")
+    _refuse_vision(model, "from_texts")
+    vocabulary = Vocabulary.of(model)
+    if vocabulary.tokenizer is None:
+        raise PromptError(
+            "from_texts: this model has no tokenizer. Pass one to load_model(..., tokenizer=), or use from_ids."
+        )
+    encoded = [encode_text(text, which, vocabulary.tokenizer, add_bos) for which, text in enumerate(listed)]
+    return _label(encoded, model, vocabulary, "from_texts")
 
 
-@cache
-def _byte_of_character() -> dict[str, int]:
-    """Give the byte that each character of a byte-level vocabulary stands for (the GPT-2 convention)."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {chr(byte): byte for byte in plain}
-    shifted = (byte for byte in range(256) if byte not in set(plain))
-    table.update({chr(256 + place): byte for place, byte in enumerate(shifted)})
-    return table
+def fields_of_ids(ids: Sequence[Sequence[int]], model: PromptModel) -> PromptFields:
+    """Build prompts of token ids; see ``Prompts.from_ids``."""
+    listed = check_list(ids, "id lists", "from_ids")
+    _refuse_vision(model, "from_ids")
+    return _label(listed, model, Vocabulary.of(model), "from_ids")
 
 
-def printable(text: str) -> str:
-    """Replace every character that does not print (control, bidirectional mark, odd space) by its escape.
-
-    A line break becomes ``\\n``, a tab ``\\t``, a zero byte ``\\x00``, a right-to-left mark ``\\u200f``.
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+def _refuse_vision(model: PromptModel, call: str) -> None:
+    if model.kind == "vision":
+        raise PromptError(f"{call}: this model is a vision encoder and reads no text. Use Prompts.from_images.")
 
 
-def role_of_text(text: str) -> str:
-    """Name the role of a token of running text: ``newline``, ``punctuation`` or ``text``."""
-    if text.isspace():
-        return "newline" if LINE_BREAKS & set(text) else "text"
-    bare = "".join(text.split())
-    return "punctuation" if bare and all(_is_punctuation(c) for c in bare) else "text"
+def _label(ids: Sequence[Any], model: PromptModel, vocabulary: Vocabulary, call: str) -> PromptFields:
+    arrays: list[np.ndarray] = []
+    roles: list[np.ndarray] = []
+    tokens: list[tuple[str, ...]] = []
+    for which, row in enumerate(ids):
+        array = check_ids(row, which, vocabulary, model.context_length)
+        role, token = vocabulary.label(array)
+        placeholders = int((role == ROLE_INDEX["image"]).sum())
+        if placeholders:
+            raise PromptError(
+                f"{call}: prompt {which} holds {placeholders} image placeholder tokens but no image. "
+                "Use from_chat, or from_inputs with the processor's whole output."
+            )
+        arrays.append(array)
+        roles.append(role)
+        tokens.append(token)
+    return PromptFields(
+        ids=tuple(arrays),
+        roles=tuple(roles),
+        tokens=tuple(tokens),
+        extras=tuple({} for _ in arrays),
+        grids=(None,) * len(arrays),
+        key0=describe_key0(arrays, roles, vocabulary),
+        pad_id=vocabulary.pad_id,
+    )
 
 
-def _is_punctuation(character: str) -> bool:
-    return character in string.punctuation or unicodedata.category(character).startswith("P")
-
-
-@dataclass
-class Vocabulary:
-    """What a model's tokenizer and config say about token ids; works without a tokenizer too."""
-
-    tokenizer: Any
-    config: Any
-    size: int | None
-    bos_ids: frozenset[int] = frozenset()
-    special_ids: frozenset[int] = frozenset()
-    image_ids: frozenset[int] = frozenset()
-    _added: dict[int, str] = field(default_factory=dict)
-    _byte_level: bool = False
-    _shown: dict[int, tuple[str, str]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, model: Any) -> Vocabulary:
-        """Read the vocabulary of ``model`` (a ``sinkscope.models.handle.Model``)."""
-        tokenizer = model.tokenizer
-        if tokenizer is None and model.processor is not None:
-            tokenizer = getattr(model.processor, "tokenizer", None)
-        config = model.config
-        vocabulary = cls(tokenizer, config, _vocabulary_size(model, tokenizer))
-        vocabulary.image_ids = frozenset(image_token_ids(config))
-        named = (_number(tokenizer, "bos_token_id"), _number(tokenizer, "cls_token_id"))
-        if named == (None, None):
-            named = (config_number(config, "bos_token_id"), config_number(config, "cls_token_id"))
-        vocabulary.bos_ids = frozenset(number for number in named if number is not None)
-        vocabulary.special_ids = frozenset(_special_ids(tokenizer, config)) - vocabulary.image_ids
-        added = getattr(tokenizer, "added_tokens_decoder", None) or {}
-        vocabulary._added = {int(number): str(token) for number, token in added.items()}
-        vocabulary._byte_level = _is_byte_level(tokenizer)
-        return vocabulary
-
-    @property
-    def pad_id(self) -> int:
-        """Id to fill a batch with: the tokenizer's padding, else its end of sequence, else 0."""
-        for holder in (self.tokenizer, self.config, _text_config(self.config)):
-            for name in ("pad_token_id", "eos_token_id"):
-                number = _number(holder, name)
-                if number is not None and (self.size is None or 0 <= number < self.size):
-                    return number
-        return 0
-
-    def bytes_of(self, number: int) -> bytes:
-        """Give the bytes of text that a token id stands for (white space in front included)."""
-        piece = self._piece(number)
-        if number in self._added:
-            return piece.encode("utf-8", "surrogatepass")
-        if self._byte_level:
-            table = _byte_of_character()
-            if all(c in table for c in piece):
-                return bytes(table[c] for c in piece)
-        if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-            return bytes([int(piece[3:5], 16)])
-        return piece.replace("\u2581", " ").encode("utf-8", "surrogatepass")
-
-    def show(self, number: int) -> tuple[str, str]:
-        """Give ``(printable token, role as running text)`` of one id."""
-        known = self._shown.get(number)
-        if known is None:
-            known = self._shown[number] = self._describe(number)
-        return known
-
-    def _describe(self, number: int) -> tuple[str, str]:
-        if self.tokenizer is None:
-            return f"#{number}", "text"
-        raw = self.bytes_of(number)
-        shown = printable(raw.decode("utf-8", "backslashreplace"))
-        try:
-            return shown, role_of_text(raw.decode("utf-8"))
-        except UnicodeDecodeError:  # one byte of a longer character
-            return shown, "text"
-
-    def _piece(self, number: int) -> str:
-        if self.tokenizer is None:
-            return f"#{number}"
-        piece = self._added.get(number)
-        if piece is None and number < len(self.tokenizer):
-            piece = self.tokenizer.convert_ids_to_tokens(number)
-        # An embedding table is often padded beyond the tokenizer's last entry.
-        return f"#{number}" if piece is None else str(piece)
-
-    def label(self, ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Give the role index (int8) and the printable string of every token of one prompt."""
-        roles = np.empty(len(ids), dtype=np.int8)
-        tokens = []
-        for place, number in enumerate(int(i) for i in ids):
-            shown, role = self.show(number)
-            if place == 0 and number in self.bos_ids:
-                role = "bos"
-            elif number in self.image_ids:
-                role = "image"
-            elif number in self.special_ids or number in self.bos_ids:
-                role = "special"
-            roles[place] = ROLE_INDEX[role]
-            tokens.append(shown)
-        return roles, tuple(tokens)
-
-
-def config_number(config: Any, name: str) -> int | None:
-    """Read an integer from a config or from its text part; ``None`` where it is absent or a list."""
-    for part in (config, _text_config(config)):
-        value = _number(part, name)
-        if value is not None:
-            return value
-    return None
-
-
-def image_token_ids(config: Any) -> list[int]:
-    """Give the placeholder ids of images and videos that ``config`` names (none for a text model)."""
-    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
-    found = (_number(config, name) for name in names)
-    return [number for number in dict.fromkeys(found) if number is not None]
-
-
-def _text_config(config: Any) -> Any:
-    getter = getattr(config, "get_text_config", None)
-    return getter() if callable(getter) else None
-
-
-def _number(holder: Any, name: str) -> int | None:
-    value = getattr(holder, name, None)
-    return int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else None
-
-
-def _vocabulary_size(model: Any, tokenizer: Any) -> int | None:
-    getter = getattr(model.model, "get_input_embeddings", None)
-    try:
-        table = getter() if callable(getter) else None
-    except (NotImplementedError, AttributeError):
-        table = None
-    size = _number(table, "num_embeddings") or config_number(model.config, "vocab_size")
-    return size or (len(tokenizer) if tokenizer is not None else None)
-
-
-def _special_ids(tokenizer: Any, config: Any) -> Iterable[int]:
-    yield from getattr(tokenizer, "all_special_ids", None) or ()
-    for number, token in (getattr(tokenizer, "added_tokens_decoder", None) or {}).items():
-        if getattr(token, "special", False):
-            yield int(number)
-    if tokenizer is None:
-        for name in ("eos_token_id", "pad_token_id", "sep_token_id"):
-            number = config_number(config, name)
-            if number is not None:
-                yield number
-
-
-def _is_byte_level(tokenizer: Any) -> bool:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        return "ByteLevel" in f"{backend.decoder!r} {backend.pre_tokenizer!r}"
-    return tokenizer is not None and "\u0120" in tokenizer.get_vocab()
-
-
-def check_ids(ids: Sequence[int], which: int, vocabulary: Vocabulary, context_length: int | None) -> np.ndarray:
+def check_ids(ids: Any, which: int, vocabulary: Vocabulary, context_length: int | None) -> np.ndarray:
     """Return one prompt's ids as int64, or say what is wrong with them.
 
     Raises:
@@ -244,11 +110,12 @@ def check_list(items: Any, what: str, call: str) -> list[Any]:
     Raises:
         PromptError: ``items`` is a single text, mapping or array, or holds nothing.
     """
-    if isinstance(items, str | bytes | dict) or not isinstance(items, Iterable):
+    if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
         raise PromptError(
-            f"{call}: expected a list of {what}, got one {type(items).__name__}. Wrap it in a list, even a single one."
+            f"{call}: expected a list of {what}, got one {type(cast(object, items)).__name__}. "
+            "Wrap it in a list, even a single one."
         )
-    listed = list(items)
+    listed = list(cast("Iterable[Any]", items))
     if not listed:
         raise PromptError(f"{call}: the list of {what} is empty. Give at least one.")
     return listed
@@ -267,9 +134,9 @@ def encode_text(text: Any, which: int, tokenizer: Any, add_bos: bool | str) -> l
     ids = [int(i) for i in tokenizer(text, add_special_tokens=True)["input_ids"]]
     if add_bos == "auto":
         return ids
-    first = _number(tokenizer, "bos_token_id")
+    first = number_of(tokenizer, "bos_token_id")
     if first is None:
-        first = _number(tokenizer, "cls_token_id")
+        first = number_of(tokenizer, "cls_token_id")
     bare = [int(i) for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
     if add_bos:
         if first is None:

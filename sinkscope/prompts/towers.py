@@ -8,16 +8,21 @@ import numpy as np
 import torch
 
 from sinkscope.errors import PromptError
-from sinkscope.prompts import Prompts, grids
-from sinkscope.prompts.geometry import Cells, Picture, blank, plain_picture
+from sinkscope.prompts import grids
+from sinkscope.prompts.data import PatchGrid, PromptFields
+from sinkscope.prompts.geometry import Cells, PixelMap, blank, plain_picture
 from sinkscope.prompts.images import prefix_tokens, sequence_length
+from sinkscope.prompts.model import PromptModel
 from sinkscope.roles import ROLE_INDEX
+
+ORIGIN = ("source_prompt", "source_image", "source_tile")
+"""Coordinates over ``prompt`` of a reading of the tower."""
 
 Seen = tuple[dict[str, torch.Tensor], np.ndarray, int, int]
 """Inputs of the tower, its tokens, and which image of the prompt and which tile of the image they are."""
 
 
-def prompts_of_tower(prompts: Prompts, model: Any, tower: torch.nn.Module) -> tuple[Prompts, np.ndarray]:
+def fields_of_tower(prompts: PromptFields, model: PromptModel, tower: torch.nn.Module) -> PromptFields:
     """Turn prompts of a vision-language model into prompts of its vision tower.
 
     The tower is called as ``tower(**batch.inputs)``. Tokens are in the order in which its blocks see them (Qwen2.5-VL
@@ -31,14 +36,13 @@ def prompts_of_tower(prompts: Prompts, model: Any, tower: torch.nn.Module) -> tu
         tower: its vision tower.
 
     Returns:
-        The prompts, and for each of them (prompt, image, tile) it was taken from, shape (picture, 3); tile 0 is the
-        whole image.
+        The prompts; their ``origin`` says which prompt, image and tile each was taken from (tile 0: the whole image).
 
     Raises:
         PromptError: the prompts hold no images.
     """
     seen: list[tuple[Seen, tuple[float, float]]] = []
-    origin = []
+    origin: list[tuple[int, int, int]] = []
     for which, (inputs, grid) in enumerate(_parts(prompts)):
         for part in _pictures(inputs, grid, model):
             sizes = grid.sizes if grid is not None else ()
@@ -51,25 +55,25 @@ def prompts_of_tower(prompts: Prompts, model: Any, tower: torch.nn.Module) -> tu
     names = _names(tower, seen)
     fields = [_describe(names, part[1], size) for part, size in seen]
     first = fields[0][1][0]
-    made = Prompts(
+    return PromptFields(
         ids=tuple(np.full(len(f[0]), -1, dtype=np.int64) for f in fields),
         roles=tuple(f[0] for f in fields),
         tokens=tuple(f[1] for f in fields),
         extras=tuple(part[0] for part, _ in seen),
         grids=tuple(f[2] for f in fields),
         key0=f"class token '{first}'" if first == "[CLS]" else f"patch '{first}' (this tower has no class token)",
+        origin=dict(zip(ORIGIN, np.array(origin).T, strict=True)),
     )
-    return made, np.array(origin)
 
 
-def _parts(prompts: Prompts) -> list[tuple[dict[str, Any], Any]]:
+def _parts(prompts: PromptFields) -> list[tuple[dict[str, Any], Any]]:
     if prompts.whole is not None:
         grid = prompts.grids[0] if len(prompts) == 1 else None
         return [(dict(prompts.whole), grid)]
     return list(zip(prompts.extras, prompts.grids, strict=True))
 
 
-def _pictures(inputs: dict[str, Any], grid: Any, model: Any) -> list[Seen]:
+def _pictures(inputs: dict[str, Any], grid: PatchGrid | None, model: PromptModel) -> list[Seen]:
     if "pixel_values" not in inputs:
         return []
     if "image_grid_thw" in inputs:
@@ -90,14 +94,17 @@ def _pictures(inputs: dict[str, Any], grid: Any, model: Any) -> list[Seen]:
     return found
 
 
-def _places(values: torch.Tensor, grid: Any, model: Any, nested: bool) -> list[tuple[int, int, int, Picture]]:
+def _places(
+    values: torch.Tensor, grid: PatchGrid | None, model: PromptModel, nested: bool
+) -> list[tuple[int, int, int, PixelMap]]:
     """Say for each picture which row of the (flattened) pixel values it is, its image, its tile, and its geometry."""
     if grid is None:
-        unknown = Picture.of(*grids.UNKNOWN)
+        unknown = PixelMap.of(*grids.UNKNOWN)
         filled = values.flatten(0, 1) if nested else values
         # A tile of zeros is padding: the image had fewer tiles than its neighbour.
         return [(row, row, 0, unknown) for row in range(len(filled)) if bool(filled[row].any())]
-    places, start = [], 0
+    places: list[tuple[int, int, int, PixelMap]] = []
+    start = 0
     for image, size in enumerate(grid.sizes):
         own = grid.image == image
         tiles = sorted({int(t) for t in grid.tile[own] if t > 0})
@@ -111,30 +118,30 @@ def _places(values: torch.Tensor, grid: Any, model: Any, nested: bool) -> list[t
     return places
 
 
-def _source(model: Any, size: tuple[float, float]) -> grids.Source:
+def _source(model: PromptModel, size: tuple[float, float]) -> grids.Source:
     processor = getattr(model.processor, "image_processor", None)
     return grids.Source(model.config, processor, size, 0, {}, 0, False)
 
 
-def _whole_view(model: Any, size: tuple[float, float]) -> Picture:
+def _whole_view(model: PromptModel, size: tuple[float, float]) -> PixelMap:
     if model.config.model_type in ("llava", "vipllava"):
         return plain_picture(_source(model, size).processor, *size)
-    return Picture.of(*size)
+    return PixelMap.of(*size)
 
 
-def _tile_view(model: Any, grid: Any, own: np.ndarray, tile: int, size: tuple[float, float]) -> Picture:
+def _tile_view(model: PromptModel, grid: PatchGrid, own: np.ndarray, tile: int, size: tuple[float, float]) -> PixelMap:
     if model.config.model_type in ("llava_next", "llava_onevision"):
         canvas, side = grids.anyres_canvas(_source(model, size))
         row, column = divmod(tile - 1, int(canvas.x.length) // side)
-        return Picture(canvas.y.cut(row * side, side), canvas.x.cut(column * side, side))
+        return PixelMap(canvas.y.cut(row * side, side), canvas.x.cut(column * side, side))
     # Elsewhere nothing is padded: the tile is what its tokens cover.
     box = grid.box[own & (grid.tile == tile)]
-    whole = Picture.of(*size)
+    whole = PixelMap.of(*size)
     top, bottom, left, right = box[:, 1].min(), box[:, 3].max(), box[:, 0].min(), box[:, 2].max()
-    return Picture(whole.y.cut(top, bottom - top), whole.x.cut(left, right - left))
+    return PixelMap(whole.y.cut(top, bottom - top), whole.x.cut(left, right - left))
 
 
-def _packed(inputs: dict[str, Any], grid: Any, config: Any) -> list[Seen]:
+def _packed(inputs: dict[str, Any], grid: PatchGrid | None, config: Any) -> list[Seen]:
     """Qwen-VL: patches of all images in one list, in blocks that will be merged."""
     found: list[Seen] = []
     merge, start = int(config.spatial_merge_size), 0
@@ -142,7 +149,7 @@ def _packed(inputs: dict[str, Any], grid: Any, config: Any) -> list[Seen]:
         frames, height, width = (int(n) for n in thw)
         count = frames * height * width
         size = grid.sizes[image] if grid is not None else grids.UNKNOWN
-        cells = Picture.of(*size).cells(height, width)
+        cells = PixelMap.of(*size).cells(height, width)
         order = np.arange(height * width).reshape(height // merge, merge, width // merge, merge)
         order = order.transpose(0, 2, 1, 3).reshape(-1, merge * merge)
         cells = np.concatenate([cells[order.ravel()]] * frames)
@@ -155,9 +162,12 @@ def _packed(inputs: dict[str, Any], grid: Any, config: Any) -> list[Seen]:
 
 
 def _window_order(thw: torch.Tensor, config: Any) -> np.ndarray:
-    from transformers.vision_utils import get_vision_window_index
+    from transformers import vision_utils
 
-    order, _ = get_vision_window_index(thw[None], config.spatial_merge_size, config.window_size, config.patch_size)
+    library: Any = vision_utils  # untyped
+    order, _ = library.get_vision_window_index(
+        thw[None], config.spatial_merge_size, config.window_size, config.patch_size
+    )
     return order.numpy()
 
 
@@ -170,9 +180,9 @@ def _names(tower: torch.nn.Module, seen: list[tuple[Seen, tuple[float, float]]])
 
 def _describe(
     names: list[tuple[str, str]], cells: Cells, size: tuple[float, float]
-) -> tuple[np.ndarray, tuple[str, ...], grids.Grid]:
+) -> tuple[np.ndarray, tuple[str, ...], PatchGrid]:
     tokens = (*(name for name, _ in names), *(f"r{int(row)}c{int(column)}" for row, column in cells[:, :2]))
     roles = np.array([ROLE_INDEX[role] for _, role in names] + [ROLE_INDEX["image"]] * len(cells), dtype=np.int8)
     cells = np.concatenate([blank(len(names)), cells])
     image = np.where(np.isnan(cells[:, 0]), np.nan, 0.0)
-    return roles, tokens, grids.Grid(cells[:, 0], cells[:, 1], cells[:, 2], image, cells[:, 3:], (size,))
+    return roles, tokens, PatchGrid(cells[:, 0], cells[:, 1], cells[:, 2], image, cells[:, 3:], (size,))

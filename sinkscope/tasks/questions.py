@@ -15,7 +15,8 @@ from sinkscope.errors import ProbeError, PromptError
 from sinkscope.probes.base import Probe, Scene
 from sinkscope.probes.output import refuse_nan
 from sinkscope.prompts import Prompts
-from sinkscope.prompts.text import Vocabulary, encode_text
+from sinkscope.prompts.text import encode_text
+from sinkscope.prompts.vocabulary import Vocabulary
 from sinkscope.schema import Variable
 from sinkscope.tasks.base import Item
 

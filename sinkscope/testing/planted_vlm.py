@@ -212,7 +212,8 @@ def _image_processor(family: str) -> Any:
 
 def _prompts(model: Model, images: tuple[Any, ...], seed: int) -> Prompts:
     from sinkscope.prompts import Prompts, grids
-    from sinkscope.prompts.text import Vocabulary, describe_key0
+    from sinkscope.prompts.text import describe_key0
+    from sinkscope.prompts.vocabulary import Vocabulary
     from sinkscope.roles import ROLE_INDEX
 
     config: Any = model.config

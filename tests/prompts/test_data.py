@@ -15,7 +15,7 @@ from vlm_models import tokenizer as byte_level_tokenizer
 
 from sinkscope.errors import PromptError
 from sinkscope.prompts import Prompts
-from sinkscope.prompts.text import printable, role_of_text
+from sinkscope.prompts.vocabulary import printable, role_of_text
 from sinkscope.roles import ROLE_INDEX, ROLES
 from sinkscope.testing import tiny
 
@@ -208,6 +208,15 @@ def test_digest_lengths_and_subset():
     assert part.subset([1, 0]).digest == prompts.subset([0, 2]).digest
 
 
+def test_the_batch_size_rule():
+    prompts = Prompts.from_ids([[0, 5, 6], [0, 7], [0, 8, 9]], llama())
+    assert prompts.spans(2) == [range(0, 2), range(2, 3)]
+    assert prompts.spans(np.int64(9)) == [range(0, 3)]
+    for size in (0, -1, 1.5, True, "2"):
+        with pytest.raises(PromptError, match=rf"batch_size={size!r}: use a whole number of at least 1"):
+            prompts.spans(size)
+
+
 def test_numpy_and_tensor_ids_are_taken():
     model = llama()
     prompts = Prompts.from_ids([np.array([0, 5]), torch.tensor([0, 5]), (0, 5)], model)
@@ -256,6 +265,7 @@ def test_positions_make_inputs_whole():
     assert batch.roles[0, 0] == ROLE_INDEX["pad"]
     torch.testing.assert_close(batch.inputs["position_ids"], given_inputs["position_ids"])
     assert prompts.subset([0, 1]).digest == prompts.digest
+    assert prompts.spans(1) == [range(0, 2)]
     with pytest.raises(PromptError, match=r"run whole.*batch_size=2"):
         prompts.batch([0])
     with pytest.raises(PromptError, match="run whole"):

@@ -7,7 +7,6 @@ from vlm_models import FAMILIES, image, vlm
 
 from sinkscope.errors import PromptError
 from sinkscope.prompts import Prompts
-from sinkscope.prompts.towers import prompts_of_tower
 from sinkscope.roles import ROLE_INDEX
 
 ROOTS = ("vision_tower", "visual", "vision_model")
@@ -36,7 +35,8 @@ def test_tower_prompts_run_and_lie_where_the_tower_looks(family):
     items = [{"image": [image(width, height)], "text": "What?"}, {"image": image(64, 64), "text": "a"}]
     prompts = Prompts.from_chat(items, model)
     tower = tower_of(model)
-    made, origin = prompts_of_tower(prompts, model, tower)
+    made = prompts.seen_by(tower, model)
+    origin = np.stack(list(made.origin.values()), axis=1)
     assert origin.shape == (len(made), 3)
     assert set(origin[:, 0]) == {0, 1}
     states = []
@@ -74,7 +74,7 @@ def test_window_order_is_the_one_the_blocks_see():
     model = vlm("qwen2_5_vl")
     prompts = Prompts.from_chat([{"image": image(100, 44), "text": "a"}], model)
     tower = tower_of(model)
-    made, _ = prompts_of_tower(prompts, model, tower)
+    made = prompts.seen_by(tower, model)
     inputs = made.batch([0]).inputs
     embedded = tower.patch_embed(inputs["hidden_states"])
     seen = []
@@ -91,7 +91,8 @@ def test_window_order_is_the_one_the_blocks_see():
 def test_tiles_are_told_from_the_whole_image():
     model = vlm("internvl")
     prompts = Prompts.from_chat([{"image": [image(64, 32), image(16, 16)], "text": "a"}], model)
-    made, origin = prompts_of_tower(prompts, model, tower_of(model))
+    made = prompts.seen_by(tower_of(model), model)
+    origin = np.stack(list(made.origin.values()), axis=1)
     assert origin.tolist() == [[0, 0, 1], [0, 0, 2], [0, 0, 0], [0, 1, 0]]
     assert np.nanmax(made.grids[0].box[:, 2]) == pytest.approx(32)
     assert np.nanmin(made.grids[1].box[:, 0]) == pytest.approx(32)
@@ -103,22 +104,30 @@ def test_pictures_of_a_processor_output_have_no_boxes():
     model = vlm("llava")
     asked = Prompts.from_chat([{"image": image(64, 48), "text": "a"}, {"image": image(9, 9), "text": "a"}], model)
     whole = Prompts.from_inputs(asked.batch([0, 1]).inputs, model)
-    made, origin = prompts_of_tower(whole, model, tower_of(model))
+    made = whole.seen_by(tower_of(model), model)
+    origin = np.stack(list(made.origin.values()), axis=1)
     assert len(made) == 2
     assert len(origin) == 2
     assert np.isnan(made.grids[1].box).all()
     np.testing.assert_array_equal(made.grids[1].row[1:], np.repeat(np.arange(4), 4))
 
 
+def test_the_own_tower_reads_the_prompts_themselves():
+    prompts = Prompts.from_chat([{"text": "a"}], vlm("llava"))
+    assert prompts.seen_by(None, vlm("llava")) is prompts
+    assert prompts.origin == {}
+
+
 def test_prompts_without_images():
     model = vlm("llava")
     with pytest.raises(PromptError, match="hold no images for the vision tower"):
-        prompts_of_tower(Prompts.from_chat([{"text": "a"}], model), model, tower_of(model))
+        Prompts.from_chat([{"text": "a"}], model).seen_by(tower_of(model), model)
 
 
 def test_packed_towers_take_one_image_a_call():
     model = vlm("qwen2_vl")
     prompts = Prompts.from_chat([{"image": [image(64, 48)] * 2, "text": "a"}], model)
-    made, _ = prompts_of_tower(prompts, model, tower_of(model))
+    made = prompts.seen_by(tower_of(model), model)
+    assert made.spans(8) == [range(0, 1), range(1, 2)]
     with pytest.raises(PromptError, match=r"joins all images of a call into one sequence\. Run it with batch_size=1"):
         made.batch([0, 1])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from sinkscope.edits.base import Edit
-from sinkscope.engine.run import as_tuple, check_request, find_tower, pictures
+from sinkscope.engine.run import as_tuple, check_request, find_tower, inner_module
 from sinkscope.engine.sweep.job import Job
 from sinkscope.engine.sweep.result import assemble
 from sinkscope.engine.sweep.store import Store
@@ -66,7 +66,7 @@ def sweep(  # noqa: PLR0913 - one call is the whole interface, as with run
     probes = as_tuple(probes, "probes")
     where = find_tower(model, tower)
     check_request(model, prompts, probes, where, batch_size)
-    prompts, origin, batch_size = pictures(model, prompts, where, batch_size)
+    prompts = prompts.seen_by(inner_module(model, where), model)
     listed = resolve(variants, where)
     with_baseline = _with_baseline(listed, baseline, isinstance(variants, Grid))
     job = Job(model, where, prompts, probes, with_baseline, batch_size)
@@ -74,7 +74,7 @@ def sweep(  # noqa: PLR0913 - one call is the whole interface, as with run
     work = Work(job, None if cache is None else Store(cache))
     work.run(executor)
     axes = variants.axes if isinstance(variants, Grid) else None
-    return assemble(job, work.parts, work.how, axes, origin)
+    return assemble(job, work.parts, work.how, axes)
 
 
 def _with_baseline(variants: list[Variant], wanted: bool, is_grid: bool) -> list[Variant]:

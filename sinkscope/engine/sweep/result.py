@@ -17,9 +17,8 @@ from sinkscope.schema import validate
 
 
 def assemble(
-    job: Job, parts: Mapping[tuple[int, int], Part], how: str, axes: Mapping[str, Sequence[Any]] | None,
-    origin: Mapping[str, Any],
-) -> xr.Dataset:  # fmt: skip
+    job: Job, parts: Mapping[tuple[int, int], Part], how: str, axes: Mapping[str, Sequence[Any]] | None
+) -> xr.Dataset:
     """Make the reading of a finished sweep.
 
     Raises:
@@ -29,7 +28,7 @@ def assemble(
     arrays = _stack(job, parts)
     shelf = Shelf(job.probes, job.tower, job.prompts.lengths)
     shelf.arrays = {name: array[0] for name, array in arrays.items()}
-    ds = shelf.dataset(job.prompts).assign_coords(origin)
+    ds = shelf.dataset(job.prompts)
     dims = {name: ds[name].dims for name in arrays}
     attrs = {name: ds[name].attrs for name in arrays}
     data: dict[str, Any] = {}

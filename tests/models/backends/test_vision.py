@@ -13,7 +13,6 @@ import sinkscope as sk
 from sinkscope import testing
 from sinkscope.errors import PromptError, UnsupportedModelError
 from sinkscope.models.backends.vision import trial_picture
-from sinkscope.prompts.towers import prompts_of_tower
 from sinkscope.roles import MEASURED_ROLES
 
 KINDS = len(MEASURED_ROLES)
@@ -64,9 +63,9 @@ def one_call(calls):
 def test_statistics_of_the_tower_equal_those_of_the_dense_maps(family):
     model, module = model_of(family), tower_module(family)
     reading = sk.run(model, prompts_of(family), PROBES, tower="vision")
-    made, origin = prompts_of_tower(prompts_of(family), model, module)
-    np.testing.assert_array_equal(reading["source_prompt"], origin[:, 0])
-    np.testing.assert_array_equal(reading["source_tile"], origin[:, 2])
+    made = prompts_of(family).seen_by(module, model)
+    for name in ("source_prompt", "source_image", "source_tile"):
+        np.testing.assert_array_equal(reading[name], made.origin[name])
     tower = model.backend.towers["vision"]
     assert not tower.causal
     root = model.backend.vision_root()
@@ -106,7 +105,7 @@ def test_statistics_of_the_tower_equal_those_of_the_dense_maps(family):
 
 def test_windows_are_several_calls_of_a_layer():
     family = "qwen2_5_vl"
-    made, _ = prompts_of_tower(prompts_of(family), model_of(family), tower_module(family))
+    made = prompts_of(family).seen_by(tower_module(family), model_of(family))
     paths = [call.path for call in oracle.capture(tower_module(family), **made.batch([0]).inputs).calls]
     assert [paths.count(f"blocks.{layer}.attn") > 1 for layer in range(3)] == [True, False, True]
 

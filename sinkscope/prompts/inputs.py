@@ -1,0 +1,138 @@
+"""Whatever a model's own processor or tokenizer made: taken apart by prompt where it can be, run whole where not."""
+
+# pyright: reportUnknownMemberType=false
+# (torch's own annotations of tolist and from_numpy have gaps)
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from sinkscope.errors import PromptError
+from sinkscope.prompts import grids
+from sinkscope.prompts.batch import PER_TOKEN, find_real
+from sinkscope.prompts.data import PatchGrid, PromptFields
+from sinkscope.prompts.images import fields_of_images
+from sinkscope.prompts.model import PromptModel
+from sinkscope.prompts.text import check_ids, describe_key0
+from sinkscope.prompts.vocabulary import Vocabulary
+from sinkscope.roles import ROLE_INDEX
+
+_UNUSED = ("num_crops", "num_patches", "rows", "cols", "offset_mapping", "special_tokens_mask", "length")
+"""What processors return beside the model's inputs."""
+
+
+def model_inputs(given: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
+    """Give the model's inputs among what a processor returned, as tensors.
+
+    Raises:
+        PromptError: one of them is no rectangular tensor.
+    """
+    return {str(name): _tensor(value, str(name)) for name, value in given.items() if name not in _UNUSED}
+
+
+def _tensor(value: Any, name: str) -> torch.Tensor:
+    try:
+        return value if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value))
+    except (TypeError, ValueError):
+        raise PromptError(
+            f"{name!r} is no rectangular tensor. Call the processor with return_tensors='pt' and padding=True."
+        ) from None
+
+
+def mark_separators(roles: np.ndarray, grid: PatchGrid | None) -> np.ndarray:
+    """Give placeholders that only end a row of patches the role ``special``."""
+    if grid is None:
+        return roles
+    return np.where(grid.separator, ROLE_INDEX["special"], roles).astype(np.int8)
+
+
+def fields_of_inputs(given: Any, model: PromptModel) -> PromptFields:
+    """Build prompts from a processor's output; see ``Prompts.from_inputs``."""
+    if not isinstance(given, Mapping):
+        raise PromptError(
+            f"from_inputs: expected what the model's processor or tokenizer returns, got {type(given).__name__}."
+        )
+    inputs = model_inputs(cast("Mapping[Any, Any]", given))
+    if model.kind == "vision":
+        if set(inputs) != {"pixel_values"}:
+            raise PromptError(f"from_inputs: a vision encoder takes 'pixel_values' alone, got {sorted(inputs)}.")
+        return fields_of_images(list(inputs["pixel_values"].float()), model)
+    real = _check_mask(inputs)
+    vocabulary = Vocabulary.of(model)
+    labelled: list[tuple[np.ndarray, np.ndarray, tuple[str, ...]]] = []
+    for which, (row, keep) in enumerate(zip(inputs["input_ids"].cpu(), real, strict=True)):
+        if not keep.any():
+            raise PromptError(f"from_inputs: row {which} is all padding: its attention_mask is 0 everywhere.")
+        array = check_ids(row[keep].numpy(), which, vocabulary, model.context_length)
+        labelled.append((array, *vocabulary.label(array)))
+    ids, roles, tokens = zip(*labelled, strict=True)
+    key0 = describe_key0(ids, roles, vocabulary)
+    apart = set(inputs) <= {"input_ids", "attention_mask", *PER_TOKEN}
+    if apart:
+        own = sorted(PER_TOKEN & set(inputs))
+        extras = [{name: inputs[name].cpu()[i][real[i]] for name in own} for i in range(len(ids))]
+        _refuse_lone_placeholders(roles)
+        return PromptFields(ids, roles, tokens, tuple(extras), (None,) * len(ids), key0, pad_id=vocabulary.pad_id)
+    places = _place_whole(model, roles, inputs)
+    roles = tuple(mark_separators(role, grid) for role, grid in zip(roles, places, strict=True))
+    extras = [dict[str, torch.Tensor]()] * len(ids)
+    return PromptFields(ids, roles, tokens, tuple(extras), places, key0, inputs, vocabulary.pad_id)
+
+
+def _check_mask(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    if ids is None:
+        raise PromptError(f"from_inputs: 'input_ids' are missing, got {sorted(inputs)}.")
+    if ids.ndim != 2 or ids.shape[0] == 0 or ids.is_floating_point():
+        raise PromptError(
+            f"from_inputs: input_ids have the shape (prompt, token), got {ids.dtype} of shape {tuple(ids.shape)}. "
+            "Call the processor with return_tensors='pt'."
+        )
+    for name in ("attention_mask", *sorted(PER_TOKEN)):
+        if name in inputs and inputs[name].shape != ids.shape:
+            raise PromptError(
+                f"from_inputs: {name} has shape {tuple(inputs[name].shape)}, but input_ids have {tuple(ids.shape)}. "
+                "They must agree."
+            )
+    if mask is not None and not bool(((mask == 0) | (mask == 1)).all()):
+        raise PromptError("from_inputs: attention_mask must hold only 0 (padding) and 1 (token).")
+    return find_real(inputs)
+
+
+def _refuse_lone_placeholders(roles: tuple[np.ndarray, ...]) -> None:
+    for which, role in enumerate(roles):
+        count = int((role == ROLE_INDEX["image"]).sum())
+        if count:
+            raise PromptError(
+                f"from_inputs: prompt {which} holds {count} image placeholder tokens but there are no pixel_values. "
+                "Pass the processor's whole output."
+            )
+
+
+def _place_whole(
+    model: PromptModel, roles: tuple[np.ndarray, ...], inputs: dict[str, torch.Tensor]
+) -> tuple[PatchGrid | None, ...]:
+    """Place visual tokens of a batch, images in order, each unbroken run of placeholders being one image."""
+    masks = [role == ROLE_INDEX["image"] for role in roles]
+    counts = [len(grids.runs(mask)) for mask in masks]
+    known = next((inputs[n] for n in ("image_sizes", "image_grid_thw") if n in inputs), None)
+    if known is not None and len(known) != sum(counts):
+        return (None,) * len(roles)
+    processor = getattr(model.processor, "image_processor", None)
+    places: list[PatchGrid | None] = []
+    start = 0
+    for mask, count in zip(masks, counts, strict=True):
+        own = {n: inputs[n][start : start + count] for n in ("image_grid_thw", "batch_num_images") if n in inputs}
+        sizes = inputs.get("image_sizes")
+        here = (
+            [grids.UNKNOWN] * count
+            if sizes is None
+            else [(float(h), float(w)) for h, w in sizes[start : start + count]]
+        )
+        places.append(grids.place(model.config, processor, mask, here, own))
+        start += count
+    return tuple(places)

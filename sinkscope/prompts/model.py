@@ -1,0 +1,41 @@
+"""What prompts need to know of a model: a protocol, because this room stands below that of the models."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+
+class PromptModel(Protocol):
+    """A model as prompts see it; ``sinkscope.models.handle.Model`` is one."""
+
+    @property
+    def kind(self) -> str:
+        """``decoder``, ``encoder``, ``vision`` or ``vlm``."""
+        ...
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The network; read for the size of its embedding, and run to its first block to count visual tokens."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """A transformers tokenizer, or ``None``."""
+        ...
+
+    @property
+    def processor(self) -> Any:
+        """A transformers processor of text and images, for a vision encoder its image processor, or ``None``."""
+        ...
+
+    @property
+    def config(self) -> Any:
+        """The transformers configuration."""
+        ...
+
+    @property
+    def context_length(self) -> int | None:
+        """Longest prompt in tokens, or ``None`` where nothing limits it."""
+        ...

@@ -1,0 +1,113 @@
+"""``Prompts``: the constructors, each on the builder of its kind, and batches of any prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from sinkscope.prompts.batch import collate
+from sinkscope.prompts.chat import fields_of_chat
+from sinkscope.prompts.data import Batch, PromptFields
+from sinkscope.prompts.images import fields_of_images
+from sinkscope.prompts.inputs import fields_of_inputs
+from sinkscope.prompts.model import PromptModel
+from sinkscope.prompts.text import fields_of_ids, fields_of_texts
+from sinkscope.prompts.towers import fields_of_tower
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prompts(PromptFields):
+    """Prompts of one model: ids, roles and strings of the real tokens, further inputs, patch grids.
+
+    Build them with one of the constructors; the fields are those of ``PromptFields``.
+    """
+
+    @classmethod
+    def from_texts(cls, texts: Sequence[str], model: PromptModel, add_bos: bool | Literal["auto"] = "auto") -> Prompts:
+        """Tokenise ``texts`` with the tokenizer of ``model``.
+
+        Args:
+            texts: one string per prompt.
+            model: a ``sinkscope.models.handle.Model`` of a text or vision-language model.
+            add_bos: ``"auto"`` keeps what the tokenizer adds and adds nothing; ``True`` makes sure that a BOS (or CLS)
+                comes first; ``False`` leaves it out.
+
+        Raises:
+            PromptError: no tokenizer, an empty list or text, a text beyond the context length, a wrong ``add_bos``.
+        """
+        return cls(**vars(fields_of_texts(texts, model, add_bos)))
+
+    @classmethod
+    def from_ids(cls, ids: Sequence[Sequence[int]], model: PromptModel) -> Prompts:
+        """Take token ids as they are, one list per prompt, without padding; nothing is added.
+
+        Raises:
+            PromptError: an empty list or prompt, an id outside the vocabulary, a prompt beyond the context length.
+        """
+        return cls(**vars(fields_of_ids(ids, model)))
+
+    @classmethod
+    def from_images(cls, images: Sequence[Any], model: PromptModel) -> Prompts:
+        """Take images for a vision encoder: class token, registers, then patches in rows.
+
+        Args:
+            images: paths, PIL images, uint8 arrays (height, width, 3), or float tensors (channel, height, width) that
+                are normalised already. Transparency is laid on white.
+            model: a ``sinkscope.models.handle.Model`` of a vision encoder.
+
+        Raises:
+            PromptError: not a vision encoder, no image processor, a broken, animated or floating-point image, or a
+                size that the encoder refuses.
+        """
+        return cls(**vars(fields_of_images(images, model)))
+
+    @classmethod
+    def from_chat(cls, items: Sequence[Mapping[str, Any]], model: PromptModel) -> Prompts:
+        """Ask questions about images, each written with the model's chat template.
+
+        Words of the question have the role ``text``, those of a system message ``system``, image placeholders
+        ``image``, and everything that the template adds ``special``.
+
+        Args:
+            items: mappings with ``text``, and if wanted ``image`` (path, PIL image, or a list of them) and ``system``.
+            model: a ``sinkscope.models.handle.Model`` of a vision-language model with its processor.
+
+        Raises:
+            PromptError: not such a model, no processor, a malformed item, a broken image, or placeholders in the text.
+        """
+        return cls(**vars(fields_of_chat(items, model)))
+
+    @classmethod
+    def from_inputs(cls, inputs: Mapping[str, Any], model: PromptModel) -> Prompts:
+        """Take whatever the model's own processor or tokenizer made.
+
+        Text is taken apart by its attention mask, whichever side was padded, and batched anew. Anything with pixels or
+        explicit positions is kept as it is and run as one batch.
+
+        Raises:
+            PromptError: no token ids, a row of padding only, a mask of another shape, placeholders without images.
+        """
+        return cls(**vars(fields_of_inputs(inputs, model)))
+
+    def seen_by(self, tower: torch.nn.Module | None, model: PromptModel) -> Prompts:
+        """Give what one tower of ``model`` reads of these prompts.
+
+        That is the prompts themselves for the model's default tower (``None``), and one prompt for each picture (an
+        image, or one of its tiles) for a vision tower inside the model. ``origin`` then says where each picture is
+        from: ``source_prompt``, ``source_image``, ``source_tile`` (0 is the whole image).
+
+        Raises:
+            PromptError: the prompts hold no images.
+        """
+        return self if tower is None else Prompts(**vars(fields_of_tower(self, model, tower)))
+
+    def batch(self, indices: Sequence[int], device: torch.device | str = "cpu") -> Batch:
+        """Collate the prompts at ``indices``: padded on the right, with a mask where there is padding.
+
+        Raises:
+            PromptError: an index is out of range, or the further inputs of these prompts do not fit in one batch.
+        """
+        return collate(self, self.check_indices(indices), device)
