@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from sinkscope import schema, textform
-from sinkscope.errors import ModelError, ProbeError, PromptError, SchemaError
+from sinkscope.errors import ProbeError, PromptError, SchemaError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -170,11 +170,13 @@ class ModelOptions:
         dtype: Number type of the weights: float32, bfloat16, float16. Default: as saved.
         device: Where to run: cpu, cuda, cuda:1, mps. Default: cpu.
         backend: Which library drives the model; auto takes transformers and falls back to TransformerLens.
+        gguf_file: GGUF file in the folder, or hub repository, that is named as the model.
     """
 
     dtype: str | None = None
     device: str | None = None
     backend: Literal["auto", "transformers", "lens"] = "auto"
+    gguf_file: str | None = None
 
 
 def split_text(content: str, split: str) -> list[str]:
@@ -192,18 +194,14 @@ def load(source: str, options: ModelOptions) -> Model:
     """Load a model by its name on the command line.
 
     Raises:
-        ModelError: as ``sinkscope.load_model``, or torch does not know the device.
+        ModelError: as ``sinkscope.load_model``.
     """
     from sinkscope.models.handle import load_model
 
     quiet_libraries()
-    try:
-        return load_model(source, dtype=options.dtype, device=options.device, backend=options.backend)
-    except (RuntimeError, AssertionError) as error:
-        if options.device is None:
-            raise
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"--device {options.device}: torch refuses it: {reason} Use --device cpu.") from None
+    return load_model(
+        source, dtype=options.dtype, device=options.device, backend=options.backend, gguf_file=options.gguf_file
+    )
 
 
 def make_prompts(options: PromptOptions, texts: Sequence[str], model: Model) -> Prompts:

@@ -178,6 +178,7 @@ def provenance(
         "schema_version": SCHEMA_VERSION,
         "model_id": model.id,
         "model_fingerprint": model.fingerprint,
+        "model_origin": model.origin,
         "tower": tower.name,
         "causal": int(tower.causal),
         "d_model": tower.d_model,

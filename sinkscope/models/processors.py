@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTr
 from transformers.models.auto.auto_mappings import PROCESSOR_MAPPING_NAMES
 
 from sinkscope.errors import ModelError
-from sinkscope.models.sources import quiet
+from sinkscope.models.weights import first_line, quiet
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -40,7 +40,7 @@ def load_tokenizer(name: str, local: bool) -> Any | None:
         if not local:
             return None
         raise ModelError(
-            f"load_model({name!r}): the tokenizer in this folder cannot be read ({_first_line(error)}). Copy it again, "
+            f"load_model({name!r}): the tokenizer in this folder cannot be read ({first_line(error)}). Copy it again, "
             "or pass load_model(..., tokenizer=...)."
         ) from None
 
@@ -67,7 +67,7 @@ def load_processor(name: str, config: PreTrainedConfig, tokenizer: Any | None, l
         if not local:
             return None
         raise ModelError(
-            f"load_model({name!r}): the image processor in this folder cannot be read ({_first_line(error)}). Copy it "
+            f"load_model({name!r}): the image processor in this folder cannot be read ({first_line(error)}). Copy it "
             "again, or pass load_model(..., processor=...)."
         ) from None
 
@@ -110,7 +110,3 @@ def _processor_class(name: str, config: PreTrainedConfig, local: bool) -> Any | 
 
 def _has(name: str, files: tuple[str, ...]) -> bool:
     return any((Path(name) / file).is_file() for file in files)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]

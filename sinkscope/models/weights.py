@@ -1,4 +1,4 @@
-"""Weights from a folder or a hub: loaded whole or refused, never half loaded.
+"""Configuration and weights of a checkpoint: loaded whole or refused, never half loaded.
 
 transformers fills what a checkpoint lacks with random numbers and says so in a log line; what is then measured is noise
 that looks like a result. Here a missing, mismatched, truncated or non-finite tensor is an error that names it.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,30 +44,6 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def resolve(source: str | os.PathLike[str]) -> tuple[str, bool]:
-    """Tell a local folder from a hub id: the path or id, and whether it is local.
-
-    Raises:
-        ModelError: it is spelled like a path and there is no such folder, or the folder holds no ``config.json``.
-    """
-    text = os.fspath(source)
-    path = Path(text).expanduser()
-    if text.strip() and path.is_dir():
-        if not (path / "config.json").is_file():
-            found = sorted(entry.name for entry in path.iterdir())[:6]
-            raise ModelError(
-                f"load_model({text!r}): this folder has no config.json (it holds {found or 'nothing'}). "
-                "Name the folder that model.save_pretrained wrote."
-            )
-        return str(path), True
-    if path.is_file():
-        raise ModelError(f"load_model({text!r}): this is a file. Name the folder that holds it and config.json.")
-    looks_local = isinstance(source, os.PathLike) or text.startswith((".", "~", "/")) or text.count("/") > 1
-    if looks_local or "\\" in text or not text.strip():
-        raise ModelError(f"load_model({text!r}): there is no such folder. Check the path.")
-    return text, False
-
-
 def read_config(name: str, local: bool) -> PreTrainedConfig:
     """Read the configuration. Code that comes with a checkpoint is never run.
 
@@ -98,9 +73,9 @@ def read_config(name: str, local: bool) -> PreTrainedConfig:
             f"{code} Update transformers, or build the model yourself and pass it to load_model."
         ) from None
     except (OSError, HFValidationError) as error:
-        raise _unreachable(name, error) from None
+        raise unreachable(name, error) from None
     except StrictDataclassError as error:
-        raise ModelError(f"{name}/config.json is malformed: {_first_line(error)}. Copy the model again.") from None
+        raise ModelError(f"{name}/config.json is malformed: {first_line(error)}. Copy the model again.") from None
     check_config(config)
     return config
 
@@ -121,7 +96,12 @@ def check_config(config: PreTrainedConfig) -> None:
 
 
 def load_weights(
-    name: str, config: PreTrainedConfig, *, local: bool, dtype: torch.dtype | None = None
+    name: str,
+    config: PreTrainedConfig,
+    *,
+    local: bool,
+    dtype: torch.dtype | None = None,
+    **settings: Any,
 ) -> PreTrainedModel:
     """Load the class that the configuration names, whole, in evaluation mode.
 
@@ -130,16 +110,17 @@ def load_weights(
         config: its configuration.
         local: never touch the network.
         dtype: cast to this; ``None`` keeps the checkpoint's own.
+        settings: handed to ``from_pretrained`` as they are, such as ``device_map`` or ``gguf_file``.
 
     Raises:
         ModelError: weights are absent, truncated, missing, of the wrong shape, or not finite.
     """
     cls = model_class(config)
-    model, info = _load(cls, name, config, local, dtype)
+    model, info = _load(cls, name, config, local, dtype, **settings)
     missing = sorted(info["missing_keys"])
     if missing and all(".pooler." in f".{key}" for key in missing):
         with contextlib.suppress(TypeError):  # a class that cannot be built without its pooler keeps the keys missing
-            model, info = _load(cls, name, config, local, dtype, add_pooling_layer=False)
+            model, info = _load(cls, name, config, local, dtype, add_pooling_layer=False, **settings)
             missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
@@ -209,7 +190,7 @@ def _load(
     except OSError as error:
         raise _no_weights(name, local, error) from None
     except (ValueError, RuntimeError, ImportError) as error:
-        raise ModelError(f"load_model({name!r}): {cls.__name__} cannot be loaded: {_first_line(error)}") from None
+        raise ModelError(f"load_model({name!r}): {cls.__name__} cannot be loaded: {first_line(error)}") from None
     model, info = loaded
     if info["mismatched_keys"]:
         key, found, wanted = sorted(info["mismatched_keys"])[0]
@@ -222,7 +203,7 @@ def _load(
 
 def _no_weights(name: str, local: bool, error: Exception) -> ModelError:
     if not local:
-        return _unreachable(name, error)
+        return unreachable(name, error)
     files = {path.name for path in Path(name).iterdir()}
     index = Path(name) / "model.safetensors.index.json"
     if index.is_file():
@@ -237,10 +218,11 @@ def _no_weights(name: str, local: bool, error: Exception) -> ModelError:
     return ModelError(f"load_model({name!r}): there is no model.safetensors in this folder. Copy the model again.")
 
 
-def _unreachable(name: str, error: Exception) -> ModelError:
+def unreachable(name: str, error: Exception) -> ModelError:
+    """Make the error for a hub id that cannot be read."""
     return ModelError(
         f"load_model({name!r}): there is no such local folder, and no such model on the hub could be read "
-        f"({_first_line(error)}). Check the spelling and the network, or give a local folder or 'zoo:NAME'."
+        f"({first_line(error)}). Check the spelling and the network, or give a local folder or 'zoo:NAME'."
     )
 
 
@@ -250,8 +232,9 @@ def _attention_free(model_type: str) -> UnsupportedModelError:
     )
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]
+def first_line(error: BaseException) -> str:
+    """Give the first line of a library's error message, cut at 300 characters."""
+    return (str(error).strip().split("\n")[0] or type(error).__name__)[:300]
 
 
 def _list(keys: list[str]) -> str:

