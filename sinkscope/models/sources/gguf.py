@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
-from transformers.integrations.gguf import read_gguf_metadata
+from transformers.integrations.gguf.reader import read_gguf_metadata
 
 from sinkscope.errors import ModelError, UnsupportedModelError
 from sinkscope.models import weights
@@ -118,7 +118,7 @@ def _write(path: Path, name: str, folder: Path) -> str:
     cache.check_room(folder, sum(p.numel() * p.element_size() for p in model.parameters()))
     with weights.quiet():
         _plain(model).save_pretrained(folder)
-    return _quantisation(path)
+    return _kind(path)
 
 
 def _write_tokenizer(path: Path, name: str, folder: Path) -> None:
@@ -142,13 +142,13 @@ def _write_tokenizer(path: Path, name: str, folder: Path) -> None:
         )
 
 
-def _quantisation(path: Path) -> str:
+def _kind(path: Path) -> str:
     """Give llama.cpp's name of the file's kind, such as Q4_K_M."""
     from gguf import LlamaFileType
 
     number = read_gguf_metadata(str(path))[0].get("general.file_type")
-    known = {kind.value: kind.name for kind in LlamaFileType}
-    return known.get(number, "an unnamed kind").removeprefix("MOSTLY_").removeprefix("ALL_")
+    known = {int(kind): kind.name for kind in LlamaFileType}
+    return known.get(number, "an unnamed kind").removeprefix("MOSTLY_").removeprefix("ALL_")  # type: ignore[arg-type]
 
 
 def _join(parts: Sequence[Path], target: Path) -> Path:
@@ -160,10 +160,9 @@ def _join(parts: Sequence[Path], target: Path) -> Path:
     return target
 
 
-def _plain(model: PreTrainedModel) -> PreTrainedModel:
+def _plain(model: Any) -> PreTrainedModel:
     """Take off what says that the weights are quantised, so that they can be saved as what they now are: float32."""
     model.hf_quantizer = None
-    model.config.quantization_config = None
     del model.config.quantization_config
     return model
 
