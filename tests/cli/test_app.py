@@ -200,7 +200,9 @@ def test_ids_that_are_no_numbers(refused: Callable[..., str], folder: Path) -> N
 
 
 def test_a_device_that_is_not_there(refused: Callable[..., str], folder: Path) -> None:
-    assert "--device vulcan: torch refuses it" in refused(1, "run", folder, "--ids", "1,2", "--device", "vulcan")
+    assert "load_model(device='vulcan'): torch refuses it" in refused(
+        1, "run", folder, "--ids", "1,2", "--device", "vulcan"
+    )
 
 
 def test_an_existing_file_is_kept(refused: Callable[..., str], tmp_path: Path) -> None:

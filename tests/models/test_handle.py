@@ -14,7 +14,7 @@ from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_f
 
 from sinkscope import testing
 from sinkscope.errors import ModelError, UnsupportedModelError
-from sinkscope.models import facts as model_facts
+from sinkscope.models import facts
 from sinkscope.models.handle import Model, load_model, minilm_path
 
 WORDS = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", "the", "cat", "sat"])}
@@ -175,10 +175,7 @@ def test_minilm_loads_from_its_package():
 
 
 def test_minilm_absent_says_what_to_install(monkeypatch):
-    def absent(name):
-        raise ImportError(name)
-
-    monkeypatch.setattr("importlib.import_module", absent)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"MiniLM sentence encoder is not installed\. Install it with: pip install"):
         minilm_path()
 
@@ -592,6 +589,6 @@ def test_the_handle_stays_small():
 
 
 def test_names_of_folders_that_say_nothing_take_their_parent(tmp_path):
-    assert model_facts.folder_name(str(tmp_path / "mine" / "model")) == "mine/model"
-    assert model_facts.folder_name(str(tmp_path / "mine")) == "mine"
-    assert model_facts.name_of(testing.tiny("llama")) == "LlamaForCausalLM"
+    assert facts.folder_name(str(tmp_path / "mine" / "model")) == "mine/model"
+    assert facts.folder_name(str(tmp_path / "mine")) == "mine"
+    assert facts.name_of(testing.tiny("llama")) == "LlamaForCausalLM"

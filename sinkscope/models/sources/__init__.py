@@ -45,10 +45,14 @@ def resolve(source: str | os.PathLike[str], gguf_file: str | None = None) -> Che
     if text in SOURCES:
         return SOURCES[text].resolve()
     if path.is_file():
+        if path.suffix != ".gguf" and not gguf.begins_as(path):  # Ollama's blobs have no ending
+            raise ModelError(f"load_model({text!r}): this is a file. Name the folder that holds it and config.json.")
         return gguf.checkpoint(path)
     looks_local = isinstance(source, os.PathLike) or text.startswith((".", "~", "/")) or text.count("/") > 1
-    if looks_local or "\\" in text or not text.strip() or text.endswith(".gguf"):
-        raise ModelError(f"load_model({text!r}): there is no such folder or file. Check the path.")
+    if text.endswith(".gguf"):
+        raise ModelError(f"load_model({text!r}): there is no such file. Check the path.")
+    if looks_local or "\\" in text or not text.strip():
+        raise ModelError(f"load_model({text!r}): there is no such folder. Check the path.")
     return Checkpoint(text, local=False, label=text)
 
 

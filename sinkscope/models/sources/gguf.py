@@ -58,11 +58,12 @@ def convert(parts: Sequence[Path], name: str, *, label: str, source: str = "", n
 
     ``name`` is that of the whole file; ``notice`` is logged before it is converted, such as where its terms of use are.
     """
-    _check_header(parts[0], name)
-    digest = hashlib.sha256()
     for part in parts:
         if not part.is_file():
             raise ModelError(f"load_model({(source or name)!r}): {part} is absent. Install or copy the model again.")
+    _check_header(parts[0], name)
+    digest = hashlib.sha256()
+    for part in parts:
         with part.open("rb") as file:
             while block := file.read(1 << 22):
                 digest.update(block)
@@ -82,17 +83,25 @@ def convert(parts: Sequence[Path], name: str, *, label: str, source: str = "", n
     return Checkpoint(str(entry.folder), local=True, label=label, origin=entry.origin)
 
 
+def begins_as(path: Path) -> bool:
+    """Say whether a file begins as a GGUF file does.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise ModelError(f"load_model({str(path)!r}): the file cannot be read: {error.strerror}.") from None
+
+
 def _check_header(path: Path, name: str) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(f"{name}: reading GGUF files needs the package gguf. Install it with: pip install gguf")
-    try:
-        with path.open("rb") as file:
-            start = file.read(len(MAGIC))
-    except OSError as error:
-        raise ModelError(f"load_model({str(path)!r}): the file cannot be read: {error.strerror}.") from None
-    if start != MAGIC:
+    if not begins_as(path):
         raise ModelError(
-            f"load_model({str(path)!r}): this is not a GGUF file (it begins with {start!r}, not {MAGIC!r}). Name a "
+            f"load_model({str(path)!r}): this is not a GGUF file (it does not begin with {MAGIC!r}). Name a "
             "file that llama.cpp or Ollama reads, or the folder that model.save_pretrained wrote."
         )
     if PART.search(name):

