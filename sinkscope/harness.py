@@ -24,11 +24,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from sinkscope.attention.primitives import Tally
 from sinkscope.edits import dumps, loads, parse
 from sinkscope.edits.base import Edit
 from sinkscope.engine.applied import applied
+from sinkscope.engine.effect import require_touched
 from sinkscope.engine.run import run
-from sinkscope.errors import EditError, EditHasNoEffect, ModelError
+from sinkscope.errors import EditError, ModelError
 from sinkscope.models.handle import Model, load_model
 from sinkscope.probes.base import Probe, Scene
 from sinkscope.prompts import Prompts
@@ -123,7 +125,7 @@ class EditedLM(HFLM):
             )
         super().__init__(handle.model, tokenizer=handle.tokenizer, batch_size=int(batch_size), **options)
         self.handle = handle
-        self.touched = [0] * len(self.edits)
+        self.tallies = [Tally() for _ in self.edits]
 
     @property
     def eot_token_id(self) -> int:
@@ -148,14 +150,9 @@ class EditedLM(HFLM):
         Raises:
             EditHasNoEffect: an edit touched nothing in any of the requests.
         """
-        self.touched = [0] * len(self.edits)
+        self.tallies = [Tally() for _ in self.edits]
         found = super().generate_until(requests, disable_tqdm=disable_tqdm)
-        for edit, count in zip(self.edits, self.touched, strict=True):
-            if not count and not (edit.identity or edit.selects_nothing or edit.conditional):
-                raise EditHasNoEffect(
-                    f"{edit!r} changes nothing in {self.handle.id}: none of the {len(requests)} prompts has a token it "
-                    "selects where a query can see it. Choose keys, queries or layers that they have."
-                )
+        require_touched(self.edits, self.tallies, self.handle.id, len(requests))
         return found
 
     def _model_generate(
@@ -167,7 +164,8 @@ class EditedLM(HFLM):
         prompts = Prompts.from_ids(rows, self.handle)
         with torch.no_grad(), self.handle.evaluating(), applied(self.handle, self.edits, prompts) as tallies:
             out = super()._model_generate(context, max_length, stop, **options)
-        self.touched = [seen + tally.touched for seen, tally in zip(self.touched, tallies, strict=True)]
+        for total, tally in zip(self.tallies, tallies, strict=True):
+            total.add(tally)
         return out
 
     def _loglikelihood_tokens(

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.masks import BLOCK, HIDDEN_LOGIT
-from sinkscope.attention.normalise import denominator, elementwise_heads, has_mass_off_keys, normalise
+from sinkscope.attention.normalise import denominator, has_mass_off_keys, heads_without_softmax, normalise
 from sinkscope.attention.reduce import Accumulators, fold
 from sinkscope.attention.tile import Scratch, Tile, TileInputs
 from sinkscope.attention.view import Context, LayerStats, Wants
@@ -113,7 +113,9 @@ def _tile(
     for bias in edits.biases if edits else ():
         logits = bias.apply(logits, tile)
     off_keys = has_mass_off_keys(call, edits)
-    weights, lse = normalise(call, logits, inputs, edits, off_keys or "entropy" in wants or "log_sum_exp" in wants)
+    weights, lse = normalise(
+        call, logits, inputs, tile, edits, off_keys or "entropy" in wants or "log_sum_exp" in wants
+    )
     on_keys, extra_output = denominator(call, lse, inputs, edits) if lse is not None and off_keys else (None, None)
     edited = bool(edits and edits.weights)
     if on_keys is not None and (wants.weights_needed or edited):
@@ -131,7 +133,7 @@ def _tile(
         out = out + (extra_output if scale is None else extra_output * scale[..., None])
     if wants.anything:
         # Only rows that are a softmax of these logits have entropy = lse - sum(p t) and shares that add up to 1.
-        softmax_rows = not (edited or off_keys or elementwise_heads(call, edits))
+        softmax_rows = not (edited or off_keys or heads_without_softmax(call, edits))
         fold(into[0], tile, into[1], weights, (logits, lse) if softmax_rows else None, lse)
     return out
 

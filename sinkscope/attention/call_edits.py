@@ -17,6 +17,7 @@ from sinkscope.attention.primitives import (
     ValueScale,
     WeightEdit,
 )
+from sinkscope.attention.tile import Normaliser
 
 
 @dataclass
@@ -33,7 +34,7 @@ class CallEdits:
     gates: list[Gate] = field(default_factory=list)
     null_logits: Float[torch.Tensor, " head"] | None = None
     extra_keys: list[ExtraKey] = field(default_factory=list)
-    normalisers: dict[str, Bool[torch.Tensor, " head"]] = field(default_factory=dict)
+    normalisers: dict[Normaliser, Bool[torch.Tensor, " head"]] = field(default_factory=dict)
     blockwise: bool = False
 
     def add_bias(self, bias: LogBias) -> None:
@@ -47,7 +48,7 @@ class CallEdits:
         """Add a key without a value; several make one, the sum of their exponentials."""
         self.null_logits = logits if self.null_logits is None else torch.logaddexp(self.null_logits, logits)
 
-    def swap(self, kind: str, heads: Bool[torch.Tensor, " head"]) -> None:
+    def swap(self, kind: Normaliser, heads: Bool[torch.Tensor, " head"]) -> None:
         """Give the heads another normaliser; a later swap wins."""
         for other in self.normalisers.values():
             other &= ~heads

@@ -10,12 +10,12 @@ from jaxtyping import Bool, Float
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.masks import HIDDEN_LOGIT
-from sinkscope.attention.tile import TileInputs
+from sinkscope.attention.tile import Normaliser, Tile, TileInputs
 
 
 def normalise(
-    call: Call, logits: Float[torch.Tensor, "flat query key"], inputs: TileInputs, edits: CallEdits | None,
-    with_lse: bool,
+    call: Call, logits: Float[torch.Tensor, "flat query key"], inputs: TileInputs, tile: Tile,
+    edits: CallEdits | None, with_lse: bool,
 ) -> tuple[Float[torch.Tensor, "flat query key"], Float[torch.Tensor, "flat query"] | None]:  # fmt: skip
     """Return the weights and, where asked for, the log-sum-exp of the keys."""
     # PyTorch's fused softmax reads a tile once; max, subtract, exp and sum by hand read it four times.
@@ -31,12 +31,12 @@ def normalise(
     if call.mask.dead_rows() is not None:
         # Softmax of equal hidden logits is uniform; a row that sees no key (left padding) has no weights at all.
         weights = weights.masked_fill((logits.amax(-1) <= HIDDEN_LOGIT / 2)[..., None], 0.0)
-    for kind, heads in elementwise_heads(call, edits).items():
-        weights = torch.where(heads[inputs.where[1]][:, None, None], elementwise(kind, logits), weights)
+    for kind, heads in heads_without_softmax(call, edits).items():
+        weights = torch.where(heads[tile.head][:, None, None], row_weights(kind, logits, tile), weights)
     return weights, lse
 
 
-def _kinds(call: Call, edits: CallEdits | None) -> dict[str, Bool[torch.Tensor, " head"]]:
+def _kinds(call: Call, edits: CallEdits | None) -> dict[Normaliser, Bool[torch.Tensor, " head"]]:
     """Heads under each normaliser that is not the softmax: the model's own, unless an edit swaps it."""
     kinds = edits.normalisers if edits else {}
     if call.normaliser == "softmax":
@@ -47,14 +47,21 @@ def _kinds(call: Call, edits: CallEdits | None) -> dict[str, Bool[torch.Tensor, 
     return {**kinds, call.normaliser: left | kinds[call.normaliser] if call.normaliser in kinds else left}
 
 
-def elementwise_heads(call: Call, edits: CallEdits | None) -> dict[str, Bool[torch.Tensor, " head"]]:
-    """Return the heads whose normaliser works on each logit alone, by its name."""
-    return {kind: heads for kind, heads in _kinds(call, edits).items() if kind in ("sigmoid", "relu")}
+def heads_without_softmax(call: Call, edits: CallEdits | None) -> dict[Normaliser, Bool[torch.Tensor, " head"]]:
+    """Return the heads whose normaliser is no softmax, by it: learned sinks and null keys play no part in them."""
+    return {kind: heads for kind, heads in _kinds(call, edits).items() if kind not in ("softmax", "softmax1")}
 
 
-def elementwise(kind: str, logits: Float[torch.Tensor, "flat query key"]) -> Float[torch.Tensor, "flat query key"]:
-    """Attention without softmax: sigmoid(t), or relu(t) / number of visible keys (Guo et al. 2024; Gu et al. 2025)."""
+def row_weights(
+    kind: Normaliser, logits: Float[torch.Tensor, "flat query key"], tile: Tile
+) -> Float[torch.Tensor, "flat query key"]:
+    """Return attention without softmax: sigmoid(t), relu(t) / number of visible keys, or a function of the row.
+
+    Sources: Guo et al. 2024; Gu et al. 2025.
+    """
     hidden = logits <= HIDDEN_LOGIT / 2
+    if callable(kind):
+        return kind(logits, tile).masked_fill(hidden, 0.0)
     if kind == "sigmoid":
         return torch.sigmoid(logits).masked_fill(hidden, 0.0)
     count = (~hidden).sum(-1, keepdim=True).clamp(min=1)
@@ -96,7 +103,7 @@ def denominator(
         logits.append(logit.masked_fill(~each.heads[head][:, None], -math.inf))
         total = torch.logaddexp(total, logits[-1])
     # Sigmoid and relu weigh each key by itself: there is no denominator for a further key to take mass from.
-    alone = [heads[head][:, None] for heads in elementwise_heads(call, edits).values()]
+    alone = [heads[head][:, None] for heads in heads_without_softmax(call, edits).values()]
     extra_output = None
     for each, logit in zip(extras, logits, strict=True):
         share = (logit - total).exp()

@@ -38,6 +38,12 @@ class Tally:
     spared: int = 0
     fired: int = 0
 
+    def add(self, other: Tally) -> None:
+        """Add what another run counted."""
+        self.touched += other.touched
+        self.spared += other.spared
+        self.fired += other.fired
+
 
 @dataclass(kw_only=True)
 class KeyTarget:

@@ -6,6 +6,7 @@ Heads are flat inside a tile: batch and head together on one axis, so that a til
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,10 @@ class Tile:
         if self.off_keys is not None:
             self.off_keys = self.off_keys * factor
             self.off_keys_scale = factor if self.off_keys_scale is None else self.off_keys_scale * factor
+
+
+Normaliser = str | Callable[[Float[torch.Tensor, "flat query key"], Tile], Float[torch.Tensor, "flat query key"]]
+"""Names a normaliser, or takes the logits of a tile (``HIDDEN_LOGIT`` where hidden) and returns its weights."""
 
 
 class Scratch:

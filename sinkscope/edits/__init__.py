@@ -7,16 +7,19 @@ is left unchanged and counted; an edit that changes nothing raises ``EditHasNoEf
 """
 
 from sinkscope.edits.activations import SetActivations
-from sinkscope.edits.base import EDITS, AttentionEdit, Edit
+from sinkscope.edits.base import EDITS, AttentionEdit, Edit, ResidualEdit
+from sinkscope.edits.call import EditedCall
 from sinkscope.edits.conditional import CalibrateSinks, Redistribute
 from sinkscope.edits.heads import AblateHeads, GateHeads
 from sinkscope.edits.keys import DropKeys, MaskKeys, ScaleKeys, ShiftLogits, SteerKeys, ZeroValues
 from sinkscope.edits.normalisers import KeyValueBias, NullKey, SwapNormaliser
 from sinkscope.edits.reference import mean_activations, mean_outputs
+from sinkscope.edits.stream import EditedStream
 from sinkscope.edits.text import dumps, loads, parse
 
 __all__ = [
-    "EDITS", "AblateHeads", "AttentionEdit", "CalibrateSinks", "DropKeys", "Edit", "GateHeads", "KeyValueBias",
-    "MaskKeys", "NullKey", "Redistribute", "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser",
-    "ZeroValues", "dumps", "loads", "mean_activations", "mean_outputs", "parse",
+    "EDITS", "AblateHeads", "AttentionEdit", "CalibrateSinks", "DropKeys", "Edit", "EditedCall", "EditedStream",
+    "GateHeads", "KeyValueBias", "MaskKeys", "NullKey", "Redistribute", "ResidualEdit", "ScaleKeys", "SetActivations",
+    "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues", "dumps", "loads", "mean_activations",
+    "mean_outputs", "parse",
 ]  # fmt: skip

@@ -1,8 +1,9 @@
-"""What an edit is: a frozen value that says what to change, and knows how to write itself into one attention call.
+"""What an edit is: a frozen value that says what to change, and writes it into attention calls and residual states.
 
-To add one: subclass :class:`AttentionEdit`, give its fields, and write its primitives into the ``CallEdits`` that
-``build`` receives. Everything else (which layers and heads, padding, caches, the effect check, JSON) is done here and
-in :mod:`sinkscope.engine.plan`.
+To add one, subclass :class:`AttentionEdit` and override ``change_attention``, or :class:`ResidualEdit` and override
+``change_residual``; an edit that needs both subclasses :class:`Edit`. Everything else (which layers and heads, padding,
+caches, generation, sweeps, the effect check, JSON, the text form) is done by these classes and by
+:mod:`sinkscope.engine.plan`, which know no edit by name.
 """
 
 from __future__ import annotations
@@ -10,32 +11,59 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
+from jaxtyping import Float
 
-from sinkscope.attention.call_edits import CallEdits
-from sinkscope.edits.selectors import HeadMap, from_plain, heads_of, is_empty, layers_of, show, to_plain, tokens_of
+from sinkscope.edits.call import EditedCall
+from sinkscope.edits.selectors import (
+    HeadMap,
+    asked,
+    from_plain,
+    heads_of,
+    is_empty,
+    layers_of,
+    show,
+    to_plain,
+    tokens_of,
+)  # fmt: skip
+from sinkscope.edits.stream import EditedStream
 from sinkscope.errors import EditError
 from sinkscope.models.backends.base import Tower
-
-if TYPE_CHECKING:
-    from sinkscope.edits.site import CallSite
 
 EDITS: dict[str, type[Edit]] = {}
 """Every edit class by name, filled as classes are made."""
 
+Hidden = Float[torch.Tensor, "batch key d_model"]
+
 
 @dataclass(frozen=True, repr=False)
-class Edit(ABC):
+class Edit:
     """Base of all edits."""
 
     conditional: ClassVar[bool] = False
     """True where the edit acts only on what it finds: it may find nothing, and then records it."""
 
-    def __init_subclass__(cls) -> None:
-        if not cls.__name__.startswith(("Attention", "_")):
-            EDITS[cls.__name__] = cls
+    def __init_subclass__(cls, *, abstract: bool = False) -> None:
+        """Register the class by its name.
+
+        Args:
+            abstract: it is a base of edits, not an edit.
+
+        Raises:
+            EditError: another module has an edit of this name.
+        """
+        if abstract:
+            return
+        other = EDITS.get(cls.__name__)
+        if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise EditError(
+                f"edit {cls.__name__!r}: {other.__module__} has an edit of this name already. Choose another name, "
+                "since readings keep edits by name."
+            )
+        EDITS[cls.__name__] = cls
 
     @property
     def identity(self) -> bool:
@@ -47,7 +75,6 @@ class Edit(ABC):
         """True where the user wrote an empty selection: allowed, recorded, without effect."""
         return any(is_empty(getattr(self, f.name)) for f in fields(self))
 
-    @abstractmethod
     def check(self, tower: Tower) -> None:
         """Refuse layers, heads, sites or dimensions that this tower does not have.
 
@@ -55,18 +82,40 @@ class Edit(ABC):
             EditError: says which there are.
         """
 
+    def layers_in(self, tower: Tower) -> tuple[int, ...]:
+        """Return the layers of ``tower`` whose attention calls this edit changes, in order."""
+        return ()
+
+    def heads_in(self, layer: int, total: int) -> tuple[int, ...]:
+        """Return the heads of ``layer``, which has ``total``, on which this edit acts."""
+        return tuple(range(total))
+
+    def change_attention(self, call: EditedCall) -> None:
+        """Write this edit into one attention call, by the primitives of ``call``."""
+
+    def sites_in(self, tower: Tower) -> tuple[str, ...]:
+        """Return the residual sites of ``tower`` at which this edit is asked."""
+        return ()
+
+    def change_residual(self, hidden: Hidden, stream: EditedStream) -> Hidden | None:
+        """Return the residual stream as it becomes at one site, a new tensor, or None to leave it as it is."""
+        return None
+
+    def watch_residual(self, hidden: Hidden, stream: EditedStream) -> None:
+        """Look at the residual stream at one site after all edits have changed it, and remember what matters."""
+
     def to_dict(self) -> dict[str, Any]:
-        """Give the edit as JSON data: its name, and every field that is not at its default."""
+        """Return the edit as JSON data: its name, and every field that is not at its default."""
         return {"edit": type(self).__name__} | {f.name: to_plain(v) for f, v in self._given()}
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Edit:
-        """Make an edit from what :meth:`to_dict` gave.
+        """Return an edit made from what :meth:`to_dict` gave.
 
         Raises:
             EditError: no such edit or field.
         """
-        name = data.get("edit") if isinstance(data, dict) else None
+        name = data.get("edit")
         cls = EDITS.get(str(name))
         if cls is None:
             raise EditError(f"edit {name!r}: there is no such edit. Edits are {sorted(EDITS)}.")
@@ -80,6 +129,10 @@ class Edit(ABC):
         except TypeError as error:
             raise EditError(f"{name}: {error}.") from None
 
+    def _asked(self, name: str) -> str:
+        """Open a message: the edit's name and the field as it was given."""
+        return asked(self, name)
+
     def _given(self) -> list[tuple[Field[Any], Any]]:
         """Fields that are required or differ from their default, positional ones first."""
         pairs = [(f, getattr(self, f.name)) for f in fields(self)]
@@ -92,12 +145,6 @@ class Edit(ABC):
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
-
-    def _asked(self, name: str) -> str:
-        """Open a message: the edit's name and the field as it was given."""
-        value = getattr(self, name)
-        text = show(value)
-        return f"{type(self).__name__}({name}={text if len(text) < 60 else text[:57] + '...'})"
 
     def _number(self, name: str, low: float = -math.inf, high: float = math.inf, hint: str = "") -> None:
         """Check one finite number and keep it as a float."""
@@ -120,12 +167,12 @@ def _span(low: float, high: float) -> str:
 
 
 @dataclass(frozen=True, repr=False)
-class AttentionEdit(Edit):
+class AttentionEdit(Edit, ABC, abstract=True):
     """An edit of attention calls: in which layers, heads and query rows.
 
     ``layers`` is None (all), a number, a range, a list, or a boolean DataArray over (layer). ``heads`` is None (all), a
     list for every named layer, a mapping ``{layer: [heads]}``, or a boolean DataArray over (layer, head). ``queries``
-    selects rows as ``keys`` selects keys; None means all.
+    selects rows as ``keys`` selects keys; None means all. A field called ``keys`` is taken as a selector too.
     """
 
     layers: Any = field(default=None, kw_only=True)
@@ -146,7 +193,7 @@ class AttentionEdit(Edit):
             self._set("keys", tokens_of(getattr(self, "keys"), self._asked("keys")))  # noqa: B009
 
     def check(self, tower: Tower) -> None:
-        """Layers and heads must exist in ``tower``."""
+        """Refuse layers and heads that ``tower`` does not have."""
         sites = {site.layer: site for site in tower.attention}
         count = len(sites)
         named = set(self.layers or ()) | (set(self.heads) if isinstance(self.heads, HeadMap) else set())
@@ -157,29 +204,68 @@ class AttentionEdit(Edit):
             raise EditError(f"{self._asked(name)}: {found}. {hint}")
         for layer in self.layers_in(tower):
             total = sites[layer].heads
-            asked = self.heads.get(layer, ()) if isinstance(self.heads, HeadMap) else self.heads or ()
-            if any(not 0 <= h < total for h in asked):
+            named = self.heads.get(layer, ()) if isinstance(self.heads, HeadMap) else self.heads or ()
+            if any(not 0 <= h < total for h in named):
                 raise EditError(
                     f"{self._asked('heads')}: layer {layer} has heads 0..{total - 1}. Use heads=range({total})."
                 )
 
     def layers_in(self, tower: Tower) -> tuple[int, ...]:
-        """Layers of ``tower`` in which this edit acts."""
+        """Return the layers of ``tower`` in which this edit acts."""
         named = [site.layer for site in tower.attention if self.layers is None or site.layer in self.layers]
         if isinstance(self.heads, HeadMap):
             return tuple(layer for layer in named if self.heads.get(layer))
         return () if self.heads == () else tuple(named)
 
     def heads_in(self, layer: int, total: int) -> tuple[int, ...]:
-        """Heads of ``layer`` on which this edit acts."""
+        """Return the heads of ``layer`` on which this edit acts."""
         if self.heads is None:
             return tuple(range(total))
         return self.heads.get(layer, ()) if isinstance(self.heads, HeadMap) else self.heads
+
+    @abstractmethod
+    def change_attention(self, call: EditedCall) -> None:
+        """Write this edit into one attention call, by the primitives of ``call``."""
 
     def _refuse_queries(self, why: str) -> None:
         if self.queries is not None:
             raise EditError(f"{self._asked('queries')}: {why}.")
 
+
+@dataclass(frozen=True, repr=False)
+class ResidualEdit(Edit, ABC, abstract=True):
+    """An edit of the residual stream at one site (``"embed"``, ``"3.mid"``, ``"3.post"``), at selected tokens."""
+
+    site: str
+    keys: Any = field(default="first", kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Bring the selector into its hashable form.
+
+        Raises:
+            EditError: a malformed selector, or a site that is no name.
+        """
+        site: Any = self.site
+        if not isinstance(site, str):
+            raise EditError(f"{self._asked('site')}: a site is a name such as '1.post'.")
+        self._set("keys", tokens_of(self.keys, self._asked("keys")))
+
+    def check(self, tower: Tower) -> None:
+        """Refuse a site that ``tower`` does not have, or where a change could not be carried on."""
+        if self.site not in tower.site_names:
+            names = tower.site_names
+            shown = list(names) if len(names) < 8 else f"{', '.join(names[:4])}, ... {names[-1]}"
+            raise EditError(f"{self._asked('site')}: there is no such residual site. Sites are {shown}.")
+        if any(site.post_norm for site in tower.residual if site.name == self.site):
+            raise EditError(
+                f"{self._asked('site')}: this model normalises behind each sublayer, so a change between attention and "
+                f"MLP cannot be carried on. Use {self.site.replace('.mid', '.post')!r}."
+            )
+
+    def sites_in(self, tower: Tower) -> tuple[str, ...]:
+        """Return the site."""
+        return (self.site,)
+
     @abstractmethod
-    def build(self, edits: CallEdits, site: CallSite) -> None:
-        """Add this edit's primitives for one call to ``edits``."""
+    def change_residual(self, hidden: Hidden, stream: EditedStream) -> Hidden | None:
+        """Return the residual stream as it becomes at the site, a new tensor, or None to leave it as it is."""

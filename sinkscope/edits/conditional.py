@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 
-from sinkscope.attention.blockwise import attend
-from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.primitives import Tally
 from sinkscope.attention.tile import Tile
-from sinkscope.attention.view import Wants
-from sinkscope.edits.base import AttentionEdit
+from sinkscope.edits.base import AttentionEdit, Hidden
+from sinkscope.edits.call import EditedCall
 from sinkscope.edits.selectors import whole_numbers
+from sinkscope.edits.stream import EditedStream
 from sinkscope.errors import EditError
-
-if TYPE_CHECKING:
-    from sinkscope.edits.site import CallSite
-    from sinkscope.models.backends.base import Tower
+from sinkscope.models.backends.base import Tower
 
 TIE = 1e-6
 """Shares this close to a threshold count as having reached it: sums of float32 weights are no more exact."""
+
+
+@dataclass
+class FoundTokens:
+    """Tokens found in the prompt and after it, by residual site: (batch, key) over all positions so far."""
+
+    at_site: dict[str, Bool[torch.Tensor, "batch key"]] = field(default_factory=dict[str, torch.Tensor])
+
+
+@dataclass
+class FoundKeys:
+    """Keys found in each head of the prompt, by layer: (batch, head, key)."""
+
+    in_layer: dict[int, Bool[torch.Tensor, "batch head key"]] = field(default_factory=dict[int, torch.Tensor])
 
 
 @dataclass
@@ -106,7 +116,7 @@ class Redistribute(AttentionEdit):
         return self.p == (0.0 if self.rule == "non_sink" else 1.0)
 
     def check(self, tower: Tower) -> None:
-        """Layers, heads and dimensions must exist."""
+        """Refuse layers, heads and dimensions that do not exist."""
         super().check(tower)
         wrong = [d for d in self.dims or () if not 0 <= d < tower.d_model]
         if wrong:
@@ -116,13 +126,17 @@ class Redistribute(AttentionEdit):
             )
 
     def layers_in(self, tower: Tower) -> tuple[int, ...]:
-        """Named layers from ``start_layer`` on, the last one left out where asked."""
+        """Return the named layers from ``start_layer`` on, the last one left out where asked."""
         last = tower.attention[-1].layer
         named = super().layers_in(tower)
         return tuple(n for n in named if n >= self.start_layer and not (self.skip_last and n == last))
 
-    def sinks(self, hidden: Float[torch.Tensor, "batch key d_model"]) -> Bool[torch.Tensor, "batch key"]:
-        """Tokens whose phi reaches tau."""
+    def sites_in(self, tower: Tower) -> tuple[str, ...]:
+        """Return the inputs of the layers it acts in, where phi is read."""
+        return tuple(_input_of(layer) for layer in self.layers_in(tower))
+
+    def sinks(self, hidden: Hidden) -> Bool[torch.Tensor, "batch key"]:
+        """Return the tokens whose phi reaches tau."""
         from sinkscope.probes.residual import PHI_EPSILON
 
         hidden = hidden.detach().float()
@@ -130,25 +144,36 @@ class Redistribute(AttentionEdit):
         entries = hidden if self.dims is None else hidden[..., list(self.dims)]
         return entries.abs().amax(-1) / scale >= self.tau
 
-    def build(self, edits: CallEdits, site: CallSite) -> None:
-        """A weight edit where the prompt has a visual sink."""
-        found = site.memory.get("sinks")
+    def watch_residual(self, hidden: Hidden, stream: EditedStream) -> None:
+        """Find the sinks at a layer's input; at decoding steps keys of the prompt keep what was found."""
+        found, known = self.sinks(hidden), stream.state(FoundTokens).at_site
+        if stream.offset > 0 and stream.site in known:
+            found = torch.cat([known[stream.site], found], dim=1)
+        known[stream.site] = found
+
+    def change_attention(self, call: EditedCall) -> None:
+        """Move weights where the prompt has a visual sink."""
+        found = call.state(FoundTokens).at_site.get(_input_of(call.layer))
         if found is None:
             return
-        image = site.tokens.named("image")
+        image = call.tokens.named("image")
         width = image.shape[1]
         # Rows of padding have no phi; a batch row without a visual sink is left alone as a whole.
-        real = site.tokens.batch.real.repeat_interleave(len(found) // len(image), 0)
+        real = call.tokens.batch.real.repeat_interleave(len(found) // len(image), 0)
         found = torch.cat([found[:, :width] & real, found[:, width:]], dim=1)
         visual = found[:, :width] & image.repeat_interleave(len(found) // len(image), 0)
         found = found & visual.any(-1, keepdim=True)
         if not bool(found.any()):
             return
-        rows = site.queries("after_image")
+        rows = call.queries("after_image")
         assert rows is not None
-        edits.weights.append(
-            MoveShare(site.along_keys(found, False), site.along_keys(image, False), rows, site.heads, self, site.tally)
-        )
+        sinks, image = call.along_keys(found, False), call.along_keys(image, False)
+        call.written.weights.append(MoveShare(sinks, image, rows, call.heads, self, call.tally))
+
+
+def _input_of(layer: int) -> str:
+    """The residual site that a layer's block reads."""
+    return f"{layer - 1}.post" if layer > 0 else "embed"
 
 
 @dataclass
@@ -211,25 +236,25 @@ class CalibrateSinks(AttentionEdit):
         """Beta 1."""
         return self.beta == 1.0
 
-    def build(self, edits: CallEdits, site: CallSite) -> None:
-        """Find the sinks in a first pass over the call, then a weight edit."""
-        start, length = site.call.mask.kv_offset, site.call.key.shape[2]
-        if site.diagonal <= 0 or "found" not in site.memory:
-            site.memory["found"] = torch.nn.functional.pad(self._detect(edits, site), (start, 0))
-        found = site.memory["found"]
+    def change_attention(self, call: EditedCall) -> None:
+        """Find the sinks in a first pass over the call, then damp them."""
+        start, length = call.call.mask.kv_offset, call.call.key.shape[2]
+        known = call.state(FoundKeys).in_layer
+        if call.diagonal <= 0 or call.layer not in known:
+            known[call.layer] = torch.nn.functional.pad(self._detect(call), (start, 0))
+        found = known[call.layer]
         sinks = torch.nn.functional.pad(found, (0, max(0, start + length - found.shape[-1])))
         sinks = sinks[..., start : start + length]
         if bool(sinks.any()):
-            edits.weights.append(DampSinks(sinks, site.queries(), self.beta, site.tally))
+            call.written.weights.append(DampSinks(sinks, call.queries(), self.beta, call.tally))
 
-    def _detect(self, edits: CallEdits, site: CallSite) -> Bool[torch.Tensor, "batch head key"]:
-        with torch.no_grad():
-            stats = attend(site.call, Wants(frozenset({"key_mass"})), site.context(), edits or None)[1]
+    def _detect(self, call: EditedCall) -> Bool[torch.Tensor, "batch head key"]:
+        stats = call.statistics("key_mass")
         assert stats.key_sum is not None
         assert stats.key_viewers is not None
         mass = stats.key_sum / stats.key_viewers.clamp(min=1)[:, None]
-        real = site.along_keys(site.tokens.batch.real, True)
-        found = (mass > self.threshold) & real[:, None] & site.heads[None, :, None]
+        real = call.along_keys(call.tokens.batch.real, True)
+        found = (mass > self.threshold) & real[:, None] & call.heads[None, :, None]
         if self.exempt == "initial":
-            return found & ~site.along_keys(site.tokens.named("first"), False)[:, None]
+            return found & ~call.along_keys(call.tokens.named("first"), False)[:, None]
         return found & (found.long().cumsum(-1) > 1)

@@ -3,83 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from sinkscope.attention.call_edits import CallEdits
-from sinkscope.attention.primitives import Tally
 from sinkscope.attention.tile import Tile
 from sinkscope.edits.base import AttentionEdit
+from sinkscope.edits.call import EditedCall
 from sinkscope.edits.selectors import Numbers
 from sinkscope.errors import EditError
+from sinkscope.models.backends.base import Tower
 
-if TYPE_CHECKING:
-    from sinkscope.edits.site import CallSite
-    from sinkscope.models.backends.base import Tower
-
-
-@dataclass
-class HeadOutput:
-    """Replace the output of some heads in some rows by ``scale`` times it, plus ``shift`` (batch, head, dim)."""
-
-    heads: Bool[torch.Tensor, " head"]
-    rows: Bool[torch.Tensor, "batch query"] | None
-    scale: float
-    shift: Float[torch.Tensor, "#batch head dim"] | None
-    tally: Tally
-
-    def __call__(self, out: Float[torch.Tensor, "batch query head dim"]) -> Float[torch.Tensor, "batch query head dim"]:
-        """Return the outputs with the heads changed."""
-        where = self.heads[None, None, :, None]
-        if self.rows is not None:
-            where = where & self.rows[:, :, None, None]
-        self.tally.touched = self.tally.touched or int(where.any(-1).any(-1).sum())
-        new = out * self.scale if self.shift is None else out * self.scale + self.shift[:, None].to(out.dtype)
-        return torch.where(where, new, out)
+Output = Float[torch.Tensor, "batch query head dim"]
 
 
 @dataclass
-class MeanOutput:
-    """Replace the output of some heads by its mean over the prompt's tokens, remembered for decoding steps."""
+class MeanOutputs:
+    """Mean output of the heads over each prompt, by layer, kept for decoding steps."""
 
-    change: HeadOutput
-    real: Float[torch.Tensor, "batch query"]
-    memory: dict[str, Any]
-    cached: bool
-
-    def __call__(self, out: Float[torch.Tensor, "batch query head dim"]) -> Float[torch.Tensor, "batch query head dim"]:
-        """Return the outputs with the heads changed."""
-        if not self.cached or "mean" not in self.memory:
-            total = torch.einsum("bqhd,bq->bhd", out, self.real.to(out.dtype))
-            self.memory["mean"] = total / self.real.sum(-1).clamp(min=1).to(out.dtype)[:, None, None]
-        self.change.shift = self.memory["mean"]
-        return self.change(out)
+    of_layer: dict[int, Float[torch.Tensor, "batch head dim"]] = field(default_factory=dict[int, torch.Tensor])
 
 
-@dataclass
-class UniformWeights:
-    """Spread each row's sum evenly over the keys the query sees, in some heads."""
-
-    heads: Bool[torch.Tensor, " head"]
-    rows: Bool[torch.Tensor, "batch query"] | None
-    tally: Tally
-
-    def __call__(
-        self, weights: Float[torch.Tensor, "flat query key"], tile: Tile
-    ) -> Float[torch.Tensor, "flat query key"]:
-        """Return the weights with the heads made uniform."""
-        where = self.heads[tile.head][:, None]
-        if self.rows is not None:
-            where = where & self.rows[tile.batch, tile.rows]
-        if not bool(where.any()):
-            return weights
-        seen = tile.visible
-        seen = torch.ones_like(weights) if seen is None else seen.to(weights.dtype)
-        even = weights.sum(-1, keepdim=True) * seen / seen.sum(-1, keepdim=True).clamp(min=1)
-        self.tally.touched = self.tally.touched or int(where.sum())
-        return torch.where(where[..., None], even, weights)
+def uniform(weights: Float[torch.Tensor, "flat query key"], tile: Tile) -> Float[torch.Tensor, "flat query key"]:
+    """Return each row's sum spread evenly over the keys the query sees."""
+    visible = tile.visible
+    seen = torch.ones_like(weights) if visible is None else visible.to(weights.dtype)
+    return weights.sum(-1, keepdim=True) * seen / seen.sum(-1, keepdim=True).clamp(min=1)
 
 
 @dataclass(frozen=True, repr=False)
@@ -112,7 +62,7 @@ class AblateHeads(AttentionEdit):
         super().__post_init__()
 
     def check(self, tower: Tower) -> None:
-        """The reference must fit the tower too."""
+        """Refuse a reference that does not fit ``tower``."""
         super().check(tower)
         if self.reference is None:
             return
@@ -124,22 +74,27 @@ class AblateHeads(AttentionEdit):
                 f"{max(needed)[0]} heads with {max(needed)[1]} dimensions."
             )
 
-    def build(self, edits: CallEdits, site: CallSite) -> None:
-        """A gate on the output, or uniform weights."""
-        rows = site.queries()
+    def change_attention(self, call: EditedCall) -> None:
+        """Replace the output, or the weights."""
         if self.how == "uniform":
-            edits.weights.append(UniformWeights(site.heads, rows, site.tally))
-            return
-        change = HeadOutput(site.heads, rows, 0.0, None, site.tally)
-        if self.how == "zero":
-            edits.gates.append(change)
+            call.change_weights(uniform)
+        elif self.how == "zero":
+            call.change_output(torch.zeros_like)
         elif self.reference is not None:
-            array = torch.from_numpy(self.reference.array())[site.layer, : site.head_count]
-            change.shift = array[None, :, : site.call.value.shape[-1]].to(site.call.query.device)
-            edits.gates.append(change)
+            array = torch.from_numpy(self.reference.array())[call.layer, : call.head_count]
+            mean = array[:, : call.call.value.shape[-1]].to(call.call.query.device)
+            call.change_output(lambda out: mean.to(out.dtype).expand_as(out))
         else:
-            real = site.rows(site.tokens.prompt, False).float()
-            edits.gates.append(MeanOutput(change, real, site.memory, site.diagonal > 0))
+            call.change_output(lambda out: self._own_mean(out, call))
+
+    def _own_mean(self, out: Output, call: EditedCall) -> Output:
+        """The mean over the prompt's own tokens; that of the prompt at decoding steps."""
+        means = call.state(MeanOutputs).of_layer
+        if call.diagonal <= 0 or call.layer not in means:
+            real = call.rows(call.tokens.prompt, False).to(out.dtype)
+            total = torch.einsum("bqhd,bq->bhd", out, real)
+            means[call.layer] = total / real.sum(-1).clamp(min=1)[:, None, None]
+        return means[call.layer][:, None].expand_as(out)
 
 
 @dataclass(frozen=True, repr=False)
@@ -160,6 +115,6 @@ class GateHeads(AttentionEdit):
         """Scale 1."""
         return self.scale == 1.0
 
-    def build(self, edits: CallEdits, site: CallSite) -> None:
-        """A gate on the output."""
-        edits.gates.append(HeadOutput(site.heads, site.queries(), self.scale, None, site.tally))
+    def change_attention(self, call: EditedCall) -> None:
+        """Multiply the output."""
+        call.change_output(lambda out: out * self.scale)

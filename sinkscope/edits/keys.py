@@ -4,31 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sinkscope.attention.call_edits import CallEdits
-from sinkscope.attention.primitives import DropWeights, LogBias, ValueScale
 from sinkscope.edits.base import AttentionEdit
-
-if TYPE_CHECKING:
-    import torch
-
-    from sinkscope.edits.site import CallSite
-
-
-def _bias(edits: CallEdits, site: CallSite, keys: torch.Tensor, log: float, keep_self: bool = False) -> None:
-    hide = log == -math.inf
-    edits.add_bias(
-        LogBias(
-            keys=keys,
-            value=site.per_head(0.0 if hide else log),
-            queries=site.queries(),
-            keep_self=keep_self,
-            hide=hide,
-            diagonal=site.diagonal,
-            tally=site.tally,
-        )
-    )
+from sinkscope.edits.call import EditedCall
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,9 +33,9 @@ class ScaleKeys(AttentionEdit):
         """Gamma 1."""
         return self.gamma == 1.0
 
-    def build(self, edits: CallEdits, site: CallSite) -> None:
-        """Log gamma on the logits."""
-        _bias(edits, site, site.keys(), math.log(self.gamma) if self.gamma > 0 else -math.inf)
+    def change_attention(self, call: EditedCall) -> None:
+        """Add log gamma to the logits."""
+        call.add_log_bias(call.keys(), math.log(self.gamma) if self.gamma > 0 else -math.inf)
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,9 +49,9 @@ class MaskKeys(AttentionEdit):
     _: KW_ONLY
     keep_self: bool = False
 
-    def build(self, edits: CallEdits, site: CallSite) -> None:
-        """Logits of minus infinity."""
-        _bias(edits, site, site.keys(), -math.inf, self.keep_self)
+    def change_attention(self, call: EditedCall) -> None:
+        """Set the logits to minus infinity."""
+        call.add_log_bias(call.keys(), -math.inf, self.keep_self)
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,17 +66,9 @@ class DropKeys(AttentionEdit):
     _: KW_ONLY
     keep_self: bool = False
 
-    def build(self, edits: CallEdits, site: CallSite) -> None:
-        """Weights of 0."""
-        edits.weights.append(
-            DropWeights(
-                keys=site.keys(),
-                queries=site.queries(),
-                keep_self=self.keep_self,
-                diagonal=site.diagonal,
-                tally=site.tally,
-            )
-        )
+    def change_attention(self, call: EditedCall) -> None:
+        """Set the weights to 0."""
+        call.scale_weights(call.keys(), 0.0, self.keep_self)
 
 
 @dataclass(frozen=True, repr=False)
@@ -114,9 +85,9 @@ class ZeroValues(AttentionEdit):
         super().__post_init__()
         self._refuse_queries("a value vector is the same for every query. Use DropKeys to act on some rows")
 
-    def build(self, edits: CallEdits, site: CallSite) -> None:
-        """Values times 0."""
-        edits.values.append(ValueScale(site.keys(), 0.0, site.tally))
+    def change_attention(self, call: EditedCall) -> None:
+        """Set the values to 0."""
+        call.change_values(call.keys(), 0.0)
 
 
 @dataclass(frozen=True, repr=False)
@@ -137,9 +108,9 @@ class ShiftLogits(AttentionEdit):
         """Bias 0."""
         return self.bias == 0.0
 
-    def build(self, edits: CallEdits, site: CallSite) -> None:
-        """The bias on the logits."""
-        _bias(edits, site, site.keys(), self.bias)
+    def change_attention(self, call: EditedCall) -> None:
+        """Add the bias to the logits."""
+        call.add_log_bias(call.keys(), self.bias)
 
 
 @dataclass(frozen=True, repr=False)
@@ -169,12 +140,12 @@ class SteerKeys(AttentionEdit):
         """Alpha 1."""
         return self.alpha == 1.0
 
-    def build(self, edits: CallEdits, site: CallSite) -> None:
-        """Log alpha on the prompt keys that are not selected."""
-        kept = site.tokens.choose(self, "keys", site.layer, site.head_count)
-        others = site.tokens.prompt[:, None] & ~kept
+    def change_attention(self, call: EditedCall) -> None:
+        """Add log alpha to the logits of the prompt's keys that are not selected."""
+        kept = call.tokens.choose(self.keys, lambda: self._asked("keys"), call.layer, call.head_count)
+        others = call.tokens.prompt[:, None] & ~kept
         if self.protect_sink:
-            others = others & ~site.tokens.named("first")[:, None]
+            others = others & ~call.tokens.named("first")[:, None]
         log = math.log(self.alpha)
-        keys = site.along_keys(others, False) & site.heads[None, :, None]
-        _bias(edits, site, keys, log if self.mode == "exclude" else -log)
+        keys = call.along_keys(others, False) & call.heads[None, :, None]
+        call.add_log_bias(keys, log if self.mode == "exclude" else -log)

@@ -5,21 +5,16 @@ They say what the weights of a call are, so they hold wherever they stand in the
 
 from __future__ import annotations
 
-import math
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from sinkscope.attention.call_edits import CallEdits
-from sinkscope.attention.primitives import ExtraKey
 from sinkscope.edits.base import AttentionEdit
+from sinkscope.edits.call import EditedCall
 from sinkscope.edits.selectors import Numbers
 from sinkscope.errors import EditError
-
-if TYPE_CHECKING:
-    from sinkscope.edits.site import CallSite
-    from sinkscope.models.backends.base import Tower
+from sinkscope.models.backends.base import Tower
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,10 +32,9 @@ class NullKey(AttentionEdit):
         super().__post_init__()
         self._refuse_queries("the normaliser is changed for every query. Leave queries out")
 
-    def build(self, edits: CallEdits, site: CallSite) -> None:
-        """One more term in the denominator."""
-        site.tally.touched = 1
-        edits.add_null(site.per_head(self.logit).masked_fill(~site.heads, -math.inf))
+    def change_attention(self, call: EditedCall) -> None:
+        """Add one more term to the denominator."""
+        call.add_null_key(self.logit)
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,7 +63,7 @@ class KeyValueBias(AttentionEdit):
         self._refuse_queries("every query sees the key. Leave queries out")
 
     def check(self, tower: Tower) -> None:
-        """Heads and dimensions must fit."""
+        """Refuse arrays whose heads or dimensions do not fit."""
         super().check(tower)
         for site in tower.attention:
             if site.layer in self.layers_in(tower):
@@ -87,13 +81,12 @@ class KeyValueBias(AttentionEdit):
         array = array[layer] if array.ndim == 3 else array
         return array.expand(heads, dim)
 
-    def build(self, edits: CallEdits, site: CallSite) -> None:
-        """One more key and value."""
-        site.tally.touched = 1
-        call, device = site.call, site.call.query.device
-        key = self._at("key", site.layer, site.head_count, call.query.shape[-1]).to(device)
-        value = self._at("value", site.layer, site.head_count, call.value.shape[-1]).to(device)
-        edits.extra_keys.append(ExtraKey(key, value, site.heads))
+    def change_attention(self, call: EditedCall) -> None:
+        """Add one more key and value."""
+        own, device = call.call, call.call.query.device
+        key = self._at("key", call.layer, call.head_count, own.query.shape[-1]).to(device)
+        value = self._at("value", call.layer, call.head_count, own.value.shape[-1]).to(device)
+        call.add_key(key, value)
 
 
 @dataclass(frozen=True, repr=False)
@@ -112,7 +105,6 @@ class SwapNormaliser(AttentionEdit):
         super().__post_init__()
         self._refuse_queries("the normaliser is changed for every query. Leave queries out")
 
-    def build(self, edits: CallEdits, site: CallSite) -> None:
-        """Another normaliser in the heads."""
-        site.tally.touched = 1
-        edits.swap(self.kind, site.heads)
+    def change_attention(self, call: EditedCall) -> None:
+        """Give the heads another normaliser."""
+        call.normalise(self.kind)

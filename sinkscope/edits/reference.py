@@ -12,7 +12,8 @@ from jaxtyping import Float
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
 from sinkscope.edits.activations import SetActivations
-from sinkscope.edits.site import Tokens, place
+from sinkscope.edits.selectors import asked
+from sinkscope.edits.tokens import Tokens, place
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends.base import Instruments, Tower
 from sinkscope.prompts import Batch, Prompts
@@ -65,7 +66,7 @@ def mean_activations(
     order = [dims] if isinstance(dims, int) else [int(d) for d in dims]
     total, count = torch.zeros(len(order), dtype=torch.float64), 0
     for batch in batches:
-        chosen = Tokens(batch).choose(edit, "keys").any(1)
+        chosen = Tokens(batch).choose(edit.keys, lambda: asked(edit, "keys")).any(1)
 
         def watch(hidden: torch.Tensor, chosen: torch.Tensor = chosen) -> None:
             total.add_(hidden[..., order][chosen].double().sum(0).cpu())

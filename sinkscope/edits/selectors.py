@@ -208,6 +208,12 @@ def is_empty(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 0
 
 
+def asked(edit: object, name: str) -> str:
+    """Return the opening of a message: the edit's name and the field as it was given."""
+    text = show(getattr(edit, name))
+    return f"{type(edit).__name__}({name}={text if len(text) < 60 else text[:57] + '...'})"
+
+
 def show(value: Any) -> str:
     """Write a field as a person would: one number bare, a run of numbers as a range, others as a list."""
     return _listed(value) if isinstance(value, tuple) else repr(value)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sinkscope.attention.primitives import Tally
-from sinkscope.edits.activations import SetActivations
-from sinkscope.edits.base import AttentionEdit, Edit
+from sinkscope.edits.base import Edit
 from sinkscope.engine.plan import Plan
 from sinkscope.errors import EditError, EditHasNoEffect, UnsupportedModelError
 from sinkscope.models.backends.base import Instruments, Output, ResidualHook, Tower
@@ -50,9 +49,7 @@ class EffectGuard:
         """Take note of one batch that was run under ``plan`` and gave ``output``."""
         acted = False
         for index, (total, tally) in enumerate(zip(self.tallies, plan.tallies, strict=True)):
-            total.touched += tally.touched
-            total.spared += tally.spared
-            total.fired += tally.fired
+            total.add(tally)
             acted |= self.active[index] and tally.touched > 0
         if self.seen or not acted:
             return
@@ -76,7 +73,7 @@ class EffectGuard:
         if self.model.backend.name != "transformers" or any(edit.conditional for edit in edits):
             return None
         names = self.tower.site_names
-        first = [names.index(s) for s in (_first_site(edit, self.tower) for edit in edits) if s in names]
+        first = [names.index(s) for s in (first_site(edit, self.tower) for edit in edits) if s in names]
         return names[min(first)] if first and 2 * min(first) < len(names) else None
 
     def _until(self, site: str, batch: Batch, neutral: bool) -> torch.Tensor:
@@ -105,27 +102,13 @@ class EffectGuard:
         Raises:
             EditHasNoEffect: an edit touched nothing, or all of them together left the output bit for bit as it was.
         """
-        must = [i for i, edit in enumerate(self.edits) if self.active[i] and not edit.conditional]
-        for index in must:
-            if not self.tallies[index].touched:
-                raise EditHasNoEffect(f"{self.edits[index]!r} changes nothing in {self.model.id}: {self._why(index)}")
+        require_touched(self.edits, self.tallies, self.model.id, len(self.prompts))
+        must = [repr(edit) for edit in self.edits if must_act(edit)]
         if must and not self.seen:
-            listed = ", ".join(repr(self.edits[i]) for i in must)
             raise EditHasNoEffect(
-                f"{listed} changes nothing in {self.model.id}: the final hidden states are bit for bit the same. "
-                "The heads may write nothing, or see no other key. Choose other layers, heads or keys."
+                f"{', '.join(must)} changes nothing in {self.model.id}: the final hidden states are bit for bit the "
+                "same. The heads may write nothing, or see no other key. Choose other layers, heads or keys."
             )
-
-    def _why(self, index: int) -> str:
-        if self.tallies[index].spared:
-            return (
-                f"all {self.tallies[index].spared} rows it touches see nothing but masked keys and were left alone. "
-                "Select fewer keys."
-            )
-        return (
-            f"none of the {len(self.prompts)} prompts has a token it selects where a query can see it. Choose keys, "
-            "queries or layers that these prompts and this model have."
-        )
 
     def attributes(self) -> dict[str, Any]:
         """What happened, for the reading's attributes: a JSON list with one entry per edit, and notes in words."""
@@ -163,12 +146,38 @@ class _Reached(Exception):
         self.hidden = hidden
 
 
-def _first_site(edit: Edit, tower: Tower) -> str | None:
-    """The first residual site that shows what ``edit`` does."""
-    if isinstance(edit, SetActivations):
-        return edit.site
-    layers = edit.layers_in(tower) if isinstance(edit, AttentionEdit) else ()
-    return f"{min(layers)}.post" if layers else None
+def must_act(edit: Edit) -> bool:
+    """Return whether a run in which ``edit`` changes nothing is an error."""
+    return not (edit.identity or edit.selects_nothing or edit.conditional)
+
+
+def require_touched(edits: Sequence[Edit], tallies: Sequence[Tally], model_id: str, prompts: int) -> None:
+    """Refuse edits that touched no row in a run over ``prompts`` prompts.
+
+    Raises:
+        EditHasNoEffect: names the first such edit and says why.
+    """
+    for edit, tally in zip(edits, tallies, strict=True):
+        if tally.touched or not must_act(edit):
+            continue
+        why = (
+            f"none of the {prompts} prompts has a token it selects where a query can see it. Choose keys, queries or "
+            "layers that these prompts and this model have."
+        )
+        if tally.spared:
+            why = (
+                f"all {tally.spared} rows it touches see nothing but masked keys and were left alone. Select fewer "
+                "keys."
+            )
+        raise EditHasNoEffect(f"{edit!r} changes nothing in {model_id}: {why}")
+
+
+def first_site(edit: Edit, tower: Tower) -> str | None:
+    """Return a residual site at which what ``edit`` does can be seen: behind its first layer, or its first site."""
+    layers = edit.layers_in(tower)
+    if layers:
+        return f"{min(layers)}.post"
+    return min(edit.sites_in(tower), key=tower.site_names.index, default=None)
 
 
 def _clear(edited: torch.Tensor, plain: torch.Tensor) -> bool:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from sinkscope.attention.primitives import Tally
 from sinkscope.edits.base import Edit
 from sinkscope.engine.applied import applied
-from sinkscope.errors import EditHasNoEffect, PromptError
+from sinkscope.engine.effect import require_touched
+from sinkscope.errors import PromptError
 from sinkscope.prompts import Prompts
 from sinkscope.prompts.batch import PER_TOKEN
 from sinkscope.prompts.vocabulary import Vocabulary
@@ -36,7 +38,7 @@ def generate(
     """
     edits = tuple(edits) if isinstance(edits, Iterable) else (edits,)
     _check(model, prompts, max_new_tokens, options)
-    touched = [0] * len(edits)
+    totals = [Tally() for _ in edits]
     new: list[np.ndarray] = []
     with torch.no_grad(), model.evaluating():
         for chosen in prompts.spans(1 if any(prompts.extras) else batch_size):
@@ -45,15 +47,11 @@ def generate(
             settings = {"do_sample": False, "pad_token_id": prompts.pad_id, **options}
             with applied(model, edits, part) as tallies:
                 found = model.model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)  # type: ignore[operator]
-            touched = [sum(pair) for pair in zip(touched, (t.touched for t in tallies), strict=True)]
+            for total, tally in zip(totals, tallies, strict=True):
+                total.add(tally)
             ids = getattr(found, "sequences", found)
             new += _until_end(ids[:, inputs["input_ids"].shape[1] :], _end_ids(model, options))
-    for edit, count in zip(edits, touched, strict=True):
-        if not count and not (edit.identity or edit.selects_nothing or edit.conditional):
-            raise EditHasNoEffect(
-                f"{edit!r} changes nothing in {model.id}: none of the {len(prompts)} prompts has a token it selects "
-                "where a query can see it. Choose keys, queries or layers that these prompts and this model have."
-            )
+    require_touched(edits, totals, model.id, len(prompts))
     return _extended(prompts, new, model)
 
 

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from sinkscope.edits.activations import SetActivations
-from sinkscope.edits.base import AttentionEdit, Edit
+from sinkscope.edits.base import Edit
 from sinkscope.edits.selectors import show
 from sinkscope.edits.text import dumps
 from sinkscope.errors import EditError
@@ -153,16 +152,10 @@ def resolve(variants: Mapping[str, Any], tower: Tower) -> list[Variant]:
 
 def first_block(edits: Sequence[Edit], tower: Tower) -> int | None:
     """The first block whose input, attention or output some edit changes; None where none does."""
-    starts = []
+    blocks, starts = len(tower.attention), list[int]()
     for edit in edits:
-        if edit.identity or edit.selects_nothing:
-            continue
-        if isinstance(edit, AttentionEdit):
-            starts += edit.layers_in(tower)[:1]
-        elif isinstance(edit, SetActivations):
-            starts.append(_block_of_site(edit.site, len(tower.attention)))
-        else:
-            starts.append(0)
+        if not (edit.identity or edit.selects_nothing):
+            starts += [*edit.layers_in(tower), *(_block_of_site(site, blocks) for site in edit.sites_in(tower))]
     return min(starts, default=None)
 
 
