@@ -8,62 +8,31 @@ caches, generation, sweeps, the effect check, JSON, the text form) is done by th
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from jaxtyping import Float
 
 from sinkscope.edits.call import EditedCall
-from sinkscope.edits.selectors import (
-    HeadMap,
-    asked,
-    from_plain,
-    heads_of,
-    is_empty,
-    layers_of,
-    show,
-    to_plain,
-    tokens_of,
-)  # fmt: skip
+from sinkscope.edits.fields import EDITS, EditFields
+from sinkscope.edits.selectors import HeadMap, heads_of, is_empty, layers_of, tokens_of
 from sinkscope.edits.stream import EditedStream
 from sinkscope.errors import EditError
 from sinkscope.models.backends.base import Tower
 
-EDITS: dict[str, type[Edit]] = {}
-"""Every edit class by name, filled as classes are made."""
+__all__ = ["EDITS", "AttentionEdit", "Edit", "Hidden", "ResidualEdit"]
 
 Hidden = Float[torch.Tensor, "batch key d_model"]
 
 
 @dataclass(frozen=True, repr=False)
-class Edit:
+class Edit(EditFields, abstract=True):
     """Base of all edits."""
 
     conditional: ClassVar[bool] = False
     """True where the edit acts only on what it finds: it may find nothing, and then records it."""
-
-    def __init_subclass__(cls, *, abstract: bool = False) -> None:
-        """Register the class by its name.
-
-        Args:
-            abstract: it is a base of edits, not an edit.
-
-        Raises:
-            EditError: another module has an edit of this name.
-        """
-        if abstract:
-            return
-        other = EDITS.get(cls.__name__)
-        if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise EditError(
-                f"edit {cls.__name__!r}: {other.__module__} has an edit of this name already. Choose another name, "
-                "since readings keep edits by name."
-            )
-        EDITS[cls.__name__] = cls
 
     @property
     def identity(self) -> bool:
@@ -103,67 +72,6 @@ class Edit:
 
     def watch_residual(self, hidden: Hidden, stream: EditedStream) -> None:
         """Look at the residual stream at one site after all edits have changed it, and remember what matters."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the edit as JSON data: its name, and every field that is not at its default."""
-        return {"edit": type(self).__name__} | {f.name: to_plain(v) for f, v in self._given()}
-
-    @staticmethod
-    def from_dict(data: dict[str, Any]) -> Edit:
-        """Return an edit made from what :meth:`to_dict` gave.
-
-        Raises:
-            EditError: no such edit or field.
-        """
-        name = data.get("edit")
-        cls = EDITS.get(str(name))
-        if cls is None:
-            raise EditError(f"edit {name!r}: there is no such edit. Edits are {sorted(EDITS)}.")
-        known = [f.name for f in fields(cls)]
-        values = {k: from_plain(v) for k, v in data.items() if k != "edit"}
-        wrong = sorted(set(values) - set(known))
-        if wrong:
-            raise EditError(f"{name}: there is no field {wrong[0]!r}. Its fields are {known}.")
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise EditError(f"{name}: {error}.") from None
-
-    def _asked(self, name: str) -> str:
-        """Open a message: the edit's name and the field as it was given."""
-        return asked(self, name)
-
-    def _given(self) -> list[tuple[Field[Any], Any]]:
-        """Fields that are required or differ from their default, positional ones first."""
-        pairs = [(f, getattr(self, f.name)) for f in fields(self)]
-        pairs = [(f, v) for f, v in pairs if f.default is MISSING or v != f.default]
-        return sorted(pairs, key=lambda pair: bool(pair[0].kw_only))
-
-    def __repr__(self) -> str:
-        parts = [show(v) if not f.kw_only else f"{f.name}={show(v)}" for f, v in self._given()]
-        return f"{type(self).__name__}({', '.join(parts)})"
-
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-
-    def _number(self, name: str, low: float = -math.inf, high: float = math.inf, hint: str = "") -> None:
-        """Check one finite number and keep it as a float."""
-        value = getattr(self, name)
-        plain = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-        if not plain or not math.isfinite(float(value)) or not low <= float(value) <= high:
-            span = _span(low, high)
-            raise EditError(f"{self._asked(name)}: {name} must be a finite number{span}.{' ' + hint if hint else ''}")
-        self._set(name, float(value))
-
-    def _choice(self, name: str, allowed: tuple[str, ...]) -> None:
-        if getattr(self, name) not in allowed:
-            raise EditError(f"{self._asked(name)}: {name} must be one of {list(allowed)}.")
-
-
-def _span(low: float, high: float) -> str:
-    if math.isfinite(low) and math.isfinite(high):
-        return f" from {low:g} to {high:g}"
-    return f" of at least {low:g}" if math.isfinite(low) else ""
 
 
 @dataclass(frozen=True, repr=False)

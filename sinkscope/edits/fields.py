@@ -1,0 +1,100 @@
+"""An edit as a value: registered by its name, its fields checked, written as JSON and as the call that makes it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from sinkscope.edits.selectors import asked, from_plain, show, to_plain
+from sinkscope.errors import EditError
+
+EDITS: dict[str, type[Any]] = {}
+"""Every edit class by name, filled as classes are made."""
+
+
+@dataclass(frozen=True, repr=False)
+class EditFields:
+    """A frozen dataclass whose values survive JSON; subclasses check their fields in ``__post_init__``."""
+
+    def __init_subclass__(cls, *, abstract: bool = False) -> None:
+        """Register the class by its name.
+
+        Args:
+            abstract: it is a base of edits, not an edit.
+
+        Raises:
+            EditError: another module has an edit of this name.
+        """
+        if abstract:
+            return
+        other = EDITS.get(cls.__name__)
+        if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise EditError(
+                f"edit {cls.__name__!r}: {other.__module__} has an edit of this name already. Choose another name, "
+                "since readings keep edits by name."
+            )
+        EDITS[cls.__name__] = cls
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the edit as JSON data: its name, and every field that is not at its default."""
+        return {"edit": type(self).__name__} | {f.name: to_plain(v) for f, v in self._given()}
+
+    @staticmethod
+    def from_dict(data: Any) -> Any:
+        """Return an edit made from what :meth:`to_dict` gave.
+
+        Raises:
+            EditError: no such edit or field.
+        """
+        name = data.get("edit") if isinstance(data, dict) else None
+        cls = EDITS.get(str(name))
+        if cls is None:
+            raise EditError(f"edit {name!r}: there is no such edit. Edits are {sorted(EDITS)}.")
+        known = [f.name for f in fields(cls)]
+        values = {k: from_plain(v) for k, v in data.items() if k != "edit"}
+        wrong = sorted(set(values) - set(known))
+        if wrong:
+            raise EditError(f"{name}: there is no field {wrong[0]!r}. Its fields are {known}.")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise EditError(f"{name}: {error}.") from None
+
+    def _asked(self, name: str) -> str:
+        """Open a message: the edit's name and the field as it was given."""
+        return asked(self, name)
+
+    def _given(self) -> list[tuple[Field[Any], Any]]:
+        """Fields that are required or differ from their default, positional ones first."""
+        pairs = [(f, getattr(self, f.name)) for f in fields(self)]
+        pairs = [(f, v) for f, v in pairs if f.default is MISSING or v != f.default]
+        return sorted(pairs, key=lambda pair: bool(pair[0].kw_only))
+
+    def __repr__(self) -> str:
+        parts = [show(v) if not f.kw_only else f"{f.name}={show(v)}" for f, v in self._given()]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _number(self, name: str, low: float = -math.inf, high: float = math.inf, hint: str = "") -> None:
+        """Check one finite number and keep it as a float."""
+        value = getattr(self, name)
+        plain = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+        if not plain or not math.isfinite(float(value)) or not low <= float(value) <= high:
+            span = _span(low, high)
+            raise EditError(f"{self._asked(name)}: {name} must be a finite number{span}.{' ' + hint if hint else ''}")
+        self._set(name, float(value))
+
+    def _choice(self, name: str, allowed: tuple[str, ...]) -> None:
+        if getattr(self, name) not in allowed:
+            raise EditError(f"{self._asked(name)}: {name} must be one of {list(allowed)}.")
+
+
+def _span(low: float, high: float) -> str:
+    if math.isfinite(low) and math.isfinite(high):
+        return f" from {low:g} to {high:g}"
+    return f" of at least {low:g}" if math.isfinite(low) else ""
