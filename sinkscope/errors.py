@@ -42,3 +42,7 @@ class OutputError(SinkscopeError):
 
 class MetricError(SinkscopeError):
     """A metric was given readings that lack what it needs, or an unknown definition name."""
+
+
+class SinkscopeWarning(UserWarning):
+    """Something was done as asked, but the result may mislead; the message says how, and what to do instead."""

@@ -57,7 +57,7 @@ def study_of(study: Study, model: sk.Model) -> None:
     prompts = texts(study)
     probes = [sk.KeyMass(), sk.MassiveActivations()]
     plain = study.reading("plain", lambda: sk.run(model, prompts, probes, batch_size=16))
-    sinks = sk.metrics.sink_tokens(plain, min_queries=16).any(["layer", "head"])
+    sinks = sk.metrics.sink_mask(plain, min_queries=16).any(["layer", "head"])
     site, dim = carrier(plain, sinks)
     edits = variants(sinks, site, dim, plain.attrs["d_model"])
     read = [effect_probe(model)]

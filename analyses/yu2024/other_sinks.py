@@ -24,7 +24,7 @@ def main() -> None:
     with Study(__doc__, paper="yu2024") as study:
         prompts = study.texts("code", n=64, tokens=64)
         ds = study.reading("key_mass", lambda: sk.run(study.model, prompts, [sk.KeyMass()], batch_size=16))
-        sinks = sk.metrics.sink_tokens(ds, "act_absolute", min_queries=8)
+        sinks = sk.metrics.sink_mask(ds, "act_absolute", min_queries=8)
         later = sinks.isel(key=slice(1, None))
         counts = later.sum("key").mean("head")
         roles = ds["token_role"].isel(key=slice(1, None))

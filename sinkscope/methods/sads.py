@@ -78,7 +78,8 @@ class SadsResult:
 
     Attributes:
         edits: one edit per prompt; it selects nothing where no head is dropped.
-        kind: (prompt layer head) ``"vision"``, ``"resink_global"``, ``"resink_isolated"`` or ``"shared"``.
+        kind: (prompt layer head) ``"vision"``, ``"resink_global"``, ``"resink_isolated"``, ``"shared"``, or
+            ``"unsplit"`` where the layer has no two classes.
         dropped: bool (prompt layer head).
         measured: ``max_visual_attention`` and ``non_vision_entropy`` (prompt layer head).
         split: valleys, and whether the distributions were bimodal at all, as from ``metrics.split_heads``.

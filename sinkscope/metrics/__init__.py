@@ -28,7 +28,7 @@ from sinkscope.metrics.massive import discover_sink_dims, massive_activations, m
 from sinkscope.metrics.normalisers import NORMALISERS
 from sinkscope.metrics.residual import at_block_inputs, phi_histogram, phi_sinks, relative_phi
 from sinkscope.metrics.secondary import secondary_sinks
-from sinkscope.metrics.sinks import implicit_sink, sink_rate, sink_tokens
+from sinkscope.metrics.sinks import implicit_sink, sink_mask, sink_rate, sink_tokens
 from sinkscope.metrics.vision import (
     background_overlap,
     background_share,
@@ -45,6 +45,6 @@ __all__ = [
     "image_centric_heads", "implicit_sink", "importance_score", "massive_activations", "massive_dims",
     "matched_controls", "matrix_entropy", "max_visual_attention", "modality_dominance", "non_vision_entropy",
     "norm_weighted", "patch_background", "phi", "phi_histogram", "phi_sinks", "positional_trend", "random_heads",
-    "rank_correlation", "relative_phi", "row_entropy", "secondary_sinks", "sink_logit_gap", "sink_rate", "sink_tokens",
-    "split_heads", "valley_threshold", "value_drain", "vision_aware_heads",
+    "rank_correlation", "relative_phi", "row_entropy", "secondary_sinks", "sink_logit_gap", "sink_mask", "sink_rate",
+    "sink_tokens", "split_heads", "valley_threshold", "value_drain", "vision_aware_heads",
 ]  # fmt: skip

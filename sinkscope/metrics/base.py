@@ -8,6 +8,7 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from sinkscope.definitions import define
 from sinkscope.errors import MetricError
@@ -120,6 +121,30 @@ def of_role(ds: xr.Dataset | xr.DataArray, metric: str, roles: str | Sequence[st
 def lengths(ds: xr.Dataset | xr.DataArray, metric: str) -> xr.DataArray:
     """Give the number of real tokens of each prompt."""
     return real_tokens(ds, metric).sum("key")
+
+
+def even_attention(length: int, causal: bool) -> NDArray[np.float64]:
+    """Return the key mass of each position when every row spreads evenly over the keys it sees; shape ``(key,)``.
+
+    In a decoder position k of n gets the mean of 1/(q + 1) over the rows q from k on, so that the first token of a
+    short prompt passes any threshold without a sink: above 0.3 up to n = 9.
+    """
+    if not causal:
+        return np.full(length, 1.0 / length)
+    rows = 1.0 / np.arange(1, length + 1)
+    return rows[::-1].cumsum()[::-1] / np.arange(length, 0, -1)
+
+
+def even_key_mass(ds: xr.Dataset, metric: str) -> xr.DataArray:
+    """Return :func:`even_attention` of every prompt: dims ``(prompt, key)``, NaN beyond a prompt's end."""
+    real = real_tokens(ds, metric)
+    causal = bool(int(ds.attrs.get("causal", 1)))
+    rows = np.full(real.transpose("prompt", "key").shape, np.nan)
+    for row, length in enumerate(real.sum("key").values.tolist()):
+        rows[row, :length] = even_attention(int(length), causal)
+    return xr.DataArray(
+        rows, dims=("prompt", "key"), coords={"prompt": real["prompt"]} if "prompt" in real.coords else {}
+    )
 
 
 def dims_over(values: xr.DataArray, over: str | Iterable[Hashable], metric: str) -> list[Hashable]:

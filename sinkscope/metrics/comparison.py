@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from scipy import stats
 
 from sinkscope.definitions import define
-from sinkscope.errors import MetricError
+from sinkscope.errors import MetricError, SinkscopeWarning
 from sinkscope.metrics.base import dims_over, exact
+
+SIGNIFICANT = 0.05
+"""Level below which a q-value is usually called significant; only the warning on too few pairs uses it."""
+
+SMALLEST_N = 6
+"""Pairs from which a sign-flip or signed-rank test can reach that level: 2 / 2^6 is .031, 2 / 2^5 is .063."""
 
 BATCH = 2_000_000
 """Numbers that one batch of resamples may hold."""
@@ -35,12 +41,13 @@ class _Test(NamedTuple):
 
 
 @exact
-def compare(
+def compare(  # noqa: PLR0913 - one call is the whole interface
     readings: xr.Dataset | xr.DataArray,
     *,
     to: str | xr.Dataset | xr.DataArray,
     over: str | Iterable[Hashable] = "prompt",
     variable: str | None = None,
+    sel: Mapping[Hashable, Any] | None = None,
     test: str = "permutation",
     resampling: Resampling | None = None,
 ) -> xr.Dataset:
@@ -51,20 +58,48 @@ def compare(
     ``over``; all other dims stay, so a head map gives one test per head. Average over tokens first: tokens of one
     prompt are not independent.
 
+    The q-values correct for every test of the result, so say what you ask before the tests are made: ``sel`` selects
+    labels, or positions along a dim without labels, in both sides (``sel={"key": 0}``). Selecting afterwards leaves
+    the correction for all the rest in.
+
     Returns a Dataset: ``difference``; ``low``, ``high`` (bootstrap interval, bias-corrected and accelerated);
     ``p_value`` (``test``: ``"permutation"`` flips signs, exact when 2^n is within the resamples; ``"wilcoxon"`` signed
     rank, much faster for many heads); ``q_value`` (Benjamini-Hochberg over every test of the result); ``n`` pairs.
     Pairs with a NaN are left out; below two pairs there is no interval and no p, below one no difference: NaN.
 
+    Attributes: ``family`` says which tests were corrected together, ``tests`` how many; ``smallest_p`` is the least
+    p-value that ``n`` pairs can give, ``smallest_q`` the q-value when every test gives it, ``smallest_q_alone`` when
+    only one does.
+
     Raises:
         MetricError: no such label or variable, labels that differ, or an unknown test or dim.
+
+    Warns:
+        SinkscopeWarning: with so few pairs no q-value can be as small as .05.
     """
     how = resampling or Resampling()
     if test not in ("permutation", "wilcoxon"):
         raise MetricError(f"compare(test={test!r}): tests are 'permutation' and 'wilcoxon'.")
     values, reference = _pair(_pick(readings, variable), to, variable)
+    values, reference = (_select(array, sel or {}) for array in (values, reference))
     difference = values.astype("float64") - reference.astype("float64")
     pooled = dims_over(difference, over, "compare")
+    result = _test_differences(difference, pooled, test, how)
+    count = result["n"].values
+    units = str(values.attrs.get("units", ""))
+    for name in ("difference", "low", "high"):
+        result[name].attrs["units"] = units
+    result.attrs = {
+        "metric": "compare", "definition": "paired", "meaning": define("compare", "paired").meaning, "reference": "",
+        "units": units, "variable": str(values.name or ""), "n": int(count.max(initial=0)), "test": test,
+        "to": to if isinstance(to, str) else "reading", "over": ", ".join(map(str, pooled)),
+        "resamples": how.resamples, "seed": how.seed, "level": how.level, **_power(result, test, how),
+    }  # fmt: skip
+    return result
+
+
+def _test_differences(difference: xr.DataArray, pooled: Sequence[Hashable], test: str, how: Resampling) -> xr.Dataset:
+    """Mean, interval, p, q and number of pairs of every cell, the pairs lying along the dims ``pooled``."""
     kept = [dim for dim in difference.dims if dim not in pooled]
     difference = difference.transpose(*kept, *pooled)
     shape = difference.shape[: len(kept)]
@@ -75,17 +110,42 @@ def compare(
     low, high, p = _test_cells(cells, test, how)
     columns = {"difference": mean, "low": low, "high": high, "p_value": p, "q_value": _q_values(p), "n": count}
     coords = {name: coord.variable for name, coord in difference.coords.items() if set(coord.dims) <= set(kept)}
-    result = xr.Dataset({name: (kept, column.reshape(shape)) for name, column in columns.items()}, coords=coords)
-    units = str(values.attrs.get("units", ""))
-    for name in ("difference", "low", "high"):
-        result[name].attrs["units"] = units
-    result.attrs = {
-        "metric": "compare", "definition": "paired", "meaning": define("compare", "paired").meaning, "reference": "",
-        "units": units, "variable": str(values.name or ""), "n": int(count.max(initial=0)), "test": test,
-        "to": to if isinstance(to, str) else "reading", "over": ", ".join(map(str, pooled)),
-        "resamples": how.resamples, "seed": how.seed, "level": how.level,
-    }  # fmt: skip
-    return result
+    return xr.Dataset({name: (kept, column.reshape(shape)) for name, column in columns.items()}, coords=coords)
+
+
+def _select(array: xr.DataArray, sel: Mapping[Hashable, Any]) -> xr.DataArray:
+    """Select labels where a dim has them, positions where it has none; what the array lacks is an error."""
+    absent = [dim for dim in sel if dim not in array.dims]
+    if absent:
+        raise MetricError(f"compare(sel={dict(sel)}): {absent} are not dims; there are {list(array.dims)}.")
+    for dim, wanted in sel.items():
+        try:
+            array = array.sel({dim: wanted}) if dim in array.coords else array.isel({dim: wanted})
+        except (KeyError, IndexError):
+            labels = array[dim].values.tolist() if dim in array.coords else list(range(array.sizes[dim]))
+            raise MetricError(f"compare(sel={dict(sel)}): {dim} has no {wanted!r}; there are {labels[:12]}.") from None
+    return array.reset_coords(drop=True)
+
+
+def _power(result: xr.Dataset, test: str, how: Resampling) -> dict[str, Any]:
+    """Say what was corrected together and how small a p- and q-value this many pairs allow; warn where none can do."""
+    tested = result["p_value"].notnull()
+    tests, pairs = int(tested.sum()), int(result["n"].max()) if result["n"].size else 0
+    sizes = ", ".join(f"{size} {dim}" for dim, size in result["p_value"].sizes.items())
+    family = f"{tests} test{'' if tests == 1 else 's'}" + (f" ({sizes})" if sizes else "")
+    # Flipping all signs is as extreme as flipping none, so two of the 2^n sign patterns give the least p-value.
+    least = 2.0 / 2**pairs if pairs >= 2 else float("nan")
+    if test == "permutation" and pairs >= 2 and 2**pairs > how.resamples:
+        least = 2.0 / (how.resamples + 1)
+    alone = min(1.0, least * tests) if tests else float("nan")
+    if tests and least > SIGNIFICANT:
+        warnings.warn(
+            f"compare: with n = {pairs} pairs no p- or q-value can be below {least:.3g}, so nothing can come out "
+            f"significant at {SIGNIFICANT:g}. Give at least {SMALLEST_N} pairs (prompts).",
+            SinkscopeWarning,
+            stacklevel=4,
+        )
+    return {"family": family, "tests": tests, "smallest_p": least, "smallest_q": least, "smallest_q_alone": alone}
 
 
 def _pick(readings: xr.Dataset | xr.DataArray, variable: str | None) -> xr.DataArray:

@@ -78,7 +78,7 @@ def random_heads(heads: xr.DataArray, seed: int = 0, *, same_layer: bool = True)
     """Draw as many other heads: bool, dims (layer head), none of them among ``heads``.
 
     ``heads`` is bool with dims ``layer`` and ``head``; any other dim (prompt, key) is reduced by "any", so the result
-    of ``sink_tokens`` serves. ``same_layer=True`` draws as many in each layer, so that depth is the same.
+    of ``sink_mask`` serves. ``same_layer=True`` draws as many in each layer, so that depth is the same.
 
     Raises:
         MetricError: dims are missing, or there are not enough other heads.

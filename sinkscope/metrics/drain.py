@@ -22,7 +22,7 @@ def value_drain(
     """Value norm of the sink tokens over the median of the other tokens, by default per (layer, kv_head).
 
     Needs ``value_norm`` (prompt layer kv_head key). ``sinks`` is a position (0: the first token) or a bool DataArray
-    from ``sink_tokens``: with a ``head`` dim, a token is a sink of a kv head when it is one for any head it serves.
+    from ``sink_mask``: with a ``head`` dim, a token is a sink of a kv head when it is one for any head it serves.
     Several sinks count by their mean norm. ``over=()`` keeps the prompts, for ``compare``. Below 1 is a drain; NaN with
     n = 0 where there is no sink or no other token. Units: ratio of raw l2 norms. Source: Guo et al. (guo2024).
 

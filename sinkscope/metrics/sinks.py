@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from sinkscope.definitions import define
-from sinkscope.errors import MetricError
-from sinkscope.metrics.base import attribute, dims_over, exact, lengths, mean_over, require, stamp
+from sinkscope.errors import MetricError, SinkscopeWarning
+from sinkscope.metrics.base import (
+    attribute,
+    dims_over,
+    even_key_mass,
+    exact,
+    lengths,
+    mean_over,
+    real_tokens,
+    require,
+    stamp,
+    token_roles,
+)
 
 
 @exact
@@ -27,13 +41,18 @@ def sink_rate(
     "head")`` gives a layer profile, ``over="prompt"`` a head map. ``position`` counts real tokens from 0; a sequence
     keeps the dim ``key`` labelled by position, None takes every position. Prompts that end before it are left out, and
     the coordinate ``n`` says how many values went in: NaN with n = 0 where none did. Units: share of heads, 0 to 1
-    (the paper prints percent). Source: Gu et al. (gu2025) Sink^eps_k. Late positions have few rows: do not read
-    k > T/2.
+    (the paper prints percent, at T = 64). Source: Gu et al. (gu2025) Sink^eps_k. Late positions have few rows: do not
+    read k > T/2.
+
+    Warns:
+        SinkscopeWarning: prompts are so short that even attention passes epsilon: there every head counts.
 
     Raises:
         MetricError: no ``key_mass``, a position that no prompt has, or an unknown definition or dim.
     """
     define("sink_rate", definition)
+    if not math.isfinite(epsilon):
+        raise MetricError(f"sink_rate(epsilon={epsilon}): give a finite threshold, such as 0.3 (Gu et al.).")
     require(ds, "sink_rate", "key_mass")
     mass = ds["key_mass"].drop_vars(["token", "token_role"], errors="ignore")
     size = mass.sizes["key"]
@@ -45,13 +64,67 @@ def sink_rate(
     if "key" in mass.dims:
         mass = mass.assign_coords(key=wanted)
     dims = dims_over(mass, over, "sink_rate")
+    _warn_if_short(ds, epsilon, wanted)
     hit = (mass > epsilon).astype("float64").where(mass.notnull())
     return stamp(mean_over(hit, dims), "sink_rate", definition, epsilon=epsilon, position=str(position))
 
 
+def _warn_if_short(ds: xr.Dataset, epsilon: float, positions: int | Sequence[int]) -> None:
+    if "token_role" not in ds.coords or "prompt" not in ds["token_role"].dims:
+        return
+    even = even_key_mass(ds, "sink_rate").isel(key=np.atleast_1d(positions))
+    passing = int((even > epsilon).any("key").sum())
+    if passing:
+        longest = int(lengths(ds, "sink_rate").where((even > epsilon).any("key"), 0).max())
+        warnings.warn(
+            f"sink_rate: {passing} of {ds.sizes['prompt']} prompts have {longest} tokens or fewer, where evenly spread "
+            f"attention passes epsilon = {epsilon:g} without any sink. Use longer prompts (Gu et al. use 64 tokens).",
+            SinkscopeWarning,
+            stacklevel=4,
+        )
+
+
 @exact
 def sink_tokens(
-    ds: xr.Dataset, definition: str = "gu2025", *, threshold: float | None = None, min_queries: int = 1
+    ds: xr.Dataset, definition: str = "gu2025", *, threshold: float | None = None, min_queries: int | None = None
+) -> pd.DataFrame:
+    """Return a table of the tokens that are sinks, the most common first: one row per token and position.
+
+    Columns: ``token`` (as text), ``role``, ``position`` (from the first real token), ``share`` (of the heads of the
+    prompts that have it, 0 to 1), ``mass`` (mean attention it gets there), ``even`` (what evenly spread attention
+    would give it) and ``n`` (prompts that have this token at this position). Arguments as of :func:`sink_mask`.
+
+    Raises:
+        MetricError: as :func:`sink_mask`.
+    """
+    mask = sink_mask(ds, definition, threshold=threshold, min_queries=min_queries)
+    order = ("prompt", "layer", "head", "key")
+    hits = mask.transpose(*order).values.mean(axis=(1, 2))
+    mass = np.nanmean(ds["key_mass"].transpose(*order).values.astype(np.float64), axis=(1, 2))
+    prompt, position = np.nonzero(hits > 0)
+    real = real_tokens(ds, "sink_tokens").transpose("prompt", "key").values
+    names = ds["token"].transpose("prompt", "key").values if "token" in ds.coords else np.full(real.shape, "")
+    table = pd.DataFrame(
+        {
+            "token": names[real], "role": token_roles(ds, "sink_tokens").transpose("prompt", "key").values[real],
+            "position": np.nonzero(real)[1], "share": hits[real], "mass": mass[real],
+            "even": even_key_mass(ds, "sink_tokens").values[real],
+        }
+    )  # fmt: skip
+    found = {(names[p, k], k) for p, k in zip(prompt.tolist(), position.tolist(), strict=True)}
+    rows = table.groupby(["token", "role", "position"], sort=False).agg(
+        share=("share", "mean"), mass=("mass", "mean"), even=("even", "mean"), n=("share", "size")
+    )
+    rows = rows.reset_index()
+    kept = np.array([pair in found for pair in zip(rows["token"], rows["position"], strict=True)], dtype=bool)
+    rows = rows.loc[kept].sort_values(by=["share", "mass"], ascending=False, kind="stable").reset_index(drop=True)
+    rows.attrs = dict(mask.attrs)
+    return rows
+
+
+@exact
+def sink_mask(
+    ds: xr.Dataset, definition: str = "gu2025", *, threshold: float | None = None, min_queries: int | None = None
 ) -> xr.DataArray:
     """Say which tokens are sinks, head by head: bool, dims (prompt layer head key), false beyond a prompt's end.
 
@@ -64,7 +137,9 @@ def sink_tokens(
         definition: one of the above.
         threshold: instead of the definition's constant.
         min_queries: a key that fewer queries can see is no sink. The last keys of a decoder are seen by themselves and
-            a few others, so their mean attention is high for no reason of theirs; the papers leave them in (1).
+            a few others, so their mean attention is high for no reason of theirs. None takes 2 over the constant: with
+            fewer queries a head that looks at itself or at the token before would pass (``act_relative``: 8). The
+            papers leave all in (1).
 
     Raises:
         MetricError: no ``key_mass``, or an unknown definition.
@@ -72,6 +147,10 @@ def sink_tokens(
     chosen = define("sink_tokens", definition)
     require(ds, "sink_tokens", "key_mass")
     bound = chosen.default("threshold") if threshold is None else threshold
+    if not math.isfinite(bound):
+        raise MetricError(f"sink_tokens(threshold={threshold}): give a finite number.")
+    if min_queries is None:
+        min_queries = 8 if definition == "act_relative" or bound <= 0 else math.ceil(2 / bound)
     mass = ds["key_mass"]
     limit = bound / lengths(ds, "sink_tokens") if definition == "act_relative" else bound
     found = mass > limit

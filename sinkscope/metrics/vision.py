@@ -107,22 +107,25 @@ def split_heads(
     ``vmax`` as from ``max_visual_attention``; ``entropy`` as from ``non_vision_entropy`` with the same dims. ``over``
     names the dims one valley is taken over (None: all; ``"head"``: one per layer). Returns ``kind`` (str, dims of
     ``vmax``): ``"vision"`` at or above the valley, else ``"resink"``, and with ``entropy`` ``"resink_global"`` at or
-    above its valley or ``"resink_isolated"`` below; ``valley``, ``entropy_valley``; ``bimodal``. Where a distribution
-    is not bimodal nothing is split: all heads stay ``"vision"``, all others ``"resink_global"``. These are not the
-    heads with a text sink. Source: Kan et al. (kan2025); the first head, always kept there, is not treated apart.
+    above its valley or ``"resink_isolated"`` below; ``valley``, ``entropy_valley``; ``bimodal``. Where maximum
+    attention has one hump there are no two classes: every head is ``"unsplit"``. Where only the entropy of the rest
+    has one, the rest is ``"resink"``. These are not the heads with a text sink. Source: Kan et al. (kan2025), where
+    the first head is always kept; here it is treated like every other.
     """
     first = bimodality(vmax, over=over)
-    vision = ((vmax >= first["valley"]) | ~first["bimodal"]).transpose(*vmax.dims)
+    split = (first["bimodal"] & vmax.notnull()).transpose(*vmax.dims)
+    vision = ((vmax >= first["valley"]) & split).transpose(*vmax.dims)
     rest = xr.full_like(vmax, "resink", dtype=object)
     result = xr.Dataset({"bimodal": first["bimodal"], "valley": first["valley"].where(first["bimodal"])})
     if entropy is not None:
         others = entropy.reset_coords(drop=True).transpose(*vmax.dims)
-        others = masked(others, ~vision)
+        others = masked(others, split & ~vision)
         second = bimodality(others, over=over)
         isolated = ((others < second["valley"]) & second["bimodal"]).transpose(*vmax.dims)
-        rest = xr.where(isolated, "resink_isolated", "resink_global")
+        rest = xr.where(second["bimodal"], xr.where(isolated, "resink_isolated", "resink_global"), "resink")
         result["entropy_valley"] = second["valley"].where(second["bimodal"])
-    kind = xr.where(vision, "vision", rest).where(vmax.notnull(), "").transpose(*vmax.dims)
+    kind = xr.where(split, xr.where(vision, "vision", rest), "unsplit")
+    kind = kind.where(vmax.notnull(), "").transpose(*vmax.dims)
     result["kind"] = kind.astype(str).reset_coords(drop=True)
     result["kind"].attrs = {}
     definition = define("vision_heads", "kan2025")

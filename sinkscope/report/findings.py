@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from sinkscope.errors import MetricError
+from sinkscope.errors import MetricError, SinkscopeWarning
+from sinkscope.metrics.base import lengths
 from sinkscope.metrics.bimodal import bimodality
 from sinkscope.metrics.drain import value_drain
 from sinkscope.metrics.entropy import row_entropy
@@ -63,7 +65,16 @@ def findings(ds: xr.Dataset) -> tuple[list[Finding], Sinks | None]:
 
 
 def _where(ds: xr.Dataset, sinks: Sinks | None) -> Finding:
-    rate = sink_rate(ds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SinkscopeWarning)  # said in words here
+        rate = sink_rate(ds)
+    if sinks is not None and sinks.short == ds.sizes["prompt"]:
+        return Finding(
+            "The prompts are too short to tell a sink",
+            f"With {counted(int(_longest(ds)), 'token')} or fewer, evenly spread attention gives the first token more "
+            f"than {number(float(rate.attrs['epsilon']))}, as a sink would. Use prompts of 30 tokens and more.",
+            "missing", (rate.attrs,),
+        )  # fmt: skip
     if sinks is None or not sinks.found:
         top = sinks.kinds[0] if sinks and sinks.kinds else None
         best = (
@@ -85,12 +96,27 @@ def _where(ds: xr.Dataset, sinks: Sinks | None) -> Finding:
         f"{_capital(top.label)} is the sink ({top.roles}). It gets {percent(top.mass)} of the attention on average, "
         f"where evenly spread attention would give it {percent(top.chance)}; in {percent(top.heads)} of "
         f"{counted(sinks.n, 'head reading')} (prompt x layer x head) it gets more than {number(sinks.threshold)}. "
-        f"The sink rate of position 0 is {percent(float(rate))}."
+        f"The sink rate of position 0 is {percent(float(rate))}. {_certainty(top.p_value, ds.sizes['prompt'])}"
     )
+    if sinks.short:
+        text += f" {counted(sinks.short, 'prompt')} of too few tokens to tell are left out."
+    if not top.p_value <= 0.05 and ds.sizes["prompt"] >= 6:
+        return Finding("No token gets more than even attention would give it", text, "absent", (rate.attrs,))
     others = [kind for kind in sinks.kinds[1:4] if kind.heads >= 0.01]
     if others:
         text += " Other sinks: " + ", ".join(f"{kind.label} ({percent(kind.heads)} of heads)" for kind in others) + "."
     return Finding(f"The sink is {top.label}", text, "found", (rate.attrs,))
+
+
+def _longest(ds: xr.Dataset) -> int:
+    return int(lengths(ds, "findings").max())
+
+
+def _certainty(p: float, prompts: int) -> str:
+    """Say how sure it is that a sink gets more than even attention gives it, or why that can't be said."""
+    if prompts < 6:
+        return f"{counted(prompts, 'prompt')} can't show that this is more than chance; 6 or more can."
+    return f"Over the {prompts} prompts that is more than even attention gives it, p = {number(p)} (sign flips)."
 
 
 def _drain(ds: xr.Dataset, sinks: Sinks | None) -> Finding:
@@ -106,12 +132,15 @@ def _drain(ds: xr.Dataset, sinks: Sinks | None) -> Finding:
         f"layers and key-value heads); the smallest ratio is {number(float(by_layer.min()))}, in layer {int(lowest)}."
     )
     drained = percent(float((ratio < 0.5).sum() / ratio.notnull().sum()))
-    if mean < 0.9:
+    if mean < 0.5:
         extra = f" In {drained} of the key-value heads they are less than half as long."
         return Finding(
             f"Its values are drained to {percent(mean)} of the others' length", text + extra, "found", (ratio.attrs,)
         )
-    heading = "Its values are not drained" if mean <= 1.1 else "Its values are longer than the others'"
+    if mean < 0.9:
+        heading = f"Its values are shorter ({percent(mean)} of the others' length), not drained"
+    else:
+        heading = "Its values are not drained" if mean <= 1.1 else "Its values are longer than the others'"
     return Finding(heading, f"{text} {drained} of the key-value heads have less than half.", "absent", (ratio.attrs,))
 
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
+from scipy import stats
 
-from sinkscope.metrics.sinks import sink_tokens
+from sinkscope.metrics.base import even_key_mass
+from sinkscope.metrics.sinks import sink_mask
 from sinkscope.report.text import quoted
 
 
@@ -16,7 +18,8 @@ class Kind:
     """One kind of token: the first token of the prompts, or all tokens with one string.
 
     ``heads`` is the share of (prompt, layer, head) for which a token of this kind is a sink; ``mass`` the mean
-    attention such a token gets over all of them; ``chance`` what evenly spread attention would give it.
+    attention such a token gets over all of them; ``chance`` what evenly spread attention would give it. ``p_value``
+    is that of ``mass`` over ``chance`` with the prompts as the units (sign flips, one-sided); NaN below two prompts.
     """
 
     label: str
@@ -24,6 +27,7 @@ class Kind:
     heads: float
     mass: float
     chance: float
+    p_value: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Sinks:
     threshold: float
     any_sink: float
     n: int
+    short: int = 0
+    """Prompts left out, because evenly spread attention passes the threshold there without a sink."""
 
     @property
     def found(self) -> bool:
@@ -52,6 +58,8 @@ def find_sinks(ds: xr.Dataset) -> Sinks:
 
     A token is a sink of a head where its key mass is above 0.3 (Gu et al. 2025). In a decoder only the first half of a
     prompt counts: later keys are seen by few queries, and a head that attends to itself would pass for one with a sink.
+    Positions where evenly spread attention passes the threshold by itself do not count: they cannot tell a sink from
+    none. The first token of a decoder's prompt is one of these up to 9 tokens.
 
     Args:
         ds: a reading with ``key_mass``, no dimension in front of ``prompt``.
@@ -59,17 +67,20 @@ def find_sinks(ds: xr.Dataset) -> Sinks:
     Raises:
         MetricError: there is no ``key_mass``.
     """
-    flags = sink_tokens(ds)
+    flags = sink_mask(ds, min_queries=1)
     mass = ds["key_mass"].transpose("prompt", "layer", "head", "key").values.astype(np.float64)
     roles = ds["token_role"].transpose("prompt", "key").values.astype(str)
     real = (roles != "") & (roles != "pad")
     length = real.sum(axis=1)
     causal = bool(int(ds.attrs.get("causal", 1)))
     counted = real & (np.arange(real.shape[1])[None] < np.ceil(length / 2)[:, None]) if causal else real
+    chance = even_key_mass(ds, "find_sinks").transpose("prompt", "key").values
+    threshold = float(flags.attrs["threshold"])
+    telling = np.nan_to_num(chance, nan=np.inf) <= threshold
+    counted &= telling & telling[:, :1]
     hits = flags.transpose("prompt", "layer", "head", "key").values & counted[:, None, None]
     names = _kind_names(ds, real)
     groups = {name: (names == name) & counted for name in dict.fromkeys(names[counted].tolist())}
-    chance = _chance(length, real.shape[1], causal)
     kinds = [(_kind(name, group, hits, mass, roles, chance), group) for name, group in groups.items()]
     kinds.sort(key=lambda pair: (-pair[0].heads, -np.nan_to_num(pair[0].mass)))
     mask = (
@@ -78,9 +89,10 @@ def find_sinks(ds: xr.Dataset) -> Sinks:
     return Sinks(
         tuple(kind for kind, _ in kinds[:6]),
         xr.DataArray(mask, dims=("prompt", "key"), coords={"prompt": ds["prompt"].values}),
-        float(flags.attrs["threshold"]),
+        threshold,
         float(hits.any(axis=3).mean()),
         int(np.prod(hits.shape[:3])),
+        int((~telling[:, 0]).sum()),
     )
 
 
@@ -93,19 +105,11 @@ def _kind_names(ds: xr.Dataset, real: np.ndarray) -> np.ndarray:
     return names
 
 
-def _chance(length: np.ndarray, keys: int, causal: bool) -> np.ndarray:
-    """Key mass under evenly spread attention, ``(prompt, key)``."""
-    out = np.full((len(length), keys), np.nan)
-    for p, n in enumerate(length.tolist()):
-        weights = 1.0 / np.arange(1, n + 1)
-        out[p, :n] = weights[::-1].cumsum()[::-1] / np.arange(n, 0, -1) if causal else 1.0 / n
-    return out
-
-
 def _kind(
     name: str, group: np.ndarray, hits: np.ndarray, mass: np.ndarray, roles: np.ndarray, chance: np.ndarray
 ) -> Kind:
     of_kind = np.broadcast_to(group[:, None, None], mass.shape)
+    excess = [float(np.nanmean(mass[p][:, :, g]) - chance[p, g].mean()) for p, g in enumerate(group) if g.any()]
     values = mass[of_kind]
     values = values[np.isfinite(values)]
     return Kind(
@@ -114,4 +118,16 @@ def _kind(
         float((hits & of_kind).any(axis=3).mean()),
         float(values.mean()) if values.size else float("nan"),
         float(chance[group].mean()),
+        _p_above_zero(np.array(excess)),
     )
+
+
+def _p_above_zero(excess: np.ndarray) -> float:
+    """p-value of a mean above zero by flipping the signs of the prompts; NaN below two of them."""
+    if excess.size < 2:
+        return float("nan")
+    found = stats.permutation_test(
+        (excess,), np.mean, permutation_type="samples", alternative="greater", n_resamples=9999,
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    return float(found.pvalue)

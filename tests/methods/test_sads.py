@@ -62,7 +62,7 @@ def test_one_hump_is_not_split():
     largest = heads(rng.normal(0.2, 0.05, (1, 2, 20)))
     split, kind = classify(largest, heads(rng.normal(2, 0.1, (1, 2, 20))), SadsSettings())
     assert not split["bimodal"].any()
-    assert set(kind.values.ravel().tolist()) == {"shared", "vision"}
+    assert set(kind.values.ravel().tolist()) == {"shared", "unsplit"}
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])

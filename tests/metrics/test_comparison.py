@@ -3,7 +3,7 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from sinkscope.errors import MetricError
+from sinkscope.errors import MetricError, SinkscopeWarning
 from sinkscope.metrics import Resampling, compare, rank_correlation, sink_rate
 
 from .readings import from_maps, random_maps, with_edits
@@ -149,3 +149,46 @@ def test_rank_correlation_errors():
         rank_correlation(a, a[0])
     with pytest.raises(MetricError, match="rank_correlation: no definition 'pearson'"):
         rank_correlation(a, a, method="pearson")
+
+
+def test_what_is_selected_first_is_corrected_alone():
+    values = loss((0.0, 0.3), heads=40)
+    later = compare(values, to="none", resampling=FAST).sel(head=0)
+    first = compare(values, to="none", sel={"head": 0}, resampling=FAST)
+    assert first.attrs["family"] == "1 test (1 edit)"
+    assert first.attrs["tests"] == 1
+    np.testing.assert_allclose(first["q_value"], first["p_value"])
+    np.testing.assert_allclose(first["difference"], later["difference"])
+    plain = loss((0.0, 0.0), heads=40)
+    whole = compare(plain, to="none", resampling=FAST)
+    assert whole.attrs["family"] == "40 tests (1 edit, 40 head)"
+    assert float(whole["q_value"].sel(head=3).item()) > float(
+        compare(plain, to="none", sel={"head": 3}, resampling=FAST)["q_value"].item()
+    )
+
+
+def test_positions_are_selected_where_a_dim_has_no_labels():
+    ds = from_maps(random_maps((6, 6, 6, 6, 6, 6)))
+    found = compare(ds["key_mass"], to=ds["key_mass"] * 0, sel={"key": 0, "layer": 2}, resampling=FAST)
+    assert found["difference"].dims == ("head",)
+    np.testing.assert_allclose(found["difference"], ds["key_mass"].sel(layer=2)[..., 0].mean("prompt"), rtol=1e-6)
+
+
+def test_a_selection_that_is_not_there_says_what_is():
+    with pytest.raises(MetricError, match=r"compare\(sel=\{'head': 9\}\): head has no 9; there are \[0, 1, 2\]"):
+        compare(loss(), to="none", sel={"head": 9})
+    with pytest.raises(MetricError, match=r"\['key'\] are not dims; there are \['edit', 'prompt', 'head'\]"):
+        compare(loss(), to="none", sel={"key": 0})
+
+
+def test_too_few_pairs_say_so():
+    with pytest.warns(
+        SinkscopeWarning, match=r"with n = 4 pairs no p- or q-value can be below 0\.125.*at least 6 pairs"
+    ):
+        found = compare(loss(prompts=4), to="none", resampling=FAST)
+    assert found.attrs["smallest_p"] == found.attrs["smallest_q"] == 2 / 16
+    assert found.attrs["smallest_q_alone"] == 3 * 2 / 16
+    assert float(found["p_value"].min()) == found.attrs["smallest_p"]
+    many = compare(loss(prompts=20), to="none", resampling=FAST)
+    assert many.attrs["smallest_p"] == 2 / 1000
+    assert float(many["p_value"].min()) >= many.attrs["smallest_p"]

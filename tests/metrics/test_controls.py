@@ -3,13 +3,13 @@ import pytest
 import xarray as xr
 
 from sinkscope.errors import MetricError
-from sinkscope.metrics import head_list, matched_controls, random_heads, sink_tokens
+from sinkscope.metrics import head_list, matched_controls, random_heads, sink_mask
 
 from .readings import from_maps, random_maps
 
 
 def sinks():
-    found = xr.zeros_like(sink_tokens(from_maps(random_maps((12, 8, 5)))))
+    found = xr.zeros_like(sink_mask(from_maps(random_maps((12, 8, 5)))))
     found[0, :, :, [0, 4]] = True
     found[1, 1, 2, 3] = True
     return found

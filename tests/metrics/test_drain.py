@@ -3,7 +3,7 @@ import pytest
 import xarray as xr
 
 from sinkscope.errors import MetricError
-from sinkscope.metrics import sink_tokens, value_drain
+from sinkscope.metrics import sink_mask, value_drain
 
 from .readings import from_maps, random_maps, with_edits
 
@@ -39,7 +39,7 @@ def test_drain_keeps_prompts_and_edits():
 
 def test_sinks_by_head_are_joined_to_the_kv_head_that_serves_them():
     ds = reading()
-    sinks = xr.zeros_like(sink_tokens(ds))
+    sinks = xr.zeros_like(sink_mask(ds, min_queries=1))
     sinks[0, :, 3, 2] = True  # head 3 is served by kv head 1
     drain = value_drain(ds, sinks, over=())
     norm = ds["value_norm"].values.astype(float)
@@ -72,8 +72,8 @@ def test_errors():
     with pytest.raises(MetricError, match=r"sinks have dims \['layer'\], expected a 'key' dim"):
         value_drain(ds, xr.DataArray([True, False], dims="layer"))
     with pytest.raises(MetricError, match=r"lacks the coordinate 'kv_of_head'.*sinks\.any\('head'\)"):
-        value_drain(ds.drop_vars("kv_of_head"), sink_tokens(ds))
+        value_drain(ds.drop_vars("kv_of_head"), sink_mask(ds, min_queries=1))
     with pytest.raises(MetricError, match="the labels of the inputs differ"):
-        value_drain(ds, sink_tokens(ds).any("head").isel(prompt=[0]))
+        value_drain(ds, sink_mask(ds, min_queries=1).any("head").isel(prompt=[0]))
     with pytest.raises(MetricError, match="needs the coordinate 'token_role'"):
         value_drain(ds.drop_vars("token_role"))

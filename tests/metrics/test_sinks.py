@@ -1,9 +1,11 @@
+import warnings
+
 import numpy as np
 import pytest
 import xarray as xr
 
-from sinkscope.errors import MetricError
-from sinkscope.metrics import implicit_sink, sink_rate, sink_tokens
+from sinkscope.errors import MetricError, SinkscopeWarning
+from sinkscope.metrics import implicit_sink, sink_mask, sink_rate, sink_tokens
 
 from .readings import A5, A5_SELF, from_maps, random_maps, with_edits
 
@@ -90,7 +92,7 @@ def test_something_else_than_a_reading_is_refused():
 
 def test_an_unknown_definition_lists_the_known_ones():
     with pytest.raises(MetricError, match=r"sink_tokens: no definition 'gu'.*act_relative.*act_absolute"):
-        sink_tokens(two_heads(), "gu")
+        sink_mask(two_heads(), "gu")
 
 
 def test_an_unknown_dim_lists_those_there_are():
@@ -101,15 +103,15 @@ def test_an_unknown_dim_lists_those_there_are():
 def test_sink_tokens_by_each_definition():
     ds = two_heads()
     first = np.array([0.66, 0.125, 0.35, 0.05, 0.05])
-    np.testing.assert_array_equal(sink_tokens(ds)[0, 0, 0], first > 0.3)
-    np.testing.assert_array_equal(sink_tokens(ds, "act_absolute")[0, 0, 0], first > 0.1)
-    assert not sink_tokens(ds, "act_relative").any(), "5 / 5 is 1, and no key mass is above 1"
-    np.testing.assert_array_equal(sink_tokens(ds, "act_relative", threshold=1.0)[0, 0, 0], first > 0.2)
+    np.testing.assert_array_equal(sink_mask(ds, min_queries=1)[0, 0, 0], first > 0.3)
+    np.testing.assert_array_equal(sink_mask(ds, "act_absolute", min_queries=1)[0, 0, 0], first > 0.1)
+    assert not sink_mask(ds, "act_relative", min_queries=1).any(), "5 / 5 is 1, and no key mass is above 1"
+    np.testing.assert_array_equal(sink_mask(ds, "act_relative", threshold=1.0, min_queries=1)[0, 0, 0], first > 0.2)
 
 
 def test_sink_tokens_relative_rule_uses_each_prompts_own_length():
     uniform = [np.tril(np.ones((t, t)))[None, None] / np.arange(1, t + 1)[:, None] for t in (10, 4)]
-    found = sink_tokens(from_maps(uniform), "act_relative", threshold=2.0)
+    found = sink_mask(from_maps(uniform), "act_relative", threshold=2.0, min_queries=1)
     assert found.dtype == bool
     mass = from_maps(uniform)["key_mass"].values[:, 0, 0]
     np.testing.assert_array_equal(found[0, 0, 0], mass[0] > 2 / 10)
@@ -118,14 +120,14 @@ def test_sink_tokens_relative_rule_uses_each_prompts_own_length():
 
 def test_sink_tokens_are_never_padding_and_keep_roles():
     ds = from_maps(random_maps())
-    found = sink_tokens(ds, threshold=-1.0)
+    found = sink_mask(ds, threshold=-1.0, min_queries=1)
     assert found.dims == ("prompt", "layer", "head", "key")
     assert found.sum("key").values[:, 0, 0].tolist() == [12, 8, 5]
     assert "token_role" in found.coords
 
 
 def test_sink_tokens_survives_netcdf(tmp_path):
-    sink_tokens(two_heads()).to_netcdf(tmp_path / "s.nc", engine="h5netcdf")
+    sink_mask(two_heads(), min_queries=1).to_netcdf(tmp_path / "s.nc", engine="h5netcdf")
     with xr.open_dataarray(tmp_path / "s.nc", engine="h5netcdf") as back:
         assert back.attrs["threshold"] == 0.3
 
@@ -146,8 +148,51 @@ def test_implicit_sink_names_its_probe():
 def test_sink_tokens_leave_out_keys_that_few_queries_see():
     maps = [np.eye(10)[None, None], np.eye(4)[None, None]]
     ds = from_maps(maps).assign_attrs(causal=1)
-    found = sink_tokens(ds, threshold=0.05, min_queries=3)[:, 0, 0]
+    found = sink_mask(ds, threshold=0.05, min_queries=3)[:, 0, 0]
     assert found.values.tolist() == [[True] * 8 + [False] * 2, [True] * 2 + [False] * 8]
-    assert sink_tokens(ds, threshold=0.05)[:, 0, 0].sum("key").values.tolist() == [10, 4]
+    assert sink_mask(ds, threshold=0.05, min_queries=1)[:, 0, 0].sum("key").values.tolist() == [10, 4]
     encoder = from_maps(maps).assign_attrs(causal=0)
-    assert sink_tokens(encoder, threshold=0.05, min_queries=3)[:, 0, 0].sum("key").values.tolist() == [10, 4]
+    assert sink_mask(encoder, threshold=0.05, min_queries=3)[:, 0, 0].sum("key").values.tolist() == [10, 4]
+
+
+def test_short_prompts_warn_because_even_attention_passes():
+    even = from_maps([np.tril(np.ones((t, t)))[None, None] / np.arange(1, t + 1)[:, None] for t in (8, 30)])
+    with pytest.warns(SinkscopeWarning, match=r"sink_rate: 1 of 2 prompts have 8 tokens or fewer, .* epsilon = 0\.3"):
+        rate = sink_rate(even, over=("layer", "head"))
+    assert rate.values.tolist() == [1.0, 0.0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sink_rate(even.isel(prompt=[1]))
+        sink_rate(even, 0.9)
+
+
+def test_thresholds_that_are_no_numbers_are_refused():
+    with pytest.raises(MetricError, match=r"sink_rate\(epsilon=nan\): give a finite threshold"):
+        sink_rate(two_heads(), float("nan"))
+    with pytest.raises(MetricError, match=r"sink_tokens\(threshold=inf\): give a finite number"):
+        sink_mask(two_heads(), threshold=float("inf"))
+
+
+def test_sink_tokens_is_a_table_of_tokens():
+    ds = from_maps([np.stack([A5, A5_SELF])[None]] * 2)
+    ds["token"] = (("prompt", "key"), np.array([list("^abcd"), list("^xbcd")]))
+    table = sink_tokens(ds, min_queries=1)
+    assert list(table.columns) == ["token", "role", "position", "share", "mass", "even", "n"]
+    first = table.set_index(["token", "position"])
+    # A5 gives position 0 .66 and position 2 .35; A5_SELF gives position 2 a third of .7 + .2 + .1, and the last .6
+    assert first.loc[("^", 0), "share"] == 0.5
+    assert first.loc[("^", 0), "n"] == 2
+    assert first.loc[("^", 0), "mass"] == pytest.approx((0.66 + 0.26) / 2)
+    assert first.loc[("^", 0), "even"] == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4 + 1 / 5) / 5)
+    assert first.loc[("b", 2), "n"] == 2
+    assert first.loc[("d", 4), "share"] == 0.5
+    assert table["share"].is_monotonic_decreasing
+    assert table.attrs["definition"] == "gu2025"
+
+
+def test_the_last_tokens_of_a_decoder_are_left_out_by_default():
+    near = 0.5 * np.eye(40) + 0.5 * np.eye(40, k=-1)
+    near[0] = np.eye(40)[0]
+    ds = from_maps([near[None, None]])
+    assert sorted(sink_tokens(ds, min_queries=1)["position"]) == [37, 38, 39]
+    assert len(sink_tokens(ds)) == 0

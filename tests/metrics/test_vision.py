@@ -107,11 +107,11 @@ def test_split_heads_at_the_valley():
     assert found.attrs["verdict"] == "bimodal"
 
 
-def test_split_heads_keeps_all_where_there_is_one_hump():
+def test_split_heads_splits_nothing_where_there_is_one_hump():
     rng = np.random.default_rng(0)
     rng.normal(size=100)
     found = split_heads(xr.DataArray(rng.normal(0.2, 0.05, (4, 25)), dims=("layer", "head")))
-    assert (found["kind"] == "vision").all()
+    assert (found["kind"] == "unsplit").all()
     assert np.isnan(found["valley"])
     assert found.attrs["verdict"] == "unimodal"
 

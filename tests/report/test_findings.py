@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import xarray as xr
 
 from sinkscope.report import find_sinks, findings
 
@@ -24,8 +25,10 @@ def test_a_planted_sink_is_told_with_its_numbers(reading):
 def test_the_drain_is_told(reading):
     norm = reading["value_norm"].values.astype(float)
     ratio = norm[..., 0] / np.nanmedian(norm[..., 1:], axis=-1)
-    finding = next(f for f in findings(reading)[0] if f.heading.startswith("Its values are drained"))
-    assert finding.heading == f"Its values are drained to {100 * ratio.mean():.0f}% of the others' length"
+    finding = next(f for f in findings(reading)[0] if f.heading.startswith("Its values are"))
+    assert 0.5 < ratio.mean() < 0.9
+    expected = f"Its values are shorter ({100 * ratio.mean():.0f}% of the others' length), not drained"
+    assert (finding.heading, finding.state) == (expected, "absent")
     assert f"{ratio.mean(axis=(0, 2)).min():.3g}, in layer 5" in finding.text
 
 
@@ -93,3 +96,25 @@ def test_chance_of_a_decoder_is_that_of_even_rows(reading):
     first = find_sinks(reading).kinds[0]
     expected = np.mean([np.mean(1 / np.arange(1, n + 1)) for n in (40, 25, 33)])
     assert first.chance == pytest.approx(expected)
+
+
+def test_short_prompts_tell_nothing(evenly_spread):
+    short = evenly_spread.isel(key=slice(0, 8), query=slice(0, 8))
+    even = 1 / np.arange(1, 9)
+    short["key_mass"] = short["key_mass"] * 0 + np.float32(even[::-1].cumsum()[::-1] / np.arange(8, 0, -1))
+    assert float(short["key_mass"][..., 0].min()) > 0.3
+    told, sinks = findings(short)
+    assert not sinks.found
+    assert sinks.short == short.sizes["prompt"]
+    assert (told[0].heading, told[0].state) == ("The prompts are too short to tell a sink", "missing")
+    assert "Use prompts of 30 tokens and more." in told[0].text
+
+
+def test_a_sink_is_judged_against_even_attention_over_the_prompts(reading):
+    told, sinks = findings(reading)
+    assert np.isfinite(sinks.kinds[0].p_value)
+    assert "3 prompts can't show that this is more than chance; 6 or more can." in told[0].text
+    many = xr.concat([reading] * 3, dim="prompt").assign_coords(prompt=range(9))
+    told, sinks = findings(many)
+    assert sinks.kinds[0].p_value < 0.05
+    assert "Over the 9 prompts that is more than even attention gives it, p = " in told[0].text
