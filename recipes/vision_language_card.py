@@ -19,10 +19,11 @@ from recipes.language_model import build_optimizer, load_checkpoint
 from recipes.run_files import command, read_curve, write
 from recipes.vision_language import Learner, VisionLanguageConfig, accuracy
 from sinkscope import metrics, zoo
-from sinkscope.methods.var import VarSettings, tau_of
+from sinkscope.analysis import highest_tokens, spread_layers
+from sinkscope.methods.var import VarSettings, sink_dims_or_largest, tau_of
 from sinkscope.models import variants
-from sinkscope.tasks import scene_questions as examples
 from sinkscope.tasks import scenes as data
+from sinkscope.tasks.scene_questions import received, scene_questions
 
 MEASURED = 2048
 """First of the held-out scenes that accuracy is measured on."""
@@ -71,25 +72,25 @@ def descriptions(model: sk.Model, scenes: list[data.Scene]) -> float:
 
 def sinks(model: sk.Model, n: int = 96) -> dict[str, Any]:
     """What sinks the model has, on ``n`` questions: first token, sink dimensions, visual tokens, classes of heads."""
-    shapes = examples.shapes(model, n, seed=1)
-    dims, found = examples.dims_of(model, shapes.prompts)
-    layers = examples.spread_layers(model, 64)
+    shapes = scene_questions(model, n, seed=1)
+    dims, found = sink_dims_or_largest(model, shapes.prompts)
+    layers = spread_layers(model, 64)
     probes = [
         sk.AttentionMap(layers=layers, heads=range(int(model.config.get_text_config().num_attention_heads))),
         sk.SinkDims(dims), sk.MassiveActivations(top=3), sk.MaxAttention(keys="image", queries="after_image"),
     ]  # fmt: skip
     ds = sk.run(model, shapes.prompts, probes)
-    received = examples.received(ds).reset_coords(drop=True)
+    weights = received(ds).reset_coords(drop=True)
     image = (ds["token_role"] == "image").reset_coords(drop=True)
     ground = shapes.background(ds).reset_coords(drop=True)
-    visual, tau = received.where(image), tau_of(model, VarSettings())
+    visual, tau = weights.where(image), tau_of(model, VarSettings())
     phi = metrics.at_block_inputs(ds["phi"].astype("float64"), layers).reset_coords(drop=True)
     passing = (phi >= tau) & image
     pooled = visual.mean(["layer", "head"])
-    top = examples.highest(pooled, image, 1)
+    top = highest_tokens(pooled, image, 1)
     late = metrics.max_visual_attention(ds, over=()).sel(layer=layers[len(layers) // 2 :])
     fit = metrics.bimodality(late)
-    first = received.isel(key=0).mean("prompt")
+    first = weights.isel(key=0).mean("prompt")
     middle = ds["top_value"].sel(site=[f"{layer}.post" for layer in layers[:-1]])
     median = ds["median_abs"].sel(site=middle["site"])
     return {

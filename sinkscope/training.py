@@ -15,8 +15,8 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -154,8 +154,8 @@ class SinkCallback(TrainerCallback):
                 self._write(row)
 
     def _read(self, network: Any) -> xr.Dataset:
-        with _evaluating(network):
-            model = load_model(network, tokenizer=self.tokenizer)
+        model = load_model(network, tokenizer=self.tokenizer)
+        with model.evaluating():
             return _read(model, self.texts, self.probes)
 
     def _keep(self, step: int, readings: xr.Dataset) -> None:
@@ -246,18 +246,6 @@ def _listed(texts: Texts, who: str) -> list[Any]:
     if not rows or not all(isinstance(row, str) or len(row) for row in rows):
         raise PromptError(f"{who}: no prompts, or an empty one. Give texts, or token ids, a row per prompt.")
     return rows
-
-
-@contextmanager
-def _evaluating(network: Any) -> Iterator[None]:
-    """Put a network into evaluation mode, and each module back into its own mode afterwards."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 __all__ = ["SinkCallback", "checkpoints", "read_checkpoints", "standard_probes", "summary"]

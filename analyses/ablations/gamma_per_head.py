@@ -13,7 +13,7 @@ from common import texts
 
 import sinkscope as sk
 from sinkscope.analysis import Study
-from sinkscope.methods.profiling import profile_heads
+from sinkscope.methods.profiling import HeadProfileSettings, profile_heads
 
 GAMMAS = [0.25, 0.5, 2.0, 4.0]
 
@@ -40,7 +40,7 @@ def main() -> None:
         both = bool((sure & up).any() and (sure & ~up).any())
         claim = "heads differ in the sign of the effect"
         study.claim("Fig. 4", claim, paper="up- and down-effective heads", found=found, agrees=both)
-        profile = profile_heads(model, prompts, exact=2.0)
+        profile = profile_heads(model, prompts, HeadProfileSettings(exact=2.0)).found
         low, high = float(profile["rank_low"]), float(profile["rank_high"])
         found = (
             f"Spearman {float(profile['rank_correlation']):.2f} [{low:.2f}, {high:.2f}], {int(profile['rank_n'])} heads"

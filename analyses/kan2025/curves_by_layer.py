@@ -15,12 +15,12 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope import metrics
-from sinkscope.analysis import Study
+from sinkscope.analysis import Study, describe_difference, has_sign
 from sinkscope.methods.sads_trigger import measure_curves, trigger_layer
-from sinkscope.tasks import scene_questions as examples
+from sinkscope.tasks.scene_questions import SceneQuestions, scene_questions
 
 
-def measure(model: sk.Model, shapes: examples.Shapes) -> xr.Dataset:
+def measure(model: sk.Model, shapes: SceneQuestions) -> xr.Dataset:
     """Both curves and the share of visual attention on background, all by layer; dims (prompt layer)."""
     curves = measure_curves(model, shapes.prompts)
     ds = sk.run(model, shapes.prompts, [sk.KeyMass()])
@@ -39,7 +39,7 @@ def measure(model: sk.Model, shapes: examples.Shapes) -> xr.Dataset:
 def main() -> None:
     """Measure, draw, and state what was found."""
     with Study(__doc__, paper="kan2025", model="zoo:vlm-shapes") as study:
-        shapes = examples.shapes(study.model, 6 if study.quick else 32)
+        shapes = scene_questions(study.model, 6 if study.quick else 32)
         ds = study.reading("curves", lambda: measure(study.model, shapes))
         titles = {
             "sparsity": (
@@ -88,10 +88,10 @@ def main() -> None:
             ("variance", "Visual keys spread more in late layers than in the middle", ("late", "middle")),
             ("background", "Late layers look at background more than middle layers (re-sinking)", ("late", "middle")),
         ):
-            words, found = examples.told(mean[up][name], mean[down][name])
+            words, found = describe_difference(mean[up][name], mean[down][name])
             study.claim(
                 "Fig. 5" if name != "background" else "re-sinking", claim, paper="yes",
-                found=f"{up} less {down} third of the layers: {words}", agrees=examples.verdict(found),
+                found=f"{up} less {down} third of the layers: {words}", agrees=has_sign(found),
             )  # fmt: skip
 
 

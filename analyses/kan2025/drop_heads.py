@@ -15,10 +15,10 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope import metrics
-from sinkscope.analysis import Study
+from sinkscope.analysis import Study, describe_difference, has_sign
 from sinkscope.methods.sads import SadsSettings, classify, measure
-from sinkscope.tasks import scene_questions as examples
 from sinkscope.tasks.examples import answer_score
+from sinkscope.tasks.scene_questions import SceneQuestions, scene_questions
 
 CLASSES = ("vision", "resink, global", "resink, isolated")
 
@@ -31,7 +31,7 @@ def classes(found: xr.Dataset) -> xr.DataArray:
     return xr.where(looks, CLASSES[0], xr.where(rest >= rest.median(), CLASSES[1], CLASSES[2])).astype(str)
 
 
-def score(model: sk.Model, shapes: examples.Shapes, draws: int) -> xr.Dataset:
+def score(model: sk.Model, shapes: SceneQuestions, draws: int) -> xr.Dataset:
     """Scores of the right answer with each class dropped (draw 0) and controls dropped: dims (dropped draw prompt)."""
     depth = int(model.config.get_text_config().num_hidden_layers)
     found = measure(model, shapes.prompts, range(depth // 2, depth))
@@ -54,7 +54,7 @@ def score(model: sk.Model, shapes: examples.Shapes, draws: int) -> xr.Dataset:
 def main() -> None:
     """Measure, draw, and state what was found."""
     with Study(__doc__, paper="kan2025", model="zoo:vlm-shapes") as study:
-        shapes = examples.shapes(study.model, 15 if study.quick else 128)
+        shapes = scene_questions(study.model, 15 if study.quick else 128)
         ds = study.reading("scores", lambda: score(study.model, shapes, 2 if study.quick else 5))
         axes = sk.plot.head_class_map(sk.plot.described(ds["kind"], ds), title="Late heads by what they look at")
         study.figure(
@@ -81,17 +81,17 @@ def main() -> None:
             ("resink, isolated", "Dropping isolated resink heads costs less than dropping other heads", 1),
             ("vision", "Dropping vision heads costs more than dropping other heads", -1),
         ):
-            words, found = examples.told(change.isel(draw=0).sel(dropped=name), controls.sel(dropped=name))
+            words, found = describe_difference(change.isel(draw=0).sel(dropped=name), controls.sel(dropped=name))
             study.claim(
                 "Table 1", claim, paper="39.5 to 43.8 without isolated ones; one vision head back out 42.6",
                 found=f"{counts[name]} heads, change of accuracy less that of controls {words}; plain {plain:.3f}",
-                agrees=examples.verdict(found, sign),
+                agrees=has_sign(found, sign),
             )  # fmt: skip
-        words, found = examples.told(change.isel(draw=0).sel(dropped="resink, isolated"))
+        words, found = describe_difference(change.isel(draw=0).sel(dropped="resink, isolated"))
         study.claim(
             "Table 1", "Without isolated resink heads the answers get better", paper="+4.3 points",
             found=f"{words}; SADS' own rule finds {'' if ds.attrs['bimodal'] else 'no '}two humps",
-            agrees=examples.verdict(found),
+            agrees=has_sign(found),
         )  # fmt: skip
 
 

@@ -19,11 +19,11 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope import metrics
-from sinkscope.analysis import Study
+from sinkscope.analysis import Study, describe_difference, has_sign
 from sinkscope.models.backends.base import Tower
 from sinkscope.probes.base import Probe, Scene
 from sinkscope.schema import Variable
-from sinkscope.tasks import scene_questions as examples
+from sinkscope.tasks.scene_questions import SceneQuestions, scene_questions
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class LastState(Probe):
 
 
 @torch.no_grad()
-def measure(model: sk.Model, shapes: examples.Shapes) -> xr.Dataset:
+def measure(model: sk.Model, shapes: SceneQuestions) -> xr.Dataset:
     """Whether the answer comes first after each layer, and its rank: dims (prompt layer)."""
     ds = sk.run(model, shapes.prompts, [LastState()])
     network: Any = model.model
@@ -64,7 +64,7 @@ def measure(model: sk.Model, shapes: examples.Shapes) -> xr.Dataset:
 def main() -> None:
     """Measure, draw, and state what was found."""
     with Study(__doc__, paper="kan2025", model="zoo:vlm-shapes") as study:
-        shapes = examples.shapes(study.model, 20 if study.quick else 320)
+        shapes = scene_questions(study.model, 20 if study.quick else 320)
         ds = study.reading("layers", lambda: measure(study.model, shapes))
         right = ds["right"]
         lines = right.groupby("family").mean("prompt").transpose("family", "layer")
@@ -80,17 +80,17 @@ def main() -> None:
         half = len(order) // 2
         best = int(bare.isel(prompt=order[:half]).mean("prompt").values[:-1].argmax())
         rest = bare.isel(prompt=order[half:])
-        words, found = examples.told(rest.isel(layer=best), rest.isel(layer=-1).drop_vars("layer"))
+        words, found = describe_difference(rest.isel(layer=best), rest.isel(layer=-1).drop_vars("layer"))
         study.claim(
             "Fig. 2", "Some layer before the last answers better than the last", paper="rises, then falls",
             found=f"by layer {', '.join(f'{v:.2f}' for v in mean)}; the best earlier layer on half of the prompts "
-            f"is {best}; on the others it differs from the last by {words}", agrees=examples.verdict(found),
+            f"is {best}; on the others it differs from the last by {words}", agrees=has_sign(found),
         )  # fmt: skip
         difference = metrics.compare(bare.isel(layer=-1).drop_vars("layer"), to=bare.isel(layer=0).drop_vars("layer"))
         study.claim(
             "Fig. 2", "Accuracy rises over the first layers", paper="yes",
             found=f"last less first layer {float(difference['difference']):+.3f} "
-            f"[{float(difference['low']):+.3f}, {float(difference['high']):+.3f}]", agrees=examples.verdict(difference),
+            f"[{float(difference['low']):+.3f}, {float(difference['high']):+.3f}]", agrees=has_sign(difference),
         )  # fmt: skip
 
 

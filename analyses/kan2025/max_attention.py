@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import sinkscope as sk
 from sinkscope import metrics
-from sinkscope.analysis import Study
-from sinkscope.tasks import scene_questions as examples
+from sinkscope.analysis import Study, describe_difference, has_sign
+from sinkscope.tasks.scene_questions import scene_questions
 
 
 def main() -> None:
     """Measure, draw, and state what was found."""
     with Study(__doc__, paper="kan2025", model="zoo:vlm-shapes") as study:
         model = study.model
-        shapes = examples.shapes(model, 12 if study.quick else 96)
+        shapes = scene_questions(model, 12 if study.quick else 96)
         probe = sk.MaxAttention(keys="image", queries="after_image")
         ds = study.reading("maxima", lambda: sk.run(model, shapes.prompts, [probe]))
         layers = ds["layer"].values.tolist()
@@ -57,13 +57,13 @@ def main() -> None:
         axes.set_ylim(0, 1)
         study.figure(axes, "resink_heads_by_layer", source=ds, says=f"below the pooled valley{note}; 95 % intervals")
         half = len(late) // 2
-        words, found = examples.told(
+        words, found = describe_difference(
             share.sel(layer=late[half:]).mean("layer"), share.sel(layer=late[:half]).mean("layer")
         )
         study.claim(
             "sink-head count", "Heads that do not look at the picture grow in number in the last layers", paper="yes",
             found=f"share of heads below the valley, layers {late[half:]} less layers {late[:half]}: {words}{note}",
-            agrees=examples.verdict(found) if bool(fit["bimodal"]) else None,
+            agrees=has_sign(found) if bool(fit["bimodal"]) else None,
         )  # fmt: skip
 
         other = {

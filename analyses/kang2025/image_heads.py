@@ -14,10 +14,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import sinkscope as sk
-from sinkscope.analysis import Study
-from sinkscope.methods.var import VarSettings, image_heads
+from sinkscope.analysis import Study, describe_difference, has_sign, spread_layers
+from sinkscope.methods.var import VarSettings, image_heads, sink_dims_or_largest
 from sinkscope.plot.theme import SEQUENTIAL
-from sinkscope.tasks import scene_questions as examples
+from sinkscope.tasks.scene_questions import received, scene_questions
 
 RHO = 0.8
 
@@ -26,10 +26,10 @@ def main() -> None:
     """Measure, draw, and state what was found."""
     with Study(__doc__, paper="kang2025", model="zoo:vlm-shapes") as study:
         model, settings = study.model, VarSettings()
-        shapes = examples.shapes(model, 12 if study.quick else 48, ("colour", "shape", "place"))
-        dims, _ = examples.dims_of(model, shapes.prompts)
+        shapes = scene_questions(model, 12 if study.quick else 48, ("colour", "shape", "place"))
+        dims, _ = sink_dims_or_largest(model, shapes.prompts)
         depth = int(model.config.get_text_config().num_hidden_layers)
-        layers = [i for i in examples.spread_layers(model) if settings.start_layer <= i < depth - 1]
+        layers = [i for i in spread_layers(model) if settings.start_layer <= i < depth - 1]
         heads = range(int(model.config.get_text_config().num_attention_heads))
         maps = study.reading(
             "maps", lambda: sk.run(model, shapes.prompts, [sk.AttentionMap(layers=layers, heads=heads)])
@@ -50,7 +50,7 @@ def main() -> None:
         )
         study.figure(figure, "image_centric_heads", source=maps, says=says)
 
-        weight = examples.received(maps).reset_coords(drop=True)
+        weight = received(maps).reset_coords(drop=True)
         about = shapes.covered(maps, "about").reset_coords(drop=True)
         visual = weight.where(about.notnull())
         on = (visual * about).sum("key") / visual.sum("key")
@@ -65,13 +65,13 @@ def main() -> None:
             on.stack(place=("layer", "head")).isel(place=part).mean("place") for part in (order[:half], order[half:])
         )
         if half:
-            words, found = examples.told(high, low)
+            words, found = describe_difference(high, low)
             study.claim(
                 "Fig. 4", "Heads with a high non-sink share land on the object asked about more than others do",
                 paper="yes, by eye",
                 found=f"{len(order)} heads with mass >= .2: object's share of their visual attention, upper less "
                 f"lower half, {words}; evenly spread {float(chance.mean()):.3f}",
-                agrees=examples.verdict(found),
+                agrees=has_sign(found),
             )  # fmt: skip
         study.claim(
             "Table 4", "Only some heads are image-centric in a given row", paper="a minority (not given in numbers)",
@@ -84,7 +84,7 @@ def main() -> None:
         which = int(np.argmax(on.sel(layer=best[0], head=best[1]).values))
         image = np.asarray(shapes.scenes[which].image(shapes.scale))
         for axis, (layer, head) in zip(axes, (best, worst), strict=True):
-            line = examples.received(maps).sel(layer=layer, head=head).isel(prompt=which).rename("attention weight")
+            line = received(maps).sel(layer=layer, head=head).isel(prompt=which).rename("attention weight")
             sk.plot.patch_overlay(image, line, title=f"layer {layer}, head {head}", ax=axis)
         says = f"most and least on the object, prompt {which}: {shapes.questions[which].text}"
         study.figure(figure, "best_and_worst_head", source=maps, says=says)

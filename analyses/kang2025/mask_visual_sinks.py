@@ -16,26 +16,26 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope import metrics
-from sinkscope.analysis import Study
-from sinkscope.methods.var import VarSettings, tau_of
-from sinkscope.tasks import scene_questions as examples
+from sinkscope.analysis import Study, describe_difference, has_sign, highest_tokens
+from sinkscope.methods.var import VarSettings, sink_dims_or_largest, tau_of
 from sinkscope.tasks.examples import answer_score
+from sinkscope.tasks.scene_questions import SceneQuestions, scene_questions
 
 ARMS = ("highest phi", "random", "relevant")
 
 
-def masks(ds: xr.Dataset, shapes: examples.Shapes, middle: int, count: int, draws: int) -> list[list[xr.DataArray]]:
+def masks(ds: xr.Dataset, shapes: SceneQuestions, middle: int, count: int, draws: int) -> list[list[xr.DataArray]]:
     """Which keys each arm hides, ``count`` in each prompt; the random arm has several draws."""
     image = (ds["token_role"] == "image").assign_coords(token_role=ds["token_role"])
-    sinks = examples.highest(metrics.at_block_inputs(ds["phi"], [middle]).isel(layer=0), image, count)
+    sinks = highest_tokens(metrics.at_block_inputs(ds["phi"], [middle]).isel(layer=0), image, count)
     drawn = metrics.matched_controls(sinks, 0, draws, roles="image")
-    about = examples.highest(shapes.covered(ds, "about") + 1e-3 * shapes.covered(ds), image, count)
+    about = highest_tokens(shapes.covered(ds, "about") + 1e-3 * shapes.covered(ds), image, count)
     return [[sinks], [drawn.isel(draw=i) if "draw" in drawn.dims else drawn for i in range(draws)], [about]]
 
 
-def damage(model: sk.Model, shapes: examples.Shapes, counts: list[int], draws: int) -> xr.Dataset:
+def damage(model: sk.Model, shapes: SceneQuestions, counts: list[int], draws: int) -> xr.Dataset:
     """Scores of the right answer under each arm, (arm masked prompt), and phi of the visual tokens."""
-    dims, _ = examples.dims_of(model, shapes.prompts)
+    dims, _ = sink_dims_or_largest(model, shapes.prompts)
     middle = int(model.config.get_text_config().num_hidden_layers) // 2
     ds = sk.run(model, shapes.prompts, [sk.SinkDims(dims)])
     plain = answer_score(model, shapes.examples)
@@ -57,7 +57,7 @@ def main() -> None:
     """Measure, draw, and state what was found."""
     with Study(__doc__, paper="kang2025", model="zoo:vlm-shapes") as study:
         model, counts, draws = study.model, [6] if study.quick else [1, 3, 6, 12, 24], 2 if study.quick else 3
-        shapes = examples.shapes(model, 12 if study.quick else 96, ("colour", "shape", "place"))
+        shapes = scene_questions(model, 12 if study.quick else 96, ("colour", "shape", "place"))
         ds = study.reading("damage", lambda: damage(model, shapes, counts, draws))
         says = "visual tokens that rows after the picture may not read; random: mean of the draws; 95 % intervals"
         for name, label in (("correct", "share of right answers"), ("log_probability", "log probability [nat]")):
@@ -73,20 +73,20 @@ def main() -> None:
         loss = {name: ds["log_probability"].sel(masked=0, arm=name) - at.sel(arm=name) for name in ARMS}
         passing = f"{float(ds['passing'].mean()):.1f} visual tokens a prompt pass tau"
         for other in ("random", "relevant"):
-            words, found = examples.told(loss["highest phi"], loss[other])
+            words, found = describe_difference(loss["highest phi"], loss[other])
             study.claim(
                 "Fig. 3b", f"Masking the visual tokens with the highest phi costs less than masking {other} ones",
                 paper="no cost against a clear one",
                 found=f"{count} tokens: loss of log probability, highest phi minus {other}, {words} ({passing})",
-                agrees=examples.verdict(found, -1),
+                agrees=has_sign(found, -1),
             )  # fmt: skip
         right = ds["correct"].mean("prompt")
-        words, found = examples.told(loss["highest phi"])
+        words, found = describe_difference(loss["highest phi"])
         base, after = (float(right.sel(masked=m, arm="highest phi")) for m in (0, count))
         study.claim(
             "Fig. 3b", "Masking visual sinks costs nothing", paper="flat line",
             found=f"{count} tokens: accuracy {base:.3f} to {after:.3f}, log probability lost {words} ({passing})",
-            agrees=None if float(ds["passing"].mean()) < 1 else examples.verdict(found, -1) is not False,
+            agrees=None if float(ds["passing"].mean()) < 1 else has_sign(found, -1) is not False,
         )  # fmt: skip
 
 

@@ -17,10 +17,10 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope import metrics
-from sinkscope.analysis import Study
-from sinkscope.methods.var import VarSettings, tau_of
+from sinkscope.analysis import Study, describe_difference, spread_layers
+from sinkscope.methods.var import VarSettings, sink_dims_or_largest, tau_of
 from sinkscope.plot.theme import OTHER, SINK
-from sinkscope.tasks import scene_questions as examples
+from sinkscope.tasks.scene_questions import received, scene_questions
 
 ALIKE = 0.8
 """A visual token spikes like the first token where its phi is at least this part of the first token's."""
@@ -30,9 +30,9 @@ def main() -> None:
     """Measure, draw, and state what was found."""
     with Study(__doc__, paper="kang2025", model="zoo:vlm-shapes") as study:
         model = study.model
-        shapes = examples.shapes(model, 10 if study.quick else 48)
-        dims, found = examples.dims_of(model, shapes.prompts)
-        layers = examples.spread_layers(model)
+        shapes = scene_questions(model, 10 if study.quick else 48)
+        dims, found = sink_dims_or_largest(model, shapes.prompts)
+        layers = spread_layers(model)
         heads = range(int(model.config.get_text_config().num_attention_heads))
         probes = [
             sk.AttentionMap(layers=layers, heads=heads),
@@ -43,7 +43,7 @@ def main() -> None:
         ds = study.reading("maps", lambda: sk.run(model, shapes.prompts, probes)).sel(layer=layers)
         phi = metrics.at_block_inputs(ds["phi"].astype("float64"), layers).reset_coords(drop=True)
         image = ds["token_role"].reset_coords(drop=True) == "image"
-        weight = examples.received(ds).mean("head").reset_coords(drop=True)
+        weight = received(ds).mean("head").reset_coords(drop=True)
         tau = tau_of(model, VarSettings())
         visual, ground = phi.where(image), shapes.background(ds).reset_coords(drop=True)
         sinks = (visual >= tau) & image
@@ -59,7 +59,7 @@ def main() -> None:
         axes = sk.plot.phi_vs_attention(points, xr.DataArray(y, dims="key"), threshold=tau)
         says = f"each visual token at the input of layers {late[0]} to {late[-1]}; dimensions {list(dims)}"
         study.figure(axes, "phi_vs_attention", source=ds, says=says)
-        words, result = examples.told(ranks)
+        words, result = describe_difference(ranks)
         study.claim(
             "Fig. 3a", "Visual tokens with a high phi are the highly attended ones", paper="positive, by eye",
             found=f"rank correlation {words}", agrees=float(result["low"]) > 0.2,

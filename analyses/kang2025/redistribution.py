@@ -15,9 +15,9 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope import metrics
-from sinkscope.analysis import Study
-from sinkscope.methods.var import VarSettings, var
-from sinkscope.tasks import scene_questions as examples
+from sinkscope.analysis import Study, describe_difference, has_sign
+from sinkscope.methods.var import VarSettings, sink_dims_or_largest, var
+from sinkscope.tasks.scene_questions import scene_questions
 
 RHOS = (0.3, 0.5, 0.8, 0.9)
 NAMES = {"correct": "right answers", "log_probability": "log probability"}
@@ -25,10 +25,10 @@ NAMES = {"correct": "right answers", "log_probability": "log probability"}
 
 def measure(model: sk.Model, n: int) -> xr.Dataset:
     """Scores (setting prompt) of both halves in one dataset: variables end in ``_calibration`` and ``_test``."""
-    shapes = examples.shapes(model, n)
+    shapes = scene_questions(model, n)
     calibration, test = shapes.examples.split(0.5, seed=0)
-    dims, _ = examples.dims_of(model, calibration.prompts)
-    found = var(model, calibration, test, RHOS, VarSettings(dims=dims))
+    dims, _ = sink_dims_or_largest(model, calibration.prompts)
+    found = var(model, calibration, test, VarSettings(RHOS, dims=dims))
     names = {name: f"{name}_calibration" for name in NAMES}
     tried = found.calibration.rename(names).rename(setting="tried", prompt="calibrated")
     joined = xr.merge([tried, found.scores.rename({name: f"{name}_test" for name in NAMES})], combine_attrs="drop")
@@ -60,11 +60,11 @@ def main() -> None:
         notes = "the edit acted" + ds.attrs["edit_notes"].rpartition(" acted")[2]
         for name, label in NAMES.items():
             edited, plain = (ds[f"{name}_test"].sel(setting=which, drop=True) for which in ("var", "none"))
-            words, found = examples.told(edited, plain, digits=4)
+            words, found = describe_difference(edited, plain, digits=4)
             study.claim(
                 "Table 1", f"Redistribution raises the score ({label})", paper="+0.1 to +3 points by benchmark",
                 found=f"{float(plain.mean()):.3f} to {float(edited.mean()):.3f}: {words}; {rho}; {notes}",
-                agrees=examples.verdict(found),
+                agrees=has_sign(found),
             )  # fmt: skip
 
 

@@ -13,15 +13,15 @@ from __future__ import annotations
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import Study
-from sinkscope.tasks import scene_questions as examples
+from sinkscope.analysis import Study, describe_difference, has_sign
+from sinkscope.tasks.scene_questions import scene_questions
 
 
 def main() -> None:
     """Measure, draw, and state what was found."""
     with Study(__doc__, paper="kang2025", model="zoo:vlm-shapes") as study:
         model = study.model
-        shapes = examples.shapes(model, 10 if study.quick else 64)
+        shapes = scene_questions(model, 10 if study.quick else 64)
         ds = study.reading("roles", lambda: sk.run(model, shapes.prompts, [sk.RoleShare(queries="after_image")]))
         share = ds["role_share"].mean("head").fillna(0.0).reset_coords(drop=True)
         present = [role for role in share["role"].values.tolist() if float(share.sel(role=role).max()) > 0]
@@ -40,20 +40,20 @@ def main() -> None:
         study.claim(
             "section 3", "Visual tokens get less attention than their number would give them",
             paper="far less: most of the prompt, a small part of the attention",
-            found=f"share of attention over share of tokens {examples.told(per_token)[0]}; "
+            found=f"share of attention over share of tokens {describe_difference(per_token)[0]}; "
             f"the picture is {float(tokens.mean()):.0%} of the tokens", agrees=float(per_token.mean()) < 1,
         )  # fmt: skip
         fall = image.sel(layer=early).mean("layer") - image.sel(layer=late).mean("layer")
-        words, found = examples.told(fall)
+        words, found = describe_difference(fall)
         study.claim(
             "section 3", "The picture gets more attention in the early half of the layers than in the late half",
-            paper="yes", found=f"difference of shares {words}", agrees=examples.verdict(found),
+            paper="yes", found=f"difference of shares {words}", agrees=has_sign(found),
         )  # fmt: skip
         taken = first.sel(layer=late).mean("layer")
+        words = f"share on the first token {describe_difference(taken)[0]}, late half of the layers"
         study.claim(
             "Fig. 2", "The first token takes a large part of the attention of late layers", paper="most of it",
-            found=f"share on the first token {examples.told(taken)[0]}, late half of the layers" if "bos" in present
-            else "this model's prompts have no first token of their own",
+            found=words if "bos" in present else "this model's prompts have no first token of their own",
             agrees=float(taken.mean()) > 0.5 if "bos" in present else None,
         )  # fmt: skip
 

@@ -17,9 +17,9 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope import metrics
-from sinkscope.analysis import Study
-from sinkscope.methods.var import VarSettings, tau_of
-from sinkscope.tasks import scene_questions as examples
+from sinkscope.analysis import Study, describe_difference, highest_tokens, spread_layers
+from sinkscope.methods.var import VarSettings, sink_dims_or_largest, tau_of
+from sinkscope.tasks.scene_questions import BOX, received, scene_questions
 
 MOST = 3
 """Visual tokens of each prompt and layer that count as the most attended."""
@@ -29,19 +29,17 @@ def main() -> None:
     """Measure, draw, and state what was found."""
     with Study(__doc__, paper="kang2025", model="zoo:vlm-shapes") as study:
         model = study.model
-        shapes = examples.shapes(model, 10 if study.quick else 48)
-        dims, _ = examples.dims_of(model, shapes.prompts)
-        layers, heads = examples.spread_layers(model), range(int(model.config.get_text_config().num_attention_heads))
+        shapes = scene_questions(model, 10 if study.quick else 48)
+        dims, _ = sink_dims_or_largest(model, shapes.prompts)
+        layers, heads = spread_layers(model), range(int(model.config.get_text_config().num_attention_heads))
         probes = [sk.AttentionMap(layers=layers, heads=heads), sk.SinkDims(dims), sk.ValueNorm()]
         ds = study.reading("maps", lambda: sk.run(model, shapes.prompts, probes)).sel(layer=layers)
         phi = metrics.at_block_inputs(ds["phi"].astype("float64"), layers).reset_coords(drop=True)
         image, tau = ds["token_role"].reset_coords(drop=True) == "image", tau_of(model, VarSettings())
-        weight = examples.received(ds).mean("head").reset_coords(drop=True)
+        weight = received(ds).mean("head").reset_coords(drop=True)
         written = weight * ds["value_norm"].mean("kv_head").reset_coords(drop=True)
         passing = (phi >= tau) & image
-        attended = [
-            examples.highest(weight.sel(layer=layer), image, MOST).assign_coords(layer=layer) for layer in layers
-        ]
+        attended = [highest_tokens(weight.sel(layer=layer), image, MOST).assign_coords(layer=layer) for layer in layers]
         chosen = {"pass tau": passing, f"{MOST} most attended": xr.concat(attended, "layer")}
 
         ground = shapes.background(ds).reset_coords(drop=True)
@@ -51,7 +49,7 @@ def main() -> None:
             count = int(sinks.sum())
             missing = f"none of {int(image.sum()) * len(layers)} (token, layer) pairs does"
             judged = int(ratio.count()) > 1
-            words, result = examples.told(ratio) if judged else (missing, xr.Dataset())
+            words, result = describe_difference(ratio) if judged else (missing, xr.Dataset())
             study.claim(
                 "Fig. 3c", f"Visual sinks write less than other visual tokens (sinks: {name})", paper="far less",
                 found=f"written, sinks over others: {words}", agrees=float(result["high"]) < 1 if judged else None,
@@ -77,7 +75,7 @@ def main() -> None:
         for column, which in enumerate(range(3)):
             picture = np.asarray(shapes.scenes[which].image(shapes.scale))
             for row, array in enumerate((weight, phi.where(image))):
-                places = {name: ds[name].isel(prompt=which) for name in examples.BOX}
+                places = {name: ds[name].isel(prompt=which) for name in BOX}
                 line = array.isel(prompt=which).sel(layer=late).assign_coords(places).where(image.isel(prompt=which))
                 line = line.assign_attrs(long_name=("attention weight", "phi")[row])
                 ends, title = (float(line.min()), float(line.max())), shapes.questions[which].text

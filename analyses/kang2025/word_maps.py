@@ -15,9 +15,9 @@ import numpy as np
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import Study
+from sinkscope.analysis import Study, describe_difference, has_sign, spread_layers
 from sinkscope.plot.labels import token_label
-from sinkscope.tasks import scene_questions as examples
+from sinkscope.tasks.scene_questions import scene_questions
 
 SHOWN = 6
 
@@ -33,8 +33,8 @@ def main() -> None:
     """Measure, draw, and state what was found."""
     with Study(__doc__, paper="kang2025", model="zoo:vlm-shapes") as study:
         model = study.model
-        shapes = examples.shapes(model, 12 if study.quick else 48, ("colour", "shape", "place"))
-        layers = examples.spread_layers(model)
+        shapes = scene_questions(model, 12 if study.quick else 48, ("colour", "shape", "place"))
+        layers = spread_layers(model)
         deep, heads = layers[len(layers) // 2 :], range(int(model.config.get_text_config().num_attention_heads))
         probe = sk.AttentionMap(layers=deep, heads=heads)
         ds = study.reading("maps", lambda: sk.run(model, shapes.prompts, [probe]))
@@ -51,17 +51,17 @@ def main() -> None:
         other = xr.DataArray(
             [likeness(maps, patches[(i + 1) % count]) for i, maps in enumerate(patches)], dims="prompt"
         )
-        said, found = examples.told(own, other, digits=2)
+        said, found = describe_difference(own, other, digits=2)
         study.claim(
             "Fig. 1", "The maps of different words light the same patches", paper="yes, by eye",
             found=f"correlation of two words' maps {float(own.mean()):.2f}, of maps of different pictures "
             f"{float(other.mean()):.2f}; difference {said}",
-            agrees=examples.verdict(found) if float(own.mean()) > 0.5 else False,
+            agrees=has_sign(found) if float(own.mean()) > 0.5 else False,
         )  # fmt: skip
         covered = [about[i][roles[i] == "image"] for i in range(count)]
         on = xr.DataArray([(m.sum(0) @ c) / m.sum() for m, c in zip(patches, covered, strict=True)], dims="prompt")
         chance = xr.DataArray([c.mean() for c in covered], dims="prompt")
-        said, found = examples.told(on, chance)
+        said, found = describe_difference(on, chance)
         claim = "What is lit shows nothing relevant: no more on the object asked about than evenly spread"
         found_words = f"{float(on.mean()):.3f} of the attention against {float(chance.mean()):.3f}, {said}"
         agrees = not float(found["low"]) > 0

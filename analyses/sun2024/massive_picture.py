@@ -15,12 +15,12 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope.analysis import Study
-from sinkscope.methods.secondary_sinks import states
+from sinkscope.methods.residual import residual_stream
 
 
 def variation(model: sk.Model, prompts: sk.Prompts, site: str, position: int) -> xr.DataArray:
     """Standard deviation over mean magnitude, across prompts, of each entry at a token: dims (dim,)."""
-    rows = np.stack([states(model, prompts, index)[site][position] for index in range(len(prompts))])
+    rows = np.stack([residual_stream(model, prompts, index)[site][position] for index in range(len(prompts))])
     return xr.DataArray(rows.std(0) / np.abs(rows.mean(0)), dims="dim")
 
 

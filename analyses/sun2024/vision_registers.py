@@ -18,7 +18,7 @@ import xarray as xr
 import sinkscope as sk
 from sinkscope.analysis import Study
 from sinkscope.engine.run import find_tower
-from sinkscope.methods.secondary_sinks import states
+from sinkscope.methods.residual import residual_stream
 from sinkscope.models.backends.base import Instruments
 
 
@@ -31,7 +31,7 @@ def textures(count: int, size: int, seed: int = 0) -> list[np.ndarray]:
 
 def cost(model: sk.Model, prompts: sk.Prompts, keys: list[int], split: int) -> xr.DataArray:
     """Cosine distance of the class token of the images from ``split`` on, ``keys`` held at the mean of the others."""
-    at = [states(model, prompts, index) for index in range(len(prompts))]
+    at = [residual_stream(model, prompts, index) for index in range(len(prompts))]
     names = [name for name in at[0] if name == "embed" or name.endswith("post")]
     found: list[float] = []
 

@@ -31,15 +31,15 @@ class VariantOptions:
         grid: A product of values of one edit: every field with several values is an axis, such as
             "scale-keys keys=first gamma=0.2:2.0:0.2 layers=0:6".
         baseline: Also read the model without an edit.
-        executor: Where it is computed; auto takes processes if that pays.
-        cache: Folder of finished parts. A sweep that was interrupted goes on where it was.
+        executor: Where it is computed.
+        cache: Folder of finished results. A sweep that was interrupted goes on where it was.
     """
 
     edit: Texts = field(default_factory=list)
     grid: str | None = None
     baseline: bool = True
     executor: Annotated[
-        Literal["serial", "processes"] | None, Parameter(help="serial or processes. Default: processes if that pays.")
+        Literal["serial", "processes"] | None, Parameter(help="serial (default) or processes of this machine.")
     ] = None
     cache: Path | None = None
 

@@ -1,7 +1,11 @@
-"""Procedures of the literature and our own, made of runs, sweeps, edits and metrics alone."""
+"""Procedures of the literature and our own, made of runs, sweeps, edits and metrics; ``base`` says their shape."""
 
 from sinkscope.methods import sads, secondary_mlp, secondary_sinks, var, vhr, zerotuning
-from sinkscope.methods.profiling import profile_heads
+from sinkscope.methods.base import MethodResult
+from sinkscope.methods.profiling import HeadProfileSettings, profile_heads
 from sinkscope.methods.zerotuning import zerotune
 
-__all__ = ["profile_heads", "sads", "secondary_mlp", "secondary_sinks", "var", "vhr", "zerotune", "zerotuning"]
+__all__ = [
+    "HeadProfileSettings", "MethodResult", "profile_heads", "sads", "secondary_mlp", "secondary_sinks", "var", "vhr",
+    "zerotune", "zerotuning",
+]  # fmt: skip

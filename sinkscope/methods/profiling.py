@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,12 +26,16 @@ from sinkscope.engine.reading import provenance
 from sinkscope.engine.run import batches, check_request, find_tower
 from sinkscope.engine.sweep import sweep
 from sinkscope.errors import EditError, ProbeError
+from sinkscope.methods.base import MethodResult
 from sinkscope.metrics import rank_correlation
 from sinkscope.models.backends.base import Instruments, Output, Tower
 from sinkscope.probes.output import TokenLoss
 from sinkscope.prompts import Batch, Prompts
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
     from sinkscope.models.handle import Model
 
 RESAMPLES = 999
@@ -39,31 +44,72 @@ Metric = Callable[[Output, Batch], Float[torch.Tensor, " batch"]]
 """Takes a pass (final hidden state, logits) and its batch; gives one number per prompt that carries the gradient."""
 
 
-def profile_heads(
-    model: Model, prompts: Prompts, keys: Any = "first", metric: str | Metric = "token_loss", *,
-    exact: float | None = None,
-) -> xr.Dataset:  # fmt: skip
-    """Estimate what scaling ``keys`` in each head does to a metric, from one backward pass per prompt.
+@dataclass(frozen=True)
+class HeadProfileSettings:
+    """What a head profile is of.
 
-    Args:
-        model: a model that the transformers backend drives.
-        prompts: prompts; each gives its own estimate.
+    Attributes:
         keys: which keys are scaled, as in :class:`sinkscope.ScaleKeys`.
         metric: ``"token_loss"`` (mean over the prompt's tokens, decoders), or a function of a pass and its batch that
             gives one differentiable number per prompt.
         exact: also scale the keys by this gamma in one head after the other and report how well the estimate ranks the
             heads.
+    """
 
-    Returns a Dataset: ``first_order`` (prompt, layer, head), the derivative of the metric with respect to log gamma at
-    gamma 1, NaN where a layer has fewer heads; ``metric`` (prompt), the metric without an edit. With ``exact`` also
-    ``predicted`` (first_order x log gamma) and ``effect`` (the metric at that gamma less the metric without an edit),
-    and of their means over prompts the Spearman ``rank_correlation`` over heads with ``rank_low`` and ``rank_high``
-    (95 per cent, bootstrap over prompts; NaN for one prompt), ``rank_p_value`` and ``rank_n`` (heads).
+    keys: Any = "first"
+    metric: str | Metric = "token_loss"
+    exact: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class HeadProfile(MethodResult):
+    """What :func:`profile_heads` found.
+
+    Attributes:
+        found: ``first_order`` (prompt, layer, head), the derivative of the metric with respect to log gamma at gamma 1,
+            NaN where a layer has fewer heads; ``metric`` (prompt), the metric without an edit. With ``exact`` also
+            ``predicted`` (first_order x log gamma) and ``effect`` (the metric at that gamma less the metric without an
+            edit), and of their means over prompts the Spearman ``rank_correlation`` over heads with ``rank_low`` and
+            ``rank_high`` (95 per cent, bootstrap over prompts; NaN for one prompt), ``rank_p_value`` and ``rank_n``
+            (heads).
+        settings: what was fixed beforehand.
+    """
+
+    reference: ClassVar[tuple[str, ...]] = ("han2025",)
+
+    found: xr.Dataset
+    settings: HeadProfileSettings
+
+    def table(self) -> pd.DataFrame:
+        """Return one row per head, largest derivative first: the means over prompts and n."""
+        names = [name for name in ("first_order", "predicted", "effect") if name in self.found]
+        rows = self.found[names].mean("prompt").to_dataframe().dropna(subset=["first_order"])
+        order = rows["first_order"].abs().sort_values(ascending=False, kind="stable").index
+        return rows.loc[order].assign(n=self.found.sizes["prompt"]).reset_index()
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the mean derivative of every head."""
+        from sinkscope import plot
+
+        mean = self.found["first_order"].mean("prompt")
+        mean.attrs = {"long_name": f"d {self.found.attrs['metric']} / d log gamma", "units": "1"}
+        return plot.effect_map(mean, title="First-order effect of each head", ax=ax)
+
+
+def profile_heads(model: Model, prompts: Prompts, settings: HeadProfileSettings | None = None) -> HeadProfile:
+    """Estimate what scaling a key in each head does to a metric, from one backward pass per prompt.
+
+    Args:
+        model: a model that the transformers backend drives.
+        prompts: prompts; each gives its own estimate.
+        settings: what is fixed beforehand.
 
     Raises:
         EditError: ``exact`` is no gamma other than 1, or ``keys`` select nothing in these prompts.
         ProbeError: ``"token_loss"`` of a model that predicts no next token, or a metric without a gradient.
     """
+    chosen = settings or HeadProfileSettings()
+    keys, metric, exact = chosen.keys, chosen.metric, chosen.exact
     tower = find_tower(model, None)
     check_request(model, prompts, [TokenLoss()] if metric == "token_loss" else [], tower, 1)
     measure = _token_loss if metric == "token_loss" else metric
@@ -86,7 +132,7 @@ def profile_heads(
     ds = xr.Dataset(data, coords={"prompt": np.arange(len(prompts)), "layer": layers, "head": np.arange(_heads(tower))})
     ds.attrs = provenance(model, tower, prompts, (), dumps([template]), {"blockwise"})
     ds.attrs["metric"] = metric if isinstance(metric, str) else getattr(metric, "__name__", "function")
-    return ds if exact is None else _with_exact(ds, model, prompts, template, measure, exact)
+    return HeadProfile(ds if exact is None else _with_exact(ds, model, prompts, template, measure, exact), chosen)
 
 
 def _heads(tower: Tower) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -20,11 +20,15 @@ from sinkscope import metrics
 from sinkscope.edits.heads import AblateHeads
 from sinkscope.engine.run import find_tower, run
 from sinkscope.errors import EditError, PromptError
-from sinkscope.methods.sads_trigger import Trigger
+from sinkscope.methods.base import MethodResult
+from sinkscope.methods.sads_trigger import Trigger, find_trigger
 from sinkscope.probes.attention import AttentionMap, MaxAttention
 from sinkscope.roles import ROLE_INDEX
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
     from sinkscope.models.handle import Model
     from sinkscope.prompts import Prompts
 
@@ -42,9 +46,11 @@ GAPS = (
 
 @dataclass(frozen=True)
 class SadsSettings:
-    """How heads are told apart.
+    """Where SADS begins and how heads are classified.
 
     Attributes:
+        start: first layer, or what :func:`sinkscope.methods.sads_trigger.find_trigger` found; None finds it on the
+            prompts themselves.
         scope: ``"layer"`` (one valley per prompt and layer; 16 to 40 heads are few), ``"late_layers"`` (one per prompt)
             or ``"dataset"`` (one over all prompts).
         rule: which re-sinking heads stay: ``"valley"`` (entropy at or above the valley) or ``"top_fraction"``.
@@ -52,6 +58,7 @@ class SadsSettings:
         reduce: how a head's maxima over the rows become one number: ``"mean"``, ``"max"`` or ``"last"``.
     """
 
+    start: int | Trigger | None = None
     scope: str = "late_layers"
     rule: str = "valley"
     fraction: float = 0.25
@@ -73,7 +80,7 @@ class SadsSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class SadsResult:
+class SadsResult(MethodResult):
     """What :func:`sads` chose.
 
     Attributes:
@@ -85,7 +92,10 @@ class SadsResult:
         split: valleys, and whether the distributions were bimodal at all, as from ``metrics.split_heads``.
         start_layer: first layer that is changed.
         gaps: what the sources leave open and what was assumed.
+        settings: what was fixed beforehand.
     """
+
+    reference: ClassVar[tuple[str, ...]] = ("kan2025",)
 
     edits: tuple[AblateHeads, ...]
     kind: xr.DataArray
@@ -94,6 +104,22 @@ class SadsResult:
     split: xr.Dataset
     start_layer: int
     gaps: tuple[str, ...]
+    settings: SadsSettings
+
+    def table(self) -> pd.DataFrame:
+        """Return how many heads of each kind a layer has: one row per layer, mean over the prompts."""
+        import pandas as pd
+
+        kinds = [name for name in np.unique(self.kind.values).tolist() if name]
+        counts = {name: (self.kind == name).sum("head").mean("prompt").values for name in kinds}
+        return pd.DataFrame(counts, index=pd.Index(self.kind["layer"].values, name="layer"))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the share of the prompts in which each head is dropped."""
+        from sinkscope import plot
+
+        share = self.dropped.mean("prompt").assign_attrs(long_name="share of prompts with the head dropped")
+        return plot.effect_map(share, limit=1.0, title="Heads that SADS drops", ax=ax)
 
     def controls(self, seed: int = 0) -> tuple[AblateHeads, ...]:
         """As many other heads of the same layers for each prompt, drawn at random, the shared head never among them.
@@ -106,15 +132,12 @@ class SadsResult:
         return tuple(AblateHeads(metrics.head_list(one), how="zero") for one in drawn)
 
 
-def sads(model: Model, prompts: Prompts, start: int | Trigger, settings: SadsSettings | None = None) -> SadsResult:
-    """Classify the heads of the layers from ``start`` on, for each prompt, and say which to drop.
+def sads(model: Model, prompts: Prompts, settings: SadsSettings | None = None) -> SadsResult:
+    """Classify the heads of the layers from ``settings.start`` on, for each prompt, and say which to drop.
 
     Vision heads (maximum visual attention at or above the valley) stay. Of the rest those with a high entropy over the
     other tokens stay and the isolated ones are dropped. Head 0, the shared head, always stays. Where a distribution is
     not bimodal nothing is split and nothing dropped. The maps of the late layers are kept for the entropy.
-
-    Args:
-        start: first layer, or what :func:`sinkscope.methods.sads_trigger.find_trigger` found.
 
     Raises:
         EditError: no such layer.
@@ -122,20 +145,21 @@ def sads(model: Model, prompts: Prompts, start: int | Trigger, settings: SadsSet
     """
     chosen = settings or SadsSettings()
     tower = find_tower(model, None)
-    first = start.layer if isinstance(start, Trigger) else int(start)
-    if not 0 <= first < len(tower.attention):
-        raise EditError(f"sads(start={first}): this model has layers 0..{len(tower.attention) - 1}.")
     bare = [i for i, roles in enumerate(prompts.roles) if not (roles == ROLE_INDEX["image"]).any()]
     if bare:
         raise PromptError(f"sads: prompt {bare[0]} has no image. Give prompts with images.")
+    start = find_trigger(model, prompts)[0] if chosen.start is None else chosen.start
+    first = start.layer if isinstance(start, Trigger) else int(start)
+    if not 0 <= first < len(tower.attention):
+        raise EditError(f"SadsSettings(start={first}): this model has layers 0..{len(tower.attention) - 1}.")
     measured = measure(model, prompts, range(first, len(tower.attention)), chosen.reduce)
     split, kind = classify(measured["max_visual_attention"], measured["non_vision_entropy"], chosen)
     dropped = (kind == "resink_isolated").rename("dropped")
     edits = tuple(
         AblateHeads(metrics.head_list(dropped.isel(prompt=i)), how="zero") for i in range(dropped.sizes["prompt"])
     )
-    told = (start.reason,) if isinstance(start, Trigger) else ()
-    return SadsResult(edits, kind, dropped, measured, split, first, (*GAPS, *told))
+    reason = (start.reason,) if isinstance(start, Trigger) else ()
+    return SadsResult(edits, kind, dropped, measured, split, first, (*GAPS, *reason), chosen)
 
 
 def measure(model: Model, prompts: Prompts, layers: Sequence[int], reduce: str = "mean") -> xr.Dataset:

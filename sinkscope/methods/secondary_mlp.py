@@ -17,7 +17,8 @@ from jaxtyping import Float
 from sinkscope.definitions import define
 from sinkscope.engine.run import find_tower
 from sinkscope.errors import MetricError, UnsupportedModelError
-from sinkscope.methods.secondary_sinks import Rule, detect_one, neighbours, score_of, states
+from sinkscope.methods.residual import residual_stream
+from sinkscope.methods.secondary_sinks import SecondarySinkSettings, detect_one, neighbours, score_of
 
 if TYPE_CHECKING:
     from sinkscope.models.handle import Model
@@ -89,7 +90,7 @@ def _made(model: Model, prompts: Prompts, index: int, keys: list[int], one: xr.D
     needed = {layer: int(layers[layer]) for layer in {born, *starts.values()}}
     with ExitStack() as stack:
         inside = {i: stack.enter_context(_stages(mlp_of(model, layer))) for i, layer in needed.items()}
-        at = states(model, prompts, index)
+        at = residual_stream(model, prompts, index)
     lives = one["lifetime"].values > 0
     rows = []
     for key in keys:
@@ -187,13 +188,15 @@ def steer(model: Model, prompts: Prompts, found: xr.Dataset, factor: float = 0.0
         MetricError: there is no secondary sink.
         UnsupportedModelError: the MLP cannot be changed.
     """
-    rule = Rule(str(found.attrs["definition"]), int(found.attrs["candidates"]), float(found.attrs["min_norm"]))
+    settings = SecondarySinkSettings(
+        str(found.attrs["definition"]), int(found.attrs["candidates"]), float(found.attrs["min_norm"])
+    )
     rows = []
     for index in range(len(prompts)):
         one = found.isel(prompt=index)
         keys = np.flatnonzero(one["kind"].values == "secondary").tolist()
         if keys:
-            rows += _steered(model, prompts, index, (one, keys, rule), (factor, rest))
+            rows += _steered(model, prompts, index, (one, keys, settings), (factor, rest))
     if not rows:
         raise MetricError("steer: no secondary sink was found. Look at levels(found), or use longer prompts.")
     names = ("prompt", "key", "kept", "lifetime", "score", "lifetime_before", "score_before")
@@ -204,17 +207,21 @@ def steer(model: Model, prompts: Prompts, found: xr.Dataset, factor: float = 0.0
 
 
 def _steered(
-    model: Model, prompts: Prompts, index: int, before: tuple[xr.Dataset, list[int], Rule], change: tuple[float, bool]
+    model: Model,
+    prompts: Prompts,
+    index: int,
+    before: tuple[xr.Dataset, list[int], SecondarySinkSettings],
+    change: tuple[float, bool],
 ) -> list[tuple[float, ...]]:
-    one, keys, rule = before
-    at = states(model, prompts, index)
+    one, keys, settings = before
+    at = residual_stream(model, prompts, index)
     with ExitStack() as stack:
         for start in sorted({int(one["start"][key]) for key in keys}):
             layer = int(one["layer"][start])
             mine = [key for key in keys if int(one["start"][key]) == start]
             direction = at[f"{layer}.post"][int(one["primary"])]
             stack.enter_context(scaled_writes(model, layer, mine, direction, change[0], rest=change[1]))
-        now = detect_one(model, prompts, index, rule)
+        now = detect_one(model, prompts, index, settings)
     lives, mass = now["lifetime"].values > 0, now["mass"].values
     rows = []
     for key in keys:

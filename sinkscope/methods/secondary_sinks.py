@@ -9,27 +9,30 @@ that starts at layer l is read by the attention of layer l + 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 import xarray as xr
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from sinkscope import metrics
-from sinkscope.engine.run import find_tower, run
+from sinkscope.engine.run import run
+from sinkscope.methods.base import MethodResult
+from sinkscope.methods.residual import residual_stream
 from sinkscope.metrics.base import require
 from sinkscope.metrics.secondary import primary_range
-from sinkscope.models.backends.base import Instruments
 from sinkscope.probes.attention import KeyMass
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
     from sinkscope.models.handle import Model
     from sinkscope.prompts import Prompts
 
 
 @dataclass(frozen=True)
-class Rule:
+class SecondarySinkSettings:
     """How secondary sinks are found, see :func:`sinkscope.metrics.secondary_sinks`.
 
     ``"wong2025"`` finds none in models of up to 19 layers; ``"relative"`` scales with depth. ``min_norm=0`` is the
@@ -41,22 +44,55 @@ class Rule:
     min_norm: float = 3.0
 
 
-def states(model: Model, prompts: Prompts, index: int) -> dict[str, Float[np.ndarray, "key d_model"]]:
-    """Residual stream of one prompt at every site (``embed``, ``0.mid``, ``0.post``, ...)."""
-    tower = find_tower(model, None)
-    batch = prompts.batch([index], model.device)
-    found: dict[str, np.ndarray] = {}
+@dataclass(frozen=True, eq=False)
+class SecondarySinksResult(MethodResult):
+    """What :func:`find_secondary_sinks` found.
 
-    def keep(name: str) -> Any:
-        return lambda hidden: found.update({name: hidden[0].detach().float().cpu().numpy().copy()})
+    Attributes:
+        found: what :func:`detect` gives; :func:`levels`, :func:`norm_profiles` and the functions of
+            :mod:`sinkscope.methods.secondary_mlp` go on from it.
+        settings: what was fixed beforehand.
+    """
 
-    with torch.no_grad(), model.evaluating():
-        hooks = {name: [keep(name)] for name in tower.site_names}
-        model.backend.forward(batch.inputs, tower, Instruments(residual=hooks))
-    return found
+    reference: ClassVar[tuple[str, ...]] = ("wong2025",)
+
+    found: xr.Dataset
+    settings: SecondarySinkSettings
+
+    def table(self) -> pd.DataFrame:
+        """Return one row per secondary sink: prompt, token, first layer, lifetime, its score and that beside it."""
+        names = ["token", "start", "lifetime", "score", "score_beside"]
+        rows = self.found[names].where(self.found["kind"] == "secondary").to_dataframe().dropna(subset=["start"])
+        return rows[names].astype({"start": int, "lifetime": int}).reset_index()
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw how many tokens are secondary sinks at each layer, per prompt."""
+        from sinkscope import plot
+
+        layers = np.arange(self.found.sizes["layer"])
+        start, life = (self.found[name].values[..., None] for name in ("start", "lifetime"))
+        secondary = (self.found["kind"].values == "secondary")[..., None]
+        alive = secondary & (start <= layers) & (layers < start + life)
+        mean = xr.DataArray(
+            alive.sum(1).mean(0), dims="layer", coords={"layer": self.found["layer"].values},
+            attrs={"long_name": "secondary sinks", "units": "tokens per prompt", "n": self.found.sizes["prompt"]},
+        )  # fmt: skip
+        return plot.layer_profile(mean, title="Secondary sinks by layer", ax=ax)
 
 
-def detect(model: Model, prompts: Prompts, rule: Rule | None = None) -> xr.Dataset:
+def find_secondary_sinks(
+    model: Model, prompts: Prompts, settings: SecondarySinkSettings | None = None
+) -> SecondarySinksResult:
+    """Find the tokens of each prompt that become sinks in later layers, see :func:`detect`.
+
+    Raises:
+        MetricError: fewer than three layers.
+    """
+    chosen = settings or SecondarySinkSettings()
+    return SecondarySinksResult(detect(model, prompts, chosen), chosen)
+
+
+def detect(model: Model, prompts: Prompts, settings: SecondarySinkSettings | None = None) -> xr.Dataset:
     """Find the secondary sinks of each prompt.
 
     Returns a Dataset with dims ``(prompt, key)``: ``start`` (-1: none), ``lifetime``, ``kind`` as the metric gives
@@ -69,7 +105,7 @@ def detect(model: Model, prompts: Prompts, rule: Rule | None = None) -> xr.Datas
     Raises:
         MetricError: fewer than three layers.
     """
-    how = rule or Rule()
+    how = settings or SecondarySinkSettings()
     parts = [detect_one(model, prompts, index, how) for index in range(len(prompts))]
     found = xr.concat(parts, dim="prompt", join="outer", fill_value=_FILL, combine_attrs="override")
     found = found.assign_coords(prompt=np.arange(len(prompts)))
@@ -83,11 +119,13 @@ _FILL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def detect_one(model: Model, prompts: Prompts, index: int, rule: Rule) -> xr.Dataset:
+def detect_one(model: Model, prompts: Prompts, index: int, settings: SecondarySinkSettings) -> xr.Dataset:
     """As :func:`detect`, for one prompt: no dim ``prompt``."""
-    at = states(model, prompts, index)
+    at = residual_stream(model, prompts, index)
     hidden = np.stack([state for name, state in at.items() if name.endswith(".post")]).astype(np.float64)
-    one = metrics.secondary_sinks(hidden, rule.definition, candidates=rule.candidates, min_norm=rule.min_norm)
+    one = metrics.secondary_sinks(
+        hidden, settings.definition, candidates=settings.candidates, min_norm=settings.min_norm
+    )
     norm = np.linalg.norm(hidden, axis=-1)
     primary = int(one.attrs["primary"])
     safe = np.where(norm > 0, norm, 1.0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -20,12 +20,17 @@ from sinkscope import metrics
 from sinkscope.edits.conditional import Redistribute
 from sinkscope.engine.run import find_tower, run
 from sinkscope.errors import EditError, MetricError
+from sinkscope.methods.base import MethodResult
+from sinkscope.methods.residual import residual_stream
 from sinkscope.metrics.residual import phi_threshold
 from sinkscope.probes.attention import AttentionMap
 from sinkscope.probes.residual import MassiveActivations, ResidualNorm, SinkDims
 from sinkscope.tasks.examples import Examples, answer_score
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
     from sinkscope.models.handle import Model
     from sinkscope.prompts import Prompts
 
@@ -42,6 +47,7 @@ class VarSettings:
     """What VAR fixes beforehand.
 
     Attributes:
+        rhos: values of ``rho`` to choose from.
         p: part of the sinks' weight that is moved (``"non_sink"``), or that a sink keeps (``"sink"``).
         rule: ``"non_sink"`` (the paper) or ``"sink"`` (the released code).
         tau: phi of a sink; None takes 0.3125 sqrt(width), the paper's 20 at width 4096, in narrow models more.
@@ -51,6 +57,7 @@ class VarSettings:
         skip_last: leave the last layer alone.
     """
 
+    rhos: Sequence[float] = (0.5, 0.8, 0.9)
     p: float = 0.6
     rule: str = "non_sink"
     tau: float | None = None
@@ -61,7 +68,7 @@ class VarSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class VarResult:
+class VarResult(MethodResult):
     """What :func:`var` found.
 
     Attributes:
@@ -71,22 +78,41 @@ class VarResult:
         test: difference of the edited from the plain model on the test prompts, with interval and p-value, as from
             ``metrics.compare``; one variable set for each score.
         scores: scores (setting, prompt) on the test prompts, settings ``none`` and ``var``.
+        settings: what was fixed beforehand.
         notes: in words, how often the edit acted.
     """
+
+    reference: ClassVar[tuple[str, ...]] = ("kang2025",)
 
     edit: Redistribute
     dims: tuple[int, ...]
     calibration: xr.Dataset
     test: dict[str, xr.Dataset]
     scores: xr.Dataset
+    settings: VarSettings
     notes: str = field(default="")
+
+    def table(self) -> pd.DataFrame:
+        """Return the differences to the plain model on the test, one row per score, with interval, p-value and n."""
+        import pandas as pd
+
+        rows = {name: {c: found[c].item() for c in found.data_vars} for name, found in self.test.items()}
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("score")
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw what each setting does to the log probability of the right answer on the calibration prompts."""
+        from sinkscope import plot
+
+        logs = self.calibration["log_probability"]
+        found = metrics.compare(logs.rename(setting="edit"), to="none")
+        effect = found["difference"].assign_attrs(long_name="log probability of the answer, change", units="nat")
+        return plot.effect_bars(effect, interval=(found["low"], found["high"]), title="VAR on calibration", ax=ax)
 
 
 def var(
     model: Model,
     calibration: Examples,
     test: Examples,
-    rhos: Sequence[float] = (0.5, 0.8, 0.9),
     settings: VarSettings | None = None,
 ) -> VarResult:
     """Run the whole procedure: dimensions and ``rho`` from ``calibration``, one comparison on ``test``.
@@ -97,11 +123,11 @@ def var(
         EditError: no ``rhos``.
         MetricError: no sink dimension is found.
     """
-    if not rhos:
-        raise EditError("var(rhos=[]): no value to choose from. Give at least one, such as [0.5].")
     chosen = settings or VarSettings()
+    if not chosen.rhos:
+        raise EditError("VarSettings(rhos=[]): no value to choose from. Give at least one, such as [0.5].")
     dims = tuple(chosen.dims) if chosen.dims is not None else sink_dims(model, calibration.prompts)
-    edits = {f"rho={rho:g}": redistribution(model, rho, dims, chosen) for rho in rhos}
+    edits = {f"rho={rho:g}": redistribution(model, rho, dims, chosen) for rho in chosen.rhos}
     tried = {"none": answer_score(model, calibration)}
     tried |= {name: answer_score(model, calibration, [edit]) for name, edit in edits.items()}
     means = [float(tried[name]["log_probability"].mean()) for name in edits]
@@ -109,7 +135,7 @@ def var(
     plain, edited = answer_score(model, test), answer_score(model, test, [best])
     compared = {name: metrics.compare(edited[name], to=plain[name]) for name in ("log_probability", "correct")}
     notes = str(edited.attrs.get("edit_notes", ""))
-    return VarResult(best, dims, _stacked(tried), compared, _stacked({"none": plain, "var": edited}), notes)
+    return VarResult(best, dims, _stacked(tried), compared, _stacked({"none": plain, "var": edited}), chosen, notes)
 
 
 def sink_dims(model: Model, prompts: Prompts, definition: str = "width_relative", top: int = 32) -> tuple[int, ...]:
@@ -127,6 +153,19 @@ def sink_dims(model: Model, prompts: Prompts, definition: str = "width_relative"
             "This model may have no such sink; name dims= yourself, or look at metrics.massive_dims."
         )
     return tuple(int(dim) for dim in found)
+
+
+def sink_dims_or_largest(model: Model, prompts: Prompts) -> tuple[tuple[int, ...], bool]:
+    """Return the sink dimensions of a model and True, else the largest dimension at the first token and False.
+
+    The second is for figures of models without a sink: the largest dimension of the middle block's input, first prompt.
+    """
+    try:
+        return sink_dims(model, prompts), True
+    except MetricError:
+        tower = find_tower(model, None)
+        middle = tower.site_names[2 * ((len(tower.attention) + 1) // 2)]
+        return (int(np.abs(residual_stream(model, prompts, 0)[middle][0]).argmax()),), False
 
 
 def redistribution(model: Model, rho: float, dims: Sequence[int], settings: VarSettings | None = None) -> Redistribute:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,10 +23,14 @@ from sinkscope.engine.generation import generate
 from sinkscope.engine.plan import Plan
 from sinkscope.engine.run import find_tower
 from sinkscope.errors import EditError, PromptError
+from sinkscope.methods.base import MethodResult
 from sinkscope.models.backends.base import Instruments
 from sinkscope.prompts.vocabulary import image_token_ids
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
     from sinkscope.edits.base import Edit
     from sinkscope.models.handle import Model
     from sinkscope.prompts import Prompts
@@ -160,8 +164,24 @@ def reinforced_layers(layers: int) -> tuple[int, ...]:
     return tuple(sorted({min(1, layers - 1), *range(layers - late, layers)}))
 
 
+@dataclass(frozen=True)
+class VhrSettings:
+    """What vision-aware head reinforcement fixes beforehand.
+
+    Attributes:
+        alpha: factor of the chosen heads' outputs.
+        layers: layers to reinforce; None takes :func:`reinforced_layers`.
+        layerwise: True is the paper's: a layer is measured after the earlier layers were reinforced, in both branches
+            (two passes a layer and prompt here). False measures all layers in the untouched model with two passes.
+    """
+
+    alpha: float = 2.0
+    layers: Sequence[int] | None = None
+    layerwise: bool = True
+
+
 @dataclass(frozen=True, eq=False)
-class Reinforcement:
+class VhrResult(MethodResult):
     """What :func:`vhr` chose.
 
     Attributes:
@@ -169,52 +189,64 @@ class Reinforcement:
         heads: bool (prompt layer head).
         found: the divergences the choice was made from, each layer measured after the layers before were reinforced.
         note: what was extrapolated, in words.
+        settings: what was fixed beforehand.
     """
+
+    reference: ClassVar[tuple[str, ...]] = ("he2025",)
 
     edits: tuple[GateHeads, ...]
     heads: xr.DataArray
     found: xr.Dataset
     note: str
+    settings: VhrSettings
+
+    def table(self) -> pd.DataFrame:
+        """Return the divergence of every reinforced head: one row per prompt, layer and head."""
+        rows = self.found.where(self.heads).to_dataframe().dropna(subset=["divergence"])
+        return rows.reset_index()
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the mean divergence of every head, a dot where it is reinforced in at least half of the prompts."""
+        from sinkscope import plot
+
+        mean = self.found["divergence"].mean("prompt").assign_attrs(long_name="divergence without the image")
+        often = self.heads.mean("prompt") >= 0.5
+        return plot.effect_map(mean, marked=often, title="Vision-aware heads", ax=ax)
 
 
 def vhr(
-    model: Model,
-    prompts: Prompts,
-    alpha: float = 2.0,
-    layers: Sequence[int] | None = None,
-    *,
-    bare: Prompts | None = None,
-    layerwise: bool = True,
-) -> Reinforcement:
+    model: Model, prompts: Prompts, settings: VhrSettings | None = None, *, bare: Prompts | None = None
+) -> VhrResult:
     """Choose the heads to reinforce for each prompt, once, at the first generated word; then frozen.
 
-    ``layerwise=True`` is the paper's: a layer is measured after the earlier layers were reinforced, in both branches
-    (two passes a layer and prompt here). ``False`` measures all layers in the untouched model with two passes.
+    ``bare`` are the prompts without images (default :func:`without_images`).
     """
+    chosen = settings or VhrSettings()
+    alpha, layers = chosen.alpha, chosen.layers
     plain = bare if bare is not None else without_images(prompts, model)
     depth = len(find_tower(model, None).attention)
     wanted = tuple(sorted({int(layer) for layer in (layers if layers is not None else reinforced_layers(depth))}))
-    rows = [_one(model, prompts.subset([i]), plain.subset([i]), alpha, wanted, layerwise) for i in range(len(prompts))]
+    rows = [_one(model, prompts.subset([i]), plain.subset([i]), wanted, chosen) for i in range(len(prompts))]
     found = xr.concat([row[0] for row in rows], dim="prompt", combine_attrs="override")
     found = found.assign_coords(prompt=np.arange(len(prompts)))
-    chosen = xr.zeros_like(found["divergence"], dtype=bool).rename("vision_aware").copy()
+    aware = xr.zeros_like(found["divergence"], dtype=bool).rename("vision_aware").copy()
     for index, (_, heads) in enumerate(rows):
         for layer, numbers in heads.items():
-            chosen.loc[{"prompt": index, "layer": layer, "head": numbers}] = True
+            aware.loc[{"prompt": index, "layer": layer, "head": numbers}] = True
     edits = tuple(GateHeads(alpha, heads=heads) for _, heads in rows)
     extrapolated = layers is None and depth != 32
     note = f"layers {list(wanted)} of {depth}: the paper's choice for 32 layers, scaled" if extrapolated else ""
-    return Reinforcement(edits, chosen, found, note)
+    return VhrResult(edits, aware, found, note, chosen)
 
 
 def _one(
-    model: Model, prompt: Prompts, bare: Prompts, alpha: float, layers: tuple[int, ...], layerwise: bool
+    model: Model, prompt: Prompts, bare: Prompts, layers: tuple[int, ...], settings: VhrSettings
 ) -> tuple[xr.Dataset, dict[int, list[int]]]:
     heads: dict[int, list[int]] = {}
     found = divergence(model, prompt, bare)
     for layer in layers:
-        if layerwise and heads:
-            now = divergence(model, prompt, bare, [GateHeads(alpha, heads=dict(heads))])
+        if settings.layerwise and heads:
+            now = divergence(model, prompt, bare, [GateHeads(settings.alpha, heads=dict(heads))])
             found = xr.where(found["layer"] == layer, now, found, keep_attrs=True).transpose("prompt", "layer", "head")
         chosen = aware_heads(found).sel(layer=layer).isel(prompt=0).values
         if chosen.any():
@@ -223,7 +255,7 @@ def _one(
 
 
 def generate_reinforced(
-    model: Model, prompts: Prompts, chosen: Reinforcement, max_new_tokens: int = 20, **options: Any
+    model: Model, prompts: Prompts, chosen: VhrResult, max_new_tokens: int = 20, **options: Any
 ) -> list[Prompts]:
     """Continue each prompt with its own heads reinforced; one ``Prompts`` of one prompt for each.
 

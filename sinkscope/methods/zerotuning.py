@@ -12,18 +12,22 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import xarray as xr
 
 from sinkscope import metrics
 from sinkscope.edits.keys import ScaleKeys
 from sinkscope.errors import PromptError
+from sinkscope.methods.base import MethodResult
 from sinkscope.methods.zerotuning_gamma import GAMMAS, best_gamma, gamma_curve
 from sinkscope.methods.zerotuning_heads import check_measure, choose_heads, profile
 from sinkscope.tasks import Questions, Task, evaluate, rate
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
     from sinkscope.models.handle import Model
 
 
@@ -38,7 +42,7 @@ class ZeroTuningSettings:
         profile_gamma: gamma of the profile (Figure 5: 1.5).
         heads: class that is scaled: ``"dominant"``, ``"up"``, ``"down"``, or ``"all"``, which needs no profile.
         share: at most this part of all heads; the paper finds 0.4 to 0.7 best. None: the whole class.
-        ties: ``"apart"``, or ``"down"`` as in the paper.
+        ties: ``"separate"``, or ``"down"`` as in the paper.
         keys: which token is scaled.
         batch_size: prompts per pass.
     """
@@ -48,7 +52,7 @@ class ZeroTuningSettings:
     profile_gamma: float = 1.5
     heads: str = "dominant"
     share: float | None = None
-    ties: str = "apart"
+    ties: str = "separate"
     keys: Any = "first"
     batch_size: int = 1
 
@@ -63,7 +67,7 @@ class ZeroTuningSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class ZeroTuningResult:
+class ZeroTuningResult(MethodResult):
     """What :func:`zerotune` chose and found.
 
     Attributes:
@@ -76,6 +80,8 @@ class ZeroTuningResult:
         task: name of the task.
     """
 
+    reference: ClassVar[tuple[str, ...]] = ("han2025",)
+
     edit: ScaleKeys
     kind: str
     profile: xr.Dataset | None
@@ -86,13 +92,29 @@ class ZeroTuningResult:
 
     @property
     def gamma(self) -> float:
-        """The chosen gamma."""
+        """Return the chosen gamma."""
         return self.edit.gamma
 
     @property
     def gain(self) -> xr.Dataset:
         """Accuracy of the test with less without the edit: ``difference``, ``low``, ``high``, ``p_value``, ``n``."""
         return metrics.compare(self.test["correct"], to="none").isel(edit=0)
+
+    def table(self) -> pd.DataFrame:
+        """Return the accuracy on the test without and with the edit, and the difference, each with interval and n."""
+        rows = rate(self.test["correct"]).to_dataframe()[["value", "low", "high", "n"]]
+        gain = self.gain
+        difference = {name: gain[name].item() for name in ("difference", "low", "high", "n")}
+        rows.loc["difference"] = [difference[name] for name in ("difference", "low", "high", "n")]
+        return rows.astype({"n": int})
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw what gamma was chosen by over the grid, on the calibration questions."""
+        from sinkscope import plot
+
+        curve, mode = self.calibration, self.settings.mode
+        edges = (curve["accuracy_low"], curve["accuracy_high"]) if mode == "accuracy" else None
+        return plot.sweep_curve(curve[mode], interval=edges, title=f"ZeroTuning: {self.task}", ax=ax)
 
     def to_dataset(self) -> xr.Dataset:
         """Everything in one dataset that can be saved: test scores, curve (``calibration_...``), profile."""
@@ -108,7 +130,7 @@ class ZeroTuningResult:
         return ds
 
     def summary(self) -> str:
-        """One paragraph: what was chosen, what it did on the test, with n and intervals."""
+        """Return one paragraph: what was chosen, what it did on the test, with n and intervals."""
         found, gain = rate(self.test["correct"]), self.gain
         words = [
             f"{name} {float(found['value'].sel(edit=name)):.1%} "

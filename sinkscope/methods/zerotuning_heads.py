@@ -85,7 +85,7 @@ def profile(
 
 
 def choose_heads(
-    found: xr.Dataset, kind: str = "dominant", *, share: float | None = None, ties: str = "apart"
+    found: xr.Dataset, kind: str = "dominant", *, share: float | None = None, ties: str = "separate"
 ) -> xr.DataArray:
     """Heads of one class of a profile: bool, dims (layer, head).
 
@@ -94,17 +94,17 @@ def choose_heads(
         kind: ``"up"``, ``"down"``, ``"dominant"`` (whichever of the two has more heads; of equal numbers the one whose
             gains or losses sum to more), or ``"all"``.
         share: at most this part of all heads, those with the largest effect first; None takes the whole class.
-        ties: ``"apart"``, or ``"down"``: tied heads count as down-effective, which is the paper's definition.
+        ties: ``"separate"``, or ``"down"``: tied heads count as down-effective, which is the paper's definition.
 
     The attribute ``kind`` of the result is the class that was taken.
 
     Raises:
         EditError: no such kind, share or treatment of ties.
     """
-    if kind not in ("up", "down", "dominant", "all") or ties not in ("apart", "down"):
+    if kind not in ("up", "down", "dominant", "all") or ties not in ("separate", "down"):
         raise EditError(
-            f"choose_heads({kind!r}, ties={ties!r}): kinds are 'up', 'down', 'dominant' and 'all'; ties are 'apart' or "
-            "'down'."
+            f"choose_heads({kind!r}, ties={ties!r}): kinds are 'up', 'down', 'dominant' and 'all'; ties are "
+            "'separate' or 'down'."
         )
     if share is not None and not 0 < share <= 1:
         raise EditError(f"choose_heads(share={share}): a share of the heads is above 0 and at most 1, such as 0.5.")

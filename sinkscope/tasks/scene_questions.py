@@ -11,7 +11,7 @@ import xarray as xr
 
 from sinkscope.errors import PromptError
 from sinkscope.prompts import Prompts
-from sinkscope.tasks import scenes as data
+from sinkscope.tasks import scenes as made
 from sinkscope.tasks.examples import Examples
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ FIRST = 4096
 
 
 @dataclass(frozen=True, eq=False)
-class Shapes:
+class SceneQuestions:
     """Questions about held-out pictures.
 
     Attributes:
@@ -34,8 +34,8 @@ class Shapes:
     """
 
     examples: Examples
-    questions: tuple[data.Question, ...]
-    scenes: tuple[data.Scene, ...]
+    questions: tuple[made.Question, ...]
+    scenes: tuple[made.Scene, ...]
     scale: int
 
     @property
@@ -60,8 +60,8 @@ class Shapes:
         """
         if reading.sizes["prompt"] != len(self.scenes) or any(name not in reading.coords for name in BOX):
             raise PromptError(
-                f"Shapes.covered: expected a reading of these {len(self.scenes)} prompts with the coordinates "
-                f"{', '.join(BOX)}. Run the probes on shapes.prompts."
+                f"SceneQuestions.covered: expected a reading of these {len(self.scenes)} prompts with the coordinates "
+                f"{', '.join(BOX)}. Run the probes on the prompts of these questions."
             )
         boxes = np.stack([reading[name].transpose("prompt", "key").values for name in BOX], -1) / self.scale
         found = np.full(boxes.shape[:2], np.nan)
@@ -81,14 +81,14 @@ class Shapes:
         return (self.covered(reading) < 0.5).rename("background")
 
 
-def shapes(
+def scene_questions(
     model: Model,
     n: int = 64,
-    families: Sequence[str] = tuple(data.FAMILIES),
+    families: Sequence[str] = tuple(made.FAMILIES),
     *,
     seed: int = 0,
     scale: int | None = None,
-) -> Shapes:
+) -> SceneQuestions:
     """Make ``n`` questions about ``n`` held-out pictures, the families in turn.
 
     Args:
@@ -99,14 +99,14 @@ def shapes(
         scale: Enlarges the pictures; left out, to about the size that the model's tower takes.
     """
     rng = np.random.default_rng([seed, 11])
-    scenes = tuple(data.held_out(n, seed, first=FIRST))
-    asked = tuple(data.ask(scene, families[i % len(families)], rng) for i, scene in enumerate(scenes))
+    scenes = tuple(made.held_out(n, seed, first=FIRST))
+    asked = tuple(made.ask(scene, families[i % len(families)], rng) for i, scene in enumerate(scenes))
     if scale is None:
-        side = getattr(getattr(model.config, "vision_config", None), "image_size", None) or 4 * data.SIDE
-        scale = max(1, int(side if isinstance(side, int) else side[0]) // data.SIDE)
+        side = getattr(getattr(model.config, "vision_config", None), "image_size", None) or 4 * made.SIDE
+        scale = max(1, int(side if isinstance(side, int) else side[0]) // made.SIDE)
     items = [{"image": s.image(scale), "text": q.text} for s, q in zip(scenes, asked, strict=True)]
     prompts = Prompts.from_chat(items, model)
-    return Shapes(Examples(prompts, tuple(_answer(model, q.answer) for q in asked)), asked, scenes, scale)
+    return SceneQuestions(Examples(prompts, tuple(_answer(model, q.answer) for q in asked)), asked, scenes, scale)
 
 
 def _answer(model: Model, word: str) -> int:
@@ -130,51 +130,3 @@ def received(reading: xr.Dataset) -> xr.DataArray:
     after = xr.DataArray(rows, dims=("prompt", "query"), coords={"prompt": reading["prompt"]})
     mean = reading["attention"].where(after).mean("query")
     return mean.transpose("prompt", "layer", "head", "key").assign_attrs(long_name="attention weight", units="1")
-
-
-def spread_layers(model: Model, most: int = 8) -> list[int]:
-    """All layers of a shallow model, else ``most`` of them at even distances."""
-    depth = int(model.config.get_text_config().num_hidden_layers)
-    return sorted({int(layer) for layer in np.linspace(0, depth - 1, min(depth, most)).round()})
-
-
-def dims_of(model: Model, prompts: Prompts) -> tuple[tuple[int, ...], bool]:
-    """Sink dimensions of a model and whether the discovery rule found them; else the largest one at the first token."""
-    import torch
-
-    from sinkscope.errors import MetricError
-    from sinkscope.methods.var import sink_dims
-
-    try:
-        return sink_dims(model, prompts), True
-    except MetricError:
-        with torch.no_grad():
-            inputs = prompts.batch([0], model.device).inputs
-            states = model.model(**inputs, output_hidden_states=True, use_cache=False).hidden_states
-        return (int(states[len(states) // 2][0, 0].abs().argmax()),), False
-
-
-def highest(scores: xr.DataArray, image: xr.DataArray, count: int) -> xr.DataArray:
-    """The ``count`` visual tokens of each prompt with the highest score: bool (prompt key), as ``image`` is."""
-    order = np.where(image.values, scores.transpose("prompt", "key").values, -np.inf)
-    ranked = np.argsort(-order, axis=1, kind="stable")[:, :count]
-    chosen = np.zeros(image.shape, dtype=bool)
-    np.put_along_axis(chosen, ranked, True, axis=1)
-    return image.copy(data=chosen & image.values)
-
-
-def told(values: xr.DataArray, to: xr.DataArray | None = None, *, digits: int = 3) -> tuple[str, xr.Dataset]:
-    """Mean over prompts, or paired difference to ``to``, in words with its bootstrap interval; and the comparison."""
-    from sinkscope.metrics import compare
-
-    found = compare(values, to=xr.zeros_like(values) if to is None else to)
-    mean, low, high = (f"{float(found[name]):+.{digits}f}" for name in ("difference", "low", "high"))
-    return f"{mean} [{low}, {high}], n = {int(found['n'])} prompts", found
-
-
-def verdict(found: xr.Dataset, sign: int = 1) -> bool | None:
-    """Whether an effect has the sign claimed: None where its interval holds 0, so that it cannot be told."""
-    low, high = float(found["low"]), float(found["high"])
-    if low <= 0 <= high or not np.isfinite([low, high]).all():
-        return None
-    return (low > 0) == (sign > 0)

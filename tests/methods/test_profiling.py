@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import sinkscope as sk
+from methods.results import check_result
 from sinkscope import testing
-from sinkscope.methods import profile_heads
+from sinkscope.methods import HeadProfileSettings, profile_heads
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def prompts(model):
 def test_derivative_equals_a_central_difference(name):
     model = sk.load_model(testing.tiny(name))
     prompts = sk.Prompts.from_ids([row.tolist() for row in testing.text_ids(model.model, batch=2, length=8)], model)
-    found = profile_heads(model, prompts)
+    found = profile_heads(model, prompts).found
     assert found["first_order"].dims == ("prompt", "layer", "head")
     step = 0.02
     for layer, head in [(0, 1), (1, 3)]:
@@ -36,7 +37,8 @@ def test_derivative_equals_a_central_difference(name):
 
 
 def test_exact_effects_are_those_of_run_and_ranks_agree(model, prompts):
-    found = profile_heads(model, prompts, exact=0.8)
+    result = profile_heads(model, prompts, HeadProfileSettings(exact=0.8))
+    found = result.found
     plain = sk.run(model, prompts, [sk.TokenLoss()])["token_loss"].mean("query")
     np.testing.assert_allclose(found["metric"], plain, atol=1e-5)
     edit = sk.ScaleKeys(0.8, layers=[2], heads=[0])
@@ -47,10 +49,13 @@ def test_exact_effects_are_those_of_run_and_ranks_agree(model, prompts):
     assert float(found["rank_correlation"]) > 0.9
     assert float(found["rank_low"]) <= float(found["rank_correlation"]) + 1e-9
     assert float(found["rank_high"]) <= 1.0
+    frame = check_result(result)
+    assert len(frame) == 12
+    assert frame["first_order"].abs().is_monotonic_decreasing
 
 
 def test_masking_is_ranked_by_the_derivative_and_one_prompt_has_no_interval(model, prompts):
-    found = profile_heads(model, prompts.subset([0]), exact=0.0)
+    found = profile_heads(model, prompts.subset([0]), HeadProfileSettings(exact=0.0)).found
     assert -1.0 <= float(found["rank_correlation"]) <= 1.0
     assert np.isnan(float(found["rank_low"]))
     assert np.isnan(float(found["rank_high"]))
@@ -63,7 +68,7 @@ def last_norm(output, batch):
 def test_metric_of_ones_own_on_an_encoder():
     model = sk.load_model(testing.tiny("bert_base"))
     prompts = sk.Prompts.from_ids([row.tolist() for row in testing.text_ids(model.model, batch=2, length=8)], model)
-    found = profile_heads(model, prompts, metric=last_norm, exact=0.9)
+    found = profile_heads(model, prompts, HeadProfileSettings(metric=last_norm, exact=0.9)).found
     assert found.attrs["metric"] == "last_norm"
     assert float(found["rank_correlation"]) > 0.9
 
@@ -79,12 +84,12 @@ def test_metric_of_ones_own_on_an_encoder():
 )
 def test_what_is_refused(model, prompts, options, error, message):
     with pytest.raises(error, match=message):
-        profile_heads(model, prompts, **options)
+        profile_heads(model, prompts, HeadProfileSettings(**options))
 
 
 def test_model_is_left_as_it_was(model, prompts):
     before = {name: p.detach().clone() for name, p in model.model.named_parameters()}
-    profile_heads(model, prompts, exact=0.5)
+    profile_heads(model, prompts, HeadProfileSettings(exact=0.5))
     for name, parameter in model.model.named_parameters():
         assert parameter.grad is None
         np.testing.assert_array_equal(parameter.detach(), before[name])

@@ -7,6 +7,7 @@ import torch
 import xarray as xr
 
 import sinkscope as sk
+from methods.results import check_result
 from sinkscope import testing
 from sinkscope.errors import EditError, MetricError, PromptError
 from sinkscope.methods.sads import GAPS, SadsSettings, classify, measure, sads
@@ -87,11 +88,12 @@ def test_what_heads_are_judged_by_is_what_the_dense_maps_say(family):
 
 def test_the_procedure_gives_an_edit_for_each_prompt():
     model, prompts, truth = planted()
-    result = sads(model, prompts, 1)
+    result = sads(model, prompts, SadsSettings(start=1))
     assert result.kind.dims == DIMS
     assert result.kind["layer"].values.tolist() == [1, 2, 3]
     assert (result.kind.sel(head=0) == "shared").all()
     assert result.gaps == GAPS
+    assert check_result(result).loc[1, "shared"] == 1
     for layer, head in truth.heads:
         if head:
             assert (result.kind.isel(prompt=[0, 1, 2]).sel(layer=layer, head=head) == "vision").all()
@@ -102,7 +104,7 @@ def test_the_procedure_gives_an_edit_for_each_prompt():
 
 def test_controls_are_other_heads_of_the_same_layers():
     model, prompts, _ = planted()
-    result = sads(model, prompts.subset([0, 1]), 2)
+    result = sads(model, prompts.subset([0, 1]), SadsSettings(start=2))
     dropped = xr.zeros_like(result.dropped)
     dropped.loc[{"layer": 2, "head": [2]}] = True
     changed = type(result)(**{**vars(result), "dropped": dropped})
@@ -172,7 +174,7 @@ def test_a_trigger_is_found_and_its_reason_told():
     trigger, curves = find_trigger(model, prompts.subset([0, 1]))
     assert curves["sparsity"].shape == (2, 4)
     assert ((curves["sparsity"] > 0) & (curves["sparsity"] < 1)).all()
-    result = sads(model, prompts.subset([0]), trigger)
+    result = sads(model, prompts.subset([0]), SadsSettings(start=trigger))
     assert result.start_layer == trigger.layer
     assert result.gaps[-1] == trigger.reason
 
@@ -180,10 +182,10 @@ def test_a_trigger_is_found_and_its_reason_told():
 def test_what_is_refused():
     model, prompts, _ = planted()
     text = sk.Prompts.from_ids([[1, 5, 6]], model)
-    with pytest.raises(EditError, match=r"sads\(start=9\): this model has layers 0\.\.3"):
-        sads(model, prompts, 9)
+    with pytest.raises(EditError, match=r"SadsSettings\(start=9\): this model has layers 0\.\.3"):
+        sads(model, prompts, SadsSettings(start=9))
     with pytest.raises(PromptError, match=r"sads: prompt 0 has no image"):
-        sads(model, text, 1)
+        sads(model, text, SadsSettings(start=1))
     with pytest.raises(PromptError, match=r"find_trigger: prompt 0 needs an image and at least two tokens after it"):
         find_trigger(model, text)
     with pytest.raises(EditError, match=r"scope='all', rule='valley'\): scopes are \['layer', 'late_layers'"):

@@ -6,6 +6,7 @@ from methods.secondary_models import load
 from sinkscope.errors import MetricError, UnsupportedModelError
 from sinkscope.methods import secondary_mlp
 from sinkscope.methods import secondary_sinks as secondary
+from sinkscope.methods.residual import residual_stream
 
 constructed = load()
 
@@ -54,16 +55,16 @@ def test_factor_one_changes_nothing(case):
 
 def test_scaled_writes_are_undone(case):
     model, prompts, found = case
-    before = secondary.states(model, prompts, 0)["9.post"]
+    before = residual_stream(model, prompts, 0)["9.post"]
     key = int(np.flatnonzero(found["kind"].values[0] == "secondary")[0])
     layer = int(found["start"][0, key])
-    direction = secondary.states(model, prompts, 0)[f"{layer}.post"][0]
+    direction = residual_stream(model, prompts, 0)[f"{layer}.post"][0]
     with secondary_mlp.scaled_writes(model, layer, [key], direction, 0.0):
-        inside = secondary.states(model, prompts, 0)
+        inside = residual_stream(model, prompts, 0)
     unit = direction / np.linalg.norm(direction)
     write = inside[f"{layer}.post"] - inside[f"{layer}.mid"]
     assert abs(float(write[key] @ unit)) < 1e-3
-    assert np.array_equal(secondary.states(model, prompts, 0)["9.post"], before)
+    assert np.array_equal(residual_stream(model, prompts, 0)["9.post"], before)
 
 
 def test_cosine_of_nothing_is_nan():

@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 
 import sinkscope as sk
+from methods.results import check_result
 from methods.secondary_models import load
 from sinkscope.errors import MetricError
 from sinkscope.methods import secondary_sinks as secondary
+from sinkscope.methods.residual import residual_stream
 
 constructed = load()
 
@@ -36,6 +38,12 @@ def test_every_planted_sink_is_found_with_its_level_and_nothing_else(case, found
     assert (int(found["primary_start"][0]), int(found["primary_last"][0])) == (1, 8)
 
 
+def test_table_figure_and_citation(case, found):
+    frame = check_result(secondary.find_secondary_sinks(case[0], case[1]))
+    assert len(frame) == int((found["kind"] == "secondary").sum())
+    assert (frame["score"] > frame["score_beside"]).all()
+
+
 def test_levels_count_the_sinks(found):
     table = secondary.levels(found)
     assert int(table.sel(start=3, lifetime=3)) >= 5
@@ -54,7 +62,7 @@ def test_the_score_is_the_attention_of_the_layers_that_read_it(case, found):
 
 
 def test_states_are_those_of_the_model(case):
-    at = secondary.states(case[0], case[1], 0)
+    at = residual_stream(case[0], case[1], 0)
     norm = sk.run(case[0], case[1].subset([0]), [sk.ResidualNorm()])["residual_norm"].isel(prompt=0)
     for site in ("embed", "3.mid", "9.post"):
         assert np.linalg.norm(at[site], axis=-1) == pytest.approx(norm.sel(site=site).values, rel=1e-5)
@@ -73,7 +81,7 @@ def test_it_is_saved_as_a_reading(found, tmp_path):
 
 
 def test_the_papers_own_rule_finds_no_secondary_sink_in_a_shallow_model(case):
-    found = secondary.detect(case[0], case[1], secondary.Rule("wong2025"))
+    found = secondary.detect(case[0], case[1], secondary.SecondarySinkSettings("wong2025"))
     assert not (found["kind"].values == "secondary").any()
     assert (found["kind"].values == "extra_primary").any()
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import sinkscope as sk
+from methods.results import check_result
 from sinkscope import metrics, testing
 from sinkscope.errors import EditError, MetricError, PromptError
 from sinkscope.methods.var import VarSettings, image_heads, redistribution, sink_dims, tau_of, var
@@ -31,12 +32,13 @@ def test_phi_of_the_published_vector():
 
 def test_the_procedure_finds_the_dimension_and_scores_the_test_once():
     model, _, truth = planted()
-    settings = VarSettings(start_layer=1)
-    result = var(model, examples([0, 1]), examples([2, 3]), rhos=(0.3, 0.99), settings=settings)
+    settings = VarSettings((0.3, 0.99), start_layer=1)
+    result = var(model, examples([0, 1]), examples([2, 3]), settings)
     assert result.dims == tuple(truth.dims)
     assert result.calibration["setting"].values.tolist() == ["none", "rho=0.3", "rho=0.99"]
     means = result.calibration["log_probability"].mean("prompt").values[1:]
     assert result.edit == redistribution(model, (0.3, 0.99)[int(means.argmax())], truth.dims, settings)
+    assert check_result(result).index.tolist() == ["log_probability", "correct"]
     alone = answer_score(model, examples([2, 3]), [result.edit])
     np.testing.assert_array_equal(result.scores["log_probability"].sel(setting="var"), alone["log_probability"])
     gain = result.scores["log_probability"].diff("setting").mean()
@@ -101,8 +103,8 @@ def test_a_model_without_sinks_is_told():
 
 def test_what_is_refused():
     model, prompts, _ = planted()
-    with pytest.raises(EditError, match=r"var\(rhos=\[\]\): no value to choose from"):
-        var(model, examples([0]), examples([1]), rhos=[])
+    with pytest.raises(EditError, match=r"VarSettings\(rhos=\[\]\): no value to choose from"):
+        var(model, examples([0]), examples([1]), VarSettings(rhos=[]))
     with pytest.raises(PromptError, match=r"Examples: 4 prompts but 1 answers\. Give one token id per prompt"):
         Examples(prompts, (3,))
     with pytest.raises(PromptError, match=r"Examples\.split\(share=0\.5\): 1 prompts leave one part empty"):

@@ -7,9 +7,11 @@ import xarray as xr
 from vlm_models import image, vlm
 
 import sinkscope as sk
+from methods.results import check_result
 from sinkscope import testing
 from sinkscope.errors import EditError, PromptError
 from sinkscope.methods.vhr import (
+    VhrSettings,
     aware_heads,
     divergence,
     generate_reinforced,
@@ -101,8 +103,8 @@ def test_an_edit_of_an_earlier_layer_is_seen_and_its_own_is_not():
 
 def test_layers_are_measured_after_the_earlier_ones_were_reinforced():
     model, prompts = model_of("qwen2_5_vl"), prompts_of("qwen2_5_vl")
-    chosen = vhr(model, prompts, 2.0, layers=[0, 1, 2])
-    once = vhr(model, prompts, 2.0, layers=[0, 1, 2], layerwise=False)
+    chosen = vhr(model, prompts, VhrSettings(2.0, layers=[0, 1, 2]))
+    once = vhr(model, prompts, VhrSettings(2.0, layers=[0, 1, 2], layerwise=False))
     np.testing.assert_allclose(chosen.found["divergence"].sel(layer=0), once.found["divergence"].sel(layer=0))
     assert float(abs(chosen.found["divergence"] - once.found["divergence"]).sel(layer=2).max()) > 1e-3
     for index in range(2):
@@ -113,11 +115,12 @@ def test_layers_are_measured_after_the_earlier_ones_were_reinforced():
         assert chosen.edits[index] == sk.GateHeads(2.0, heads=sk.metrics.head_list(chosen.heads.isel(prompt=index)))
     assert (chosen.heads.sum("head") == 2).all()
     assert chosen.note == ""
+    assert len(check_result(chosen)) == int(chosen.heads.sum())
 
 
 def test_each_prompt_is_continued_with_its_own_heads():
     model, prompts = model_of("qwen2_5_vl"), prompts_of("qwen2_5_vl")
-    chosen = vhr(model, prompts, 2.0)
+    chosen = vhr(model, prompts, VhrSettings(2.0))
     found = generate_reinforced(model, prompts, chosen, 3, eos_token_id=-1)
     for index, one in enumerate(found):
         again = sk.run(model, one, [sk.Logits("all")], [chosen.edits[index]])["logits"].isel(prompt=0)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import sinkscope as sk
+from methods.results import check_result
 from sinkscope import tasks
 from sinkscope.errors import MetricError, PromptError
 from sinkscope.methods import zerotuning
@@ -100,6 +101,14 @@ def test_nothing_is_scaled_where_no_head_moves_the_score():
     assert (result.kind, result.gamma) == ("none", 1.0)
     np.testing.assert_array_equal(*(result.test["log_probability"].sel(edit=e) for e in ("none", "zerotuning")))
     assert "gamma 1 on 0 heads (none), chosen by accuracy on 1 questions" in result.summary()
+
+
+def test_table_figure_and_citation():
+    result = tuned()
+    frame = check_result(result)
+    assert frame.index.tolist() == ["none", "zerotuning", "difference"]
+    assert frame.loc["difference", "value"] == pytest.approx(float(result.gain["difference"]))
+    assert frame.loc["difference", "value"] == pytest.approx(frame["value"]["zerotuning"] - frame["value"]["none"])
 
 
 def test_a_result_can_be_saved(tmp_path):

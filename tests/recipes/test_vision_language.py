@@ -14,9 +14,10 @@ from recipes import vision_language as vl
 from recipes import vision_language_card as card
 from recipes import vision_language_model as parts
 from sinkscope import zoo
+from sinkscope.analysis import describe_difference, has_sign, highest_tokens
 from sinkscope.errors import PromptError
-from sinkscope.tasks import scene_questions as examples
 from sinkscope.tasks import scenes as data
+from sinkscope.tasks.scene_questions import received, scene_questions
 
 TINY = vl.VisionLanguageConfig(
     tower_layers=1, tower_width=16, tower_heads=2, tower_mlp=16, start="", layers=3, heads=2, width=16, mlp=16,
@@ -111,7 +112,7 @@ def test_packed_questions_do_not_meet(tiny):
 
 
 def test_a_packed_question_is_the_chat_prompt(tiny):
-    shapes = examples.shapes(tiny, 5)
+    shapes = scene_questions(tiny, 5)
     logits = sk.run(tiny, shapes.prompts, [sk.Logits()])["logits"].isel(position=-1).values
     packed = parts.pack(tiny.tokenizer, [[(q.text, q.answer)] for q in shapes.questions], 64)
     with torch.no_grad():
@@ -163,7 +164,7 @@ def test_the_decoder_starts_from_the_language_model():
 
 
 def test_examples_know_their_background(tiny):
-    shapes = examples.shapes(tiny, 6, ("place", "number"))
+    shapes = scene_questions(tiny, 6, ("place", "number"))
     assert shapes.families == ["place", "number"] * 3
     ds = sk.run(tiny, shapes.prompts, [sk.KeyMass()])
     covered, ground = shapes.covered(ds), shapes.background(ds)
@@ -181,15 +182,15 @@ def test_examples_know_their_background(tiny):
 
 
 def test_larger_pictures_cover_the_same(tiny):
-    small, large = examples.shapes(tiny, 3), examples.shapes(tiny, 3, scale=2)
+    small, large = scene_questions(tiny, 3), scene_questions(tiny, 3, scale=2)
     one, two = (s.covered(sk.run(tiny, s.prompts, [sk.KeyMass()])).values for s in (small, large))
     np.testing.assert_allclose(one, two)
 
 
 def test_received_is_the_mean_of_rows_after_the_picture(tiny):
-    shapes = examples.shapes(tiny, 3)
+    shapes = scene_questions(tiny, 3)
     ds = sk.run(tiny, shapes.prompts, [sk.AttentionMap(layers=[1], heads=[0, 1])])
-    found = examples.received(ds)
+    found = received(ds)
     roles = ds["token_role"].values[2]
     rows = np.flatnonzero((np.arange(len(roles)) > np.flatnonzero(roles == "image")[-1]) & (roles != "pad"))
     expected = ds["attention"].values[2, 0, 1][rows].mean(0)
@@ -201,13 +202,13 @@ def test_highest_and_verdict(tiny):
 
     image = xr.DataArray([[False, True, True, True]], dims=("prompt", "key"))
     scores = xr.DataArray([[9.0, 1.0, 3.0, 2.0]], dims=("prompt", "key"))
-    assert examples.highest(scores, image, 2).values.tolist() == [[False, False, True, True]]
-    text, found = examples.told(xr.DataArray([1.0, 2.0, 3.0, 4.0], dims="prompt"))
+    assert highest_tokens(scores, image, 2).values.tolist() == [[False, False, True, True]]
+    text, found = describe_difference(xr.DataArray([1.0, 2.0, 3.0, 4.0], dims="prompt"))
     assert text.startswith("+2.500 [")
     assert text.endswith("n = 4 prompts")
-    assert examples.verdict(found) is True
-    assert examples.verdict(found, -1) is False
-    assert examples.verdict(found - 2.5) is None
+    assert has_sign(found) is True
+    assert has_sign(found, -1) is False
+    assert has_sign(found - 2.5) is None
 
 
 def test_samples_come_with_questions(tmp_path):

@@ -5,6 +5,6 @@ sk.sweep(model, prompts, sk.grid(sk.ScaleKeys, gamma=[0.5, 2.0], layers=range(8)
 """
 
 from sinkscope.engine.sweep.driver import sweep
-from sinkscope.engine.sweep.variants import Grid, grid
+from sinkscope.engine.sweep.variants import EditGrid, grid
 
-__all__ = ["Grid", "grid", "sweep"]
+__all__ = ["EditGrid", "grid", "sweep"]

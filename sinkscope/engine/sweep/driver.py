@@ -9,11 +9,11 @@ import xarray as xr
 
 from sinkscope.edits.base import Edit
 from sinkscope.engine.run import as_tuple, check_request, find_tower, inner_module
-from sinkscope.engine.sweep.job import Job
-from sinkscope.engine.sweep.result import assemble
-from sinkscope.engine.sweep.store import Store
-from sinkscope.engine.sweep.variants import BASELINE, Grid, Variant, resolve
-from sinkscope.engine.sweep.work import Work
+from sinkscope.engine.sweep import cache as disk
+from sinkscope.engine.sweep import executors
+from sinkscope.engine.sweep.dataset import assemble
+from sinkscope.engine.sweep.passes import Sweep
+from sinkscope.engine.sweep.variants import BASELINE, EditGrid, Variant, resolve
 from sinkscope.errors import EditError
 from sinkscope.probes.base import Probe
 from sinkscope.prompts import Prompts
@@ -49,11 +49,11 @@ def sweep(  # noqa: PLR0913 - one call is the whole interface, as with run
         variants: edits by label; an empty list is the run without edits. Or a :func:`grid`, whose axes become the
             dimensions instead of ``edit``.
         probes: what to read.
-        executor: ``"serial"``; ``"processes"`` on this machine; any executor with ``submit``, such as those of
-            ``concurrent.futures``, ``dask.distributed.Client.get_executor()`` or ``submitit.AutoExecutor``; or None:
-            processes if the first pack shows that they would be done sooner.
-        cache: folder of finished parts. A sweep that was killed goes on where it was, and gives the same numbers bit
-            for bit; a part is found again by what it was computed from, whatever sweep it belongs to.
+        executor: None or ``"serial"``: in this process; ``"processes"``: worker processes on this machine, each of
+            which loads the model; or any executor with ``submit``, such as those of ``concurrent.futures``,
+            ``dask.distributed.Client.get_executor()`` or ``submitit.AutoExecutor``.
+        cache: folder of finished results. A sweep that was killed goes on where it was, and gives the same numbers bit
+            for bit; a result is found again by what it was computed from, whatever sweep it belongs to.
         batch_size: prompts per pass.
         baseline: also read the run without edits: a variant ``"baseline"`` in front, or with a grid variables that are
             named ``..._baseline`` and lack the grid's dimensions.
@@ -66,15 +66,15 @@ def sweep(  # noqa: PLR0913 - one call is the whole interface, as with run
     probes = as_tuple(probes, "probes")
     where = find_tower(model, tower)
     check_request(model, prompts, probes, where, batch_size)
+    executors.check_name(executor)
     prompts = prompts.seen_by(inner_module(model, where), model)
     listed = resolve(variants, where)
-    with_baseline = _with_baseline(listed, baseline, isinstance(variants, Grid))
-    job = Job(model, where, prompts, probes, with_baseline, batch_size)
-    job.announce()
-    work = Work(job, None if cache is None else Store(cache))
-    work.run(executor)
-    axes = variants.axes if isinstance(variants, Grid) else None
-    return assemble(job, work.parts, work.how, axes)
+    with_baseline = _with_baseline(listed, baseline, isinstance(variants, EditGrid))
+    asked = Sweep(model, where, prompts, probes, with_baseline, batch_size)
+    asked.announce()
+    asked.compute(executor, None if cache is None else disk.prepare(cache))
+    axes = variants.axes if isinstance(variants, EditGrid) else None
+    return assemble(asked, axes)
 
 
 def _with_baseline(variants: list[Variant], wanted: bool, is_grid: bool) -> list[Variant]:

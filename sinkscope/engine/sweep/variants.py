@@ -29,7 +29,7 @@ BASELINE = "baseline"
 """Label of the run without an edit."""
 
 
-class Grid(dict[str, tuple[Edit, ...]]):
+class EditGrid(dict[str, tuple[Edit, ...]]):
     """Variants that form a product: a mapping like any other, which also knows its axes.
 
     ``axes`` gives the dimensions of the result in order, and each one's labels.
@@ -40,7 +40,7 @@ class Grid(dict[str, tuple[Edit, ...]]):
         self.axes = {dim: list(labels) for dim, labels in axes.items()}
 
 
-def grid(edit: Edit | type[Edit], **axes: Iterable[Any]) -> Grid:
+def grid(edit: Edit | type[Edit], **axes: Iterable[Any]) -> EditGrid:
     """Every combination of some fields of an edit, for :func:`sinkscope.sweep`.
 
     ``edit`` is an edit whose other fields stay as they are, or a class; each keyword is a field with the values that it
@@ -72,7 +72,7 @@ def grid(edit: Edit | type[Edit], **axes: Iterable[Any]) -> Grid:
         given = {name: values[i] for (name, values), i in zip(listed.items(), place, strict=True)}
         words = [f"{name}={labels[name][i]}" for name, i in zip(listed, place, strict=True)]
         variants[f"{kebab(cls.__name__)} {' '.join(words)}"] = (_made(edit, cls, given),)
-    return Grid(variants, {DIMENSIONS.get(name, name): values for name, values in labels.items()})
+    return EditGrid(variants, {DIMENSIONS.get(name, name): values for name, values in labels.items()})
 
 
 def _made(edit: Edit | type[Edit], cls: type[Edit], given: dict[str, Any]) -> Edit:

@@ -8,7 +8,7 @@ import pytest
 
 import sinkscope as sk
 from sinkscope import testing
-from sinkscope.engine.sweep import packs
+from sinkscope.engine.sweep import runner
 
 TEXT_PROBES = [sk.KeyMass(), sk.Entropy(), sk.ResidualNorm(), sk.ValueNorm(), sk.RoleShare(queries="all")]
 
@@ -109,12 +109,12 @@ def test_maps_of_early_layers_are_taken_over():
     np.testing.assert_array_equal(late.sel(layer=0).values, found["attention"].sel(edit="none", layer=0).values)
 
 
-def test_pack_size_changes_no_number(monkeypatch):
+def test_number_of_variants_in_one_pass_changes_no_number(monkeypatch):
     model = sk.load_model(testing.tiny("llama"))
     prompts = prompts_of("llama", model)
     grid = sk.grid(sk.ScaleKeys, gamma=[0.2, 4.0], layers=range(3), heads=range(4))
     packed = sk.sweep(model, prompts, grid, [sk.TokenLoss(), sk.KeyMass()], executor="serial")
-    monkeypatch.setitem(packs.TOKENS, "cpu", 1)
+    monkeypatch.setitem(runner.TOKENS, "cpu", 1)
     single = sk.sweep(model, prompts, grid, [sk.TokenLoss(), sk.KeyMass()], executor="serial")
     for name in ("token_loss", "key_mass"):
         np.testing.assert_allclose(packed[name].values, single[name].values, atol=1e-5)
@@ -170,7 +170,7 @@ def test_variant_without_effect_is_named():
         sk.sweep(model, prompts, {"none": [], "nothing": [sk.MaskKeys("image")]}, [sk.TokenLoss()])
 
 
-def test_head_that_writes_nothing_is_found_though_its_pack_is_shared():
+def test_head_that_writes_nothing_is_found_though_its_pass_is_shared():
     network = testing.tiny("llama")
     layer = network.model.layers[1].self_attn
     layer.o_proj.weight.data[:, 8:16] = 0.0

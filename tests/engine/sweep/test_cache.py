@@ -11,14 +11,14 @@ import pytest
 
 import sinkscope as sk
 from sinkscope import testing
-from sinkscope.engine.sweep.packs import Bench
+from sinkscope.engine.sweep.runner import Runner
 
 SCRIPT = """
 import sys
 import sinkscope as sk
 from sinkscope import testing
-from sinkscope.engine.sweep import packs
-packs.TOKENS["cpu"] = 24
+from sinkscope.engine.sweep import runner
+runner.TOKENS["cpu"] = 24
 model = sk.load_model(testing.tiny("llama"))
 rows = testing.text_ids(model.model, batch=3, length=9)
 prompts = sk.Prompts.from_ids([r[:n].tolist() for r, n in zip(rows, (9, 6, 7), strict=True)], model)
@@ -39,13 +39,13 @@ def whole(tmp_path_factory):
     return folder
 
 
-def parts(folder):
+def files(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.nc")}
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 def test_killed_and_resumed_is_bit_identical(tmp_path, whole, share):
-    total = len(parts(whole / "cache"))
+    total = len(files(whole / "cache"))
     assert total == 72
     cache = tmp_path / "cache"
     running = start(cache, tmp_path / "out.nc")
@@ -53,12 +53,12 @@ def test_killed_and_resumed_is_bit_identical(tmp_path, whole, share):
         time.sleep(0.002)
     running.send_signal(signal.SIGKILL)
     running.wait()
-    done = parts(cache)
+    done = files(cache)
     assert share * total <= len(done) < total
     assert not (tmp_path / "out.nc").exists()
     before = {name: os.stat(cache / name).st_mtime_ns for name in done}
     assert start(cache, tmp_path / "out.nc").wait() == 0
-    assert parts(cache) == parts(whole / "cache")
+    assert files(cache) == files(whole / "cache")
     assert {name: os.stat(cache / name).st_mtime_ns for name in done} == before
     first, second = sk.open(whole / "out.nc"), sk.open(tmp_path / "out.nc")
     first.attrs.pop("created"), second.attrs.pop("created")
@@ -74,8 +74,8 @@ def sweep_of(folder, **options):
 
 def test_what_is_found_again_and_what_is_not(tmp_path, monkeypatch):
     passes = []
-    compute = Bench.compute
-    monkeypatch.setattr(Bench, "compute", lambda self, *args: passes.append(1) or compute(self, *args))
+    compute = Runner.compute
+    monkeypatch.setattr(Runner, "compute", lambda self, *args: passes.append(1) or compute(self, *args))
 
     def count(**options):
         passes.clear()
@@ -94,7 +94,7 @@ def test_what_is_found_again_and_what_is_not(tmp_path, monkeypatch):
     assert count() == 0
 
 
-def test_damaged_part_is_computed_again(tmp_path):
+def test_damaged_result_is_computed_again(tmp_path):
     first = sweep_of(tmp_path)
     [path] = tmp_path.glob("*.nc")
     whole = path.read_bytes()
@@ -107,5 +107,5 @@ def test_damaged_part_is_computed_again(tmp_path):
 def test_cache_that_is_a_file_is_refused(tmp_path):
     path = tmp_path / "file"
     path.write_text("x")
-    with pytest.raises(sk.OutputError, match=r"this is a file\. Name a folder for the finished parts"):
+    with pytest.raises(sk.OutputError, match=r"this is a file\. Name a folder for the finished results"):
         sweep_of(path)

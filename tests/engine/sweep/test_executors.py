@@ -11,7 +11,7 @@ import pytest
 
 import sinkscope as sk
 from sinkscope import testing
-from sinkscope.engine.sweep import packs, workers
+from sinkscope.engine.sweep import executors, runner
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +20,10 @@ def case():
     rows = testing.text_ids(model.model, batch=2, length=8)
     prompts = sk.Prompts.from_ids([row.tolist() for row in rows], model)
     grid = sk.grid(sk.ScaleKeys, gamma=[0.3, 2.0], layers=range(3), heads=range(4))
-    limit, packs.TOKENS["cpu"] = packs.TOKENS["cpu"], 16
+    limit, runner.TOKENS["cpu"] = runner.TOKENS["cpu"], 16
     probes = [sk.TokenLoss(), sk.KeyMass()]
     yield model, prompts, grid, probes, sk.sweep(model, prompts, grid, probes, executor="serial")
-    packs.TOKENS["cpu"] = limit
+    runner.TOKENS["cpu"] = limit
 
 
 def assert_same(found, serial):
@@ -116,15 +116,27 @@ def test_model_changed_after_loading_is_noticed(case, tmp_path):
         sk.sweep(model, prompts, {"a": [sk.MaskKeys("first")]}, probes, executor=pool)
 
 
-def test_when_processes_pay():
-    assert not workers.pays(left=10.0, loading=1.0, workers=2)
-    assert not workers.pays(left=1e6, loading=1.0, workers=1)
-    assert workers.pays(left=100.0, loading=1.0, workers=2)
+def test_serial_unless_asked(case, monkeypatch):
+    model, prompts, grid, probes, serial = case
+    monkeypatch.setattr(executors, "_submitted", None)
+    monkeypatch.setattr("time.perf_counter", lambda: 1e9)  # nothing that was timed decides
+    found = sk.sweep(model, prompts, grid, probes)
+    assert found.attrs["executor"] == serial.attrs["executor"] == "serial"
+    assert_same(found, serial)
 
 
-def test_idle_workers_leave_out_busy_cores(monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
-    for load, expected in ((0.2, 4), (1.0, 4), (4.0, 2), (30.0, 1)):
-        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))
-        assert workers.idle_workers() == expected
+def test_worker_that_served_other_prompts_starts_anew():
+    """A worker keeps its model from sweep to sweep; the pass without edits of earlier prompts is not taken over."""
+    model = sk.load_model("zoo:lm-python")
+    probes, variants = [sk.TokenLoss()], {"none": [], "mask": [sk.MaskKeys("first", layers=[2])]}
+    with ThreadPoolExecutor(1) as pool:
+        for ids in ([[1, 5, 9, 12]], [[1, 30, 31, 32]]):
+            prompts = sk.Prompts.from_ids(ids, model)
+            found = sk.sweep(model, prompts, variants, probes, executor=pool)
+            assert_same(found, sk.sweep(model, prompts, variants, probes))
+
+
+def test_executor_without_submit_is_refused(case):
+    model, prompts, grid, probes, _ = case
+    with pytest.raises(sk.EditError, match=r"sweep\(executor=2\): use 'serial', 'processes', or an executor with"):
+        sk.sweep(model, prompts, grid, probes, executor=2)

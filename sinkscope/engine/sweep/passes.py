@@ -1,0 +1,123 @@
+"""A sweep as it was asked for, taken apart into passes, and the results that are there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from sinkscope.engine.effect import EffectGuard
+from sinkscope.engine.reading import MAP_LIMIT, Shelf
+from sinkscope.engine.run import batches
+from sinkscope.engine.sweep import cache, executors
+from sinkscope.engine.sweep.runner import Result, Runner
+from sinkscope.engine.sweep.variants import Variant
+from sinkscope.errors import ProbeError
+from sinkscope.models.backends.base import Tower
+from sinkscope.probes.base import Probe
+from sinkscope.prompts import Batch, Prompts
+
+if TYPE_CHECKING:
+    from sinkscope.models.handle import Model
+
+log = logging.getLogger("sinkscope")
+
+
+@dataclass
+class Sweep:
+    """A sweep as it was asked for, the passes it takes, and the results that are there.
+
+    Attributes:
+        guards: one per variant, to judge at the end whether its edits changed anything.
+        batches: the prompts, batch by batch.
+        passes: place of a batch, and places of the variants that run on it together: those with one start.
+        results: by place of the batch and of the variant.
+        executor: where it was computed, in words.
+    """
+
+    model: Model
+    tower: Tower
+    prompts: Prompts
+    probes: tuple[Probe, ...]
+    variants: list[Variant]
+    batch_size: int
+    runner: Runner = field(init=False)
+    guards: list[EffectGuard] = field(init=False)
+    batches: list[Batch] = field(init=False)
+    passes: list[tuple[int, tuple[int, ...]]] = field(init=False)
+    results: dict[tuple[int, int], Result] = field(init=False, default_factory=dict)
+    executor: str = field(init=False, default="serial")
+
+    def __post_init__(self) -> None:
+        starts = [variant.start for variant in self.variants if variant.start is not None]
+        self.guards = [EffectGuard(self.model, self.tower, self.prompts, v.edits) for v in self.variants]
+        self.runner = Runner(self.model, self.tower, self.probes, starts)
+        self.batches = list(batches(self.prompts, self.batch_size, self.model.device))
+        self.runner.verify(self.batches[0])
+        self.passes = [(b, group) for b, batch in enumerate(self.batches) for group in self._groups(batch)]
+
+    def _groups(self, batch: Batch) -> Iterator[tuple[int, ...]]:
+        by_start: dict[int | None, list[int]] = {}
+        for index, variant in enumerate(self.variants):
+            by_start.setdefault(variant.start, []).append(index)
+        most = self.runner.limit(batch)
+        for start in sorted(by_start, key=lambda s: -1 if s is None else s):
+            same = by_start[start]
+            for first in range(0, len(same), most):
+                yield tuple(same[first : first + most])
+
+    def announce(self) -> None:
+        """Say how much memory the sweep will hold, before it starts, and refuse maps that are too many.
+
+        Raises:
+            ProbeError: the maps of all variants together are too large.
+        """
+        maps = Shelf(self.probes, self.tower, self.prompts.lengths).map_bytes() * len(self.variants)
+        if maps > MAP_LIMIT:
+            raise ProbeError(
+                f"AttentionMap: the maps of {len(self.variants)} variants would take {maps / 2**30:.1f} GiB, the limit "
+                f"is {MAP_LIMIT / 2**30:.0f} GiB. Name fewer layers, heads, tokens or variants."
+            )
+        tokens = max(batch.real.numel() for batch in self.batches)
+        size = self.model.dtype.itemsize * self.tower.d_model * tokens
+        starts = self.runner.starts
+        stored = 0 if self.runner.why_not else len(starts) * size
+        together = max(len(group) for _, group in self.passes)
+        log.info(
+            "sweep: %d variants on %d prompts in %d passes; %.1f MiB for the inputs of %d blocks, at most %d variants "
+            "(%.1f MiB of residual stream) in one pass.",
+            len(self.variants), len(self.prompts), len(self.passes), stored / 2**20, len(starts), together,
+            together * size / 2**20,
+        )  # fmt: skip
+
+    def compute(self, executor: Any, folder: Path | None) -> None:
+        """Fill ``results``: those that ``folder`` holds are read, the others computed, and written to it."""
+        keys: dict[tuple[int, int], str] = {}
+        if folder is not None:
+            context = cache.context_key(self.model, self.tower.name, self.prompts.digest, self.probes)
+            keys = {
+                (b, i): cache.result_key(context, self.variants[i], self.batches[b].indices)
+                for b, group in self.passes
+                for i in group
+            }
+            self.results = {at: found for at, key in keys.items() if (found := cache.load(folder, key)) is not None}
+        # A pass is computed whole or not at all, so that its numbers do not depend on what was there before.
+        todo = [(b, group) for b, group in self.passes if any((b, i) not in self.results for i in group)]
+        work = [(self.batches[b], [self.variants[i] for i in group]) for b, group in todo]
+        self.executor, computed = executors.spread(self.runner, work, executor, folder)
+        with tqdm(
+            total=len(self.passes), initial=len(self.passes) - len(todo), desc="sweep", leave=False,
+            disable=True if len(self.passes) < 2 else None,
+        ) as bar:  # fmt: skip
+            for place, results in computed:
+                b, group = todo[place]
+                for index, result in zip(group, results, strict=True):
+                    if (b, index) not in self.results:
+                        self.results[b, index] = result
+                        if folder is not None:
+                            cache.save(folder, keys[b, index], result)
+                bar.update()

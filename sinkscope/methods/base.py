@@ -1,0 +1,48 @@
+"""The shape that every procedure has: settings fixed beforehand, and a result with a table, a figure and a citation.
+
+    result = zerotune(model, task, ZeroTuningSettings(mode="entropy"))
+    result.table()          # what was found, as a pandas frame
+    result.plot()           # the figure that shows it
+    print(result.cite())    # BibTeX of the paper, and of sinkscope
+
+A procedure is a function: model first, then its data, then ``settings``, a frozen dataclass with a default for every
+field, so that the call without settings is the paper's.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import xarray as xr
+
+from sinkscope.definitions import cite
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+
+class MethodResult(ABC):
+    """What a procedure gives.
+
+    Attributes:
+        reference: keys of its papers in :mod:`sinkscope.references`.
+        settings: what was fixed beforehand.
+    """
+
+    reference: ClassVar[tuple[str, ...]]
+    settings: Any
+
+    @abstractmethod
+    def table(self) -> pd.DataFrame:
+        """Return what was found, one row per finding, intervals and n beside each effect."""
+
+    @abstractmethod
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the figure that shows it, on ``ax`` or on axes of its own."""
+
+    def cite(self) -> str:
+        """Return BibTeX of the papers behind the procedure, and of sinkscope."""
+        return cite(xr.Dataset(attrs={"reference": json.dumps(self.reference)}))
