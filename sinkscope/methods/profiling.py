@@ -84,8 +84,8 @@ class HeadProfile(MethodResult):
         """Return one row per head, largest derivative first: the means over prompts and n."""
         names = [name for name in ("first_order", "predicted", "effect") if name in self.found]
         rows = self.found[names].mean("prompt").to_dataframe().dropna(subset=["first_order"])
-        order = rows["first_order"].abs().sort_values(ascending=False, kind="stable").index
-        return rows.loc[order].assign(n=self.found.sizes["prompt"]).reset_index()
+        order = np.argsort(-rows["first_order"].abs().to_numpy(), kind="stable")
+        return rows.iloc[order].assign(n=self.found.sizes["prompt"]).reset_index()
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the mean derivative of every head."""

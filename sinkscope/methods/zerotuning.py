@@ -102,11 +102,14 @@ class ZeroTuningResult(MethodResult):
 
     def table(self) -> pd.DataFrame:
         """Return the accuracy on the test without and with the edit, and the difference, each with interval and n."""
-        rows = rate(self.test["correct"]).to_dataframe()[["value", "low", "high", "n"]]
-        gain = self.gain
-        difference = {name: gain[name].item() for name in ("difference", "low", "high", "n")}
-        rows.loc["difference"] = [difference[name] for name in ("difference", "low", "high", "n")]
-        return rows.astype({"n": int})
+        import pandas as pd
+
+        shares, gain = rate(self.test["correct"]), self.gain
+        rows = {str(name): shares.sel(edit=name) for name in shares["edit"].values}
+        columns = {"value": "difference", "low": "low", "high": "high", "n": "n"}
+        data = {name: {column: found[column].item() for column in columns} for name, found in rows.items()}
+        data["difference"] = {column: gain[name].item() for column, name in columns.items()}
+        return pd.DataFrame.from_dict(data, orient="index")
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw what gamma was chosen by over the grid, on the calibration questions."""
