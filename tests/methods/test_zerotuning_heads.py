@@ -105,7 +105,7 @@ def test_what_is_refused():
         MetricError, match=r"profile\(by='f1'\): measures are \['accuracy', 'entropy', 'exact', 'loss'\]"
     ):
         profile(model(), questions(), sk.ScaleKeys(2.0), by="f1")
-    with pytest.raises(EditError, match=r"choose_heads\('sideways', ties='apart'\): kinds are 'up', 'down'"):
+    with pytest.raises(EditError, match=r"choose_heads\('sideways', ties='separate'\): kinds are 'up', 'down'"):
         choose_heads(PROFILE, "sideways")
     with pytest.raises(EditError, match=r"choose_heads\(share=0\): a share of the heads is above 0 and at most 1"):
         choose_heads(PROFILE, share=0)
