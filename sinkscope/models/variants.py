@@ -130,7 +130,7 @@ class GatedLlamaAttention(LlamaAttention):
         attention_mask: torch.Tensor | None = None,
         past_key_values: Any = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, Any]:
         """Attend as Llama does, then gate each head."""
         assert position_embeddings is not None
         shape = hidden_states.shape[:-1]
