@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sinkscope import metrics as metrics
     from sinkscope import plot as plot
     from sinkscope import probes as probes
+    from sinkscope import registry as registry
     from sinkscope import report as report
     from sinkscope import schema as schema
     from sinkscope import tasks as tasks
@@ -64,21 +65,7 @@ if TYPE_CHECKING:
     from sinkscope.models.handle import Model as Model
     from sinkscope.models.handle import load_model as load_model
     from sinkscope.models.handle import minilm_path as minilm_path
-    from sinkscope.probes import AttentionMap as AttentionMap
-    from sinkscope.probes import Contribution as Contribution
-    from sinkscope.probes import Entropy as Entropy
-    from sinkscope.probes import KeyMass as KeyMass
-    from sinkscope.probes import KeyNorm as KeyNorm
-    from sinkscope.probes import Logits as Logits
-    from sinkscope.probes import LogSumExp as LogSumExp
-    from sinkscope.probes import MassiveActivations as MassiveActivations
-    from sinkscope.probes import MaxAttention as MaxAttention
-    from sinkscope.probes import ResidualNorm as ResidualNorm
-    from sinkscope.probes import RoleShare as RoleShare
-    from sinkscope.probes import RowSum as RowSum
-    from sinkscope.probes import SinkDims as SinkDims
-    from sinkscope.probes import TokenLoss as TokenLoss
-    from sinkscope.probes import ValueNorm as ValueNorm
+    from sinkscope.probes import *
     from sinkscope.prompts import Prompts as Prompts
     from sinkscope.schema import concat as concat
     from sinkscope.schema import open as open
@@ -88,7 +75,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _SUBMODULES = (
-    "definitions", "edits", "errors", "methods", "metrics", "plot", "probes", "report", "schema", "tasks",
+    "definitions", "edits", "errors", "methods", "metrics", "plot", "probes", "registry", "report", "schema", "tasks",
     "testing", "training", "zoo",
 )  # fmt: skip
 
@@ -102,10 +89,6 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "hooks": ("fwd_hooks",),
     "schema": ("concat", "open", "save", "to_dataframe"),
     "definitions": ("cite",),
-    "probes": (
-        "AttentionMap", "Contribution", "Entropy", "KeyMass", "KeyNorm", "LogSumExp", "Logits", "MassiveActivations",
-        "MaxAttention", "ResidualNorm", "RoleShare", "RowSum", "SinkDims", "TokenLoss", "ValueNorm",
-    ),
     "edits": (
         "AblateHeads", "CalibrateSinks", "DropKeys", "GateHeads", "KeyValueBias", "MaskKeys", "NullKey", "Redistribute",
         "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues",
@@ -115,20 +98,35 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "SchemaError", "SinkscopeError", "UnsupportedModelError",
     ),
 }  # fmt: skip
-"""Where each public name lives; the only list of them at run time."""
+"""Where each public name lives, those of the probes apart: a probe is named in its own file alone."""
 
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
+
+
+def _probe_names() -> list[str]:
+    """Return what the modules of ``probes`` list in ``__all__``, read from their source: nothing is imported."""
+    import ast
+    from pathlib import Path
+
+    names = []
+    for path in sorted((Path(__file__).parent / "probes").glob("[!_]*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                names += ast.literal_eval(node.value)
+    return names
 
 
 def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return import_module(f"sinkscope.{name}")
-    if name in _HOME:
-        value = getattr(import_module(f"sinkscope.{_HOME[name]}"), name)
+    home = _HOME.get(name) or ("probes" if name[:1].isupper() and name in _probe_names() else None)
+    if home is not None:
+        value = getattr(import_module(f"sinkscope.{home}"), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'sinkscope' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_SUBMODULES, *_HOME})
+    public = {name for name in globals() if not name.startswith("_")} - {"annotations", "import_module", "Any"}
+    return sorted({*public, *_SUBMODULES, *_HOME, *_probe_names(), "__version__"} - {"TYPE_CHECKING"})

@@ -3,6 +3,14 @@
 Every class has a page under ``docs/errors/``; every message has a test.
 """
 
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 class SinkscopeError(Exception):
     """Base of every error that sinkscope raises on purpose."""
@@ -46,3 +54,10 @@ class MetricError(SinkscopeError):
 
 class SinkscopeWarning(UserWarning):
     """Something was done as asked, but the result may mislead; the message says how, and what to do instead."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a sentence for an error message that offers the known name closest to ``name``, or nothing."""
+    plain = {text.lower().replace("_", "-"): text for text in map(str, known)}
+    close = get_close_matches(str(name).lower().replace("_", "-"), plain, n=1, cutoff=0.6)
+    return f" Did you mean {plain[close[0]]!r}?" if close else ""

@@ -32,7 +32,7 @@ from sinkscope.engine.effect import require_touched
 from sinkscope.engine.run import run
 from sinkscope.errors import EditError, ModelError
 from sinkscope.models.handle import Model, load_model
-from sinkscope.probes.base import Probe, Scene
+from sinkscope.probes.base import Probe, ProbeContext
 from sinkscope.prompts import Prompts
 from sinkscope.roles import ROLE_INDEX
 from sinkscope.schema import Variable
@@ -51,7 +51,7 @@ Request = tuple[Any, list[int], list[int]]
 
 
 @dataclass(frozen=True)
-class Continuations(Probe):
+class Continuations(Probe, listed=False):
     """Log probability of continuations at the end of each prompt, and whether each is the greedy one.
 
     A prompt ends before the last token of its continuations. Makes ``continuation_log_probability`` and
@@ -68,13 +68,15 @@ class Continuations(Probe):
     }
     logits: ClassVar[str | None] = "all"
 
-    def at_end(self, logits: Float[torch.Tensor, "batch position vocab"], scene: Scene) -> dict[str, torch.Tensor]:
+    def at_end(
+        self, logits: Float[torch.Tensor, "batch position vocab"], context: ProbeContext
+    ) -> dict[str, torch.Tensor]:
         """Sum the log probabilities of each continuation's tokens."""
         width = max(len(several) for several in self.targets)
         sums = torch.full((len(logits), width), torch.nan, device=logits.device)
         greedy = sums.clone()
-        for row, prompt in enumerate(scene.batch.indices):
-            own = logits[row][scene.batch.real[row]]
+        for row, prompt in enumerate(context.batch.indices):
+            own = logits[row][context.batch.real[row]]
             for place, target in enumerate(self.targets[prompt]):
                 ids = torch.tensor(target, device=logits.device)
                 logs = own[-len(target) :].float().log_softmax(-1)

@@ -1,8 +1,8 @@
 """Readings: what a run returns, which names it may use, and how it is kept on disk.
 
-A reading is a plain ``xarray.Dataset``. This module is the single list of dimensions, variables and attributes; ``run``
-validates against it before it returns, ``open`` validates on load, and nothing else defines a name. No torch here, so a
-reading can be checked, drawn and tabulated on a machine that has no model.
+A reading is a plain ``xarray.Dataset``. This module is the single list of dimensions and attributes; the variables are
+declared by the probes that make them, and every reading carries what its own were declared as. ``run`` validates before
+it returns, ``open`` on load. No torch here, so a reading can be checked, drawn and tabulated where there is no model.
 """
 
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -12,61 +12,35 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope.errors import OutputError, SchemaError
+from sinkscope.errors import OutputError, SchemaError, did_you_mean
 from sinkscope.files import replacing
 from sinkscope.roles import ROLES
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Variable:
-    """One variable a reading may hold: its dims in order, units and meaning."""
+    """One variable of a reading: its dims in order, units and meaning.
+
+    ``discrete`` marks indices and labels, which can be counted and not averaged; ``reference`` names its papers.
+    """
 
     dims: tuple[str, ...]
     units: str
     meaning: str
+    discrete: bool = False
+    reference: str = ""
 
-
-VARIABLES: dict[str, Variable] = {
-    "key_mass": Variable(
-        ("prompt", "layer", "head", "key"), "attention weight", "mean attention a key gets from the queries that see it"
-    ),
-    "role_share": Variable(
-        ("prompt", "layer", "head", "role"), "attention weight", "attention on the keys of a role, mean over queries"
-    ),
-    "entropy": Variable(("prompt", "layer", "head", "query"), "nat", "entropy of the attention row"),
-    "max_attention": Variable(
-        ("prompt", "layer", "head", "query"), "attention weight", "largest single weight on the named keys"
-    ),
-    "row_sum": Variable(("prompt", "layer", "head", "query"), "attention weight", "sum of the attention row"),
-    "log_sum_exp": Variable(("prompt", "layer", "head", "query"), "nat", "log of the softmax denominator"),
-    "value_norm": Variable(("prompt", "layer", "kv_head", "key"), "activation", "l2 norm of the value vector"),
-    "key_norm": Variable(("prompt", "layer", "kv_head", "key"), "activation", "l2 norm of the key vector"),
-    "contribution": Variable(
-        ("prompt", "layer", "head", "role"),
-        "activation",
-        "sum over a role's keys of |weight x value x W_O|, mean over queries",
-    ),
-    "residual_norm": Variable(("prompt", "site", "key"), "activation", "l2 norm of the residual stream"),
-    "top_value": Variable(("prompt", "site", "rank"), "activation", "signed entry, ranked by magnitude"),
-    "top_dim": Variable(("prompt", "site", "rank"), "index", "residual dimension of the ranked entry"),
-    "top_position": Variable(("prompt", "site", "rank"), "index", "token position of the ranked entry"),
-    "median_abs": Variable(("prompt", "site"), "activation", "mid-point median of the magnitudes"),
-    "phi": Variable(("prompt", "site", "key"), "1", "largest sink-dimension entry over the root mean square"),
-    "attention": Variable(("prompt", "layer", "head", "query", "key"), "attention weight", "the attention map itself"),
-    "token_loss": Variable(("prompt", "query"), "nat", "cross-entropy of the next token"),
-    "logits": Variable(("prompt", "position", "vocab"), "logit", "output logits"),
-}
-"""Every variable that a built-in probe makes. A probe of your own may add others; their dims are checked alike."""
 
 DIMS: tuple[str, ...] = (
     "edit", "prompt", "layer", "head", "kv_head", "site", "query", "key", "role", "rank", "position", "vocab",
@@ -75,7 +49,7 @@ DIMS: tuple[str, ...] = (
 
 REQUIRED_ATTRS: tuple[str, ...] = (
     "sinkscope_version", "schema_version", "model_id", "model_fingerprint", "dtype", "backend", "path", "edits",
-    "probes", "definitions", "prompts_hash", "key0", "versions", "created", "seed",
+    "probes", "variables", "definitions", "prompts_hash", "key0", "versions", "created", "seed",
 )  # fmt: skip
 """Attributes that every reading carries. Structured ones are JSON strings: netCDF takes no dict, None or bool."""
 
@@ -93,16 +67,33 @@ def validate(ds: xr.Dataset, extra_dims: Sequence[str] = ()) -> xr.Dataset:
             f"not a sinkscope reading: attributes {missing} are missing. Use a dataset made by sinkscope.run or "
             "sinkscope.sweep, or read one with sinkscope.open."
         )
+    declared = variables(ds)
     for name, array in ds.data_vars.items():
-        _check_variable(str(name), array, set(extra_dims) | {"edit"})
+        if str(name) in declared:
+            _check_variable(str(name), array, declared[str(name)], set(extra_dims) | {"edit"})
     _check_coordinates(ds)
     return ds
 
 
-def _check_variable(name: str, array: xr.DataArray, leading: set[str]) -> None:
-    known = VARIABLES.get(name)
-    if known is None:
-        return
+def variables(ds: xr.Dataset) -> dict[str, Variable]:
+    """Return what the variables of a reading were declared as by the probes that made them.
+
+    Raises:
+        SchemaError: the attribute that says so is damaged.
+    """
+    try:
+        found: dict[str, dict[str, Any]] = json.loads(ds.attrs.get("variables", "{}"))
+        return {name: Variable(tuple(given.pop("dims")), **given) for name, given in found.items()}
+    except (TypeError, ValueError, KeyError, AttributeError):
+        raise SchemaError("the attribute 'variables' is damaged. Use the file as sinkscope.save wrote it.") from None
+
+
+def declare(declared: Mapping[str, Variable]) -> str:
+    """Return declarations as the text that a reading carries in its attribute ``variables``."""
+    return json.dumps({name: asdict(variable) for name, variable in declared.items()})
+
+
+def _check_variable(name: str, array: xr.DataArray, known: Variable, leading: set[str]) -> None:
     dims = tuple(d for d in array.dims if d in known.dims)
     added = [str(d) for d in array.dims if d not in known.dims]
     if dims != known.dims or any(d in DIMS and d not in leading for d in added):
@@ -203,7 +194,8 @@ def _same_lengths(readings: Sequence[xr.Dataset]) -> list[xr.Dataset]:
 def to_dataframe(ds: xr.Dataset, variable: str) -> pd.DataFrame:
     """Give one variable as a tidy table: one row per number, a column per dim and per coordinate, NaN rows dropped."""
     if variable not in ds:
-        raise SchemaError(f"{variable!r} is not in this reading; it holds {sorted(map(str, ds.data_vars))}.")
+        held = sorted(map(str, ds.data_vars))
+        raise SchemaError(f"{variable!r} is not in this reading; it holds {held}.{did_you_mean(variable, held)}")
     array = ds[variable]
     return array.to_dataframe(name=variable).reset_index().dropna(subset=[variable]).reset_index(drop=True)
 

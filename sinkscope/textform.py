@@ -13,17 +13,13 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
-from sinkscope.errors import SinkscopeError
+from sinkscope.errors import SinkscopeError, did_you_mean
+from sinkscope.registry import kebab
 
 T = TypeVar("T")
 
 _NUMBER = r"-?(?:\d+\.?\d*|\.\d+)"
 _WORDS = {"true": True, "false": False, "none": None}
-
-
-def kebab(name: str) -> str:
-    """Give a class name in lower case with hyphens: ``KeyMass`` becomes ``key-mass``."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower()
 
 
 def value(text: str) -> Any:
@@ -62,7 +58,10 @@ def pieces(
         raise error(f"{what} {text!r}: it is empty or a quote is not closed. Write NAME field=value ...") from None
     cls = classes.get(kebab(name) if name[:1].isupper() else name.lower())
     if cls is None:
-        raise error(f"{what} {name!r}: there is no such {what}. Use one of: {', '.join(sorted(classes))}.")
+        known = sorted(map(kebab, classes))
+        raise error(
+            f"{what} {name!r}: there is no such {what}. Use one of: {', '.join(known)}.{did_you_mean(name, known)}"
+        )
     known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
     takes = f"{kebab(cls.__name__)} takes {', '.join(known) or 'no fields'}"
     given: dict[str, Any] = {}
@@ -70,7 +69,8 @@ def pieces(
         field, equals, raw = pair.partition("=")
         field = field.replace("-", "_")
         if not equals or not raw or field not in known:
-            raise error(f"{what} {text!r}: {pair!r} is no field of it. {takes}; write field=value.")
+            meant = did_you_mean(field, known)
+            raise error(f"{what} {text!r}: {pair!r} is no field of it. {takes}; write field=value.{meant}")
         given[field] = value(raw)
     needed = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING and n not in given]
     if needed:

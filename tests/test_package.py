@@ -29,7 +29,7 @@ PICKLING = {
     "allow_pickle",
 }  # fmt: skip
 
-PUBLIC = {*sinkscope._HOME, *sinkscope._SUBMODULES}
+PUBLIC = {*sinkscope._HOME, *sinkscope._SUBMODULES, *sinkscope._probe_names()}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -176,8 +176,17 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_type_checkers_see_the_names_that_exist() -> None:
     tree = ast.parse((ROOT / "sinkscope" / "__init__.py").read_text(encoding="utf-8"))
     block = next(node for node in tree.body if isinstance(node, ast.If))
-    declared = {alias.asname for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert declared == PUBLIC
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    starred = {node.module for node in imports if node.names[0].name == "*"}
+    declared = {alias.asname for node in imports for alias in node.names if alias.name != "*"}
+    assert starred == {"sinkscope.probes"}
+    assert declared | set(sinkscope.probes.__all__) == PUBLIC
+
+
+def test_a_probe_is_named_in_its_own_file_alone() -> None:
+    import sinkscope.probes
+
+    assert sorted(sinkscope._probe_names()) == sorted(sinkscope.probes.__all__)
 
 
 def test_versions_agree() -> None:

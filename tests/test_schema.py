@@ -30,10 +30,12 @@ def reading(model):
 
 
 def test_a_reading_of_every_probe_holds_every_variable_of_the_schema(reading):
-    assert set(reading.data_vars) == set(schema.VARIABLES)
+    declared = schema.variables(reading)
+    assert set(reading.data_vars) == set(declared) == {n for probe in PROBES for n in probe.variables}
+    assert {type(probe).__name__ for probe in PROBES} | {"Probe"} == set(sk.probes.__all__)
     assert schema.validate(reading) is reading
     for name, array in reading.data_vars.items():
-        known = schema.VARIABLES[name]
+        known = declared[name]
         assert array.dims == known.dims
         assert array.dtype == np.float32
         assert array.attrs == {"units": known.units, "long_name": known.meaning}

@@ -176,6 +176,20 @@ def demo(*, output: Output = Path("out/demo")) -> None:
         raise SinkscopeError("demo: what was planted was not found as planted; see the lines marked WRONG.")
 
 
+@app.command(name="list", sort_key=9)
+def list_(kind: str | None = None) -> None:
+    """List what can be named: probes, edits, metrics, figures, methods, tasks, sources; also those of other packages.
+
+    Args:
+        kind: One kind, such as probes. Left out: all.
+    """
+    from sinkscope import registry
+
+    for entry in registry.entries(kind):
+        own = "" if entry.package == registry.GROUP else f" [{entry.package}]"
+        print(f"{entry.kind:<8} {registry.kebab(entry.name):<22} {entry.summary}{own}".replace("``", ""))
+
+
 def _take_config(arguments: list[str]) -> Path | None:
     """Take ``--config FILE`` out of the arguments, wherever it stands."""
     for index, argument in enumerate(arguments):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from sinkscope import schema, textform
+from sinkscope import registry, schema, textform
 from sinkscope.errors import ProbeError, PromptError, SchemaError
 
 if TYPE_CHECKING:
@@ -133,9 +133,7 @@ class ReadingOptions:
         Raises:
             ProbeError: a malformed or unknown probe.
         """
-        from sinkscope import probes
-
-        classes = {textform.kebab(n): getattr(probes, n) for n in probes.__all__ if n != "Probe"}
+        classes = registry.Table("probe")
         return [textform.parse(text, classes, ProbeError, "probe") for text in self.probe or STANDARD_PROBES]
 
 

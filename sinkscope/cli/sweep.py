@@ -85,8 +85,7 @@ def grid_of(text: str) -> Mapping[str, Sequence[Edit]]:
     from sinkscope.edits.base import EDITS
     from sinkscope.engine.sweep import grid
 
-    classes = {textform.kebab(name): cls for name, cls in EDITS.items()}
-    cls, given = textform.pieces(text, classes, EditError, "edit")
+    cls, given = textform.pieces(text, EDITS, EditError, "edit")
     axes = {name: values for name, values in given.items() if isinstance(values, tuple)}
     if not axes:
         raise EditError(f"--grid {text!r}: no field has several values. Write gamma=0.2:2.0:0.2 or layers=0,3.")

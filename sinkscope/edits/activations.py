@@ -31,6 +31,7 @@ class SetActivations(ResidualEdit):
     reference set, as in the paper, is :func:`sinkscope.edits.mean_activations`, given here as one number per dimension.
     """
 
+    papers = ("sun2024",)
     _: KW_ONLY
     dims: Any = field()
     value: Any = 0.0

@@ -21,6 +21,7 @@ from sinkscope.edits.selectors import HeadMap, heads_of, is_empty, layers_of, to
 from sinkscope.edits.stream import EditedStream
 from sinkscope.errors import EditError
 from sinkscope.models.backends.base import Tower
+from sinkscope.references import Reference
 
 __all__ = ["EDITS", "AttentionEdit", "Edit", "Hidden", "ResidualEdit"]
 
@@ -33,6 +34,8 @@ class Edit(EditFields, abstract=True):
 
     conditional: ClassVar[bool] = False
     """True where the edit acts only on what it finds: it may find nothing, and then records it."""
+    papers: ClassVar[tuple[str | Reference, ...]] = ()
+    """Papers it comes from: their keys in :mod:`sinkscope.references`, or references of one's own."""
 
     @property
     def identity(self) -> bool:

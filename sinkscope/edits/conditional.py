@@ -87,6 +87,7 @@ class Redistribute(AttentionEdit):
     left alone. At decoding steps keys of the prompt keep their phi, and each new token gets its own.
     """
 
+    papers = ("kang2025",)
     conditional: ClassVar[bool] = True
     p: float = 0.6
     _: KW_ONLY
@@ -218,6 +219,7 @@ class CalibrateSinks(AttentionEdit):
     left unchanged. At decoding steps the sinks found in the prompt hold.
     """
 
+    papers = ("yu2024",)
     conditional: ClassVar[bool] = True
     threshold: float = 0.1
     _: KW_ONLY

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any
 
 import numpy as np
 
+from sinkscope import registry
 from sinkscope.edits.selectors import asked, from_plain, show, to_plain
-from sinkscope.errors import EditError
+from sinkscope.errors import EditError, did_you_mean
 
-EDITS: dict[str, type[Any]] = {}
-"""Every edit class by name, filled as classes are made."""
+EDITS: Mapping[str, type[Any]] = registry.Table("edit")
+"""Every edit class by name, those of other packages too."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,13 +32,7 @@ class EditFields:
         """
         if abstract:
             return
-        other = EDITS.get(cls.__name__)
-        if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise EditError(
-                f"edit {cls.__name__!r}: {other.__module__} has an edit of this name already. Choose another name, "
-                "since readings keep edits by name."
-            )
-        EDITS[cls.__name__] = cls
+        registry.register("edit", cls)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the edit as JSON data: its name, and every field that is not at its default."""
@@ -52,12 +48,16 @@ class EditFields:
         name = data.get("edit") if isinstance(data, dict) else None
         cls = EDITS.get(str(name))
         if cls is None:
-            raise EditError(f"edit {name!r}: there is no such edit. Edits are {sorted(EDITS)}.")
+            raise EditError(
+                f"edit {name!r}: there is no such edit. Edits are {sorted(EDITS)}.{did_you_mean(str(name), EDITS)}"
+            )
         known = [f.name for f in fields(cls)]
         values = {k: from_plain(v) for k, v in data.items() if k != "edit"}
         wrong = sorted(set(values) - set(known))
         if wrong:
-            raise EditError(f"{name}: there is no field {wrong[0]!r}. Its fields are {known}.")
+            raise EditError(
+                f"{name}: there is no field {wrong[0]!r}. Its fields are {known}.{did_you_mean(wrong[0], known)}"
+            )
         try:
             return cls(**values)
         except TypeError as error:

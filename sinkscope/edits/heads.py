@@ -42,6 +42,7 @@ class AblateHeads(AttentionEdit):
     the same weight and the row its old sum: attention without a choice, which is not the same as no output.
     """
 
+    papers = ("guo2024",)
     heads: Any = field()
     _: KW_ONLY
     how: str = "zero"
@@ -101,6 +102,7 @@ class AblateHeads(AttentionEdit):
 class GateHeads(AttentionEdit):
     """Multiply the output of the heads (before W_O) by ``scale``."""
 
+    papers = ("he2025",)
     scale: float
     _: KW_ONLY
     heads: Any = None

@@ -19,6 +19,7 @@ class ScaleKeys(AttentionEdit):
     steps it holds for every new query.
     """
 
+    papers = ("han2025",)
     gamma: float
     _: KW_ONLY
     keys: Any = "first"
@@ -45,6 +46,7 @@ class MaskKeys(AttentionEdit):
     A query that sees nothing but masked keys is left unchanged and counted.
     """
 
+    papers = ("kang2025",)
     keys: Any
     _: KW_ONLY
     keep_self: bool = False
@@ -62,6 +64,7 @@ class DropKeys(AttentionEdit):
     its own key.
     """
 
+    papers = ("kang2025",)
     keys: Any
     _: KW_ONLY
     keep_self: bool = False
@@ -78,6 +81,7 @@ class ZeroValues(AttentionEdit):
     ``queries`` does not apply: a value is the same for every query.
     """
 
+    papers = ("guo2024",)
     keys: Any
 
     def __post_init__(self) -> None:
@@ -94,6 +98,7 @@ class ZeroValues(AttentionEdit):
 class ShiftLogits(AttentionEdit):
     """Add the constant ``bias`` to the logits of the selected keys."""
 
+    papers = ("han2025",)
     bias: float
     _: KW_ONLY
     keys: Any = "first"
@@ -123,6 +128,7 @@ class SteerKeys(AttentionEdit):
     ``protect_sink=True`` keeps the first token at factor 1, the control that PASTA lacks.
     """
 
+    papers = ("zhang2023",)
     alpha: float
     _: KW_ONLY
     keys: Any

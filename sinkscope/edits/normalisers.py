@@ -24,6 +24,7 @@ class NullKey(AttentionEdit):
     ``NullKey(0.0)`` is softmax-off-by-one; a learned sink logit (GPT-OSS) is the same with a number per head.
     """
 
+    papers = ("gu2025",)
     logit: float
 
     def __post_init__(self) -> None:
@@ -97,6 +98,7 @@ class SwapNormaliser(AttentionEdit):
     Weights a model was trained with rarely suit another normaliser: this asks what the softmax does, it is no repair.
     """
 
+    papers = ("gu2025",)
     kind: str
 
     def __post_init__(self) -> None:

@@ -39,8 +39,7 @@ def parse(text: str) -> list[Edit]:
     Raises:
         EditError: no such edit or field, or a malformed one.
     """
-    classes = {textform.kebab(name): cls for name, cls in EDITS.items()}
     pieces = [piece.strip() for part in text.split(";") for piece in part.split(" + ")]
     if not any(pieces):
         raise EditError(f"edit {text!r}: it is empty. Write NAME field=value, such as 'mask-keys keys=first'.")
-    return [textform.parse(piece, classes, EditError, "edit") for piece in pieces if piece]
+    return [textform.parse(piece, EDITS, EditError, "edit") for piece in pieces if piece]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -13,12 +14,13 @@ import numpy as np
 import torch
 import xarray as xr
 
+from sinkscope.definitions import references_of
 from sinkscope.models.backends.base import Tower
 from sinkscope.probes.base import Probe, dumps
 from sinkscope.probes.output import Logits
 from sinkscope.prompts import Batch, Prompts
 from sinkscope.roles import MEASURED_ROLES, ROLES
-from sinkscope.schema import SCHEMA_VERSION, Variable
+from sinkscope.schema import SCHEMA_VERSION, Variable, declare
 
 GRID = ("grid_row", "grid_col", "grid_tile", "grid_image", "box_left", "box_top", "box_right", "box_bottom")
 """Coordinates (prompt, key) of image tokens, NaN elsewhere; boxes are pixels of the original image."""
@@ -188,7 +190,9 @@ def provenance(
         "path": ",".join(sorted(paths)),
         "edits": edits,
         "probes": dumps(probes),
+        "variables": declare(_declared(probes)),
         "definitions": json.dumps({n: v.meaning for p in probes for n, v in p.variables.items()}),
+        "references": references_of(dumps(probes), edits),
         "prompts_hash": prompts.digest,
         "key0": prompts.key0,
         "seed": torch.initial_seed(),
@@ -197,6 +201,15 @@ def provenance(
             | {"python": platform.python_version()}
         ),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _declared(probes: Sequence[Probe]) -> dict[str, Variable]:
+    """Every variable that the probes make, with the papers of its probe."""
+    return {
+        name: replace(variable, reference=", ".join(p if isinstance(p, str) else p.key for p in probe.papers))
+        for probe in probes
+        for name, variable in probe.variables.items()
     }
 
 

@@ -14,7 +14,7 @@ from sinkscope.attention.view import Context, LayerStats, Wants
 from sinkscope.engine.reading import MAP_LIMIT, Shelf, provenance
 from sinkscope.errors import ModelError, ProbeError, PromptError, UnsupportedModelError
 from sinkscope.models.backends.base import Instruments, Output, Tower
-from sinkscope.probes.base import Probe, Scene
+from sinkscope.probes.base import Probe, ProbeContext
 from sinkscope.prompts import Batch, Prompts
 from sinkscope.roles import MEASURED_ROLES, ROLE_INDEX
 from sinkscope.schema import validate
@@ -148,30 +148,30 @@ def read_batch(
     model: Model, tower: Tower, batch: Batch, probes: Sequence[Probe], shelf: Shelf, plan: Plan | None
 ) -> Output:
     """One forward pass: reads, reduces and stores what the probes ask."""
-    instruments, scene = prepare(model, tower, batch, probes, shelf, plan)
+    instruments, context = prepare(model, tower, batch, probes, shelf, plan)
     asked = {probe.logits for probe in probes if probe.logits}
     wanted = "all" if "all" in asked else next(iter(asked), None)
     output = model.backend.forward(batch.inputs, tower, instruments, wanted)
     check_finite(model, tower, batch, output)
-    store_outputs(model, probes, output, scene, shelf)
+    store_outputs(model, probes, output, context, shelf)
     return replace(output, logits=None)
 
 
-def store_outputs(model: Model, probes: Sequence[Probe], output: Output, scene: Scene, shelf: Shelf) -> None:
+def store_outputs(model: Model, probes: Sequence[Probe], output: Output, context: ProbeContext, shelf: Shelf) -> None:
     """Store what the probes take from the logits of a pass."""
     for probe in probes:
         if probe.logits:
             if output.logits is None:
                 raise _headless(model, probe)
-            shelf.put(probe.at_end(output.logits, scene), scene.batch)
+            shelf.put(probe.at_end(output.logits, context), context.batch)
 
 
 def prepare(
     model: Model, tower: Tower, batch: Batch, probes: Sequence[Probe], shelf: Shelf, plan: Plan | None
-) -> tuple[Instruments, Scene]:
+) -> tuple[Instruments, ProbeContext]:
     """What one forward pass over ``batch`` shall read into ``shelf`` and change, and what the probes look at."""
-    scene = Scene(batch, tower, {})
-    reader = _Reader(model, tower, probes, shelf, scene)
+    context = ProbeContext(batch, tower, {})
+    reader = _Reader(model, tower, probes, shelf, context)
     instruments = Instruments(
         wants=reader.wants(),
         context=Context(batch.real, batch.roles.long(), ALL_ROLES),
@@ -179,7 +179,7 @@ def prepare(
         collect=reader.collect,
         residual=_merge(plan.residual if plan is not None else {}, reader.residual()),
     )
-    return instruments, scene
+    return instruments, context
 
 
 def _merge(first: Any, second: Any) -> dict[str, list[Any]]:
@@ -190,15 +190,17 @@ def _merge(first: Any, second: Any) -> dict[str, list[Any]]:
 class _Reader:
     """Hands each layer's and site's numbers to the probes and their results to the shelf."""
 
-    def __init__(self, model: Model, tower: Tower, probes: Sequence[Probe], shelf: Shelf, scene: Scene) -> None:
-        self.model, self.tower, self.probes, self.shelf, self.scene = model, tower, probes, shelf, scene
-        self.masks = {i: mask for i, p in enumerate(probes) if (mask := p.maxima(scene)) is not None}
+    def __init__(
+        self, model: Model, tower: Tower, probes: Sequence[Probe], shelf: Shelf, context: ProbeContext
+    ) -> None:
+        self.model, self.tower, self.probes, self.shelf, self.context = model, tower, probes, shelf, context
+        self.masks = {i: mask for i, p in enumerate(probes) if (mask := p.maxima(context)) is not None}
 
     def wants(self) -> dict[int, Wants]:
         """Union of the statistics asked, per layer."""
         names = frozenset(name for probe in self.probes for name in probe.statistics)
         layers: dict[int, Wants] = {}
-        few = [probe.few(self.scene) for probe in self.probes if "key_mass" in probe.statistics]
+        few = [probe.few(self.context) for probe in self.probes if "key_mass" in probe.statistics]
         only = few[0] if len(few) == 1 and "contribution" not in names else None
         for site in self.tower.attention:
             maps: tuple[int, ...] = ()
@@ -218,9 +220,9 @@ class _Reader:
         order = {probe: i for i, probe in enumerate(self.masks)}
         for i, probe in enumerate(self.probes):
             own = replace(stats, maxima=[stats.maxima[order[i]]]) if i in order else stats
-            found = probe.at_layer(own, self.scene, layer)
+            found = probe.at_layer(own, self.context, layer)
             if found:
-                self.shelf.put(found, self.scene.batch, layer=layer)
+                self.shelf.put(found, self.context.batch, layer=layer)
 
     def _write_norms(self, layer: int, stats: LayerStats) -> None:
         site = self.tower.attention[layer]
@@ -229,8 +231,8 @@ class _Reader:
             return
         value = stats.value.float().repeat_interleave(site.heads // site.kv_heads, dim=1)
         written = torch.linalg.vector_norm(torch.einsum("hde,bhke->bhkd", factor, value), dim=-1)
-        self.scene.write_norms.clear()  # type: ignore[attr-defined]
-        self.scene.write_norms[layer] = written  # type: ignore[index]
+        self.context.write_norms.clear()  # type: ignore[attr-defined]
+        self.context.write_norms[layer] = written  # type: ignore[index]
 
     def residual(self) -> dict[str, list[Callable[[torch.Tensor], None]]]:
         """One reading hook per site that some probe reads."""
@@ -244,7 +246,7 @@ class _Reader:
     def _site_hook(self, readers: Sequence[Probe], index: int) -> Callable[[torch.Tensor], None]:
         def hook(hidden: torch.Tensor) -> None:
             for probe in readers:
-                self.shelf.put(probe.at_site(hidden.detach(), self.scene), self.scene.batch, site=index)
+                self.shelf.put(probe.at_site(hidden.detach(), self.context), self.context.batch, site=index)
 
         return hook
 

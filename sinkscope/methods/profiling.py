@@ -31,6 +31,7 @@ from sinkscope.metrics import rank_correlation
 from sinkscope.models.backends.base import Instruments, Output, Tower
 from sinkscope.probes.output import TokenLoss
 from sinkscope.prompts import Batch, Prompts
+from sinkscope.registry import method
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,6 +97,7 @@ class HeadProfile(MethodResult):
         return plot.effect_map(mean, title="First-order effect of each head", ax=ax)
 
 
+@method()
 def profile_heads(model: Model, prompts: Prompts, settings: HeadProfileSettings | None = None) -> HeadProfile:
     """Estimate what scaling a key in each head does to a metric, from one backward pass per prompt.
 

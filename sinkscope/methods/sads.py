@@ -23,6 +23,7 @@ from sinkscope.errors import EditError, PromptError
 from sinkscope.methods.base import MethodResult
 from sinkscope.methods.sads_trigger import Trigger, find_trigger
 from sinkscope.probes.attention import AttentionMap, MaxAttention
+from sinkscope.registry import method
 from sinkscope.roles import ROLE_INDEX
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ class SadsResult(MethodResult):
         return tuple(AblateHeads(metrics.head_list(one), how="zero") for one in drawn)
 
 
+@method()
 def sads(model: Model, prompts: Prompts, settings: SadsSettings | None = None) -> SadsResult:
     """Classify the heads of the layers from ``settings.start`` on, for each prompt, and say which to drop.
 

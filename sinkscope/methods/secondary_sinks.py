@@ -22,6 +22,7 @@ from sinkscope.methods.residual import residual_stream
 from sinkscope.metrics.base import require
 from sinkscope.metrics.secondary import primary_range
 from sinkscope.probes.attention import KeyMass
+from sinkscope.registry import method
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,6 +81,7 @@ class SecondarySinksResult(MethodResult):
         return plot.layer_profile(mean, title="Secondary sinks by layer", ax=ax)
 
 
+@method()
 def find_secondary_sinks(
     model: Model, prompts: Prompts, settings: SecondarySinkSettings | None = None
 ) -> SecondarySinksResult:

@@ -25,6 +25,7 @@ from sinkscope.methods.residual import residual_stream
 from sinkscope.metrics.residual import phi_threshold
 from sinkscope.probes.attention import AttentionMap
 from sinkscope.probes.residual import MassiveActivations, ResidualNorm, SinkDims
+from sinkscope.registry import method
 from sinkscope.tasks.examples import Examples, answer_score
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class VarResult(MethodResult):
         return plot.effect_bars(effect, interval=(found["low"], found["high"]), title="VAR on calibration", ax=ax)
 
 
+@method()
 def var(
     model: Model,
     calibration: Examples,

@@ -26,6 +26,7 @@ from sinkscope.errors import EditError, PromptError
 from sinkscope.methods.base import MethodResult
 from sinkscope.models.backends.base import Instruments
 from sinkscope.prompts.vocabulary import image_token_ids
+from sinkscope.registry import method
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -214,6 +215,7 @@ class VhrResult(MethodResult):
         return plot.effect_map(mean, marked=often, title="Vision-aware heads", ax=ax)
 
 
+@method()
 def vhr(
     model: Model, prompts: Prompts, settings: VhrSettings | None = None, *, bare: Prompts | None = None
 ) -> VhrResult:

@@ -22,6 +22,7 @@ from sinkscope.errors import PromptError
 from sinkscope.methods.base import MethodResult
 from sinkscope.methods.zerotuning_gamma import GAMMAS, best_gamma, gamma_curve
 from sinkscope.methods.zerotuning_heads import check_measure, choose_heads, profile
+from sinkscope.registry import method
 from sinkscope.tasks import Questions, Task, evaluate, rate
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ class ZeroTuningResult(MethodResult):
         )
 
 
+@method()
 def zerotune(
     model: Model, task: Task, settings: ZeroTuningSettings | None = None, *, executor: Any = None
 ) -> ZeroTuningResult:

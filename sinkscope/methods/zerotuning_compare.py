@@ -23,6 +23,7 @@ from sinkscope.edits.conditional import CalibrateSinks
 from sinkscope.edits.keys import ScaleKeys, SteerKeys
 from sinkscope.methods.zerotuning import ZeroTuningResult, ZeroTuningSettings, zerotune
 from sinkscope.methods.zerotuning_heads import helpful_heads, other_heads, profile
+from sinkscope.registry import method
 from sinkscope.tasks import Questions, Task, evaluate, rate
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class BaselineSettings:
     seed: int = 0
 
 
+@method()
 def act(
     model: Model, task: Task, settings: ZeroTuningSettings | None = None, fixed: BaselineSettings | None = None
 ) -> CalibrateSinks:
@@ -64,6 +66,7 @@ def act(
     return dataclasses.replace(template, heads=metrics.head_list(helpful_heads(found)))
 
 
+@method()
 def pasta(
     model: Model, task: Task, settings: ZeroTuningSettings | None = None, fixed: BaselineSettings | None = None
 ) -> Callable[[Questions], SteerKeys]:

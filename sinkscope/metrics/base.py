@@ -4,43 +4,43 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import MISSING, fields
 from typing import ParamSpec, TypeVar
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from sinkscope.definitions import define
+from sinkscope import registry
+from sinkscope.definitions import DEFINITIONS, Definition, define
 from sinkscope.errors import MetricError
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-PROBE_OF: dict[str, str] = {
-    "key_mass": "KeyMass()",
-    "role_share": "RoleShare()",
-    "entropy": "Entropy()",
-    "max_attention": "MaxAttention(keys=...)",
-    "row_sum": "RowSum()",
-    "log_sum_exp": "LogSumExp()",
-    "value_norm": "ValueNorm()",
-    "key_norm": "KeyNorm()",
-    "contribution": "Contribution()",
-    "residual_norm": "ResidualNorm()",
-    "top_value": "MassiveActivations()",
-    "top_dim": "MassiveActivations()",
-    "top_position": "MassiveActivations()",
-    "median_abs": "MassiveActivations()",
-    "phi": "SinkDims()",
-    "attention": "AttentionMap(layers=[...], heads=[...])",
-    "token_loss": "TokenLoss()",
-    "logits": "Logits()",
-}
-"""The probe that makes each variable, named in errors."""
+
+def probe_for(variable: str) -> str:
+    """Return the shortest call of the probe that makes a variable, such as ``KeyMass()``, to be named in an error."""
+    for cls in registry.Table("probe").values():
+        if variable in cls.variables:
+            needed = [f for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+            shown = [f"{f.name}=[...]" if str(f.type).startswith("Sequence") else f"{f.name}=..." for f in needed]
+            return f"{cls.__name__}({', '.join(shown)})"
+    return f"the probe that makes {variable!r}"
+
+
+def metric(*definitions: Definition) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Return a decorator that makes a function a metric: registered, its definitions known, its joins exact."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        DEFINITIONS.update({(each.metric, each.name): each for each in definitions})
+        return registry.register("metric", exact(function))
+
+    return decorate
 
 
 def exact(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a metric with exact joins: readings whose labels differ are an error, never a silent intersection."""
+    """Run a function with exact joins: readings whose labels differ are an error, never a silent intersection."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -69,9 +69,8 @@ def require(ds: xr.Dataset, metric: str, *variables: str) -> None:
     for name in variables:
         if name not in ds:
             held = sorted(map(str, ds.data_vars))
-            probe = PROBE_OF.get(name, f"the probe that makes {name!r}")
             raise MetricError(
-                f"{metric} needs {name!r}; this reading holds {held}. Add {probe} to the probes of the run."
+                f"{metric} needs {name!r}; this reading holds {held}. Add {probe_for(name)} to the probes of the run."
             )
 
 

@@ -16,8 +16,8 @@ import xarray as xr
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from sinkscope.definitions import define
-from sinkscope.metrics.base import dims_over, exact
+from sinkscope.definitions import Definition, define
+from sinkscope.metrics.base import dims_over, metric
 
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture
@@ -46,7 +46,16 @@ class Bimodality:
     high_weight: float = math.nan
 
 
-@exact
+@metric(
+    Definition(
+        "bimodality",
+        "combined",
+        "interior valley of a two-component Gaussian mixture, and dip test (BIC gain for few values), and Ashman's D",
+        "1",
+        (("alpha", 0.05), ("bic_gain", 10.0), ("ashman_d", 2.0), ("small", 30.0)),
+        "kan2025",
+    ),
+)
 def bimodality(values: xr.DataArray | ArrayLike, *, over: str | Iterable[str] | None = None) -> xr.Dataset:
     """Test a distribution for two humps; a Dataset with one variable per statistic.
 
@@ -91,7 +100,7 @@ def bimodality(values: xr.DataArray | ArrayLike, *, over: str | Iterable[str] | 
     return result
 
 
-@exact
+@metric()
 def valley_threshold(values: xr.DataArray | ArrayLike, *, over: str | Iterable[str] | None = None) -> xr.DataArray:
     """Give the valley between the two humps, NaN where the distribution is not bimodal; dims as ``bimodality``.
 

@@ -11,9 +11,9 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from sinkscope.definitions import define
+from sinkscope.definitions import Definition, define
 from sinkscope.errors import MetricError, SinkscopeWarning
-from sinkscope.metrics.base import dims_over, exact
+from sinkscope.metrics.base import dims_over, metric
 
 SIGNIFICANT = 0.05
 """Level below which a q-value is usually called significant; only the warning on too few pairs uses it."""
@@ -40,7 +40,9 @@ class _Test(NamedTuple):
     p: np.ndarray
 
 
-@exact
+@metric(
+    Definition("compare", "paired", "mean paired difference, bootstrap interval, test, false-discovery control", ""),
+)
 def compare(  # noqa: PLR0913 - one call is the whole interface
     readings: xr.Dataset | xr.DataArray,
     *,
@@ -239,7 +241,10 @@ def _q_values(p: np.ndarray) -> np.ndarray:
     return q
 
 
-@exact
+@metric(
+    Definition("rank_correlation", "spearman", "Spearman's rank correlation", "1"),
+    Definition("rank_correlation", "kendall", "Kendall's tau", "1"),
+)
 def rank_correlation(
     a: xr.DataArray, b: xr.DataArray, *, over: str | Iterable[Hashable] | None = None, method: str = "spearman"
 ) -> xr.Dataset:

@@ -9,13 +9,30 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from sinkscope.definitions import define
+from sinkscope.definitions import Definition, define
 from sinkscope.errors import MetricError
-from sinkscope.metrics.base import exact, of_role, require
+from sinkscope.metrics.base import metric, of_role, require
 from sinkscope.roles import TEXT_ROLES
 
 
-@exact
+@metric(
+    Definition(
+        "modality_dominance",
+        "mdi",
+        "attention per text token over attention per visual token",
+        "ratio",
+        (),
+        "text_dominance2025",
+    ),
+    Definition(
+        "modality_dominance",
+        "aei",
+        "share of attention on a modality over its share of the tokens",
+        "ratio",
+        (),
+        "text_dominance2025",
+    ),
+)
 def modality_dominance(
     ds: xr.Dataset, *, text: Sequence[str] = (*TEXT_ROLES, "bos", "special"), other: str | Sequence[str] = "image"
 ) -> xr.Dataset:

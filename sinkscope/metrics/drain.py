@@ -7,11 +7,21 @@ from collections.abc import Iterable
 import numpy as np
 import xarray as xr
 
+from sinkscope.definitions import Definition
 from sinkscope.errors import MetricError
-from sinkscope.metrics.base import dims_over, exact, masked, mean_over, real_tokens, require, stamp
+from sinkscope.metrics.base import dims_over, masked, mean_over, metric, real_tokens, require, stamp
 
 
-@exact
+@metric(
+    Definition(
+        "value_drain",
+        "guo2024",
+        "l2 norm of the value vector of the sink over the median of the other tokens",
+        "ratio",
+        (),
+        "guo2024",
+    ),
+)
 def value_drain(
     ds: xr.Dataset,
     sinks: int | xr.DataArray = 0,

@@ -8,16 +8,16 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import xarray as xr
 
-from sinkscope.definitions import DEFINITIONS
+from sinkscope.definitions import DEFINITIONS, Definition
 from sinkscope.errors import MetricError
 from sinkscope.metrics.arrays import entropy_without
 from sinkscope.metrics.base import (
     attribute,
     dims_over,
-    exact,
     lengths,
     masked,
     mean_over,
+    metric,
     of_role,
     require,
     stamp,
@@ -25,7 +25,10 @@ from sinkscope.metrics.base import (
 )
 
 
-@exact
+@metric(
+    Definition("entropy_summary", "row", "-sum a ln a of the attention row", "nat"),
+    Definition("entropy_summary", "without_sink", "entropy of the row renormalised without the sink's key", "nat"),
+)
 def entropy_summary(
     ds: xr.Dataset,
     sink: int | str = 0,
@@ -75,7 +78,16 @@ def entropy_summary(
     return result
 
 
-@exact
+@metric(
+    Definition(
+        "row_entropy",
+        "guo2024",
+        "entropy of the row over ln of the keys it can see; 0 with one key",
+        "1",
+        (),
+        "guo2024",
+    ),
+)
 def row_entropy(ds: xr.Dataset, *, over: str | Iterable[str] = ("prompt", "query")) -> xr.DataArray:
     """Entropy of each row over ln of the number of keys it can see, averaged; by default a score per (layer, head).
 
@@ -96,7 +108,16 @@ def row_entropy(ds: xr.Dataset, *, over: str | Iterable[str] = ("prompt", "query
     return stamp(mean_over(scaled, dims_over(scaled, over, "row_entropy")), "row_entropy", "guo2024")
 
 
-@exact
+@metric(
+    Definition(
+        "non_vision_entropy",
+        "kan2025",
+        "entropy of the mean attention row over the keys that are not visual",
+        "nat",
+        (("min_mass", 1e-6),),
+        "kan2025",
+    ),
+)
 def non_vision_entropy(ds: xr.Dataset, *, queries: str = "all", visual: str = "image") -> xr.DataArray:
     """Entropy of the mean attention row over the keys that are not visual, per (prompt, layer, head).
 

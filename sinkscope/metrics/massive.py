@@ -8,16 +8,33 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from sinkscope.definitions import define
+from sinkscope.definitions import Definition, define
 from sinkscope.errors import MetricError
-from sinkscope.metrics.base import attribute, exact, lengths, require, stamp
+from sinkscope.metrics.base import attribute, lengths, metric, require, stamp
 from sinkscope.metrics.residual import phi_threshold
 
 NORMAL_MEDIAN = float(stats.norm.isf(0.25))
 """Median magnitude of a standard normal number."""
 
 
-@exact
+@metric(
+    Definition(
+        "massive_activations",
+        "sun2024",
+        "magnitude above an absolute bound and at least ratio times the median magnitude of its prompt and site",
+        "1",
+        (("absolute", 100.0), ("ratio", 1000.0)),
+        "sun2024",
+    ),
+    Definition(
+        "massive_activations",
+        "relative",
+        "magnitude over the median at least factor times what the largest of as many normal numbers would show, in a "
+        "dimension that does so in at least a share recurrence of the prompts at that site",
+        "1",
+        (("factor", 4.0), ("recurrence", 0.5)),
+    ),
+)
 def massive_activations(ds: xr.Dataset, definition: str = "sun2024", **parameters: float) -> xr.Dataset:
     """Say which of the top entries are massive: ``massive`` (bool) and ``ratio``, dims (prompt site rank).
 
@@ -82,7 +99,7 @@ def _recurring(high: xr.DataArray, dims: xr.DataArray, recurrence: float) -> xr.
     return flags.copy(data=kept).transpose(*high.dims)
 
 
-@exact
+@metric()
 def massive_dims(ds: xr.Dataset, definition: str = "relative", **parameters: float) -> xr.DataArray:
     """Rank the residual dimensions that hold massive activations: share of (prompt, site), dim ``dim``, descending.
 
@@ -129,7 +146,25 @@ class _Rule:
     relative: bool
 
 
-@exact
+@metric(
+    Definition(
+        "sink_dims",
+        "kang2025",
+        "median over prompts of |x_d| / RMS at the sink position at least tau in half of the sites of the middle 80 %",
+        "share of sites",
+        (("tau", 20.0), ("share", 0.5)),
+        "kang2025",
+    ),
+    Definition(
+        "sink_dims",
+        "width_relative",
+        "as kang2025 with tau a share of its upper bound sqrt(d_model), 20 / sqrt(4096) at every width, and at least "
+        "twice what normal entries would show",
+        "share of sites",
+        (("tau", 0.3125), ("share", 0.5)),
+        "kang2025",
+    ),
+)
 def discover_sink_dims(
     ds: xr.Dataset,
     position: int = 0,

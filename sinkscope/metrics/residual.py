@@ -8,12 +8,22 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from sinkscope.definitions import define
+from sinkscope.definitions import Definition, define
 from sinkscope.errors import MetricError
-from sinkscope.metrics.base import attribute, exact, masked, of_role, require, stamp
+from sinkscope.metrics.base import attribute, masked, metric, of_role, require, stamp
 
 
-@exact
+@metric(
+    Definition("phi_sinks", "kang2025", "phi at least tau", "1", (("tau", 20.0),), "kang2025"),
+    Definition(
+        "phi_sinks",
+        "width_relative",
+        "phi at least tau sqrt(d_model), and twice what normal entries would show",
+        "1",
+        (("tau", 0.3125),),
+        "kang2025",
+    ),
+)
 def phi_sinks(
     ds: xr.Dataset,
     definition: str = "kang2025",
@@ -49,14 +59,14 @@ def phi_threshold(tau: float, width: int) -> float:
     return float(max(tau * np.sqrt(width), 2 * stats.norm.isf(0.5 / width)))
 
 
-@exact
+@metric()
 def relative_phi(ds: xr.Dataset) -> xr.DataArray:
     """Give phi over its upper bound sqrt(d_model), in [0, 1]; dims (prompt site key)."""
     require(ds, "relative_phi", "phi")
     return (ds["phi"].astype("float64") / np.sqrt(attribute(ds, "relative_phi", "d_model"))).rename("relative_phi")
 
 
-@exact
+@metric()
 def phi_histogram(ds: xr.Dataset, bins: int = 50, *, roles: str | Sequence[str] = "all") -> xr.DataArray:
     """Count tokens by phi / sqrt(d_model) at each site: dims (site bin), ``bin`` labelled by its centre, 0 to 1.
 

@@ -6,10 +6,29 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from sinkscope.definitions import define
+from sinkscope.definitions import Definition, define
 from sinkscope.errors import MetricError
+from sinkscope.metrics.base import metric
 
 
+@metric(
+    Definition(
+        "secondary_sinks",
+        "wong2025",
+        "|cos| with the primary sink's state above 0.9, classed by lifetime in layers",
+        "layers",
+        (("cosine", 0.9),),
+        "wong2025",
+    ),
+    Definition(
+        "secondary_sinks",
+        "relative",
+        "as wong2025, secondary when the lifetime is at least max(2, L/10) and at most 0.7 of the primary's",
+        "layers",
+        (("cosine", 0.9),),
+        "wong2025",
+    ),
+)
 def secondary_sinks(
     states: ArrayLike, definition: str = "wong2025", *, candidates: int = 2, min_norm: float = 0.0
 ) -> xr.Dataset:

@@ -10,15 +10,15 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from sinkscope.definitions import define
+from sinkscope.definitions import Definition, define
 from sinkscope.errors import MetricError, SinkscopeWarning
 from sinkscope.metrics.base import (
     attribute,
     dims_over,
     even_key_mass,
-    exact,
     lengths,
     mean_over,
+    metric,
     real_tokens,
     require,
     stamp,
@@ -26,7 +26,16 @@ from sinkscope.metrics.base import (
 )
 
 
-@exact
+@metric(
+    Definition(
+        "sink_rate",
+        "gu2025",
+        "share of (prompt, layer, head) whose key mass at the position is above epsilon (strictly)",
+        "share of heads",
+        (("epsilon", 0.3),),
+        "gu2025",
+    ),
+)
 def sink_rate(
     ds: xr.Dataset,
     epsilon: float = 0.3,
@@ -84,7 +93,20 @@ def _warn_if_short(ds: xr.Dataset, epsilon: float, positions: int | Sequence[int
         )
 
 
-@exact
+@metric(
+    Definition("sink_tokens", "gu2025", "key mass above epsilon (strictly)", "1", (("threshold", 0.3),), "gu2025"),
+    Definition(
+        "sink_tokens",
+        "act_relative",
+        "key mass above threshold / N, N the prompt's length; the constant 5 was recalled, not read in the paper",
+        "1",
+        (("threshold", 5.0),),
+        "yu2024",
+    ),
+    Definition(
+        "sink_tokens", "act_absolute", "key mass above an absolute threshold", "1", (("threshold", 0.1),), "yu2024"
+    ),
+)
 def sink_tokens(
     ds: xr.Dataset, definition: str = "gu2025", *, threshold: float | None = None, min_queries: int | None = None
 ) -> pd.DataFrame:
@@ -122,7 +144,7 @@ def sink_tokens(
     return rows
 
 
-@exact
+@metric()
 def sink_mask(
     ds: xr.Dataset, definition: str = "gu2025", *, threshold: float | None = None, min_queries: int | None = None
 ) -> xr.DataArray:
@@ -161,7 +183,9 @@ def sink_mask(
     return stamp(found, "sink_tokens", definition, n=int(mass.notnull().sum()), threshold=bound)
 
 
-@exact
+@metric(
+    Definition("implicit_sink", "row_deficit", "1 - row sum: attention that goes to no key", "attention weight"),
+)
 def implicit_sink(ds: xr.Dataset, *, over: str | Iterable[str] = ("prompt", "query")) -> xr.DataArray:
     """Attention that goes to no key: mean of 1 - row sum, by default per (layer, head).
 

@@ -8,14 +8,31 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from sinkscope.definitions import define
+from sinkscope.definitions import Definition, define
 from sinkscope.errors import MetricError
-from sinkscope.metrics.base import dims_over, exact, masked, mean_over, of_role, require, stamp
+from sinkscope.metrics.base import dims_over, masked, mean_over, metric, of_role, require, stamp
 from sinkscope.metrics.bimodal import bimodality
 from sinkscope.metrics.residual import at_block_inputs, phi_sinks
 
 
-@exact
+@metric(
+    Definition(
+        "image_centric_heads",
+        "paper",
+        "visual mass at least min_image_mass and its non-sink share at least rho",
+        "1",
+        (("min_image_mass", 0.2), ("rho", 0.5)),
+        "kang2025",
+    ),
+    Definition(
+        "image_centric_heads",
+        "released_code",
+        "visual mass at least min_image_mass and its sink share at most rho; none where no visual token is a sink",
+        "1",
+        (("min_image_mass", 0.2), ("rho", 0.5)),
+        "kang2025",
+    ),
+)
 def image_centric_heads(
     ds: xr.Dataset,
     definition: str = "paper",
@@ -71,7 +88,9 @@ def _after_image(ds: xr.Dataset) -> xr.DataArray:
     return of_role(ds, "image_centric_heads", "all", dim="query") & (later == 0) & image.any("query")
 
 
-@exact
+@metric(
+    Definition("max_attention", "kan2025", "largest weight on the named keys", "attention weight", (), "kan2025"),
+)
 def max_visual_attention(ds: xr.Dataset, *, reduce: str = "mean", over: str | Iterable[str] = "prompt") -> xr.DataArray:
     """Largest attention on the named keys per head, by default (layer, head).
 
@@ -98,7 +117,16 @@ def _last(values: xr.DataArray) -> xr.DataArray:
     return values.isel(query=(values.notnull() * place).max("query").reset_coords(drop=True))
 
 
-@exact
+@metric(
+    Definition(
+        "vision_heads",
+        "kan2025",
+        "heads whose maximum visual attention is at or above the valley of its distribution",
+        "1",
+        (),
+        "kan2025",
+    ),
+)
 def split_heads(
     vmax: xr.DataArray, entropy: xr.DataArray | None = None, *, over: str | Iterable[str] | None = None
 ) -> xr.Dataset:
@@ -136,7 +164,16 @@ def split_heads(
     return result
 
 
-@exact
+@metric(
+    Definition(
+        "background_overlap",
+        "kang2025",
+        "share of the visual sinks that lie on background",
+        "share of tokens",
+        (),
+        "kang2025",
+    ),
+)
 def background_overlap(
     sinks: xr.DataArray, background: xr.DataArray, *, over: str | Iterable[str] = "prompt"
 ) -> xr.Dataset:
@@ -172,7 +209,7 @@ def background_overlap(
     return result
 
 
-@exact
+@metric()
 def background_share(
     ds: xr.Dataset, background: xr.DataArray, *, over: str | Iterable[str] = ("prompt", "head")
 ) -> xr.DataArray:

@@ -1,12 +1,15 @@
 """Probes: what to read from a run. Each is a frozen dataclass; ``base`` says how to add one."""
 
-from sinkscope.probes.attention import AttentionMap, Entropy, KeyMass, LogSumExp, MaxAttention, RoleShare, RowSum
-from sinkscope.probes.base import Probe
-from sinkscope.probes.output import Logits, TokenLoss
-from sinkscope.probes.residual import MassiveActivations, ResidualNorm, SinkDims
-from sinkscope.probes.vectors import Contribution, KeyNorm, ValueNorm
+from sinkscope.probes import attention, base, output, residual, vectors
+from sinkscope.probes.attention import *
+from sinkscope.probes.base import *
+from sinkscope.probes.output import *
+from sinkscope.probes.residual import *
+from sinkscope.probes.vectors import *
 
-__all__ = [
-    "AttentionMap", "Contribution", "Entropy", "KeyMass", "KeyNorm", "LogSumExp", "Logits", "MassiveActivations",
-    "MaxAttention", "Probe", "ResidualNorm", "RoleShare", "RowSum", "SinkDims", "TokenLoss", "ValueNorm",
-]  # fmt: skip
+__all__ = []
+__all__ += base.__all__
+__all__ += attention.__all__
+__all__ += output.__all__
+__all__ += residual.__all__
+__all__ += vectors.__all__

@@ -15,8 +15,10 @@ from jaxtyping import Bool
 from sinkscope.attention.view import LayerStats
 from sinkscope.errors import ProbeError
 from sinkscope.models.backends.base import Tower
-from sinkscope.probes.base import Probe, Scene, standard
+from sinkscope.probes.base import Probe, ProbeContext, whole_numbers
 from sinkscope.schema import Variable
+
+__all__ = ["AttentionMap", "Entropy", "KeyMass", "LogSumExp", "MaxAttention", "RoleShare", "RowSum"]
 
 
 @dataclass(frozen=True)
@@ -28,19 +30,26 @@ class KeyMass(Probe):
     """
 
     keys: Any = None
-    variables: ClassVar[Mapping[str, Variable]] = standard("key_mass")
+    variables: ClassVar[Mapping[str, Variable]] = {
+        "key_mass": Variable(
+            ("prompt", "layer", "head", "key"),
+            "attention weight",
+            "mean attention a key gets from the queries that see it",
+        ),
+    }
+    papers = ("gu2025",)
     statistics: ClassVar[frozenset[str]] = frozenset({"key_mass"})
 
-    def few(self, scene: Scene) -> Bool[torch.Tensor, "batch key"] | None:
+    def few(self, context: ProbeContext) -> Bool[torch.Tensor, "batch key"] | None:
         """The named keys."""
-        return None if self.keys is None else scene.chosen(self.keys, self, "keys")
+        return None if self.keys is None else context.chosen(self.keys, self, "keys")
 
-    def at_layer(self, stats: LayerStats, scene: Scene, layer: int) -> dict[str, torch.Tensor]:
+    def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Divide the column sums by the number of queries that see the key."""
         assert stats.key_sum is not None
         assert stats.key_viewers is not None
         mass = stats.key_sum / stats.key_viewers[:, None]
-        chosen = self.few(scene)
+        chosen = self.few(context)
         return {"key_mass": mass if chosen is None else mass.masked_fill(~chosen[:, None], torch.nan)}
 
 
@@ -53,13 +62,19 @@ class RoleShare(Probe):
     """
 
     queries: Any = "text"
-    variables: ClassVar[Mapping[str, Variable]] = standard("role_share")
+    variables: ClassVar[Mapping[str, Variable]] = {
+        "role_share": Variable(
+            ("prompt", "layer", "head", "role"),
+            "attention weight",
+            "attention on the keys of a role, mean over queries",
+        ),
+    }
     statistics: ClassVar[frozenset[str]] = frozenset({"role_share"})
 
-    def at_layer(self, stats: LayerStats, scene: Scene, layer: int) -> dict[str, torch.Tensor]:
+    def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Average the rows of the named queries."""
         assert stats.role_share is not None
-        weight = scene.chosen(self.queries, self, "queries").float()
+        weight = context.chosen(self.queries, self, "queries").float()
         total = torch.einsum("bhqr,bq->bhr", stats.role_share, weight)
         return {"role_share": total / weight.sum(-1)[:, None, None]}
 
@@ -71,10 +86,13 @@ class Entropy(Probe):
     Makes ``entropy`` (prompt, layer, head, query); row 0 of a decoder is 0.
     """
 
-    variables: ClassVar[Mapping[str, Variable]] = standard("entropy")
+    variables: ClassVar[Mapping[str, Variable]] = {
+        "entropy": Variable(("prompt", "layer", "head", "query"), "nat", "entropy of the attention row"),
+    }
+    papers = ("guo2024",)
     statistics: ClassVar[frozenset[str]] = frozenset({"entropy"})
 
-    def at_layer(self, stats: LayerStats, scene: Scene, layer: int) -> dict[str, torch.Tensor]:
+    def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Pass the rows through; rounding may not leave an entropy below zero."""
         assert stats.entropy is not None
         return {"entropy": stats.entropy.clamp(min=0.0)}
@@ -87,10 +105,12 @@ class RowSum(Probe):
     Makes ``row_sum`` (prompt, layer, head, query).
     """
 
-    variables: ClassVar[Mapping[str, Variable]] = standard("row_sum")
+    variables: ClassVar[Mapping[str, Variable]] = {
+        "row_sum": Variable(("prompt", "layer", "head", "query"), "attention weight", "sum of the attention row"),
+    }
     statistics: ClassVar[frozenset[str]] = frozenset({"row_sum"})
 
-    def at_layer(self, stats: LayerStats, scene: Scene, layer: int) -> dict[str, torch.Tensor]:
+    def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Pass the rows through."""
         assert stats.row_sum is not None
         return {"row_sum": stats.row_sum}
@@ -100,10 +120,12 @@ class RowSum(Probe):
 class LogSumExp(Probe):
     """Log of the softmax denominator over the keys, in nats. Makes ``log_sum_exp`` (prompt, layer, head, query)."""
 
-    variables: ClassVar[Mapping[str, Variable]] = standard("log_sum_exp")
+    variables: ClassVar[Mapping[str, Variable]] = {
+        "log_sum_exp": Variable(("prompt", "layer", "head", "query"), "nat", "log of the softmax denominator"),
+    }
     statistics: ClassVar[frozenset[str]] = frozenset({"log_sum_exp"})
 
-    def at_layer(self, stats: LayerStats, scene: Scene, layer: int) -> dict[str, torch.Tensor]:
+    def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Pass the rows through."""
         assert stats.log_sum_exp is not None
         return {"log_sum_exp": stats.log_sum_exp}
@@ -119,16 +141,21 @@ class MaxAttention(Probe):
 
     keys: Any = "image"
     queries: Any = "text"
-    variables: ClassVar[Mapping[str, Variable]] = standard("max_attention")
+    variables: ClassVar[Mapping[str, Variable]] = {
+        "max_attention": Variable(
+            ("prompt", "layer", "head", "query"), "attention weight", "largest single weight on the named keys"
+        ),
+    }
+    papers = ("kan2025",)
 
-    def maxima(self, scene: Scene) -> Bool[torch.Tensor, "batch key"] | None:
+    def maxima(self, context: ProbeContext) -> Bool[torch.Tensor, "batch key"] | None:
         """The named keys."""
-        return scene.chosen(self.keys, self, "keys")
+        return context.chosen(self.keys, self, "keys")
 
-    def at_layer(self, stats: LayerStats, scene: Scene, layer: int) -> dict[str, torch.Tensor]:
+    def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Keep the named queries."""
-        queries = scene.chosen(self.queries, self, "queries")
-        queries = queries & scene.chosen(self.keys, self, "keys").any(-1, keepdim=True)
+        queries = context.chosen(self.queries, self, "queries")
+        queries = queries & context.chosen(self.keys, self, "keys").any(-1, keepdim=True)
         largest = stats.maxima[0].clamp(min=0.0)
         return {"max_attention": largest.masked_fill(~queries[:, None], torch.nan)}
 
@@ -143,13 +170,15 @@ class AttentionMap(Probe):
 
     layers: Sequence[int]
     heads: Sequence[int]
-    variables: ClassVar[Mapping[str, Variable]] = standard("attention")
+    variables: ClassVar[Mapping[str, Variable]] = {
+        "attention": Variable(
+            ("prompt", "layer", "head", "query", "key"), "attention weight", "the attention map itself"
+        ),
+    }
 
     def __post_init__(self) -> None:
         for name in ("layers", "heads"):
-            value = getattr(self, name)
-            values = [value] if isinstance(value, int) else value
-            object.__setattr__(self, name, tuple(dict.fromkeys(int(v) for v in values)))
+            object.__setattr__(self, name, whole_numbers(getattr(self, name), f"AttentionMap({name}"))
 
     def check(self, tower: Tower) -> None:
         """Layers and heads must exist."""
@@ -165,7 +194,7 @@ class AttentionMap(Probe):
         """Layers and heads to keep."""
         return tuple(self.layers), tuple(self.heads)
 
-    def at_layer(self, stats: LayerStats, scene: Scene, layer: int) -> dict[str, torch.Tensor]:
+    def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Put the kept heads at their place."""
         if stats.maps is None:
             return {}

@@ -1,33 +1,39 @@
 """What a probe is: a frozen dataclass that names the statistics it needs and turns them into variables.
 
-To add one: subclass :class:`Probe`, declare ``variables``, name the statistics in ``statistics`` (or ask for residual
-sites or logits), and return tensors whose dims are those of the variable with ``layer`` or ``site`` left out. The
-runner unites what all probes need, reads each thing once, and puts the numbers at their place. Key and query axes are
-those of the padded batch; the runner numbers them from the first real token.
+To add one: subclass :class:`Probe`, say in ``variables`` what it makes (dims, units, meaning) and in ``papers`` where
+it comes from, name the statistics in ``statistics`` (or ask for residual sites or logits), return tensors whose dims
+are those of the variable with ``layer`` or ``site`` left out. That is all: the class registers itself, so that the
+command line finds it by name, ``cite`` knows its papers and errors name it. The runner unites what all probes need,
+reads each thing once, and puts the numbers at their place. Key and query axes are those of the padded batch; the runner
+numbers them from the first real token.
 """
 
 from __future__ import annotations
 
 import json
-from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Bool, Float
 
+from sinkscope import registry
 from sinkscope.attention.view import LayerStats
-from sinkscope.errors import ProbeError
+from sinkscope.errors import ProbeError, SinkscopeError
 from sinkscope.models.backends.base import Tower
 from sinkscope.prompts import Batch
 from sinkscope.prompts.selection import select
-from sinkscope.schema import VARIABLES, Variable
+from sinkscope.references import Reference
+from sinkscope.schema import Variable
+
+__all__ = ["Probe"]
 
 
 @dataclass(frozen=True)
-class Scene:
+class ProbeContext:
     """What a probe may look at besides the statistics: the batch, the tower, and W_O where it is asked for."""
 
     batch: Batch
@@ -40,22 +46,33 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Probe(ABC):  # noqa: B024 - every method has a default; a probe overrides those it needs
-    """Base of all probes."""
+class Probe(metaclass=registry.Constructed):
+    """Base of all probes. Every method has a default; a probe overrides those it needs."""
+
+    argument_error: ClassVar[type[SinkscopeError]] = ProbeError
 
     variables: ClassVar[Mapping[str, Variable]] = {}
+    """What the probe makes: dims in order, units and meaning of each variable."""
+    papers: ClassVar[tuple[str | Reference, ...]] = ()
+    """Papers it comes from: their keys in :mod:`sinkscope.references`, or references of one's own."""
     statistics: ClassVar[frozenset[str]] = frozenset()
+    """Statistics of attention calls that it needs."""
     logits: ClassVar[str | None] = None
     """``"last"`` or ``"all"`` where output logits are needed."""
 
-    def check(self, tower: Tower) -> None:  # noqa: B027
+    def __init_subclass__(cls, *, listed: bool = True) -> None:
+        """Register the class; ``listed=False`` or a name that begins with ``_`` keeps it off the list."""
+        if listed and not cls.__name__.startswith("_"):
+            registry.register("probe", cls)
+
+    def check(self, tower: Tower) -> None:
         """Refuse arguments that this tower cannot serve, before anything runs."""
 
-    def maxima(self, scene: Scene) -> Bool[torch.Tensor, "batch key"] | None:
+    def maxima(self, context: ProbeContext) -> Bool[torch.Tensor, "batch key"] | None:
         """Keys whose largest weight is wanted."""
         return None
 
-    def few(self, scene: Scene) -> Bool[torch.Tensor, "batch key"] | None:
+    def few(self, context: ProbeContext) -> Bool[torch.Tensor, "batch key"] | None:
         """The only keys whose mass is wanted, or None for all."""
         return None
 
@@ -67,15 +84,19 @@ class Probe(ABC):  # noqa: B024 - every method has a default; a probe overrides 
         """Residual-stream sites this probe reads."""
         return ()
 
-    def at_layer(self, stats: LayerStats, scene: Scene, layer: int) -> dict[str, torch.Tensor]:
+    def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Variables of one layer, batch first."""
         return {}
 
-    def at_site(self, hidden: Float[torch.Tensor, "batch key d_model"], scene: Scene) -> dict[str, torch.Tensor]:
+    def at_site(
+        self, hidden: Float[torch.Tensor, "batch key d_model"], context: ProbeContext
+    ) -> dict[str, torch.Tensor]:
         """Variables of one residual site, batch first."""
         return {}
 
-    def at_end(self, logits: Float[torch.Tensor, "batch position vocab"], scene: Scene) -> dict[str, torch.Tensor]:
+    def at_end(
+        self, logits: Float[torch.Tensor, "batch position vocab"], context: ProbeContext
+    ) -> dict[str, torch.Tensor]:
         """Variables of the output logits, batch first."""
         return {}
 
@@ -84,9 +105,16 @@ class Probe(ABC):  # noqa: B024 - every method has a default; a probe overrides 
         return {"probe": type(self).__name__} | {k: _plain(v) for k, v in asdict(self).items()}
 
 
-def standard(*names: str) -> dict[str, Variable]:
-    """Pick variables of the schema by name."""
-    return {name: VARIABLES[name] for name in names}
+def whole_numbers(value: Any, asked: str) -> tuple[int, ...]:
+    """Return one whole number or several as a tuple, each once.
+
+    Raises:
+        ProbeError: anything else; 1.5 is not cut to 1, and True is no number. ``asked`` opens the message.
+    """
+    items = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    if any(not isinstance(item, int | np.integer) or isinstance(item, bool) for item in items):
+        raise ProbeError(f"{asked}={_short(value)}): whole numbers are needed. Give a list of them, or a range.")
+    return tuple(dict.fromkeys(int(item) for item in items))
 
 
 def dumps(probes: tuple[Probe, ...]) -> str:

@@ -11,8 +11,10 @@ from jaxtyping import Float
 
 from sinkscope.errors import ModelError, ProbeError
 from sinkscope.models.backends.base import Tower
-from sinkscope.probes.base import Probe, Scene, standard
+from sinkscope.probes.base import Probe, ProbeContext, whole_numbers
 from sinkscope.schema import Variable
+
+__all__ = ["Logits", "TokenLoss"]
 
 CHUNK = 256
 """Positions whose log-softmax is formed at once."""
@@ -25,7 +27,9 @@ class TokenLoss(Probe):
     Finite on exactly T - 1 queries of a prompt of T tokens.
     """
 
-    variables: ClassVar[Mapping[str, Variable]] = standard("token_loss")
+    variables: ClassVar[Mapping[str, Variable]] = {
+        "token_loss": Variable(("prompt", "query"), "nat", "cross-entropy of the next token"),
+    }
     logits: ClassVar[str | None] = "all"
 
     def check(self, tower: Tower) -> None:
@@ -33,9 +37,11 @@ class TokenLoss(Probe):
         if not tower.causal:
             raise ProbeError("TokenLoss(): this model is an encoder and predicts no next token. Use Logits() instead.")
 
-    def at_end(self, logits: Float[torch.Tensor, "batch position vocab"], scene: Scene) -> dict[str, torch.Tensor]:
+    def at_end(
+        self, logits: Float[torch.Tensor, "batch position vocab"], context: ProbeContext
+    ) -> dict[str, torch.Tensor]:
         """Loss of token t + 1 at query t, over real tokens."""
-        ids, real = scene.batch.inputs["input_ids"], scene.batch.real
+        ids, real = context.batch.inputs["input_ids"], context.batch.real
         loss = torch.full(real.shape, torch.nan, device=logits.device)
         for start in range(0, real.shape[1] - 1, CHUNK):
             stop = min(start + CHUNK, real.shape[1] - 1)
@@ -57,7 +63,9 @@ class Logits(Probe):
     """
 
     positions: str | Sequence[int] = "last"
-    variables: ClassVar[Mapping[str, Variable]] = standard("logits")
+    variables: ClassVar[Mapping[str, Variable]] = {
+        "logits": Variable(("prompt", "position", "vocab"), "logit", "output logits"),
+    }
     logits: ClassVar[str | None] = "all"
 
     def __post_init__(self) -> None:
@@ -65,8 +73,7 @@ class Logits(Probe):
             if self.positions not in ("last", "all"):
                 raise ProbeError(f"Logits(positions={self.positions!r}): use 'last', 'all' or a list of positions.")
             return
-        places = [self.positions] if isinstance(self.positions, int) else self.positions
-        object.__setattr__(self, "positions", tuple(dict.fromkeys(int(p) for p in places)))
+        object.__setattr__(self, "positions", whole_numbers(self.positions, "Logits(positions"))
         if not self.positions:
             raise ProbeError("Logits(positions=[]): no position is named. Use 'last', 'all' or a list of positions.")
 
@@ -76,11 +83,13 @@ class Logits(Probe):
             return [-1]
         return list(range(longest)) if self.positions == "all" else [int(p) for p in self.positions]
 
-    def at_end(self, logits: Float[torch.Tensor, "batch position vocab"], scene: Scene) -> dict[str, torch.Tensor]:
+    def at_end(
+        self, logits: Float[torch.Tensor, "batch position vocab"], context: ProbeContext
+    ) -> dict[str, torch.Tensor]:
         """Take the rows asked for."""
         if logits.ndim == 2:
             return {"logits": logits[:, None].float()}
-        real = scene.batch.real
+        real = context.batch.real
         rows = []
         for scores, mask in zip(logits, real, strict=True):
             own = scores[mask[-scores.shape[0] :]] if scores.shape[0] != int(mask.sum()) else scores

@@ -15,8 +15,10 @@ from jaxtyping import Float
 
 from sinkscope.errors import ProbeError
 from sinkscope.models.backends.base import Tower
-from sinkscope.probes.base import Probe, Scene, standard
+from sinkscope.probes.base import Probe, ProbeContext, whole_numbers
 from sinkscope.schema import Variable
+
+__all__ = ["MassiveActivations", "ResidualNorm", "SinkDims"]
 
 PHI_EPSILON = 1e-6
 
@@ -25,13 +27,18 @@ PHI_EPSILON = 1e-6
 class ResidualNorm(Probe):
     """l2 norm of the residual stream at each token and site. Makes ``residual_norm`` (prompt, site, key)."""
 
-    variables: ClassVar[Mapping[str, Variable]] = standard("residual_norm")
+    variables: ClassVar[Mapping[str, Variable]] = {
+        "residual_norm": Variable(("prompt", "site", "key"), "activation", "l2 norm of the residual stream"),
+    }
+    papers = ("guo2024",)
 
     def sites(self, tower: Tower) -> tuple[str, ...]:
         """All sites."""
         return tower.site_names
 
-    def at_site(self, hidden: Float[torch.Tensor, "batch key d_model"], scene: Scene) -> dict[str, torch.Tensor]:
+    def at_site(
+        self, hidden: Float[torch.Tensor, "batch key d_model"], context: ProbeContext
+    ) -> dict[str, torch.Tensor]:
         """Norm over the width."""
         return {"residual_norm": torch.linalg.vector_norm(hidden.float(), dim=-1)}
 
@@ -46,7 +53,21 @@ class MassiveActivations(Probe):
     """
 
     top: int = 10
-    variables: ClassVar[Mapping[str, Variable]] = standard("top_value", "top_dim", "top_position", "median_abs")
+
+    def __post_init__(self) -> None:
+        whole_numbers(self.top, "MassiveActivations(top")
+
+    variables: ClassVar[Mapping[str, Variable]] = {
+        "top_value": Variable(("prompt", "site", "rank"), "activation", "signed entry, ranked by magnitude"),
+        "top_dim": Variable(
+            ("prompt", "site", "rank"), "index", "residual dimension of the ranked entry", discrete=True
+        ),
+        "top_position": Variable(
+            ("prompt", "site", "rank"), "index", "token position of the ranked entry", discrete=True
+        ),
+        "median_abs": Variable(("prompt", "site"), "activation", "mid-point median of the magnitudes"),
+    }
+    papers = ("sun2024",)
 
     def check(self, tower: Tower) -> None:
         """At least one entry, at most one token's width."""
@@ -57,11 +78,13 @@ class MassiveActivations(Probe):
         """All sites."""
         return tower.site_names
 
-    def at_site(self, hidden: Float[torch.Tensor, "batch key d_model"], scene: Scene) -> dict[str, torch.Tensor]:
+    def at_site(
+        self, hidden: Float[torch.Tensor, "batch key d_model"], context: ProbeContext
+    ) -> dict[str, torch.Tensor]:
         """Rank the entries of each prompt."""
         rows = [
             _top((state if bool(real.all()) else state[real]).float(), self.top)
-            for state, real in zip(hidden, scene.batch.real, strict=True)
+            for state, real in zip(hidden, context.batch.real, strict=True)
         ]
         names = ("top_value", "top_dim", "top_position", "median_abs")
         return {name: torch.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
@@ -76,12 +99,14 @@ class SinkDims(Probe):
     """
 
     dims: Sequence[int] | None = None
-    variables: ClassVar[Mapping[str, Variable]] = standard("phi")
+    variables: ClassVar[Mapping[str, Variable]] = {
+        "phi": Variable(("prompt", "site", "key"), "1", "largest sink-dimension entry over the root mean square"),
+    }
+    papers = ("kang2025",)
 
     def __post_init__(self) -> None:
         if self.dims is not None:
-            dims = [self.dims] if isinstance(self.dims, int) else self.dims
-            object.__setattr__(self, "dims", tuple(dict.fromkeys(int(d) for d in dims)))
+            object.__setattr__(self, "dims", whole_numbers(self.dims, "SinkDims(dims"))
 
     def check(self, tower: Tower) -> None:
         """Dimensions must exist."""
@@ -98,7 +123,9 @@ class SinkDims(Probe):
         """All sites."""
         return tower.site_names
 
-    def at_site(self, hidden: Float[torch.Tensor, "batch key d_model"], scene: Scene) -> dict[str, torch.Tensor]:
+    def at_site(
+        self, hidden: Float[torch.Tensor, "batch key d_model"], context: ProbeContext
+    ) -> dict[str, torch.Tensor]:
         """Ratio of the largest named entry to the root mean square."""
         hidden = hidden.float()
         scale = (torch.linalg.vector_norm(hidden, dim=-1).square() / hidden.shape[-1] + PHI_EPSILON).sqrt()

@@ -11,19 +11,24 @@ import torch
 from sinkscope.attention.view import LayerStats
 from sinkscope.errors import ProbeError
 from sinkscope.models.backends.base import Tower
-from sinkscope.probes.base import Probe, Scene, standard
+from sinkscope.probes.base import Probe, ProbeContext
 from sinkscope.roles import MEASURED_ROLES, ROLE_INDEX
 from sinkscope.schema import Variable
+
+__all__ = ["Contribution", "KeyNorm", "ValueNorm"]
 
 
 @dataclass(frozen=True)
 class ValueNorm(Probe):
     """l2 norm of each value vector, per key-value head. Makes ``value_norm`` (prompt, layer, kv_head, key)."""
 
-    variables: ClassVar[Mapping[str, Variable]] = standard("value_norm")
+    variables: ClassVar[Mapping[str, Variable]] = {
+        "value_norm": Variable(("prompt", "layer", "kv_head", "key"), "activation", "l2 norm of the value vector"),
+    }
+    papers = ("guo2024",)
     statistics: ClassVar[frozenset[str]] = frozenset({"value_norm"})
 
-    def at_layer(self, stats: LayerStats, scene: Scene, layer: int) -> dict[str, torch.Tensor]:
+    def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Pass the norms through."""
         assert stats.value_norm is not None
         return {"value_norm": stats.value_norm}
@@ -36,10 +41,13 @@ class KeyNorm(Probe):
     Makes ``key_norm`` (prompt, layer, kv_head, key).
     """
 
-    variables: ClassVar[Mapping[str, Variable]] = standard("key_norm")
+    variables: ClassVar[Mapping[str, Variable]] = {
+        "key_norm": Variable(("prompt", "layer", "kv_head", "key"), "activation", "l2 norm of the key vector"),
+    }
+    papers = ("gu2025",)
     statistics: ClassVar[frozenset[str]] = frozenset({"key_norm"})
 
-    def at_layer(self, stats: LayerStats, scene: Scene, layer: int) -> dict[str, torch.Tensor]:
+    def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Pass the norms through."""
         assert stats.key_norm is not None
         return {"key_norm": stats.key_norm}
@@ -52,7 +60,14 @@ class Contribution(Probe):
     Makes ``contribution`` (prompt, layer, head, role). Divide by the number of tokens of a role for the mean per token.
     """
 
-    variables: ClassVar[Mapping[str, Variable]] = standard("contribution")
+    variables: ClassVar[Mapping[str, Variable]] = {
+        "contribution": Variable(
+            ("prompt", "layer", "head", "role"),
+            "activation",
+            "sum over a role's keys of |weight x value x W_O|, mean over queries",
+        ),
+    }
+    papers = ("kang2025",)
     statistics: ClassVar[frozenset[str]] = frozenset({"contribution"})
 
     def check(self, tower: Tower) -> None:
@@ -63,12 +78,12 @@ class Contribution(Probe):
                 f"Contribution(): no output projection W_O was found in layers {without}. Use ValueNorm() instead."
             )
 
-    def at_layer(self, stats: LayerStats, scene: Scene, layer: int) -> dict[str, torch.Tensor]:
+    def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Weight the written norms by the attention each key gets."""
         assert stats.key_sum is not None
-        written = stats.key_sum * scene.write_norms[layer]
-        real = scene.batch.real
-        roles = scene.batch.roles.long()
+        written = stats.key_sum * context.write_norms[layer]
+        real = context.batch.real
+        roles = context.batch.roles.long()
         one_hot = torch.zeros(*real.shape, len(ROLE_INDEX), device=real.device)
         one_hot.scatter_(-1, roles[..., None], real.float()[..., None])
         total = torch.einsum("bhk,bkr->bhr", written, one_hot[..., : len(MEASURED_ROLES)])

@@ -12,14 +12,16 @@ import xarray as xr
 from sinkscope import schema
 from sinkscope.errors import SchemaError
 from sinkscope.files import replacing
-from sinkscope.report.figures import FIGURES, available, chosen, draw, pictures
+from sinkscope.report.figures import FIGURES, available, chosen, draw, figure
 from sinkscope.report.findings import Finding, findings
 from sinkscope.report.heads import head_data
 from sinkscope.report.images import views
+from sinkscope.report.pictures import pictures
 from sinkscope.report.sinks import Kind, Sinks, find_sinks
 
 __all__ = [
-    "FIGURES", "Finding", "Kind", "Sinks", "available", "draw", "find_sinks", "findings", "pictures", "write_report",
+    "FIGURES", "Finding", "Kind", "Sinks", "available", "draw", "figure", "find_sinks", "findings", "pictures",
+    "write_report",
 ]  # fmt: skip
 
 
@@ -71,8 +73,9 @@ def write_report(
 
 
 def _check_leading(ds: xr.Dataset) -> None:
+    declared = schema.variables(ds)
     for name in map(str, ds.data_vars):
-        known = schema.VARIABLES.get(name)
+        known = declared.get(name)
         extra = [str(d) for d in ds[name].dims if known is not None and d not in known.dims]
         if extra:
             first = ds[extra[0]].values.tolist()[0] if extra[0] in ds.coords else 0

@@ -2,239 +2,60 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import xarray as xr
 
-from sinkscope.errors import SchemaError
-from sinkscope.metrics.base import PROBE_OF
-from sinkscope.metrics.bimodal import bimodality
-from sinkscope.report.images import View, question, views
+from sinkscope import registry
+from sinkscope.errors import SchemaError, did_you_mean
+from sinkscope.metrics.base import probe_for
 from sinkscope.report.sinks import Sinks, find_sinks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+Draw = Callable[[xr.Dataset, Sinks | None], "Axes"]
+"""Draws one figure of a reading; gets the sinks that were found in it, if any were looked for."""
+
 
 @dataclass(frozen=True)
-class Recipe:
+class ReadingFigure:
     """One figure: its heading, the variables it needs, what it shows in a sentence, and how it is drawn."""
 
     heading: str
     needs: tuple[str, ...]
     says: str
-    draw: Callable[[xr.Dataset, Sinks | None], Axes]
+    draw: Draw
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A drawn figure: SVG bytes, and the words around it."""
-
-    name: str
-    heading: str
-    caption: str
-    svg: bytes
-
-    @property
-    def source(self) -> str:
-        """Give the figure as a ``data:`` address, so that the page needs no other file."""
-        return "data:image/svg+xml;base64," + base64.b64encode(self.svg).decode()
-
-
-def _groups(array: xr.DataArray, sinks: Sinks | None) -> tuple[xr.DataArray, xr.DataArray]:
-    """Split an array with the dims ``prompt`` and ``key`` into the sink's tokens and the others."""
-    plain = array.drop_vars([n for n in array.coords if n not in array.dims])
-    mask = sinks.mask if sinks is not None else xr.DataArray(np.arange(array.sizes["key"]) == 0, dims="key")
-    return plain.where(mask), plain.where(~mask)
-
-
-def _name(sinks: Sinks | None) -> str:
-    return sinks.label if sinks is not None else "the first token"
-
-
-def _both(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
-    return xr.concat([first, second], "tokens").assign_coords(tokens=["sink", "others"])
-
-
-def _sink_map(ds: xr.Dataset, sinks: Sinks | None) -> Axes:
-    from sinkscope import plot
-
-    grid = _groups(ds["key_mass"], sinks)[0].mean(["prompt", "key"])
-    says = f"mean attention on {_name(sinks)} from the queries that see it (Gu et al. 2025)"
-    return plot.sink_map(plot.described(grid, ds, says))
-
-
-def _sink_profile(ds: xr.Dataset, sinks: Sinks | None) -> Axes:
-    from sinkscope import plot
-
-    sink, others = (part.mean(["prompt", "key"]) for part in _groups(ds["key_mass"], sinks))
-    heads = _both(sink, others)
-    with warnings.catch_warnings():
-        # A group without a token is drawn as a gap, not warned of.
-        warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
-        low, high = (heads.quantile(q, "head") for q in (0.25, 0.75))
-    says = f"attention on {_name(sinks)} and on any other token; line: mean over heads, band: their quartiles"
-    mean = plot.described(heads.mean("head"), ds, says)
-    return plot.layer_profile(mean, band=(low, high), ylabel="mean attention weight", title="Attention by layer")
-
-
-def _role_share(ds: xr.Dataset, sinks: Sinks | None) -> Axes:
-    from sinkscope import plot
-
-    says = "share of attention on the keys of each role, mean over heads and queries"
-    return plot.role_share_by_layer(plot.described(ds["role_share"].mean(["prompt", "head"]), ds, says))
-
-
-def _entropy_map(ds: xr.Dataset, sinks: Sinks | None) -> Axes:
-    from sinkscope import plot
-
-    grid = ds["entropy"].mean(["prompt", "query"])
-    return plot.entropy_map(plot.described(grid, ds, "entropy of the attention row, mean over queries, natural log"))
-
-
-def _value_drain(ds: xr.Dataset, sinks: Sinks | None) -> Axes:
-    from sinkscope import plot
-
-    norm = ds["value_norm"].assign_coords(prompt=ds["prompt"].values)
-    sink, others = _groups(norm, sinks)
-    says = f"l2 norm of the value vectors of {_name(sinks)} and of the other tokens, every key-value head and prompt"
-    return plot.value_drain(plot.described(sink, ds, says), others)
-
-
-def _top_values(ds: xr.Dataset, sinks: Sinks | None) -> Axes:
-    from sinkscope import plot
-
-    top = abs(ds["top_value"]).mean("prompt")
-    says = "three largest magnitudes in the residual stream and the median, mean over prompts (Sun et al. 2024)"
-    return plot.top_values_by_layer(plot.described(top, ds, says), ds["median_abs"].mean("prompt"))
-
-
-def _massive(ds: xr.Dataset, sinks: Sinks | None) -> Axes:
-    from sinkscope import plot
-
-    sizes = abs(ds["top_value"]).transpose("prompt", "site", "rank").fillna(-1).values
-    prompt, site, _ = np.unravel_index(int(sizes.argmax()), sizes.shape)
-    return plot.massive_activations_picture(ds.isel(prompt=int(prompt), site=int(site)))
-
-
-def _norms(ds: xr.Dataset, sinks: Sinks | None) -> Axes:
-    from sinkscope import plot
-
-    sink, others = (part.mean(["prompt", "key"]) for part in _groups(ds["residual_norm"], sinks))
-    says = f"l2 norm of the residual stream of {_name(sinks)} and of the other tokens, mean"
-    return plot.norm_profile(plot.described(_both(sink, others), ds, says))
-
-
-def _histogram(ds: xr.Dataset, sinks: Sinks | None) -> Axes:
-    from sinkscope import plot
-
-    values = ds["max_attention"].mean("query").rename("largest attention weight on the chosen keys")
-    says = "largest weight on the chosen keys, mean over queries, one number per prompt, layer and head (Kan et al.)"
-    names = ("low heads", "high heads")
-    return plot.max_attention_histogram(plot.described(values, ds, says), bimodality(values), names=names)
-
-
-def _attention(ds: xr.Dataset, sinks: Sinks | None) -> Axes:
-    from sinkscope import plot
-
-    stored = ds["attention"].isel(prompt=0)
-    known = stored.notnull().any(["query", "key"]).transpose("layer", "head").values
-    layer, head = (int(i) for i in np.argwhere(known)[0]) if known.any() else (0, 0)
-    one = stored.isel(layer=layer, head=head, query=slice(0, 40), key=slice(0, 40))
-    return plot.attention_map(plot.described(one, ds, "attention map of prompt 0, at most 40 tokens"))
-
-
-def _patches(ds: xr.Dataset, sinks: Sinks | None) -> Axes:
-    from sinkscope import plot
-
-    found = views(ds)
-    if found:
-        return _one_view(ds, found[0], None)
-    placed = np.isfinite(ds["grid_row"].transpose("prompt", "key").values)
-    prompt = int(placed.any(axis=1).argmax())
-    mass = ds["key_mass"].isel(prompt=prompt).mean(["layer", "head"])
-    cells = list(zip(ds["grid_row"].values[prompt].tolist(), ds["grid_col"].values[prompt].tolist(), strict=True))
-    first = {cell: i for i, cell in reversed(list(enumerate(cells)))}
-    mass = mass.where(xr.DataArray([first[cell] == i for i, cell in enumerate(cells)], dims="key"))
-    rows, columns = (int(np.nanmax(ds[name].values[prompt])) + 1 for name in ("grid_row", "grid_col"))
-    blank = np.ones((rows * 16, columns * 16, 3))
-    says = (
-        f"mean attention on each patch of the first image of prompt {ds['prompt'].values[prompt]}, all layers and heads"
-    )
-    return plot.patch_overlay(blank, plot.described(mass.rename("attention weight"), ds, says), title="Patches")
-
-
-def _one_view(ds: xr.Dataset, view: View, ax: Axes | None, limits: tuple[float, float] | None = None) -> Axes:
-    """Mean attention on the tokens of one picture, on the picture if it is known, else on a blank of its size."""
-    from sinkscope import plot
-
-    mass = ds["key_mass"].isel(prompt=view.prompt).mean(["layer", "head"])
-    mass = mass.where(xr.DataArray(np.isin(np.arange(mass.sizes["key"]), view.keys), dims="key"))
-    mass = mass.rename("attention weight").assign_attrs(long_name="attention weight")
-    prompt = ds["prompt"].values[view.prompt]
-    says = f"mean attention on each patch of {view.label} of prompt {prompt}, all layers and heads"
-    blank = np.ones((int(np.ceil(view.size[1])), int(np.ceil(view.size[0])), 3))
-    picture = blank if view.picture is None else np.asarray(view.picture)
-    title = question(ds, view.prompt, 34) or f"prompt {prompt}"
-    return plot.patch_overlay(picture, plot.described(mass, ds, says), limits=limits, title=title, ax=ax)
-
-
-def _gallery(ds: xr.Dataset, found: Sequence[View]) -> Axes:
-    """Mean attention on up to six pictures, on one scale."""
-    import matplotlib as mpl
-    import matplotlib.pyplot as plt
-
-    from sinkscope import plot
-
-    firsts = {view.prompt: view for view in reversed(found)}
-    shown = [firsts[prompt] for prompt in sorted(firsts)][:6]
-    columns = min(3, len(shown))
-    rows = -(-len(shown) // columns)
-    width = mpl.rcParams["figure.figsize"][0] * 1.35
-    figure, axes = plt.subplots(rows, columns, figsize=(width, 0.35 + rows * width / columns), squeeze=False)
-    mass = ds["key_mass"].mean(["layer", "head"]).transpose("prompt", "key").values
-    top = max(float(np.nanmax(mass[view.prompt][view.keys])) for view in shown)
-    for number, (axis, view) in enumerate(zip(axes.flat, shown, strict=False)):
-        drawn = _one_view(ds, view, axis, (0.0, top)).collections[0]
-        if number % columns < columns - 1 and number < len(shown) - 1:
-            drawn.colorbar.remove()  # type: ignore[union-attr]
-    for axis in axes.flat[len(shown) :]:
-        axis.set_axis_off()
-    says = "mean attention on each patch, all layers and heads, one scale for all pictures"
-    plot.caption(figure, ds, definition=says)
-    return axes[0, 0]
-
-
-FIGURES: dict[str, Recipe] = {
-    "sink_map": Recipe("Where the sink is", ("key_mass",), "Layers upwards, heads along.", _sink_map),
-    "sink_profile": Recipe("The sink over depth", ("key_mass",), "The sink against one other token.", _sink_profile),
-    "role_share": Recipe("Where attention goes", ("role_share",), "Shares by the role of the key.", _role_share),
-    "value_drain": Recipe("How its values are drained", ("value_norm",), "Boxes span the quartiles.", _value_drain),
-    "top_values": Recipe("Massive activations over depth", ("top_value", "median_abs"), "Log scale.", _top_values),
-    "massive_activations": Recipe(
-        "Where the massive activations are", ("top_value", "top_dim", "top_position"),
-        "The prompt and site with the largest entry; the dimension of that entry is marked.", _massive,
-    ),
-    "residual_norm": Recipe("Norms over depth", ("residual_norm",), "Log scale.", _norms),
-    "entropy_map": Recipe("Entropy of every head", ("entropy",), "Dark rows spread their attention.", _entropy_map),
-    "max_attention": Recipe("One class of heads or two", ("max_attention",), "Mixture of two normals.", _histogram),
-    "image_patches": Recipe(
-        "Attention on image patches", ("key_mass", "grid_row"), "Patches where they lie on the image.", _patches
-    ),
-    "attention_map": Recipe("An attention map", ("attention",), "The first map that was asked for.", _attention),
-}  # fmt: skip
+FIGURES: Mapping[str, ReadingFigure] = registry.Table("figure")
 """Every figure that can be drawn from a reading alone, by name."""
+
+
+def figure(heading: str, *, needs: Sequence[str]) -> Callable[[Draw], Draw]:
+    """Return a decorator that gives a drawing function its place on the command line and in the report.
+
+    Args:
+        heading: heading over it in the report.
+        needs: variables and coordinates that a reading must hold.
+
+    The function's docstring says what the figure shows, in the sentence that stands under it.
+    """
+
+    def decorate(draw: Draw) -> Draw:
+        says = (draw.__doc__ or "").strip().partition("\n")[0]
+        entry = ReadingFigure(heading, tuple(needs), says, draw)
+        registry.register("figure", entry, draw.__name__, summary=f"{heading}. {says}", module=draw.__module__)
+        return draw
+
+    return decorate
 
 
 def available(ds: xr.Dataset) -> list[str]:
     """Name the figures whose variables the reading holds."""
-    return [name for name, recipe in FIGURES.items() if all(v in ds for v in recipe.needs)]
+    return [name for name, each in FIGURES.items() if all(v in ds for v in each.needs)]
 
 
 def chosen(ds: xr.Dataset, names: Sequence[str] | None = None) -> list[str]:
@@ -247,10 +68,12 @@ def chosen(ds: xr.Dataset, names: Sequence[str] | None = None) -> list[str]:
         return available(ds)
     for name in names:
         if name not in FIGURES:
-            raise SchemaError(f"figure {name!r}: there is no such figure. Use one of {sorted(FIGURES)}.")
+            raise SchemaError(
+                f"figure {name!r}: there is no such figure. Use one of {sorted(FIGURES)}.{did_you_mean(name, FIGURES)}"
+            )
         missing = [v for v in FIGURES[name].needs if v not in ds]
         if missing:
-            probes = ", ".join(dict.fromkeys(PROBE_OF[v] for v in missing if v in PROBE_OF))
+            probes = ", ".join(dict.fromkeys(probe_for(v) for v in missing if not v.startswith("grid_")))
             todo = f"Add {probes} to the probes." if probes else "Measure prompts with images."
             raise SchemaError(f"figure {name!r} needs {missing}, which this reading lacks. {todo}")
     return list(names)
@@ -271,40 +94,3 @@ def draw(ds: xr.Dataset, name: str, *, sinks: Sinks | None = None) -> Axes:
     if sinks is None and "key_mass" in ds:
         sinks = find_sinks(ds)
     return FIGURES[name].draw(ds, sinks)
-
-
-def pictures(
-    ds: xr.Dataset,
-    names: Sequence[str] | None = None,
-    *,
-    sinks: Sinks | None = None,
-    found: Sequence[View] = (),
-) -> list[Picture]:
-    """Draw figures as SVG for a page; the same reading gives the same bytes.
-
-    ``found`` are the prompts' pictures, as from :func:`sinkscope.report.images.views`: with them the patches are drawn
-    on the pictures.
-    """
-    import matplotlib as mpl
-    import matplotlib.pyplot as plt
-
-    from sinkscope import plot
-
-    drawn = []
-    for name in chosen(ds, names):
-        with plot.theme("page"), mpl.rc_context({"svg.hashsalt": "sinkscope"}):
-            gallery = name == "image_patches" and any(view.picture is not None for view in found)
-            axes = _gallery(ds, found) if gallery else draw(ds, name, sinks=sinks)
-            figure = axes.get_figure(root=True)
-            assert figure is not None
-            caption = figure.get_supxlabel().replace("\n", " ").replace(r"\$", "$")  # type: ignore[union-attr]
-            figure.supxlabel("")  # type: ignore[union-attr]
-            buffer = io.BytesIO()
-            box = "tight" if hasattr(axes, "get_zlim") else None  # a picture in space leaves wide margins
-            figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches=box)  # type: ignore[union-attr]
-            plt.close(figure)  # type: ignore[arg-type]
-        recipe = FIGURES[name]
-        drawn.append(
-            Picture(name, recipe.heading, f"{recipe.says} {caption[:1].upper()}{caption[1:]}.", buffer.getvalue())
-        )
-    return drawn

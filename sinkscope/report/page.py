@@ -10,14 +10,14 @@ from typing import Any
 import jinja2
 import xarray as xr
 
-from sinkscope.definitions import DEFINITIONS, cite
+from sinkscope.definitions import cite
 from sinkscope.errors import OutputError
 from sinkscope.plot.theme import SEQUENTIAL_STOPS
-from sinkscope.report.figures import Picture
 from sinkscope.report.findings import Finding
+from sinkscope.report.pictures import Picture
 from sinkscope.report.sinks import Sinks
 from sinkscope.report.text import counted, percent
-from sinkscope.schema import VARIABLES
+from sinkscope.schema import variables
 
 _STRUCTURED = ("edits", "probes", "versions")
 _FIRST = (
@@ -95,11 +95,11 @@ def summary(ds: xr.Dataset) -> str:
 def definition_rows(ds: xr.Dataset, told: Iterable[Finding]) -> list[tuple[str, str, str, str, str]]:
     """List the variables and the metrics used: name, definition, meaning, units, reference."""
     rows: dict[tuple[str, str], tuple[str, str, str, str, str]] = {}
+    declared = variables(ds)
     for name in map(str, ds.data_vars):
-        if name in VARIABLES:
-            named = [d for (metric, _), d in DEFINITIONS.items() if metric == name]
-            reference = named[0].reference if named else ""
-            rows[name, ""] = (name, "variable", VARIABLES[name].meaning, VARIABLES[name].units, reference)
+        if name in declared:
+            known = declared[name]
+            rows[name, ""] = (name, "variable", known.meaning, known.units, known.reference)
     for finding in told:
         for used in finding.used:
             metric, name = str(used.get("metric", "")), str(used.get("definition", ""))
@@ -111,8 +111,8 @@ def definition_rows(ds: xr.Dataset, told: Iterable[Finding]) -> list[tuple[str, 
 
 def provenance_rows(ds: xr.Dataset) -> list[tuple[str, str]]:
     """List the attributes of a reading as readable pairs, the most asked-for first."""
-    # The definitions have a table of their own.
-    rest = [str(name) for name in ds.attrs if name not in (*_FIRST, "definitions")]
+    # Definitions, variables and references have tables of their own.
+    rest = [str(name) for name in ds.attrs if name not in (*_FIRST, "definitions", "variables", "references")]
     names = [name for name in _FIRST if name in ds.attrs] + rest
     rows = []
     for name in names:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sinkscope.errors import PromptError
+from sinkscope import registry
+from sinkscope.errors import PromptError, did_you_mean
 from sinkscope.tasks.base import Item, Task
 from sinkscope.tasks.files import Source, Split, from_files, from_hub, plain_item
-from sinkscope.tasks.offline import FIXED_LABELS, OFFLINE, offline
+from sinkscope.tasks.offline import FIXED_LABELS, OFFLINE
 
 if TYPE_CHECKING:
     from sinkscope.models.handle import Model
@@ -50,8 +52,9 @@ def load(name: str, source: Source | None = None, *, calibration: int = 100, tes
     """Read a task.
 
     Args:
-        name: one of ``BENCHMARKS`` or ``OFFLINE``; or any name together with ``source``, a file whose rows have the
-            columns ``prompt``, ``options``, ``answer`` and perhaps ``focus``, as :class:`Item` has.
+        name: one of ``BENCHMARKS`` or ``OFFLINE``, or a task of another package; or any name together with
+            ``source``, a file whose rows have the columns ``prompt``, ``options``, ``answer`` and perhaps ``focus``, as
+            :class:`Item` has.
         source: None for the hub (needs a network or a filled cache); a JSON-lines or parquet file in the benchmark's
             own format, which is split here; or a pair of files, calibration and test.
         calibration: at most how many questions to calibrate on.
@@ -62,20 +65,23 @@ def load(name: str, source: Source | None = None, *, calibration: int = 100, tes
         PromptError: no such benchmark; ``datasets`` is missing or has no access; a file that cannot be read or lacks a
             column; parts that share a prompt.
     """
-    if name in OFFLINE and source is None:
-        return offline(name, calibration=calibration, test=test, seed=seed)
-    known = BENCHMARKS.get(name)
-    if known is None and source is None:
+    if source is not None:
+        make = BENCHMARKS[name].item if name in BENCHMARKS else plain_item
+        return from_files(name, source, make, calibration, test, seed)
+    makers = registry.Table("task")
+    if name not in makers:
         raise PromptError(
             f"load({name!r}): there is no such task. Benchmarks are {sorted(BENCHMARKS)}, tasks made here "
-            f"{sorted(OFFLINE)}; a file of your own is named with source=."
+            f"{sorted(OFFLINE)}; a file of your own is named with source=.{did_you_mean(name, makers)}"
         )
-    make = known.item if known else plain_item
-    if source is not None:
-        return from_files(name, source, make, calibration, test, seed)
-    assert known is not None
+    return makers[name](calibration=calibration, test=test, seed=seed)
+
+
+def benchmark(name: str, *, calibration: int = 100, test: int = 500, seed: int = 42) -> Task:
+    """Read one of ``BENCHMARKS`` from the hub; arguments and errors are those of :func:`load`."""
+    known = BENCHMARKS[name]
     parts = [
-        from_hub(Split(known.path, known.config, part, known.revision), make, count, seed)
+        from_hub(Split(known.path, known.config, part, known.revision), known.item, count, seed)
         for part, count in zip(known.parts, (calibration, test), strict=True)
     ]
     return Task(name, tuple(parts[0]), _unseen(parts[1], parts[0]), f"hub: {known.path}")
@@ -198,6 +204,10 @@ BENCHMARKS: dict[str, Benchmark] = {
     "arc-c": Benchmark("allenai/ai2_arc", _keyed, config="ARC-Challenge", parts=("validation", "test")),
 }  # fmt: skip
 """Benchmarks by name. Label numbers are those of the datasets: 0 is the first label."""
+
+for _name, _known in BENCHMARKS.items():
+    registry.register("task", partial(benchmark, _name), _name, summary=f"hub: {_known.path}", module=__name__)
+
 CLASSIFICATION = ("sst2", "sst5", "mr", "boolq", "cb", "trec", "subj")
 """Columns of Table 1 of Han et al. 2025."""
 MULTIPLE_CHOICE = ("mmlu", "aqua", "mathqa", "logiqa", "cqa", "piqa", "arc-c")

@@ -1,19 +1,20 @@
 """Tasks that need no download: made of Python source code held out from the training of ``zoo:lm-python``.
 
 The text is the standard library of the running interpreter; whole files are held out, and calibration and test
-questions come from different ones. Classification: ``brackets`` (which bracket closes), ``keywords`` (with which word a
-line starts), ``operators`` (what follows a name). Multiple choice: ``cloze`` (the next name, against names of the same
-file), ``copy`` (the next word of a list that is said twice).
+questions come from different ones. Classification: ``brackets``, ``keywords``, ``operators``; multiple choice:
+``cloze``, ``copy``; see ``SUMMARY``.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
-from sinkscope.errors import PromptError
+from sinkscope import registry
+from sinkscope.errors import PromptError, did_you_mean
 from sinkscope.tasks import corpora
 from sinkscope.tasks.base import Item, Task, balanced
 
@@ -29,6 +30,14 @@ CHOICES = 4
 """Options of a multiple-choice question."""
 KEYWORDS = (" return", " if", " for", " self")
 OPERATORS = (" =", " in", " is", " and")
+SUMMARY = {
+    "brackets": "which bracket closes",
+    "keywords": "with which word a line starts",
+    "operators": "what follows a name",
+    "cloze": "the next name, against names of the same file",
+    "copy": "the next word of a list that is said twice",
+}
+"""What each task asks."""
 FIXED_LABELS = ("brackets", "keywords", "operators")
 """Tasks whose questions all have the same options; they are drawn with as many of each answer."""
 
@@ -50,7 +59,9 @@ def offline(name: str, *, calibration: int = 200, test: int = 400, seed: int = 4
         ModelError: this Python has no source code of its standard library.
     """
     if name not in OFFLINE:
-        raise PromptError(f"offline({name!r}): there is no such task. Tasks are {sorted(OFFLINE)}.")
+        raise PromptError(
+            f"offline({name!r}): there is no such task. Tasks are {sorted(OFFLINE)}.{did_you_mean(name, OFFLINE)}"
+        )
     make = OFFLINE[name]
     texts = corpora.code()
     rng = np.random.default_rng(seed)
@@ -145,3 +156,6 @@ OFFLINE: dict[str, Maker] = {
     "brackets": _brackets, "keywords": _keywords, "operators": _operators, "cloze": _cloze, "copy": _copy,
 }  # fmt: skip
 """Tasks by name."""
+
+for _name in OFFLINE:
+    registry.register("task", partial(offline, _name), _name, summary=SUMMARY[_name], module=__name__)

@@ -12,7 +12,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from sinkscope.errors import ProbeError, PromptError
-from sinkscope.probes.base import Probe, Scene
+from sinkscope.probes.base import Probe, ProbeContext
 from sinkscope.probes.output import refuse_nan
 from sinkscope.prompts import Prompts
 from sinkscope.prompts.text import encode_text
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Answers(Probe):
+class Answers(Probe, listed=False):
     """How the last position of each prompt answers: log probabilities of its options, greedy token, entropy.
 
     Makes ``option_log_probability`` (prompt, option), NaN beyond a prompt's options; ``greedy_token`` (prompt), the id
@@ -50,9 +50,11 @@ class Answers(Probe):
         if not tower.causal:
             raise ProbeError("Answers(): this model is an encoder and continues no prompt. Use a decoder.")
 
-    def at_end(self, logits: Float[torch.Tensor, "batch position vocab"], scene: Scene) -> dict[str, torch.Tensor]:
+    def at_end(
+        self, logits: Float[torch.Tensor, "batch position vocab"], context: ProbeContext
+    ) -> dict[str, torch.Tensor]:
         """Reduce the last real position of each prompt."""
-        real = scene.batch.real
+        real = context.batch.real
         last = real.shape[1] - 1 - real.flip(-1).long().argmax(-1)
         rows = torch.arange(len(logits), device=logits.device)
         scores = logits[rows, last].float()
@@ -60,7 +62,7 @@ class Answers(Probe):
         logs = scores.log_softmax(-1)
         width = max(len(ids) for ids in self.options)
         found = torch.full((len(logs), width), torch.nan, device=logs.device)
-        for row, prompt in enumerate(scene.batch.indices):
+        for row, prompt in enumerate(context.batch.indices):
             ids = self.options[prompt]
             found[row, : len(ids)] = logs[row, list(ids)]
         entropy = -(logs.exp() * logs.clamp(min=-1e4)).sum(-1)

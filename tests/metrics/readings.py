@@ -25,9 +25,10 @@ A5_SELF = np.array(
 )
 
 ATTRS = {
-    "sinkscope_version": "0.1.0", "schema_version": 1, "model_id": "made", "model_fingerprint": "f", "dtype": "float32",
+    "sinkscope_version": "0.1.0", "schema_version": 2, "model_id": "made", "model_fingerprint": "f", "dtype": "float32",
     "backend": "transformers", "path": "blockwise", "edits": "[]", "probes": "[]", "definitions": "{}",
-    "prompts_hash": "p", "key0": "bos", "versions": "{}", "created": "now", "seed": 0, "causal": 1, "d_model": 16,
+    "variables": "{}", "prompts_hash": "p", "key0": "bos", "versions": "{}", "created": "now", "seed": 0, "causal": 1,
+    "d_model": 16,
 }  # fmt: skip
 
 

@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from sinkscope import metrics
+from sinkscope import metrics, probes
 from sinkscope.errors import MetricError
-from sinkscope.metrics.base import PROBE_OF, exact, masked, mean_over, plain, real_tokens
-from sinkscope.schema import VARIABLES
+from sinkscope.metrics.base import exact, masked, mean_over, plain, probe_for, real_tokens
 
 from .readings import from_maps, random_maps
 
@@ -24,7 +23,13 @@ def test_every_public_name_is_there_and_documented():
 
 
 def test_every_variable_has_a_probe_to_name():
-    assert set(VARIABLES) - set(PROBE_OF) == set()
+    made = {name: cls for cls in map(probes.__dict__.get, probes.__all__) for name in cls.variables}
+    assert len(made) == 18
+    for name, cls in made.items():
+        assert probe_for(name).startswith(f"{cls.__name__}(")
+    assert probe_for("max_attention") == "MaxAttention()"
+    assert probe_for("attention") == "AttentionMap(layers=[...], heads=[...])"
+    assert probe_for("mine") == "the probe that makes 'mine'"
 
 
 def test_mean_over_nothing_is_nan_with_n_0():

@@ -11,19 +11,26 @@ import torch
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope import testing
+from sinkscope import registry, schema, testing
 from sinkscope.probes import Probe
 from sinkscope.probes.base import dumps
-from sinkscope.schema import VARIABLES, Variable
+from sinkscope.references import REFERENCES
+from sinkscope.schema import Variable
 
 BUILT_IN = [getattr(sk.probes, name) for name in sk.probes.__all__ if name != "Probe"]
 
 
 @pytest.mark.parametrize("cls", BUILT_IN)
-def test_built_in_probes_make_variables_of_the_schema(cls):
+def test_built_in_probes_declare_what_they_make_and_where_it_comes_from(cls):
     assert cls.variables
+    assert cls.__doc__
     for name, variable in cls.variables.items():
-        assert VARIABLES[name] is variable
+        assert set(variable.dims) <= set(schema.DIMS), name
+        assert variable.units, name
+        assert len(variable.meaning) > 10, name
+        assert variable.discrete == (variable.units == "index"), name
+    assert set(cls.papers) <= set(REFERENCES)
+    assert registry.get("probe", cls.__name__) is cls
 
 
 def test_probes_are_values():

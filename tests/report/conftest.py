@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from sinkscope import registry, schema
+
 TOKENS = [
     "<s>", " The", " price", " of", " $5", "\n", " tea", "</script><script>alert(1)</script>",
     " 世界", "😀", ".", " $x_1$",
@@ -74,15 +76,20 @@ def fake_reading(lengths=(40, 25, 33), layers=6, heads=12, kv_heads=4, dim=64, s
         site_name=("site", [f"hook_{s}" for s in sites]),
     )  # fmt: skip
     ds.attrs = {
-        "sinkscope_version": "0.1.0", "schema_version": 1, "model_id": "fake/six-layers", "model_fingerprint": "f00d",
+        "sinkscope_version": "0.1.0", "schema_version": 2, "model_id": "fake/six-layers", "model_fingerprint": "f00d",
         "dtype": "float32", "backend": "transformers", "path": "blockwise", "edits": "[]",
         "probes": json.dumps([{"probe": "KeyMass", "keys": None}, {"probe": "MaxAttention", "keys": "image"}]),
-        "definitions": json.dumps({"key_mass": "gu2025"}),
+        "definitions": json.dumps({"key_mass": "gu2025"}), "variables": _declared(ds),
         "prompts_hash": "cafe", "key0": "the beginning-of-sequence token <s>",
         "versions": json.dumps({"torch": "2.13"}),
         "created": "2026-11-21T00:00:00Z", "seed": 0, "causal": 1, "d_model": dim,
     }  # fmt: skip
     return ds
+
+
+def _declared(ds):
+    made = {n: v for probe in registry.Table("probe").values() for n, v in probe.variables.items()}
+    return schema.declare({str(name): made[str(name)] for name in ds.data_vars})
 
 
 def _shares(mass, heads):

@@ -17,7 +17,7 @@ from sinkscope.edits.selectors import show
 from sinkscope.edits.text import dumps
 from sinkscope.errors import EditError
 from sinkscope.models.backends.base import Tower
-from sinkscope.textform import kebab
+from sinkscope.registry import kebab
 
 DIMENSIONS = {
     "layers": "edit_layer", "heads": "edit_head", "keys": "edit_keys", "queries": "edit_queries", "dims": "edit_dim",
