@@ -108,8 +108,8 @@ def register(
         module: where it is defined; the module of the class or function if left out.
 
     Raises:
-        SinkscopeError: no such kind; or the kind's own error: the name is taken. A class or function that is defined again under its own
-            name (a cell of a notebook run twice) takes the place of the old one.
+        SinkscopeError: no such kind; or the kind's own error: the name is taken. A class or function that is defined
+            again under its own name (a cell of a notebook run twice) takes the place of the old one.
     """
     label = name or str(getattr(item, "__name__", ""))
     text = (getattr(item, "__doc__", None) or "").strip().partition("\n")[0] if summary is None else summary
