@@ -37,7 +37,7 @@ def applied(
     ``prompts`` are those that the model is given inside, in that order: selections and roles are theirs, whichever side
     the inputs are padded on; whatever follows a prompt is a generated token. Gives one :class:`Tally` per edit, which
     fills as the model runs. A ``sinkscope.run`` inside takes its own edits and is refused here. Inputs of other prompts
-    are an error. On leaving the model is as it was.
+    are an error. Other threads that use the model wait until it is left. On leaving the model is as it was.
 
     Raises:
         EditError: an edit does not fit the model, or the inputs are not those of ``prompts``.
@@ -52,7 +52,7 @@ def applied(
     where = backend.towers[tower or backend.default_tower]
     check_edits(tuple(edits), where)
     live = _Live(model, where, prompts, tuple(edits))
-    with ExitStack() as stack:
+    with model.exclusive(), ExitStack() as stack:
         stack.enter_context(seam.entered(model.model, live.session))
         stack.callback(live.close)
         live.open()

@@ -105,7 +105,8 @@ def measure_curves(model: Model, prompts: Prompts) -> xr.Dataset:
         PromptError: a prompt has no image or fewer than two tokens after it.
     """
     tower = find_tower(model, None)
-    rows = [_curves_of(model, tower, prompts.batch([i], model.device), i) for i in range(len(prompts))]
+    with model.exclusive():
+        rows = [_curves_of(model, tower, prompts.batch([i], model.device), i) for i in range(len(prompts))]
     dims = {"sparsity": 1, "small": 1, "key_variance": 2, "key_variance_rotated": 2}
     return xr.Dataset(
         {

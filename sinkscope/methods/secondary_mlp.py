@@ -88,7 +88,7 @@ def _made(model: Model, prompts: Prompts, index: int, keys: list[int], one: xr.D
     primary, born = int(one["primary"]), int(one["primary_start"])
     starts = {key: int(one["start"][key]) for key in keys}
     needed = {layer: int(layers[layer]) for layer in {born, *starts.values()}}
-    with ExitStack() as stack:
+    with model.exclusive(), ExitStack() as stack:
         inside = {i: stack.enter_context(_stages(mlp_of(model, layer))) for i, layer in needed.items()}
         at = residual_stream(model, prompts, index)
     lives = one["lifetime"].values > 0
@@ -169,11 +169,12 @@ def scaled_writes(
         new[:, list(keys)] = along + factor * (part - along) if rest else part + (factor - 1.0) * along
         return new
 
-    handle = mlp_of(model, layer).register_forward_hook(change)
-    try:
-        yield
-    finally:
-        handle.remove()
+    with model.exclusive():
+        handle = mlp_of(model, layer).register_forward_hook(change)
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 def steer(model: Model, prompts: Prompts, found: xr.Dataset, factor: float = 0.0, *, rest: bool = False) -> xr.Dataset:
@@ -215,7 +216,7 @@ def _steered(
 ) -> list[tuple[float, ...]]:
     one, keys, settings = before
     at = residual_stream(model, prompts, index)
-    with ExitStack() as stack:
+    with model.exclusive(), ExitStack() as stack:
         for start in sorted({int(one["start"][key]) for key in keys}):
             layer = int(one["layer"][start])
             mine = [key for key in keys if int(one["start"][key]) == start]

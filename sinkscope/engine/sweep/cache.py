@@ -1,7 +1,9 @@
-"""Finished results of a sweep on disk: a netCDF per variant and batch, named by the hash of what it was made from.
+"""Finished results of a sweep on disk: a file per variant and batch, named by the hash of what it was made from.
 
-A result is written to a temporary name and renamed, so a file is whole or absent; one that cannot be read is computed
-again. Nothing in a file depends on when, where or in which order it was made.
+A file is written to a temporary name and renamed, so it is whole or absent, and begins with the hash of what follows,
+which is checked before anything of it is read: a result that is damaged is computed again. Arrays are safetensors, so
+no file of a cache can run code or crash a parser. Nothing in a file depends on when, where or in which order it was
+made.
 """
 
 from __future__ import annotations
@@ -10,12 +12,13 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import safetensors.numpy
 import xarray as xr
 
 from sinkscope.edits.selectors import Selection
@@ -23,17 +26,40 @@ from sinkscope.engine.sweep.runner import Result
 from sinkscope.engine.sweep.variants import Variant
 from sinkscope.errors import OutputError
 from sinkscope.files import replacing
+from sinkscope.models.fingerprint import behaviour, fingerprint, foreign_hooks
 from sinkscope.probes.base import Probe
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from sinkscope.models.handle import Model
+
+FORMAT = 2
+SUFFIX = ".result"
+_DIGEST = hashlib.sha256().digest_size
+
+unwritten: dict[str, Result] = {}
+"""Results of the last sweep whose cache could not be written, by key: they are taken over when it is called again."""
 
 
-def context_key(model: Any, tower: str, prompts_digest: str, probes: Sequence[Probe]) -> str:
-    """Return the hash of everything that all results of a sweep have in common, as hex."""
+def why_off(model: Model) -> str:
+    """Return why results of ``model`` cannot be cached, empty where they can: code that no hash sees."""
+    if any(tensor.is_meta for tensor in model.model.parameters()):
+        return f"{model.id} has weights that are not in memory (offloaded), whose change cannot be seen"
+    hooked = foreign_hooks(model.model)
+    if not hooked:
+        return ""
+    more = f" and {len(hooked) - 1} more" if len(hooked) > 1 else ""
+    return f"{model.id} has a forward hook of yours on {hooked[0]}{more}, whose effect cannot be recognised again"
+
+
+def context_key(model: Model, tower: str, prompts_digest: str, probes: Sequence[Probe]) -> str:
+    """Return the hash of everything that all results of a sweep have in common, as hex.
+
+    The model's bytes are read anew each time: see :mod:`sinkscope.models.fingerprint`.
+    """
     from sinkscope import __version__
 
-    libraries = [version(name) for name in ("torch", "transformers")]
-    model_is = [model.fingerprint, model.backend.name, model.device.type, tower]
+    libraries = [version(name) for name in ("torch", "transformers", "numpy")]
+    model_is = [fingerprint(model.model), behaviour(model.model), model.backend.name, model.device.type, tower]
     read = [_probe(probe) for probe in probes]
     return _digest([FORMAT, __version__, libraries, model_is, prompts_digest, read])
 
@@ -82,32 +108,42 @@ def prepare(folder: str | os.PathLike[str]) -> Path:
 
 def load(folder: Path, key: str) -> Result | None:
     """Read a result; None where there is none, or the file is damaged."""
-    path = folder / f"{key}.nc"
-    if not path.is_file():
-        return None
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as ds:
-            data = json.loads(ds.attrs["part"])
-            if data["key"] != key:
-                return None
-            arrays = {str(name): array.values for name, array in ds.load().data_vars.items()}
-    except (OSError, ValueError, KeyError):
+        data = (folder / f"{key}{SUFFIX}").read_bytes()
+    except OSError:
         return None
-    return Result(arrays, [tuple(t) for t in data["tallies"]], data["seen"], tuple(data["paths"]))
+    digest, body = data[:_DIGEST], data[_DIGEST:]
+    if hashlib.sha256(body).digest() != digest:
+        return None
+    head, _, arrays = body.partition(b"\n")
+    about = json.loads(head)
+    if about["key"] != key:  # a whole file under another's name
+        return None
+    tallies = [tuple(counts) for counts in about["tallies"]]
+    return Result(safetensors.numpy.load(arrays), tallies, about["effect"], tuple(about["paths"]))
 
 
 def save(folder: Path, key: str, result: Result) -> None:
-    """Write a result, unless it is there."""
-    target = folder / f"{key}.nc"
-    if target.exists() and load(folder, key) is not None:
+    """Write a result, unless it is there whole.
+
+    Raises:
+        OSError: no room, or no leave to write.
+    """
+    if load(folder, key) is not None:
         return
-    data = {"key": key, "tallies": result.tallies, "seen": result.effect, "paths": result.paths}
-    ds = xr.Dataset(
-        {
-            name: ([f"{name}_{axis}" for axis in range(array.ndim)], np.ascontiguousarray(array))
-            for name, array in sorted(result.arrays.items())
-        },
-        attrs={"part": json.dumps(data, sort_keys=True)},
+    about = {"key": key, "tallies": result.tallies, "effect": result.effect, "paths": result.paths}
+    arrays = {name: np.ascontiguousarray(array) for name, array in result.arrays.items()}
+    body = json.dumps(about, sort_keys=True).encode() + b"\n" + safetensors.numpy.save(arrays)
+    with replacing(folder / f"{key}{SUFFIX}") as temporary:
+        temporary.write_bytes(hashlib.sha256(body).digest() + body)
+
+
+def keep_unwritten(folder: Path, found: Mapping[str, Result], total: int, error: OSError) -> OutputError:
+    """Keep a sweep's results in memory when its folder cannot be written, and return the error that says so."""
+    unwritten.clear()
+    unwritten.update(found)
+    return OutputError(
+        f"sweep(cache={str(folder)!r}): a result cannot be written ({error.strerror or error}). {len(found)} of "
+        f"{total} results are kept in memory. Make room, or name another folder, and call sweep again in this process: "
+        "it goes on from them."
     )
-    with replacing(target) as temporary:
-        ds.to_netcdf(temporary, engine="h5netcdf")

@@ -87,6 +87,8 @@ def _attributes(sweep: Sweep) -> dict[str, Any]:
     found = {v.label: guard.attributes() for v, guard in zip(sweep.variants, sweep.guards, strict=True)}
     notes = [f"{label}: {said['edit_notes']}" for label, said in found.items() if said["edit_notes"]]
     why_not = sweep.runner.why_not
+    if sweep.cache_off:
+        attrs["cache"] = f"off: {sweep.cache_off}"
     return attrs | {
         "seed": 0,  # nothing random enters a sweep; the process's own seed would make equal sweeps differ
         "edit_counts": json.dumps({label: json.loads(said["edit_counts"]) for label, said in found.items()}),

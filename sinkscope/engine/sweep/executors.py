@@ -24,6 +24,7 @@ import torch
 from sinkscope.engine.sweep.runner import Result, Runner
 from sinkscope.engine.sweep.variants import Variant
 from sinkscope.errors import EditError, ModelError, SinkscopeError, UnsupportedModelError
+from sinkscope.models.fingerprint import behaviour, fingerprint, foreign_hooks
 from sinkscope.prompts import Batch
 
 if TYPE_CHECKING:
@@ -166,10 +167,16 @@ def compute(setup: Setup, arrays: dict[str, Any], variants: Sequence[Variant]) -
 
 def _setup(runner: Runner, folder: Path) -> Setup:
     model = runner.model
-    source, check = place_model(model, folder)
+    hooked = foreign_hooks(model.model)
+    if hooked:
+        raise UnsupportedModelError(
+            f"sweep(executor=...): {model.id} has a forward hook of yours on {hooked[0]}, which workers would not "
+            "have: they load the model anew. Take it out, or pass executor='serial'."
+        )
+    source = place_model(model, folder)
     return tuple({
         "source": source, "dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device),
-        "fingerprint": model.fingerprint if check else "", "tower": runner.tower.name, "probes": runner.probes,
+        "fingerprint": _identity(model), "tower": runner.tower.name, "probes": runner.probes,
         "starts": tuple(runner.starts), "why_not": runner.why_not, "threads": torch.get_num_threads(),
     }.items())  # fmt: skip
 
@@ -179,18 +186,23 @@ def _load_runner(*, source: str, dtype: str, device: str, fingerprint: str, thre
 
     torch.set_num_threads(threads)
     model = load_model(source, dtype=dtype, device=device)
-    if fingerprint and model.fingerprint != fingerprint:
+    if _identity(model) != fingerprint:
         raise ModelError(
-            f"sweep: the model at {source} is not the one in memory (other weights or configuration). "
-            "Save what you changed to a folder and load it from there, or pass executor='serial'."
+            f"sweep: the model at {source} is not the one in memory (other weights, configuration or settings of "
+            "its modules). Save what you changed to a folder and load it from there, or pass executor='serial'."
         )
     runner = Runner(model, model.backend.towers[rest["tower"]], rest["probes"], rest["starts"])
     runner.why_not = rest["why_not"]
     return runner
 
 
-def place_model(model: Model, folder: Path) -> tuple[str, bool]:
-    """Return where workers can load ``model`` from, and whether its fingerprint is to be checked there.
+def _identity(model: Model) -> str:
+    """What must be the same in a worker: versions of packages are the cluster's own matter."""
+    return fingerprint(model.model) + behaviour(model.model)
+
+
+def place_model(model: Model, folder: Path) -> str:
+    """Return where workers can load ``model`` from.
 
     A model that came from the zoo or a local folder is loaded from where it lies; any other is saved to ``folder``
     as safetensors first.
@@ -204,13 +216,13 @@ def place_model(model: Model, folder: Path) -> tuple[str, bool]:
             "Pass executor='serial'."
         )
     if model.id.startswith("zoo:"):
-        return model.id, True
+        return model.id
     came_from = str(getattr(model.model, "name_or_path", "") or "")
     if came_from and (Path(came_from) / "config.json").is_file():
-        return str(Path(came_from).resolve()), True
+        return str(Path(came_from).resolve())
     place = folder / "model"
     model.model.save_pretrained(place, safe_serialization=True)
-    return str(place), False
+    return str(place)
 
 
 def _to_arrays(batch: Batch) -> dict[str, Any]:

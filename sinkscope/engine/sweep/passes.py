@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ class Sweep:
         passes: place of a batch, and places of the variants that run on it together: those with one start.
         results: by place of the batch and of the variant.
         executor: where it was computed, in words.
+        cache_off: why nothing is cached though a folder was named; else empty.
     """
 
     model: Model
@@ -51,6 +53,7 @@ class Sweep:
     passes: list[tuple[int, tuple[int, ...]]] = field(init=False)
     results: dict[tuple[int, int], Result] = field(init=False, default_factory=dict)
     executor: str = field(init=False, default="serial")
+    cache_off: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         starts = [variant.start for variant in self.variants if variant.start is not None]
@@ -95,16 +98,20 @@ class Sweep:
         )  # fmt: skip
 
     def compute(self, executor: Any, folder: Path | None) -> None:
-        """Fill ``results``: those that ``folder`` holds are read, the others computed, and written to it."""
-        keys: dict[tuple[int, int], str] = {}
+        """Fill ``results``: those that ``folder`` holds are read, the others computed, and written to it.
+
+        Raises:
+            OutputError: a result cannot be written; what was computed is kept in memory for the next call.
+        """
+        self.cache_off = "" if folder is None else cache.why_off(self.model)
+        if self.cache_off:
+            warnings.warn(f"sweep(cache=...): nothing is cached. {self.cache_off}.", stacklevel=3)
+            folder = None
+        keys = {} if folder is None else self._keys()
         if folder is not None:
-            context = cache.context_key(self.model, self.tower.name, self.prompts.digest, self.probes)
-            keys = {
-                (b, i): cache.result_key(context, self.variants[i], self.batches[b].indices)
-                for b, group in self.passes
-                for i in group
-            }
-            self.results = {at: found for at, key in keys.items() if (found := cache.load(folder, key)) is not None}
+            found = {at: cache.load(folder, key) or cache.unwritten.get(key) for at, key in keys.items()}
+            self.results = {at: result for at, result in found.items() if result is not None}
+            self._write(folder, keys, [at for at, key in keys.items() if key in cache.unwritten])
         # A pass is computed whole or not at all, so that its numbers do not depend on what was there before.
         todo = [(b, group) for b, group in self.passes if any((b, i) not in self.results for i in group)]
         work = [(self.batches[b], [self.variants[i] for i in group]) for b, group in todo]
@@ -115,9 +122,26 @@ class Sweep:
         ) as bar:  # fmt: skip
             for place, results in computed:
                 b, group = todo[place]
-                for index, result in zip(group, results, strict=True):
-                    if (b, index) not in self.results:
-                        self.results[b, index] = result
-                        if folder is not None:
-                            cache.save(folder, keys[b, index], result)
+                fresh = {(b, i): result for i, result in zip(group, results, strict=True) if (b, i) not in self.results}
+                self.results |= fresh
+                if folder is not None:
+                    self._write(folder, keys, list(fresh))
                 bar.update()
+        for key in keys.values():
+            cache.unwritten.pop(key, None)
+
+    def _write(self, folder: Path, keys: dict[tuple[int, int], str], places: Sequence[tuple[int, int]]) -> None:
+        try:
+            for at in places:
+                cache.save(folder, keys[at], self.results[at])
+        except OSError as error:
+            known = {keys[at]: result for at, result in self.results.items()}
+            raise cache.keep_unwritten(folder, known, len(keys), error) from None
+
+    def _keys(self) -> dict[tuple[int, int], str]:
+        context = cache.context_key(self.model, self.tower.name, self.prompts.digest, self.probes)
+        return {
+            (b, i): cache.result_key(context, self.variants[i], self.batches[b].indices)
+            for b, group in self.passes
+            for i in group
+        }

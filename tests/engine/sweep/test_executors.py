@@ -62,10 +62,10 @@ def test_dask_with_a_worker_killed_in_the_middle(case, tmp_path):
         killed = []
 
         def kill():
-            while not len(list(cache.glob("*.nc"))) >= 8:
+            while not len(list(cache.glob("*.result"))) >= 8:
                 time.sleep(0.005)
             os.kill(victim, signal.SIGKILL)
-            killed.append(len(list(cache.glob("*.nc"))))
+            killed.append(len(list(cache.glob("*.result"))))
 
         killer = threading.Thread(target=kill, daemon=True)
         killer.start()
