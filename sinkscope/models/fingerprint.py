@@ -100,8 +100,9 @@ def _tensor(tensor: torch.Tensor) -> str:
         return f"{head} meta"
     if tensor.is_quantized:
         return f"{head} {_tensor(tensor.int_repr())} {_tensor(tensor.dequantize())}"
-    if hasattr(tensor, "__tensor_flatten__"):
-        names, context = tensor.__tensor_flatten__()
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is not None:
+        names, context = flatten()
         return f"{head} {[(name, _tensor(getattr(tensor, name))) for name in names]} {context!r}"
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return f"{head} {xxhash.xxh3_128_hexdigest(data.numpy().data)}"
