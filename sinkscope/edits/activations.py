@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
@@ -57,7 +58,7 @@ class SetActivations(ResidualEdit):
                 f"{self._asked('dims')}: {len(given)} dims ({len(dims)} different) but {len(values)} values. "
                 "Give one value per dimension, each dimension once."
             )
-        if not all(torch.isfinite(torch.tensor(values)).tolist()):
+        if not all(math.isfinite(value) for value in values):
             raise EditError(f"{self._asked('value')}: value must hold finite numbers.")
         pairs = sorted(zip((int(d) for d in given), values, strict=True))
         self._set("dims", tuple(d for d, _ in pairs))

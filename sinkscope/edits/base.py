@@ -17,8 +17,9 @@ from jaxtyping import Float
 
 from sinkscope.edits.call import EditedCall
 from sinkscope.edits.fields import EDITS, EditFields
-from sinkscope.edits.selectors import HeadMap, heads_of, is_empty, layers_of, tokens_of
+from sinkscope.edits.selectors import heads_of, layers_of, tokens_of
 from sinkscope.edits.stream import EditedStream
+from sinkscope.edits.values import HeadMap, is_empty
 from sinkscope.errors import EditError
 from sinkscope.models.backends.base import Tower
 from sinkscope.references import Reference
@@ -107,7 +108,7 @@ class AttentionEdit(Edit, ABC, abstract=True):
         """Refuse layers and heads that ``tower`` does not have."""
         sites = {site.layer: site for site in tower.attention}
         count = len(sites)
-        named = set(self.layers or ()) | (set(self.heads) if isinstance(self.heads, HeadMap) else set())
+        named: set[int] = set(self.layers or ()) | (set(self.heads) if isinstance(self.heads, HeadMap) else set())
         if wrong := sorted(named - set(sites)):
             name = "layers" if set(self.layers or ()) - set(sites) else "heads"
             found = f"this model has layers 0..{count - 1}"
@@ -115,8 +116,7 @@ class AttentionEdit(Edit, ABC, abstract=True):
             raise EditError(f"{self._asked(name)}: {found}. {hint}")
         for layer in self.layers_in(tower):
             total = sites[layer].heads
-            named = self.heads.get(layer, ()) if isinstance(self.heads, HeadMap) else self.heads or ()
-            if any(not 0 <= h < total for h in named):
+            if any(not 0 <= head < total for head in self.heads_in(layer, total)):
                 raise EditError(
                     f"{self._asked('heads')}: layer {layer} has heads 0..{total - 1}. Use heads=range({total})."
                 )

@@ -21,8 +21,8 @@ from sinkscope.attention.tile import Tile
 from sinkscope.attention.view import Context, LayerStats, Wants
 from sinkscope.edits.context import EditContext
 from sinkscope.edits.primitives import ChangedOutput, ChangedWeights
-from sinkscope.edits.selectors import asked
 from sinkscope.edits.tokens import TokenMask, beyond, place
+from sinkscope.edits.values import asked
 
 Weights = Float[torch.Tensor, "flat query key"]
 Outputs = Float[torch.Tensor, "batch query head dim"]

@@ -105,8 +105,10 @@ class Redistribute(AttentionEdit):
             self._number(name, 0.0, 1.0)
         self._number("tau", low=0.0)
         self._choice("rule", ("non_sink", "sink"))
-        if not isinstance(self.start_layer, int) or isinstance(self.start_layer, bool) or self.start_layer < 0:
+        (start,) = whole_numbers([self.start_layer], self._asked("start_layer"), "start_layer")
+        if start < 0:
             raise EditError(f"{self._asked('start_layer')}: start_layer must be a layer number of at least 0.")
+        self._set("start_layer", start)
         if self.dims is not None:
             self._set("dims", whole_numbers(self.dims, self._asked("dims"), "dims"))
         super().__post_init__()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
-from typing import Any
-
-import numpy as np
+from numbers import Real
+from typing import Any, cast
 
 from sinkscope import registry
-from sinkscope.edits.selectors import asked, from_plain, show, to_plain
+from sinkscope.edits.values import asked, from_plain, show, to_plain
 from sinkscope.errors import EditError, did_you_mean
 
 EDITS: Mapping[str, type[Any]] = registry.Table("edit")
@@ -45,14 +44,15 @@ class EditFields:
         Raises:
             EditError: no such edit or field.
         """
-        name = data.get("edit") if isinstance(data, dict) else None
+        given = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
+        name = given.get("edit")
         cls = EDITS.get(str(name))
         if cls is None:
             raise EditError(
                 f"edit {name!r}: there is no such edit. Edits are {sorted(EDITS)}.{did_you_mean(str(name), EDITS)}"
             )
         known = [f.name for f in fields(cls)]
-        values = {k: from_plain(v) for k, v in data.items() if k != "edit"}
+        values = {k: from_plain(v) for k, v in given.items() if k != "edit"}
         wrong = sorted(set(values) - set(known))
         if wrong:
             raise EditError(
@@ -82,12 +82,12 @@ class EditFields:
 
     def _number(self, name: str, low: float = -math.inf, high: float = math.inf, hint: str = "") -> None:
         """Check one finite number and keep it as a float."""
-        value = getattr(self, name)
-        plain = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-        if not plain or not math.isfinite(float(value)) or not low <= float(value) <= high:
+        value: Any = getattr(self, name)
+        number = float(value) if not isinstance(value, bool) and isinstance(value, Real) else math.nan
+        if not math.isfinite(number) or not low <= number <= high:
             span = _span(low, high)
             raise EditError(f"{self._asked(name)}: {name} must be a finite number{span}.{' ' + hint if hint else ''}")
-        self._set(name, float(value))
+        self._set(name, number)
 
     def _choice(self, name: str, allowed: tuple[str, ...]) -> None:
         if getattr(self, name) not in allowed:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from sinkscope.attention.tile import Tile
 from sinkscope.edits.base import AttentionEdit
 from sinkscope.edits.call import EditedCall
-from sinkscope.edits.selectors import Numbers
+from sinkscope.edits.values import Numbers
 from sinkscope.errors import EditError
 from sinkscope.models.backends.base import Tower
 
@@ -82,7 +82,7 @@ class AblateHeads(AttentionEdit):
         elif self.how == "zero":
             call.change_output(torch.zeros_like)
         elif self.reference is not None:
-            array = torch.from_numpy(self.reference.array())[call.layer, : call.head_count]
+            array = torch.as_tensor(self.reference.array())[call.layer, : call.head_count]
             mean = array[:, : call.call.value.shape[-1]].to(call.call.query.device)
             call.change_output(lambda out: mean.to(out.dtype).expand_as(out))
         else:

@@ -12,7 +12,7 @@ import torch
 
 from sinkscope.edits.base import AttentionEdit
 from sinkscope.edits.call import EditedCall
-from sinkscope.edits.selectors import Numbers
+from sinkscope.edits.values import Numbers
 from sinkscope.errors import EditError
 from sinkscope.models.backends.base import Tower
 
@@ -72,7 +72,7 @@ class KeyValueBias(AttentionEdit):
                     self._at(name, site.layer, site.heads, site.head_dim, len(tower.attention))
 
     def _at(self, name: str, layer: int, heads: int, dim: int, layers: int | None = None) -> torch.Tensor:
-        array = torch.from_numpy(getattr(self, name).array())
+        array = torch.as_tensor(getattr(self, name).array())
         shape = tuple(array.shape)
         if shape[-1:] != (dim,) or shape[-2:-1] not in ((), (heads,)) or (layers and shape[:-2] not in ((), (layers,))):
             raise EditError(

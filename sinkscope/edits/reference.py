@@ -12,8 +12,8 @@ from jaxtyping import Float
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
 from sinkscope.edits.activations import SetActivations
-from sinkscope.edits.selectors import asked
 from sinkscope.edits.tokens import Tokens, place
+from sinkscope.edits.values import asked
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends.base import Instruments, Tower
 from sinkscope.prompts import Batch, Prompts
@@ -74,7 +74,7 @@ def mean_activations(
         with torch.no_grad(), model.evaluating():
             model.backend.forward(batch.inputs, where, Instruments(residual={site: [watch]}))
         count += int(chosen.sum())
-    return tuple((total / max(count, 1)).tolist())
+    return tuple(float(value) for value in (total / max(count, 1)).numpy())
 
 
 def _setting(model: Model, prompts: Prompts, batch_size: int, tower: str | None) -> tuple[Tower, Iterator[Batch]]:

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool
 
 from sinkscope.edits.context import EditContext
-from sinkscope.edits.selectors import asked
 from sinkscope.edits.tokens import beyond, place
+from sinkscope.edits.values import asked
 
 
 @dataclass(eq=False, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from typing import Any, cast
 
 from sinkscope import textform
 from sinkscope.edits.base import EDITS, Edit
@@ -27,7 +28,7 @@ def loads(text: str) -> list[Edit]:
         raise EditError(f"edits {text!r:.60}: this is not JSON. Give what sinkscope.edits.dumps made.") from None
     if not isinstance(data, list):
         raise EditError(f"edits {text!r:.60}: a JSON list was expected. Give what sinkscope.edits.dumps made.")
-    return [Edit.from_dict(item) for item in data]
+    return [Edit.from_dict(item) for item in cast("list[Any]", data)]
 
 
 def parse(text: str) -> list[Edit]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool
 
-from sinkscope.edits.selectors import Selection
+from sinkscope.edits.values import Selection, labelled
 from sinkscope.errors import EditError
 from sinkscope.prompts import Batch
 from sinkscope.prompts.selection import from_array, select
@@ -49,7 +49,7 @@ class Tokens:
         if key not in self._found:
             if isinstance(selection, Selection):
                 array = selection.array()
-                if "head" in array.dims and "head" in array.coords and layer is not None:
+                if labelled(array, "head") and layer is not None:
                     array = array.reindex({"head": range(heads)}, fill_value=False)  # type: ignore[arg-type]
                 self._found[key] = from_array(array, self.batch, layer, EditError, asked())
             else:
@@ -69,9 +69,11 @@ class Tokens:
 def beyond(selection: Any, tokens: Tokens) -> Bool[torch.Tensor, " batch"]:
     """Return whether a selection holds for tokens that are generated after the prompt."""
     rows = len(tokens.batch.real)
-    names: Any = (selection,) if isinstance(selection, str) else selection
-    held = selection is None or (isinstance(names, tuple) and bool({"all", "generated"} & set(names)))
-    if held or not (isinstance(names, tuple) and "after_image" in names):
+    names: set[Any] = {selection} if isinstance(selection, str) else set()
+    if isinstance(selection, tuple):
+        names = set(cast("tuple[Any, ...]", selection))
+    held = selection is None or bool({"all", "generated"} & names)
+    if held or "after_image" not in names:
         return torch.full((rows,), held, device=tokens.batch.real.device)
     return ((tokens.batch.roles == ROLE_INDEX["image"]) & tokens.batch.real).any(-1)
 

@@ -21,7 +21,7 @@ import numpy as np
 import safetensors.numpy
 import xarray as xr
 
-from sinkscope.edits.selectors import Selection
+from sinkscope.edits.values import Selection
 from sinkscope.engine.sweep.runner import Result
 from sinkscope.engine.sweep.variants import Variant
 from sinkscope.errors import OutputError

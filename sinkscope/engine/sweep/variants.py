@@ -13,8 +13,8 @@ import numpy as np
 import xarray as xr
 
 from sinkscope.edits.base import Edit
-from sinkscope.edits.selectors import show
 from sinkscope.edits.text import dumps
+from sinkscope.edits.values import show
 from sinkscope.errors import EditError
 from sinkscope.models.backends.base import Tower
 from sinkscope.registry import kebab
