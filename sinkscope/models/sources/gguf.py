@@ -190,7 +190,7 @@ def _explained(path: Path, name: str, error: Exception) -> ModelError:
             f"{start}this GGUF file is truncated or damaged ({weights.first_line(damage)}). Copy it again."
         )
     kinds = {tensor.tensor_type.name for tensor in reader.tensors}
-    reason = weights.first_line(error)
+    reason = weights.first_line(error).split("): ", 1)[-1]  # without the "load_model(FOLDER): " of an error of ours
     if "architecture" in reason and "not supported" in reason:
         return UnsupportedModelError(
             f"{start}transformers {transformers.__version__} cannot read GGUF files of the architecture "
