@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import logging
 import re
 import shutil
@@ -131,11 +132,18 @@ def _write(path: Path, name: str, folder: Path) -> str:
 
 
 def _write_tokenizer(path: Path, name: str, folder: Path) -> None:
-    """Save the fast tokenizer, which loads ten times faster than the file's table of merges, and compare the two."""
+    """Save the fast tokenizer, which loads ten times faster than the file's table of merges, and compare the two.
+
+    It is saved for the plain class, since those of some architectures build their tokenizer anew at each load.
+    """
     try:
         with weights.quiet():
             own = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
             own.save_pretrained(folder)
+            own.backend_tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+            settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+            (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
             saved = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:
         kind = read_gguf_metadata(str(path))[0].get("tokenizer.ggml.model")

@@ -35,7 +35,7 @@ def test_an_entry_is_made_once(own_cache):
 
 def test_another_version_of_transformers_converts_again(monkeypatch):
     first = cache.obtain(DIGEST, make)
-    monkeypatch.setattr("transformers.__version__", "99.0")
+    monkeypatch.setattr(cache.transformers, "__version__", "99.0")
     assert cache.find("tiny") is None
     assert cache.obtain(DIGEST, make).folder != first.folder
     assert len(cache.entries()) == 2

@@ -1,4 +1,4 @@
-"""GGUF files load as what they hold, once converted they load fast, and what cannot be read is refused by its reason."""
+"""GGUF files load as what they hold, are converted once, and what cannot be read is refused with its reason."""
 
 import importlib.util
 import logging
@@ -12,7 +12,6 @@ import sinkscope as sk
 from models.sources import gguf_files
 from sinkscope.errors import ModelError, UnsupportedModelError
 from sinkscope.models.sources import cache
-
 
 IDS = torch.arange(3, 40)[None]
 

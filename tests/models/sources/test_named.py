@@ -12,6 +12,8 @@ from sinkscope.cli.app import main
 from sinkscope.errors import ModelError
 from sinkscope.models.sources import SOURCES, Checkpoint, ModelSource, base, gguf, register, resolve, sources
 
+NOTICE = "terms: here"
+
 
 class Tiny(ModelSource):
     """A small model as a third party would register it."""
@@ -27,9 +29,7 @@ class Tiny(ModelSource):
     hub_id = "me/tiny-model"
 
     def packaged(self, folder: Path) -> Checkpoint:
-        return gguf.convert(
-            [folder / "tiny.gguf"], "tiny.gguf", label=self.name, source=self.name, notice="terms: here"
-        )
+        return gguf.convert([folder / "tiny.gguf"], "tiny.gguf", label=self.name, source=self.name, notice=NOTICE)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_terms_are_shown_when_the_model_is_converted(tiny, package, caplog):
         sk.load_model("tiny-model")
         sk.load_model("tiny-model")
     said = [record.getMessage() for record in caplog.records]
-    assert said[0] == "terms: here"
+    assert said[0] == NOTICE
     assert len(said) == 2
 
 
