@@ -2,9 +2,10 @@ import json
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import Study
+from sinkscope.analysis import Estimate, Study, need
 from sinkscope.errors import PromptError
 
 
@@ -115,3 +116,87 @@ def test_models_one_after_the_other_keep_their_files_apart(argv):
             names.append(study.figure(drawn, "map", source=ds).name)
     assert names == ["map--planted.png", "map--zoo-bb-1l.png"]
     assert json.loads((study.folder / "claims.json").read_text())["models"] == sorted(m.id for m in study.each())
+
+
+def test_a_reading_is_made_once_for_all_scripts_and_by_probe(argv, monkeypatch):
+    from sinkscope.engine import run as engine
+
+    argv("--model", "planted", "--quick")
+    asked = []
+    plain = engine.run
+
+    def counting(model, prompts, probes, edits=(), **given):
+        asked.append([type(probe).__name__ for probe in probes])
+        return plain(model, prompts, probes, edits, **given)
+
+    monkeypatch.setattr(engine, "run", counting)
+    with Study("Title", paper="gu2025") as study:
+        prompts = study.texts("random", n=8, tokens=12)
+        first = study.run(prompts, [sk.KeyMass()])
+    monkeypatch.setattr("sys.argv", ["analyses/other_paper/other.py", *__import__("sys").argv[1:]])
+    with Study("Title", paper="gu2025") as study:
+        both = study.run(study.texts("random", n=8, tokens=12), [sk.KeyMass(), sk.ResidualNorm()])
+        masked = study.run(prompts, [sk.KeyMass()], [sk.MaskKeys("first")])
+        swept = study.run(prompts, [sk.KeyMass()], {"masked": [sk.MaskKeys("first")]})
+    assert asked == [["KeyMass"], ["ResidualNorm"], ["KeyMass"]]
+    np.testing.assert_array_equal(both["key_mass"], first["key_mass"])
+    assert not np.allclose(masked["key_mass"], first["key_mass"])
+    np.testing.assert_allclose(swept["key_mass"].sel(edit="masked"), masked["key_mass"], atol=1e-5)
+    assert swept["edit"].values.tolist() == ["baseline", "masked"]
+
+
+def test_a_model_that_does_not_fit_is_left_out_in_one_line(argv, capsys):
+    def judge(study, model):
+        need(model, model.id != "zoo:bb-1l", "a language model")
+        study.claim("Fig. 1", "a", paper="b", found="c", agrees=True)
+
+    with Study("Title", paper="gu2025", model=("zoo:bb-1l", "planted")) as study:
+        study.for_each(judge)
+    data = json.loads((study.folder / "claims.json").read_text())
+    assert [claim["model"] for claim in data["claims"]] == ["planted-sink-0"]
+    assert data["left_out"] == {"zoo:bb-1l": "zoo:bb-1l: this analysis needs a language model."}
+    assert "zoo:bb-1l is left out: zoo:bb-1l: this analysis needs a language model." in capsys.readouterr().err
+    argv("--model", "zoo:bb-1l")
+    with (
+        pytest.raises(SystemExit, match=r"some_paper/some_figure\.py: .*this analysis needs a language model\."),
+        Study("Title", paper="gu2025", model=("planted",)) as study,
+    ):
+        study.for_each(judge)
+
+
+def test_a_script_on_training_curves_takes_no_model(argv, capsys):
+    argv("--model", "minilm")
+    with pytest.raises(SystemExit):
+        Study("Title", paper="gu2025", model=())
+    assert "unrecognized arguments: --model minilm" in capsys.readouterr().err
+    argv()
+    with Study("Title", paper="gu2025", model=()) as study:
+        study.subject = "zoo:bb-1l"
+        study.claim("Fig. 4", "a", paper="b", found="c", agrees=True)
+    data = json.loads((study.folder / "claims.json").read_text())
+    assert data["models"] == ["zoo:bb-1l"]
+    assert data["claims"][0]["model"] == "zoo:bb-1l"
+
+
+def test_estimates_say_interval_and_n_and_judge_by_the_interval():
+    row = xr.Dataset({"difference": 0.5, "low": 0.4, "high": 0.6, "n": 12})
+    found = Estimate.of(row, ".1%")
+    assert f"{found}" == "50.0% [40.0%, 60.0%]"
+    assert f"{found:+.2f}" == "+0.50 [+0.40, +0.60]"
+    assert found.counted == "50.0% [40.0%, 60.0%] (n = 12)"
+    assert (found.above(0.3), found.above(0.6), found.below(0.7), found.below(0.3)) == (True, False, True, False)
+    assert found.above(0.5) == found.below(0.5) == "the interval [0.4, 0.6] holds 0.5 (n = 12)"
+    assert Estimate(2.0, n=1).above(1.0) == "no interval: n = 1"
+    values = xr.DataArray([1.0, 2.0, 3.0, 4.0], dims="prompt")
+    assert Estimate.mean(values).value == 2.5
+    assert Estimate.paired(values, values - 1.0).low == 1.0
+    assert f"{Estimate(3.0, unit='nat')}" == "3 nat"
+
+
+def test_what_cannot_be_seen_says_why(argv):
+    argv("--model", "planted")
+    with Study("Title", paper="gu2025") as study:
+        unseen = study.claim("Fig. 1", "a", paper="b", found="c", agrees="one prompt only")
+        number = study.claim("Fig. 1", "a", paper="b", number=Estimate(0.5, 0.4, 0.6, 7), agrees=True, found="more")
+    assert (unseen.agrees, unseen.reason, unseen.verdict) == (None, "one prompt only", "can't be seen here")
+    assert (number.number, number.found) == ("0.5 [0.4, 0.6] (n = 7)", "0.5 [0.4, 0.6] (n = 7); more")

@@ -42,12 +42,22 @@ def choose(study: Study) -> Case:
 def describe(found: xr.Dataset, model: sk.Model) -> str:
     """Say how many tokens became sinks, and how near the others came."""
     kind, layers = found["kind"].values, found["layer"].values
-    first, last = (int(np.median(found[name])) for name in ("primary_start", "primary_last"))
-    cosine = np.abs(found["cosine"].values[:, first : last + 1].transpose(0, 2, 1)[kind == ""])
+    cosine = np.abs(found["cosine"].values.transpose(0, 2, 1)[kind == ""])
     tokens = int(np.isfinite(cosine).all(1).sum())
     names = ("secondary", "extra_primary", "noise")
     counts = ", ".join(f"{int((kind == name).sum())} {name.replace('_', ' ')}" for name in names)
+    ranges = stages(found)
+    where = " and ".join(f"{layers[first]} to {layers[last]}" for first, last in ranges) or "none"
+    inside = np.isin(np.arange(len(layers)), [x for first, last in ranges for x in range(first, last + 1)])
+    near = f"{np.nanmax(cosine[:, inside]):.2f}" if inside.any() else "-"
     return (
-        f"{model.id}: {counts} among {tokens} tokens of {found.sizes['prompt']} prompts; primary in layers "
-        f"{layers[first]} to {layers[last]} of {len(layers)}; largest cosine of the rest {np.nanmax(cosine):.2f}"
+        f"{model.id}: {counts} among {tokens} tokens of {found.sizes['prompt']} prompts; primary in layers {where} of "
+        f"{len(layers)}; largest cosine of the rest {near}"
     )
+
+
+def stages(found: xr.Dataset) -> list[tuple[int, int]]:
+    """Stages of the primary sink that most prompts have."""
+    rows = np.stack([found["stage_first"].values, found["stage_last"].values], -1).reshape(-1, 2)
+    kept, counts = np.unique(rows[rows[:, 0] >= 0], axis=0, return_counts=True)
+    return [(int(a), int(b)) for (a, b), n in zip(kept, counts, strict=True) if n > 0.5 * found.sizes["prompt"]]

@@ -85,9 +85,9 @@ def makers(model: Model, prompts: Prompts, found: xr.Dataset) -> xr.Dataset:
 
 def _made(model: Model, prompts: Prompts, index: int, keys: list[int], one: xr.Dataset) -> list[dict[str, Any]]:
     layers = one["layer"].values
-    primary, born = int(one["primary"]), int(one["primary_start"])
-    starts = {key: int(one["start"][key]) for key in keys}
-    needed = {layer: int(layers[layer]) for layer in {born, *starts.values()}}
+    primary = int(one["primary"])
+    starts, births = ({key: int(one[name][key]) for key in keys} for name in ("start", "born"))
+    needed = {layer: int(layers[layer]) for layer in {*births.values(), *starts.values()}}
     with model.exclusive(), ExitStack() as stack:
         inside = {i: stack.enter_context(_stages(mlp_of(model, layer))) for i, layer in needed.items()}
         at = residual_stream(model, prompts, index)
@@ -101,8 +101,8 @@ def _made(model: Model, prompts: Prompts, index: int, keys: list[int], one: xr.D
         direction = at[f"{name}.post"][primary]
         beside = neighbours(lives[: len(at["embed"])], key)
         stage = {
-            which: (cosine(value[key], inside[born][which][primary]),
-                    float(np.mean([cosine(value[k], inside[born][which][primary]) for k in beside] or [np.nan])))
+            which: (cosine(value[key], inside[births[key]][which][primary]),
+                    float(np.mean([cosine(value[k], inside[births[key]][which][primary]) for k in beside] or [np.nan])))
             for which, value in inside[start].items()
         }  # fmt: skip
         rows.append({

@@ -20,7 +20,6 @@ from sinkscope.engine.run import run
 from sinkscope.methods.base import MethodResult
 from sinkscope.methods.residual import residual_stream
 from sinkscope.metrics.base import require
-from sinkscope.metrics.secondary import primary_range
 from sinkscope.probes.attention import KeyMass
 from sinkscope.registry import method
 
@@ -97,12 +96,13 @@ def find_secondary_sinks(
 def detect(model: Model, prompts: Prompts, settings: SecondarySinkSettings | None = None) -> xr.Dataset:
     """Find the secondary sinks of each prompt.
 
-    Returns a Dataset with dims ``(prompt, key)``: ``start`` (-1: none), ``lifetime``, ``kind`` as the metric gives
-    them, ``score`` (attention it gets, mean over heads and over the layers that read it as a sink), ``score_beside``
-    (the same layers, mean over the nearest token on either side that is no sink: position matters, so this is the
-    control); and ``(prompt, layer, key)``: ``cosine`` with the primary sink, ``norm`` of the block output, ``mass``
-    (key mass, mean over heads). ``primary``, ``primary_start`` and ``primary_last`` have dims ``(prompt,)``. It carries
-    the attributes of a reading and can be saved as one.
+    Returns a Dataset with dims ``(prompt, key)``: ``start`` (-1: none), ``lifetime``, ``stage`` and ``kind`` as the
+    metric gives them, ``born`` (layer at which the primary sink's stage begins, -1: none), ``score`` (attention it
+    gets, mean over heads and over the layers that read it as a sink), ``score_beside`` (the same layers, mean over the
+    nearest token on either side that is no sink: position matters, so this is the control); and ``(prompt, layer,
+    key)``: ``cosine`` with the primary sink, ``norm`` of the block output, ``mass`` (key mass, mean over heads).
+    ``primary`` has dims ``(prompt,)``, ``stage_first`` and ``stage_last`` ``(prompt, stages)``, -1 beyond a prompt's
+    last stage. It carries the attributes of a reading and can be saved as one.
 
     Raises:
         MetricError: fewer than three layers.
@@ -116,8 +116,8 @@ def detect(model: Model, prompts: Prompts, settings: SecondarySinkSettings | Non
 
 
 _FILL: dict[str, Any] = {
-    "start": -1, "lifetime": 0, "kind": "", "token": "", "token_role": "pad", "cosine": np.nan, "norm": np.nan,
-    "mass": np.nan, "score": np.nan, "score_beside": np.nan,
+    "start": -1, "lifetime": 0, "stage": -1, "born": -1, "stage_first": -1, "stage_last": -1, "kind": "", "token": "",
+    "token_role": "pad", "cosine": np.nan, "norm": np.nan, "mass": np.nan, "score": np.nan, "score_beside": np.nan,
 }  # fmt: skip
 
 
@@ -136,14 +136,14 @@ def detect_one(model: Model, prompts: Prompts, index: int, settings: SecondarySi
     reading = run(model, prompts.subset([index]), [KeyMass()])
     mass = reading["key_mass"].isel(prompt=0).mean("head")
     one["mass"] = (("layer", "key"), mass.transpose("layer", "key").values)
-    start, last = primary_range(norm[:, primary])
     lives = one["lifetime"].values > 0
     scores = [
         score_of(one["mass"].values, key, int(one["start"][key]), int(one["lifetime"][key]), lives)
         for key in range(len(lives))
     ]
     one["score"], one["score_beside"] = (("key", np.array(column)) for column in zip(*scores, strict=True))
-    one = one.assign(primary=primary, primary_start=start, primary_last=last)
+    born = np.append(one["first"].values, -1)[one["stage"].values]
+    one = one.assign(primary=primary, born=("key", born)).rename(first="stage_first", last="stage_last")
     one.attrs = reading.attrs | {name: value for name, value in one.attrs.items() if name not in ("n", "primary")}
     coords: dict[str, Any] = {"key": np.arange(len(lives)), "layer": mass["layer"].values}
     coords |= {name: ("key", mass[name].values.astype(str)) for name in ("token", "token_role")}

@@ -199,3 +199,16 @@ def plain(value: object) -> str | int | float:
     if isinstance(value, int | float | str):
         return value
     return str(value)
+
+
+def no_leading(array: xr.DataArray, dims: tuple[str, ...], metric: str) -> None:
+    """Refuse dims in front of those of a reading.
+
+    Raises:
+        MetricError: there are some.
+    """
+    extra = [dim for dim in array.dims if dim not in dims]
+    if extra:
+        raise MetricError(
+            f"{metric}: the reading has the dims {extra} in front. Select one label first: ds.sel(edit=...)."
+        )

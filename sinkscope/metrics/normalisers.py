@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, softmax
+
+from sinkscope.definitions import Definition
+from sinkscope.metrics.base import metric, require, stamp
 
 Row = NDArray[np.float64]
 
@@ -50,3 +54,27 @@ NORMALISERS: dict[str, Callable[[ArrayLike], Row]] = {
     "relu": lambda logits: np.maximum(np.asarray(logits, dtype=np.float64), 0.0) / np.asarray(logits).shape[-1],
 }
 """Normalisers of one argument by name; ``with_null_key`` and ``affine`` take more."""
+
+
+@metric(
+    Definition(
+        "key_mass", "proxy", "as gu2025, each attention row over its sum first", "share of the row", (), "gu2025"
+    )
+)
+def proxy_mass(ds: xr.Dataset) -> xr.DataArray:
+    """Key mass of weights that need not sum to 1: each row over its sum, then the mean over queries that see the key.
+
+    Needs ``attention``; dims as ``key_mass``. For sigmoid and ReLU attention, whose raw weights are no shares: a row of
+    64 sigmoids may sum to 32. Rows that sum to less than 1e-8 are left out, as they give no key anything. The same as
+    ``key_mass`` where rows sum to 1. Source: Gu et al. (gu2025) M5, for measurement only.
+
+    Raises:
+        MetricError: no ``attention``.
+    """
+    require(ds, "proxy_mass", "attention")
+    weights = ds["attention"].astype("float64")
+    total = weights.sum("key")
+    shares = weights / total.where(total > 1e-8)
+    rows, keys = (xr.DataArray(np.arange(weights.sizes[dim]), dims=dim) for dim in ("query", "key"))
+    seen = shares.where(keys <= rows) if int(ds.attrs.get("causal", 1)) else shares
+    return stamp(seen.mean("query"), "key_mass", "proxy", n=int(total.notnull().sum()))

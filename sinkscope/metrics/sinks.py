@@ -198,3 +198,33 @@ def implicit_sink(ds: xr.Dataset, *, over: str | Iterable[str] = ("prompt", "que
     require(ds, "implicit_sink", "row_sum")
     missing = 1.0 - ds["row_sum"].astype("float64")
     return stamp(mean_over(missing, dims_over(missing, over, "implicit_sink")), "implicit_sink", "row_deficit")
+
+
+@metric()
+def sink_moves(before: xr.Dataset, after: xr.Dataset, epsilon: float = 0.3) -> xr.Dataset:
+    """Say where the sink stands after an edit that takes it away: a masked sink may move to the next token.
+
+    Needs ``key_mass`` of the same prompts without and with the edit; ``after`` may have a dim ``edit`` in front. Only
+    keys of the first half of the positions count, as later ones are seen by few queries. Returns ``origin`` (the key
+    with the largest mean key mass over prompts, layers and heads before the edit), ``target`` (the same after it),
+    ``rate_before`` and ``rate`` (sink rate at ``target`` before and after, dims prompt), and ``moved``: the target is
+    another key, and its sink rate is at least half of the origin's former one. This project's own definition.
+
+    Raises:
+        MetricError: no ``key_mass``.
+    """
+    for ds in (before, after):
+        require(ds, "sink_moves", "key_mass")
+    masses = [ds["key_mass"].drop_vars(["token", "token_role"], errors="ignore") for ds in (before, after)]
+    first, now = (mass.isel(key=slice(None, max(1, (mass.sizes["key"] + 1) // 2))) for mass in masses)
+    pooled = ["prompt", "layer", "head"]
+    origin, target = first.mean(pooled).argmax("key"), now.mean(pooled).argmax("key")
+    rate_before, rate = (
+        (mass.isel(key=target).where(mass.isel(key=target).notnull()) > epsilon).mean(["layer", "head"])
+        for mass in (first, now)
+    )
+    former = (first.isel(key=origin) > epsilon).mean()
+    found = xr.Dataset({"origin": origin, "target": target, "rate_before": rate_before, "rate": rate})
+    found["moved"] = (target != origin) & (rate.mean("prompt") >= 0.5 * former) & (former > 0)
+    found.attrs = {"metric": "sink_moves", "epsilon": epsilon, "n": before.sizes["prompt"], "former": float(former)}
+    return found.drop_vars("key", errors="ignore")

@@ -21,6 +21,7 @@ from sinkscope.schema import Variable
 __all__ = ["MassiveActivations", "ResidualNorm", "SinkDims"]
 
 PHI_EPSILON = 1e-6
+_TOP = ("top_value", "top_dim", "top_position", "top_token_median", "top_dim_median", "median_abs")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class MassiveActivations(Probe):
 
     Makes ``top_value`` (signed), ``top_dim``, ``top_position`` (prompt, site, rank), ranked by magnitude over all real
     tokens and dimensions, and ``median_abs`` (prompt, site), the mid-point median of all magnitudes. The paper's code
-    takes the lower middle element instead of the mid-point.
+    takes the lower middle element instead of the mid-point. ``top_token_median`` and ``top_dim_median`` (prompt, site,
+    rank) are the median magnitudes of the entry's own token and of its own dimension: a massive activation stands out
+    of both, an outlier feature, which is large at every token, of the first alone.
     """
 
     top: int = 10
@@ -64,6 +67,12 @@ class MassiveActivations(Probe):
         ),
         "top_position": Variable(
             ("prompt", "site", "rank"), "index", "token position of the ranked entry", discrete=True
+        ),
+        "top_token_median": Variable(
+            ("prompt", "site", "rank"), "activation", "median magnitude of the ranked entry's token over its dimensions"
+        ),
+        "top_dim_median": Variable(
+            ("prompt", "site", "rank"), "activation", "median magnitude of the ranked entry's dimension over the tokens"
         ),
         "median_abs": Variable(("prompt", "site"), "activation", "mid-point median of the magnitudes"),
     }
@@ -86,8 +95,7 @@ class MassiveActivations(Probe):
             _top((state if bool(real.all()) else state[real]).float(), self.top)
             for state, real in zip(hidden, context.batch.real, strict=True)
         ]
-        names = ("top_value", "top_dim", "top_position", "median_abs")
-        return {name: torch.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+        return {name: torch.stack(column) for name, column in zip(_TOP, zip(*rows, strict=True), strict=True)}
 
 
 @dataclass(frozen=True)
@@ -133,16 +141,20 @@ class SinkDims(Probe):
         return {"phi": _largest_magnitude(entries) / scale}
 
 
-def _top(
-    hidden: Float[torch.Tensor, "key d_model"], top: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Signed values, dims and positions of the ``top`` largest magnitudes, and the median magnitude."""
+def _top(hidden: Float[torch.Tensor, "key d_model"], top: int) -> tuple[torch.Tensor, ...]:
+    """Signed values, dims, positions and own medians of the ``top`` largest magnitudes, and the median of all."""
     # The top entries lie in the tokens with the largest maxima, so only those rows are ranked.
     rows = _largest_magnitude(hidden).topk(min(top, len(hidden))).indices
     found = hidden[rows].abs().flatten()
     order = found.topk(min(top, len(found))).indices
     position, dim = rows[order // hidden.shape[1]], order % hidden.shape[1]
-    return hidden[position, dim], dim.float(), position.float(), midpoint_median(hidden.abs().flatten())
+    own = [_medians(hidden[position].abs()), _medians(hidden[:, dim].abs().T)]
+    return hidden[position, dim], dim.float(), position.float(), *own, midpoint_median(hidden.abs().flatten())
+
+
+def _medians(rows: Float[torch.Tensor, "entry value"]) -> Float[torch.Tensor, " entry"]:
+    """Mid-point median of each row."""
+    return torch.as_tensor(np.median(rows.cpu().numpy(), axis=1), dtype=rows.dtype, device=rows.device)
 
 
 def _largest_magnitude(hidden: Float[torch.Tensor, "*tokens dim"]) -> Float[torch.Tensor, "*tokens"]:

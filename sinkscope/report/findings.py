@@ -15,7 +15,7 @@ from sinkscope.metrics.base import lengths
 from sinkscope.metrics.bimodal import bimodality
 from sinkscope.metrics.drain import value_drain
 from sinkscope.metrics.entropy import row_entropy
-from sinkscope.metrics.massive import massive_activations, massive_dims
+from sinkscope.metrics.massive import massive_activations, massive_dims, massive_stages
 from sinkscope.metrics.sinks import implicit_sink, sink_rate
 from sinkscope.report.sinks import Sinks, find_sinks
 from sinkscope.report.text import counted, number, percent
@@ -146,54 +146,53 @@ def _drain(ds: xr.Dataset, sinks: Sinks | None) -> Finding:
 
 def _carrier(ds: xr.Dataset, sinks: Sinks | None) -> Finding:
     absolute = massive_activations(ds, "sun2024")
-    ranked = massive_dims(ds, "relative")
+    at_sink = sinks is not None and sinks.found
+    stages = massive_stages(ds, sinks.mask if sinks is not None and at_sink else None)
+    ranked = massive_dims(ds)
+    if at_sink and stages.sizes["stage"] == 0:
+        at_sink, stages = False, massive_stages(ds)
     entries = int(absolute["massive"].sum())
     bound = f"magnitude above {number(absolute.attrs['absolute'])}, {number(absolute.attrs['ratio'])} times the median"
     finds = "1 entry" if entries == 1 else f"{entries:,} entries"
     rule = f"The absolute rule of Sun et al. ({bound}) finds {finds}."
     used = (dict(ranked.attrs), dict(absolute.attrs))
-    if ranked.sizes["dim"] == 0:
+    if stages.sizes["stage"] == 0:
         top = float(abs(ds["top_value"]).max())
         text = (
             f"No residual dimension stands out in most prompts. The largest entry of the residual stream has magnitude "
             f"{number(top)}. {rule}"
         )
         return Finding("No massive activation found", text, "absent", used)
-    first = ranked.isel(dim=0)
+    first = stages.isel(stage=0)
     dim, at = int(first["dim"]), int(first["at"])
-    on_sink = _share_on(ds, dim, sinks) if sinks is not None and sinks.found else 0.0
-    place = f"position {at}"
-    if sinks is not None and sinks.found:
-        place = (
-            f"{sinks.label} ({percent(on_sink)} of its massive entries)" if on_sink > 0.5 else f"{place}, not the sink"
-        )
-    size, ratio = number(float(first["magnitude"])), number(float(first["ratio"]))
+    place = sinks.label if sinks is not None and at_sink else f"position {at}, which is no sink"
     text = (
-        f"Residual dimension {dim} is massive in {percent(float(first))} of the sites and prompts, most often at "
-        f"{place}: its magnitude is {size} there, {ratio} times the median entry. {_more_dims(ranked)}{rule} "
+        f"Residual dimension {dim} is massive at {place} in {_span(first)}: its magnitude is "
+        f"{number(float(first['magnitude']))} there, {number(float(first['ratio']))} times the median entry. "
+        f"{_earlier(stages, dim)}{_more_dims(stages)}{rule} "
         "That a dimension stands at the sink does not yet show that it makes the sink: an edit does (SetActivations)."
     )
-    where = "at the sink" if on_sink > 0.5 else f"at position {at}"
+    where = "at the sink" if at_sink else f"at position {at}"
     return Finding(f"Dimension {dim} stands out {where}", text, "found", used)
 
 
-def _share_on(ds: xr.Dataset, dim: int, sinks: Sinks) -> float:
-    """Share of the massive entries of one dimension that lie on the sink."""
-    order = ("prompt", "site", "rank")
-    massive = massive_activations(ds, "relative")["massive"].transpose(*order).values
-    here = massive & (ds["top_dim"].transpose(*order).values == dim)
-    prompt = np.nonzero(here)[0]
-    position = ds["top_position"].transpose(*order).values[here].astype(int)
-    return float(sinks.mask.values[prompt, position].mean()) if prompt.size else 0.0
+def _span(stage: xr.Dataset) -> str:
+    return f"blocks {int(stage['first'])} to {int(stage['last'])}"
 
 
-def _more_dims(ranked: xr.DataArray) -> str:
-    rest = [int(d) for d in ranked["dim"].values[1:5]]
+def _earlier(stages: xr.Dataset, dim: int) -> str:
+    """The other plateaus of the same dimension."""
+    mine = stages.isel(stage=np.flatnonzero(stages["dim"].values == dim)[1:])
+    told = [f"{number(float(mine['magnitude'][i]))} in {_span(mine.isel(stage=i))}" for i in range(mine.sizes["stage"])]
+    return f"It also stands at {' and '.join(told)}. " if told else ""
+
+
+def _more_dims(stages: xr.Dataset) -> str:
+    rest = list(dict.fromkeys(stages["dim"].values.tolist()))[1:]
     if not rest:
         return ""
-    more = ranked.sizes["dim"] - 1 - len(rest)
-    if more:
-        return f"Then come {', '.join(map(str, rest))} and {more} more. "
+    if len(rest) > 4:
+        return f"Then come {', '.join(map(str, rest[:4]))} and {len(rest) - 4} more. "
     return f"{'The next is' if len(rest) == 1 else 'Then come'} {', '.join(map(str, rest))}. "
 
 

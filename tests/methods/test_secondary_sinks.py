@@ -35,7 +35,8 @@ def test_every_planted_sink_is_found_with_its_level_and_nothing_else(case, found
         assert (found["lifetime"].values[0, at] == end - start).all()
     assert (kind == "secondary").sum() == 8
     assert int(found["primary"][0]) == 0
-    assert (int(found["primary_start"][0]), int(found["primary_last"][0])) == (1, 8)
+    assert (found["stage_first"].values[0].tolist(), found["stage_last"].values[0].tolist()) == ([1], [8])
+    assert set(found["born"].values[0][found["kind"].values[0] == "secondary"].tolist()) == {1}
 
 
 def test_table_figure_and_citation(case, found):

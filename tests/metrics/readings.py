@@ -107,7 +107,7 @@ def from_states(states, sites=None, top=10, d_model=None):
     longest = max(s.shape[1] for s in states)
     count, width = states[0].shape[0], states[0].shape[2]
     shape = (len(states), count)
-    value, dim, place = (np.full((*shape, top), np.nan) for _ in range(3))
+    value, dim, place, token_median, dim_median = (np.full((*shape, top), np.nan) for _ in range(5))
     median, norm, role = (
         np.full(shape, np.nan),
         np.full((*shape, longest), np.nan),
@@ -120,11 +120,14 @@ def from_states(states, sites=None, top=10, d_model=None):
             flat = s[i].ravel()
             order = np.argsort(-np.abs(flat))[:top]
             value[p, i], dim[p, i], place[p, i] = flat[order], order % width, order // width
+            token_median[p, i] = np.median(np.abs(s[i]), axis=1)[order // width]
+            dim_median[p, i] = np.median(np.abs(s[i]), axis=0)[order % width]
             median[p, i] = np.median(np.abs(flat))
     names = sites or ["embed", *[f"{i}.post" for i in range(count - 1)]]
     rank = ("prompt", "site", "rank")
     return xr.Dataset(
         {"top_value": (rank, value), "top_dim": (rank, dim), "top_position": (rank, place),
+         "top_token_median": (rank, token_median), "top_dim_median": (rank, dim_median),
          "median_abs": (("prompt", "site"), median), "residual_norm": (("prompt", "site", "key"), norm)},
         coords={"prompt": np.arange(len(states)), "site": names, "token_role": (("prompt", "key"), role)},
         attrs=ATTRS | {"d_model": d_model or width},

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sinkscope.errors import MetricError
-from sinkscope.metrics import discover_sink_dims, massive_activations, massive_dims
+from sinkscope.metrics import discover_sink_dims, massive_activations, massive_dims, massive_stages
 from sinkscope.metrics.massive import normal_extreme
 
 from .readings import from_states, with_edits
@@ -63,6 +63,72 @@ def test_relative_rule_wants_the_same_dimension_again():
     assert massive_activations(ds, "relative", recurrence=0.0)["massive"].values.sum() == 30
 
 
+def test_relative_rule_leaves_out_dimensions_that_are_large_at_every_token():
+    made = states()
+    for state in made:
+        state[:, :, 9] = 40.0 + state[:, :, 9]
+    assert not massive_activations(from_states(made), "relative")["massive"].any()
+    assert massive_activations(from_states(made), "relative", dimension=0.0)["massive"].any()
+
+
+def test_relative_rule_leaves_out_tokens_that_are_large_in_every_dimension():
+    made = states()
+    for state in made:
+        state[:, 0] *= 60.0
+    assert not massive_activations(from_states(made), "relative")["massive"].any()
+    assert massive_activations(from_states(made), "relative", token=0.0)["massive"].any()
+
+
+def test_relative_rule_wants_two_block_outputs_in_a_row():
+    made = states()
+    for state in made:
+        state[2, 0, 9] = state[4, 0, 9] = 40.0  # at 1.post and 3.post, not between
+    assert not massive_activations(from_states(made), "relative")["massive"].any()
+    for state in made:
+        state[3, 0, 9] = 40.0
+    assert massive_activations(from_states(made), "relative")["massive"].sum() == 18
+    embedding = states()
+    for state in embedding:
+        state[0, 0, 9] = 40.0
+    assert not massive_activations(from_states(embedding), "relative")["massive"].any()
+
+
+def plateaus(prompts=6):
+    """Dimension 9: 40 at the first token and token 4 in blocks 1 to 2, gone in 3, 900 at the first in 4 to 6."""
+    rng = np.random.default_rng(0)
+    made = [rng.normal(size=(9, 8 + p, WIDTH)) for p in range(prompts)]
+    for state in made:
+        state[2:4, [0, 4], 9] = [40.0, 39.0]
+        state[5:8, 0, 9] = 900.0
+        state[5:8, 0, 20] = -60.0
+    return from_states(made)
+
+
+def test_stages_are_found_apart_each_with_its_size_and_place():
+    found = massive_stages(plateaus())
+    rows = list(zip(*(found[name].values.tolist() for name in ("dim", "first", "last", "at", "on_first")), strict=True))
+    assert rows == [(9, 4, 6, 0, 1.0), (20, 4, 6, 0, 1.0), (9, 1, 2, 0, 0.5)]
+    np.testing.assert_allclose(found["magnitude"], [900.0, 60.0, 40.0])
+    assert found.attrs["n"] == 6
+
+
+def test_the_carrier_is_judged_at_the_sink():
+    ds = plateaus()
+    ranked = massive_dims(ds)
+    assert float(ranked["magnitude"][0]) == 40.0, "the median over all its entries is a mixture"
+    sink = (ds["residual_norm"]["key"] == 0) & (ds["token_role"] != "")
+    at_sink = massive_stages(ds, sink)
+    assert (int(at_sink["dim"][0]), float(at_sink["magnitude"][0]), int(at_sink["first"][0])) == (9, 900.0, 4)
+    elsewhere = massive_stages(ds, ~sink)
+    assert elsewhere["first"].values.tolist() == [1]
+    assert elsewhere["at"].values.tolist() == [4]
+
+
+def test_no_stage_where_nothing_is_massive():
+    found = massive_stages(from_states(states()))
+    assert found.sizes["stage"] == 0
+
+
 def test_relative_rule_does_not_depend_on_scale():
     a, b = (massive_activations(from_states([x * s for x in states(size=17.0)]), "relative") for s in (1.0, 1e-3))
     np.testing.assert_array_equal(a["massive"], b["massive"])
@@ -87,7 +153,8 @@ def test_massive_keeps_the_edit_dim_and_dims_ask_for_one_label():
 def test_massive_errors():
     ds = from_states(states())
     with pytest.raises(
-        MetricError, match=r"'relative' has no parameters \['ratio'\]; it has \['factor', 'recurrence'\]"
+        MetricError,
+        match=r"'relative' has no parameters \['ratio'\]; it has \['dimension', 'factor', 'recurrence', 'token'\]",
     ):
         massive_activations(ds, "relative", ratio=3.0)
     with pytest.raises(MetricError, match="needs the attribute 'd_model'"):

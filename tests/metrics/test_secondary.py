@@ -3,7 +3,7 @@ import pytest
 
 from sinkscope.errors import MetricError
 from sinkscope.metrics import secondary_sinks
-from sinkscope.metrics.secondary import primary_range
+from sinkscope.metrics.secondary import primary_range, primary_stages
 
 
 def states():
@@ -50,6 +50,31 @@ def test_shallow_models_need_the_relative_rule():
 def test_primary_range_is_inclusive_and_survives_a_peak_at_the_end():
     assert primary_range(np.array([1, 1, 9, 9, 9, 2.0])) == (2, 4)
     assert primary_range(np.array([1, 1, 1, 9.0])) == (3, 3)
+
+
+def test_stages_of_the_primary_are_found_first():
+    hidden = states()
+    unit = hidden[20, 0] / np.linalg.norm(hidden[20, 0])
+    hidden[:, [0, 5, 6]] -= hidden[:, [0, 5, 6]] @ unit[:, None] * unit
+    hidden[2:9, 0] += 30 * unit  # a first stage with a delimiter ...
+    hidden[2:9, 5] += 20 * unit
+    hidden[11:22, 0] += 3000 * unit  # ... and a second of the first token alone
+    found = secondary_sinks(hidden, "relative", min_norm=3.0)
+    assert (found["first"].values.tolist(), found["last"].values.tolist()) == ([2, 11], [8, 21])
+    assert found["kind"].values[[0, 5]].tolist() == ["primary", "secondary"]
+    assert found["stage"].values[[0, 5, 6]].tolist() == [0, 0, -1]
+    assert found["lifetime"].values[[0, 5]].tolist() == [18, 7]
+    assert found["start"].values[5] == 2
+    one_range = secondary_sinks(hidden, min_norm=3.0)
+    assert one_range["first"].values.tolist() == [11], "the largest rise: one range misses the first stage"
+    assert one_range["kind"].values[5] == ""
+
+
+def test_stages_end_where_the_norm_falls_or_jumps():
+    norm = np.array([1.0, 5, 6, 1, 4, 40, 50, 2])
+    assert primary_stages(norm, np.ones(8)) == [(1, 2), (4, 4), (5, 6)]
+    assert primary_stages(norm, np.zeros(8)) == []
+    assert primary_stages(np.ones(8), np.ones(8)) == []
 
 
 def test_errors():

@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 from sinkscope.errors import MetricError, SinkscopeWarning
-from sinkscope.metrics import implicit_sink, sink_mask, sink_rate, sink_tokens
+from sinkscope.metrics import implicit_sink, proxy_mass, sink_mask, sink_moves, sink_rate, sink_tokens
 
 from .readings import A5, A5_SELF, from_maps, random_maps, with_edits
 
@@ -196,3 +196,40 @@ def test_the_last_tokens_of_a_decoder_are_left_out_by_default():
     ds = from_maps([near[None, None]])
     assert sorted(sink_tokens(ds, min_queries=1)["position"]) == [37, 38, 39]
     assert len(sink_tokens(ds)) == 0
+
+
+def masked(ds, target):
+    """The reading after the first token was masked: its mass goes to ``target``, or is spread evenly."""
+    mass = ds["key_mass"].copy(deep=True)
+    mass[..., 0] = 0.05
+    if target is None:
+        mass[..., 1:] = 0.12
+    else:
+        mass[..., target] = 0.7
+    return ds.assign(key_mass=mass)
+
+
+def test_a_masked_sink_that_moves_is_told_with_its_place():
+    ds = from_maps([np.stack([A5, A5])[None]] * 3)
+    moved = sink_moves(ds, masked(ds, 1))
+    assert (int(moved["origin"]), int(moved["target"]), bool(moved["moved"])) == (0, 1, True)
+    np.testing.assert_array_equal(moved["rate_before"], [0, 0, 0])
+    np.testing.assert_array_equal(moved["rate"], [1, 1, 1])
+    assert not bool(sink_moves(ds, masked(ds, None))["moved"])
+    assert not bool(sink_moves(ds, ds)["moved"])
+    edits = xr.concat([masked(ds, 1), masked(ds, None)], dim=xr.Variable("edit", ["all", "late"]))
+    assert sink_moves(ds, edits)["moved"].values.tolist() == [True, False]
+    with pytest.raises(MetricError, match="sink_moves needs 'key_mass'"):
+        sink_moves(ds, ds.drop_vars("key_mass"))
+
+
+def test_proxy_mass_divides_rows_and_equals_key_mass_where_they_sum_to_one():
+    ds = from_maps([np.stack([A5, A5_SELF])[None]])
+    np.testing.assert_allclose(proxy_mass(ds), ds["key_mass"], rtol=1e-6)
+    sigmoid = ds.assign(attention=ds["attention"] * np.array([32.0, 4.0, 9.0, 1.0, 2.0])[:, None])
+    np.testing.assert_allclose(proxy_mass(sigmoid), ds["key_mass"], rtol=1e-6)
+    assert proxy_mass(sigmoid).attrs["definition"] == "proxy"
+    silent = ds.assign(attention=ds["attention"] * np.array([0.0, 0.0, 0.0, 1.0, 1.0])[:, None])
+    np.testing.assert_allclose(proxy_mass(silent).values[0, 0, 0, 0], (0.5 + 0.4) / 2)
+    with pytest.raises(MetricError, match=r"proxy_mass needs 'attention'.*Add AttentionMap"):
+        proxy_mass(ds.drop_vars("attention"))

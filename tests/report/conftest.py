@@ -60,6 +60,8 @@ def fake_reading(lengths=(40, 25, 33), layers=6, heads=12, kv_heads=4, dim=64, s
             "top_value": (("prompt", "site", "rank"), top.astype("float32")),
             "top_dim": (("prompt", "site", "rank"), which.astype("float32")),
             "top_position": (("prompt", "site", "rank"), where.astype("float32")),
+            "top_token_median": (("prompt", "site", "rank"), r.uniform(0.3, 0.5, top.shape).astype("float32")),
+            "top_dim_median": (("prompt", "site", "rank"), r.uniform(0.3, 0.5, top.shape).astype("float32")),
             "median_abs": (("prompt", "site"), r.uniform(0.3, 0.5, (prompts, len(sites))).astype("float32")),
             "role_share": ((*dims, "role"), _shares(mass, heads)),
         }

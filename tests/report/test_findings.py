@@ -35,8 +35,21 @@ def test_the_drain_is_told(reading):
 def test_the_carrier_is_told(reading):
     finding = next(f for f in findings(reading)[0] if f.heading.startswith("Dimension"))
     assert finding.heading == "Dimension 17 stands out at the sink"
-    assert "the first token “<s>” (100% of its massive entries)" in finding.text
+    assert "is massive at the first token “<s>” in blocks 1 to 4" in finding.text
     assert "The next is 42." in finding.text
+
+
+def test_the_carrier_is_judged_at_the_sink_though_most_of_its_entries_stand_elsewhere(reading):
+    made = reading.copy(deep=True)
+    outputs = [site.endswith("post") for site in made["site"].values]
+    early, late = [np.flatnonzero(outputs)[part] for part in (slice(0, 2), slice(3, 5))]
+    for sites, size, places in ((early, 60.0, range(2, 8)), (late, 9000.0, range(1))):
+        for rank, place in enumerate(places):
+            for name, value in (("top_value", size), ("top_dim", 17), ("top_position", place)):
+                made[name].values[:, sites, rank] = value
+    finding = next(f for f in findings(made)[0] if f.heading.startswith("Dimension"))
+    assert finding.heading == "Dimension 17 stands out at the sink"
+    assert "in blocks 3 to 4: its magnitude is 9e+03 there" in finding.text or "9,000 there" in finding.text
 
 
 def test_nothing_is_claimed_where_nothing_is(evenly_spread):

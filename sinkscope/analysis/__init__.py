@@ -1,0 +1,22 @@
+"""The frame of an analysis script: arguments, texts, readings kept in files, captioned figures, claims with numbers.
+
+A script states what a paper claims, measures it on models of the reader's choice, and says what was found on each::
+
+    def judge(study: Study, model: sk.Model) -> None:
+        ds = study.run(study.texts("prose"), [sk.KeyMass()])
+        rate = Estimate.of(sk.metrics.compare(sk.metrics.sink_rate(ds, over=("layer", "head")), to=...))
+        study.figure(sk.plot.sink_map(ds["key_mass"].isel(key=0).mean("prompt")), "sink_map", source=ds)
+        study.claim("Fig. 2", "most heads have a sink", paper="over half", number=rate, agrees=rate.above(0.5))
+
+    with Study(__doc__, paper="gu2025") as study:
+        study.for_each(judge)
+"""
+
+from sinkscope.analysis.claims import Claim, Estimate
+from sinkscope.analysis.common import describe_difference, has_sign, highest_tokens, spread_layers
+from sinkscope.analysis.study import LANGUAGE_MODELS, Study, need
+
+__all__ = [
+    "LANGUAGE_MODELS", "Claim", "Estimate", "Study", "describe_difference", "has_sign", "highest_tokens", "need",
+    "spread_layers",
+]  # fmt: skip

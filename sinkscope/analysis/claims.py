@@ -1,0 +1,125 @@
+"""What a script says: an estimate with interval and n, and a claim of a paper beside what was found."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import xarray as xr
+
+from sinkscope.metrics.comparison import compare
+
+Verdict = bool | str | None
+"""True: agrees; False: differs; a text: why it cannot be seen here. None is an unseen claim whose reason is what was
+found."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 per cent interval and the count behind it.
+
+    Format it with the specification of a float: ``f"{estimate:+.2f}"`` is ``"+0.51 [+0.49, +0.52]"``; without one its
+    own ``spec`` is taken, without an interval the brackets are left out.
+
+    Attributes:
+        value: the estimate.
+        low, high: ends of the interval; NaN where there is none.
+        n: how many units (prompts, seeds, heads) it rests on.
+        unit: said after the number, such as ``"nat"``.
+        spec: how it is written.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
+    unit: str = ""
+    spec: str = ".3g"
+
+    @classmethod
+    def of(cls, row: xr.Dataset, spec: str = ".3g", unit: str = "", **at: Any) -> Estimate:
+        """Take one cell of what :func:`sinkscope.metrics.compare` or :func:`sinkscope.tasks.rate` gave.
+
+        Args:
+            row: their result.
+            spec: how the number is written.
+            unit: said after the number.
+            at: labels that select the cell; none for a result without dims.
+        """
+        cell = row.sel(at) if at else row
+        middle = cell["difference"] if "difference" in cell else cell["value"]
+        return cls(float(middle), float(cell["low"]), float(cell["high"]), int(cell["n"]), unit, spec)
+
+    @classmethod
+    def mean(cls, values: xr.DataArray, spec: str = ".3g", unit: str = "") -> Estimate:
+        """Mean over every dim of ``values``, with a bootstrap interval over them."""
+        plain = values.reset_coords(drop=True)
+        return cls.of(compare(plain, to=plain * 0, over=plain.dims), spec, unit)
+
+    @classmethod
+    def paired(cls, values: xr.DataArray, to: xr.DataArray, spec: str = "+.3g", unit: str = "") -> Estimate:
+        """Mean paired difference ``values - to`` over every dim, with a bootstrap interval over the pairs."""
+        plain = values.reset_coords(drop=True)
+        return cls.of(compare(plain, to=to.reset_coords(drop=True), over=plain.dims), spec, unit)
+
+    @property
+    def counted(self) -> str:
+        """The number in words, with n."""
+        return f"{self}{f' (n = {self.n})' if self.n else ''}"
+
+    def above(self, bound: float) -> bool | str:
+        """Whether it lies above ``bound`` beyond doubt, below it beyond doubt, or why that cannot be said."""
+        if not math.isfinite(self.low + self.high):
+            return f"no interval: n = {self.n}"
+        if self.low > bound or self.high <= bound:
+            return self.low > bound
+        return f"the interval [{self.low:.3g}, {self.high:.3g}] holds {bound:g} (n = {self.n})"
+
+    def below(self, bound: float) -> bool | str:
+        """As :meth:`above`, the other way round."""
+        found = self.above(bound)
+        return found if isinstance(found, str) else self.high < bound
+
+    def __format__(self, spec: str) -> str:
+        """The number and its interval, each by ``spec``, and the unit."""
+        spec = spec or self.spec
+        ends = f" [{self.low:{spec}}, {self.high:{spec}}]" if math.isfinite(self.low + self.high) else ""
+        return f"{self.value:{spec}}{ends}{f' {self.unit}' if self.unit else ''}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of a paper beside what was found on one model.
+
+    Attributes:
+        figure: the paper's figure, table or section.
+        claim: what the paper says.
+        paper: the paper's number or picture; empty for a finding of this project's own.
+        found: what was found here, in words.
+        agrees: None where the model cannot show it.
+        model: the model it was looked for in.
+        number: the estimate in words, with n.
+        reason: why the model cannot show it.
+    """
+
+    figure: str
+    claim: str
+    paper: str
+    found: str
+    agrees: bool | None
+    model: str = ""
+    number: str = ""
+    reason: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """``agrees``, ``differs`` or ``can't be seen here``."""
+        return "can't be seen here" if self.agrees is None else "agrees" if self.agrees else "differs"
+
+
+def judged(agrees: Verdict, found: str) -> tuple[bool | None, str]:
+    """Split a verdict into whether it agrees and, where it cannot be seen, the reason."""
+    if isinstance(agrees, str):
+        return None, agrees
+    return (None, found) if agrees is None else (bool(agrees), "")
