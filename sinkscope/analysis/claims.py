@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import xarray as xr
 
+from sinkscope.errors import SinkscopeWarning
 from sinkscope.metrics.comparison import compare
 
 Verdict = bool | str | None
@@ -54,14 +56,17 @@ class Estimate:
     @classmethod
     def mean(cls, values: xr.DataArray, spec: str = ".3g", unit: str = "") -> Estimate:
         """Mean over every dim of ``values``, with a bootstrap interval over them."""
-        plain = values.reset_coords(drop=True)
-        return cls.of(compare(plain, to=plain * 0, over=plain.dims), spec, unit)
+        return cls.paired(values, values * 0, spec, unit)
 
     @classmethod
     def paired(cls, values: xr.DataArray, to: xr.DataArray, spec: str = "+.3g", unit: str = "") -> Estimate:
         """Mean paired difference ``values - to`` over every dim, with a bootstrap interval over the pairs."""
         plain = values.reset_coords(drop=True)
-        return cls.of(compare(plain, to=to.reset_coords(drop=True), over=plain.dims), spec, unit)
+        with warnings.catch_warnings():
+            # The warning is on q-values of few pairs; only the interval is taken here.
+            warnings.simplefilter("ignore", SinkscopeWarning)
+            row = compare(plain, to=to.reset_coords(drop=True), over=plain.dims)
+        return cls.of(row, spec, unit)
 
     @property
     def counted(self) -> str:
