@@ -13,7 +13,7 @@ import xarray as xr
 import sinkscope as sk
 from sinkscope.analysis import Study
 from sinkscope.models.backends.base import Tower
-from sinkscope.probes.base import Probe, Scene
+from sinkscope.probes.base import Probe, ProbeContext
 from sinkscope.schema import Variable
 
 
@@ -29,9 +29,9 @@ class Embedding(Probe):
         """The last site."""
         return tower.site_names[-1:]
 
-    def at_site(self, hidden: torch.Tensor, scene: Scene) -> dict[str, torch.Tensor]:
+    def at_site(self, hidden: torch.Tensor, context: ProbeContext) -> dict[str, torch.Tensor]:
         """Mean over real tokens."""
-        real = scene.batch.real[..., None]
+        real = context.batch.real[..., None]
         return {"embedding": (hidden.float() * real).sum(1) / real.sum(1)}
 
 

@@ -21,7 +21,7 @@ import sinkscope as sk
 from sinkscope import metrics
 from sinkscope.analysis import Study, describe_difference, has_sign
 from sinkscope.models.backends.base import Tower
-from sinkscope.probes.base import Probe, Scene
+from sinkscope.probes.base import Probe, ProbeContext
 from sinkscope.schema import Variable
 from sinkscope.tasks.scene_questions import SceneQuestions, scene_questions
 
@@ -38,9 +38,9 @@ class LastState(Probe):
         """All sites."""
         return tower.site_names
 
-    def at_site(self, hidden: torch.Tensor, scene: Scene) -> dict[str, torch.Tensor]:
+    def at_site(self, hidden: torch.Tensor, context: ProbeContext) -> dict[str, torch.Tensor]:
         """The last real token of each prompt."""
-        places = torch.arange(hidden.shape[1], device=hidden.device) * scene.batch.real
+        places = torch.arange(hidden.shape[1], device=hidden.device) * context.batch.real
         return {"last_state": hidden[torch.arange(len(hidden)), places.argmax(-1)].float()}
 
 
