@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Answers(Probe, listed=False):
     """How the last position of each prompt answers: log probabilities of its options, greedy token, entropy.
 
-    Makes ``option_log_probability`` (prompt, option), NaN beyond a prompt's options; ``greedy_token`` (prompt), the id
+    Makes ``log_probability_by_option`` (prompt, option), NaN beyond a prompt's options; ``greedy_token`` (prompt), the id
     with the largest logit; ``answer_entropy`` (prompt), Shannon entropy over the vocabulary. All from the softmax over
     the whole vocabulary, in float32. The logits themselves are not kept.
 
@@ -39,7 +39,7 @@ class Answers(Probe, listed=False):
 
     options: tuple[tuple[int, ...], ...]
     variables: ClassVar[Mapping[str, Variable]] = {
-        "option_log_probability": Variable(("prompt", "option"), "nat", "log probability of an option's first token"),
+        "log_probability_by_option": Variable(("prompt", "option"), "nat", "log probability of an option's first token"),
         "greedy_token": Variable(("prompt",), "token id", "id with the largest logit"),
         "answer_entropy": Variable(("prompt",), "nat", "entropy of the next token over the vocabulary"),
     }
@@ -66,7 +66,7 @@ class Answers(Probe, listed=False):
             ids = self.options[prompt]
             found[row, : len(ids)] = logs[row, list(ids)]
         entropy = -(logs.exp() * logs.clamp(min=-1e4)).sum(-1)
-        return {"option_log_probability": found, "greedy_token": logs.argmax(-1), "answer_entropy": entropy}
+        return {"log_probability_by_option": found, "greedy_token": logs.argmax(-1), "answer_entropy": entropy}
 
 
 @dataclass(frozen=True, eq=False)

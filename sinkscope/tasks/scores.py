@@ -53,14 +53,14 @@ def scores(reading: xr.Dataset, questions: Questions) -> xr.Dataset:
     Raises:
         MetricError: the reading lacks the probe's variables, or has another number of prompts.
     """
-    needed = ("option_log_probability", "greedy_token", "answer_entropy")
+    needed = ("log_probability_by_option", "greedy_token", "answer_entropy")
     if any(name not in reading for name in needed) or reading.sizes.get("prompt") != len(questions.items):
         raise MetricError(
             f"scores: the reading holds {sorted(map(str, reading.data_vars))} of {reading.sizes.get('prompt', 0)} "
             f"prompts; {list(needed)} of {len(questions.items)} are needed. Read questions.prompts with "
             "questions.probe."
         )
-    logs = reading["option_log_probability"].transpose(..., "prompt", "option")
+    logs = reading["log_probability_by_option"].transpose(..., "prompt", "option")
     dims = logs.dims[:-1]
     given = logs.values.astype(np.float64)
     filled = np.where(np.isnan(given), -np.inf, given)

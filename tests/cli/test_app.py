@@ -13,7 +13,8 @@ import pytest
 
 import sinkscope as sk
 from sinkscope import schema
-from sinkscope.cli import app, main
+from sinkscope.cli import main
+from sinkscope.cli.app import app
 from sinkscope.cli.options import split_text
 from sinkscope.report import FIGURES
 from sinkscope.testing import tiny

@@ -42,7 +42,7 @@ def test_the_probe_reads_the_last_token_of_each_prompt_however_padded(batch_size
     reading = sk.run(model(), prompts, [questions().probe, sk.Logits()], batch_size=batch_size)
     logs = log_softmax(reading["logits"].values[:, 0].astype(np.float64), axis=-1)
     for row, ids in enumerate(questions().options):
-        found = reading["option_log_probability"].values[row]
+        found = reading["log_probability_by_option"].values[row]
         np.testing.assert_allclose(found[: len(ids)], logs[row, list(ids)], atol=1e-4)
         assert np.isnan(found[len(ids) :]).all()
     assert reading["greedy_token"].values.tolist() == logs.argmax(-1).tolist()

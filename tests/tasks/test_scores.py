@@ -31,7 +31,7 @@ def reading():
     other = model().tokenizer.get_vocab()["z"]
     return xr.Dataset(
         {
-            "option_log_probability": (
+            "log_probability_by_option": (
                 ("prompt", "option"),
                 np.log([[0.5, 0.2, 0.1], [0.6, 0.2, np.nan], [0.1, 0.3, np.nan]]),
             ),
