@@ -29,17 +29,14 @@ if TYPE_CHECKING:
 class Answers(Probe, listed=False):
     """How the last position of each prompt answers: log probabilities of its options, greedy token, entropy.
 
-    Makes ``log_probability_by_option`` (prompt, option), NaN beyond a prompt's options; ``greedy_token`` (prompt), the id
-    with the largest logit; ``answer_entropy`` (prompt), Shannon entropy over the vocabulary. All from the softmax over
-    the whole vocabulary, in float32. The logits themselves are not kept.
-
-    Attributes:
-        options: token ids of the options of each prompt, in the order of the prompts.
+    Makes ``log_probability_by_option`` (prompt, option), NaN beyond a prompt's options; ``greedy_token`` (prompt), the
+    id with the largest logit; ``answer_entropy`` (prompt), Shannon entropy over the vocabulary. All come from the
+    softmax over the whole vocabulary, in float32. The logits themselves are not kept.
     """
 
     options: tuple[tuple[int, ...], ...]
     variables: ClassVar[Mapping[str, Variable]] = {
-        "log_probability_by_option": Variable(("prompt", "option"), "nat", "log probability of an option's first token"),
+        "log_probability_by_option": Variable(("prompt", "option"), "nat", "log probability of its first token"),
         "greedy_token": Variable(("prompt",), "token id", "id with the largest logit"),
         "answer_entropy": Variable(("prompt",), "nat", "entropy of the next token over the vocabulary"),
     }
