@@ -29,6 +29,8 @@ class Call:
     sink_logits: Float[torch.Tensor, " head"] | None = None
     extra_key: Float[torch.Tensor, "head dim"] | None = None
     normaliser: str = "softmax"
+    index: int = 0
+    """Which call of its block this is, where a block attends more than once."""
 
     @property
     def plain(self) -> bool:

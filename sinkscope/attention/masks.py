@@ -8,7 +8,7 @@ absolute positions are known, sliding windows and caches work, and memory stays 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,19 @@ class MaskSpec:
         """True where the mask is exactly causal or full: no padding, no window, no cache offset."""
         aligned = self.q_length == self.kv_length and self.q_offset == self.kv_offset
         return self.padding is None and (self.kind == "full" or (self.kind == "causal" and aligned))
+
+    @property
+    def windowed(self) -> bool:
+        """True where a query far down would not see the first key: a sliding window, or a chunk."""
+        if self.kind != "rule":
+            return False
+        far = 1 << 20
+        longer = replace(self, q_length=far, kv_length=far, q_offset=0, kv_offset=0, padding=None, _cache={})
+        try:
+            seen = longer.visible(slice(far - 1, far), slice(0, 1))
+        except (IndexError, RuntimeError):  # a rule that looks tokens up has no answer beyond its own
+            return False
+        return seen is not None and not bool(seen.any())
 
     def visible(self, rows: slice, cols: slice) -> Bool[torch.Tensor, "batch query key"] | None:
         """Render one block; None where every query of the block sees every key of it."""

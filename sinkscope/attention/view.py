@@ -82,6 +82,8 @@ class LayerStats:
     maxima: list[Float[torch.Tensor, "batch head query"]] = field(default_factory=list)
     maps: Float[torch.Tensor, "batch kept_head query key"] | None = None
     value: Float[torch.Tensor, "batch kv_head key dim"] | None = None
+    written: Float[torch.Tensor, "batch head key"] | None = None
+    """Sum over real queries of |weight x value x W_O|; the backend fills it in from ``value``."""
     path: str = ""
 
 

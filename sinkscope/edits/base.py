@@ -106,24 +106,33 @@ class AttentionEdit(Edit, ABC, abstract=True):
 
     def check(self, tower: Tower) -> None:
         """Refuse layers and heads that ``tower`` does not have."""
-        sites = {site.layer: site for site in tower.attention}
-        count = len(sites)
-        named: set[int] = set(self.layers or ()) | (set(self.heads) if isinstance(self.heads, HeadMap) else set())
-        if wrong := sorted(named - set(sites)):
-            name = "layers" if set(self.layers or ()) - set(sites) else "heads"
-            found = f"this model has layers 0..{count - 1}"
-            hint = f"Use layers=range({count})." if name == "layers" else f"Layer {wrong[0]} is not among them."
-            raise EditError(f"{self._asked(name)}: {found}. {hint}")
+        self._check_layers(tower)
         for layer in self.layers_in(tower):
-            total = sites[layer].heads
+            total = min(site.heads for site in tower.sites_of(layer))
             if any(not 0 <= head < total for head in self.heads_in(layer, total)):
                 raise EditError(
                     f"{self._asked('heads')}: layer {layer} has heads 0..{total - 1}. Use heads=range({total})."
                 )
 
+    def _check_layers(self, tower: Tower) -> None:
+        count, attend = tower.depth, sorted({site.layer for site in tower.attention})
+        named: set[int] = set(self.layers or ()) | (set(self.heads) if isinstance(self.heads, HeadMap) else set())
+        if wrong := sorted(named - set(range(count))):
+            name = "layers" if set(self.layers or ()) - set(range(count)) else "heads"
+            found = f"this model has layers 0..{count - 1}"
+            hint = f"Use layers=range({count})." if name == "layers" else f"Layer {wrong[0]} is not among them."
+            raise EditError(f"{self._asked(name)}: {found}. {hint}")
+        if wrong := sorted(named - set(attend)):
+            name = "layers" if wrong[0] in (self.layers or ()) else "heads"
+            raise EditError(
+                f"{self._asked(name)}: block {wrong[0]} has no attention, it is of kind {tower.kind(wrong[0])!r}. "
+                f"Blocks with attention are {show(tuple(attend))}; the others can be edited with SetActivations."
+            )
+
     def layers_in(self, tower: Tower) -> tuple[int, ...]:
         """Return the layers of ``tower`` in which this edit acts."""
-        named = [site.layer for site in tower.attention if self.layers is None or site.layer in self.layers]
+        attend = sorted({site.layer for site in tower.attention})
+        named = [layer for layer in attend if self.layers is None or layer in self.layers]
         if isinstance(self.heads, HeadMap):
             return tuple(layer for layer in named if self.heads.get(layer))
         return () if self.heads == () else tuple(named)

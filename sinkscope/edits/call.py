@@ -43,6 +43,11 @@ class CallMasks(EditContext):
     given: Float[torch.Tensor, " head"] | None = None
 
     @property
+    def place(self) -> tuple[int, int]:
+        """The layer, and which of its attention calls this is: what is remembered of a call is kept under both."""
+        return self.layer, self.call.index
+
+    @property
     def diagonal(self) -> int:
         """Key column of query row 0; above 0 at a decoding step, where earlier keys come from a cache."""
         return self.call.mask.q_offset - self.call.mask.kv_offset

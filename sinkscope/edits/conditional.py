@@ -30,9 +30,9 @@ class FoundTokens:
 
 @dataclass
 class FoundKeys:
-    """Keys found in each head of the prompt, by layer: (batch, head, key)."""
+    """Keys found in each head of the prompt, by layer and call: (batch, head, key)."""
 
-    in_layer: dict[int, Bool[torch.Tensor, "batch head key"]] = field(default_factory=dict[int, torch.Tensor])
+    at: dict[tuple[int, int], Bool[torch.Tensor, "batch head key"]] = field(default_factory=dict)
 
 
 @dataclass
@@ -243,10 +243,10 @@ class CalibrateSinks(AttentionEdit):
     def change_attention(self, call: EditedCall) -> None:
         """Find the sinks in a first pass over the call, then damp them."""
         start, length = call.call.mask.kv_offset, call.call.key.shape[2]
-        known = call.state(FoundKeys).in_layer
-        if call.diagonal <= 0 or call.layer not in known:
-            known[call.layer] = torch.nn.functional.pad(self._detect(call), (start, 0))
-        found = known[call.layer]
+        known = call.state(FoundKeys).at
+        if call.diagonal <= 0 or call.place not in known:
+            known[call.place] = torch.nn.functional.pad(self._detect(call), (start, 0))
+        found = known[call.place]
         sinks = torch.nn.functional.pad(found, (0, max(0, start + length - found.shape[-1])))
         sinks = sinks[..., start : start + length]
         if bool(sinks.any()):

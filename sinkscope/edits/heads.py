@@ -20,9 +20,9 @@ Output = Float[torch.Tensor, "batch query head dim"]
 
 @dataclass
 class MeanOutputs:
-    """Mean output of the heads over each prompt, by layer, kept for decoding steps."""
+    """Mean output of the heads over each prompt, by layer and call, kept for decoding steps."""
 
-    of_layer: dict[int, Float[torch.Tensor, "batch head dim"]] = field(default_factory=dict[int, torch.Tensor])
+    at: dict[tuple[int, int], Float[torch.Tensor, "batch head dim"]] = field(default_factory=dict)
 
 
 def uniform(weights: Float[torch.Tensor, "flat query key"], tile: Tile) -> Float[torch.Tensor, "flat query key"]:
@@ -69,9 +69,9 @@ class AblateHeads(AttentionEdit):
             return
         shape = tuple(self.reference.shape)
         needed = [(site.heads, site.head_dim) for site in tower.attention]
-        if shape[0] != len(needed) or any(shape[1] < heads or shape[2] < dim for heads, dim in needed):
+        if shape[0] != tower.depth or any(shape[1] < heads or shape[2] < dim for heads, dim in needed):
             raise EditError(
-                f"AblateHeads(reference=...): its shape is {shape}; this model has {len(needed)} layers of "
+                f"AblateHeads(reference=...): its shape is {shape}; this model has {tower.depth} layers of "
                 f"{max(needed)[0]} heads with {max(needed)[1]} dimensions."
             )
 
@@ -90,12 +90,12 @@ class AblateHeads(AttentionEdit):
 
     def _own_mean(self, out: Output, call: EditedCall) -> Output:
         """The mean over the prompt's own tokens; that of the prompt at decoding steps."""
-        means = call.state(MeanOutputs).of_layer
-        if call.diagonal <= 0 or call.layer not in means:
+        means = call.state(MeanOutputs).at
+        if call.diagonal <= 0 or call.place not in means:
             real = call.rows(call.tokens.prompt, False).to(out.dtype)
             total = torch.einsum("bqhd,bq->bhd", out, real)
-            means[call.layer] = total / real.sum(-1).clamp(min=1)[:, None, None]
-        return means[call.layer][:, None].expand_as(out)
+            means[call.place] = total / real.sum(-1).clamp(min=1)[:, None, None]
+        return means[call.place][:, None].expand_as(out)
 
 
 @dataclass(frozen=True, repr=False)

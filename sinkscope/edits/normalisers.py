@@ -69,7 +69,7 @@ class KeyValueBias(AttentionEdit):
         for site in tower.attention:
             if site.layer in self.layers_in(tower):
                 for name in ("key", "value"):
-                    self._at(name, site.layer, site.heads, site.head_dim, len(tower.attention))
+                    self._at(name, site.layer, site.heads, site.head_dim, tower.depth)
 
     def _at(self, name: str, layer: int, heads: int, dim: int, layers: int | None = None) -> torch.Tensor:
         array = torch.as_tensor(getattr(self, name).array())

@@ -27,12 +27,20 @@ def mean_outputs(
 ) -> Float[np.ndarray, "layer head dim"]:
     """Mean output of every head (before W_O) over all real tokens of ``prompts``: ``reference`` of ``AblateHeads``.
 
-    Layers with fewer heads or dimensions than the largest are filled with zeros.
+    Layers with fewer heads or dimensions than the largest are filled with zeros, those without attention hold zeros.
+
+    Raises:
+        UnsupportedModelError: no such tower, or a block attends more than once.
     """
     where, batches = _setting(model, prompts, batch_size, tower)
     heads, dims = (max(getattr(site, name) for site in where.attention) for name in ("heads", "head_dim"))
-    total = torch.zeros(len(where.attention), heads, dims, dtype=torch.float64)
-    count = torch.zeros(len(where.attention), 1, 1, dtype=torch.float64)
+    if where.calls > 1:
+        raise UnsupportedModelError(
+            f"mean_outputs: {model.id} attends {where.calls} times in a block, and AblateHeads takes one reference for "
+            "each layer. Leave the reference out: each prompt's own mean is then used."
+        )
+    total = torch.zeros(where.depth, heads, dims, dtype=torch.float64)
+    count = torch.zeros(where.depth, 1, 1, dtype=torch.float64)
     for batch in batches:
         inner = where.name == "vision" and "input_ids" in batch.inputs
 
@@ -50,7 +58,7 @@ def mean_outputs(
 
         with torch.no_grad(), model.evaluating():
             model.backend.forward(batch.inputs, where, Instruments(edits=watch))
-    return (total / count).float().numpy()
+    return (total / count.clamp(min=1)).float().numpy()
 
 
 def mean_activations(

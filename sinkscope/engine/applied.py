@@ -102,7 +102,7 @@ class _Live:
             self.plan.tallies[:] = self.tallies
         self.plan.begin(offset)
         instruments = Instruments(edits=self.plan.call_edits, residual=self.plan.residual)
-        self.collector = _Collector(self.model.model, self.tower, instruments)
+        self.collector = _Collector(self.model.backend, self.tower, instruments)
         self.pass_hooks = ExitStack()
         rows = len(_main_input(args, kwargs)[1])
         self.pass_hooks.enter_context(self.model.backend._hooked(self.tower, instruments, rows))

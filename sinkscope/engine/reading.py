@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 
 from sinkscope.definitions import references_of
-from sinkscope.models.backends.base import Tower
+from sinkscope.models.backends.base import AttentionSite, ResidualSite, Tower
 from sinkscope.probes.base import Probe, dumps
 from sinkscope.probes.output import Logits
 from sinkscope.prompts import Batch, Prompts
@@ -39,24 +39,24 @@ class Shelf:
         self.arrays: dict[str, np.ndarray] = {}
         self.map_layers, self.map_heads = _map_labels(probes, tower)
 
-    def put(self, found: Mapping[str, torch.Tensor], batch: Batch, layer: int | None = None, site: int = 0) -> None:
-        """Store tensors of one layer, one site or the output; their first axis is the batch."""
+    def put(self, found: Mapping[str, torch.Tensor], batch: Batch, at: AttentionSite | int | None = None) -> None:
+        """Store tensors of one attention call, one residual site (by its place) or the output; batch comes first."""
         for name, tensor in found.items():
             dims = self.variables[name].dims[1:]
             stacked = dims and dims[0] in ("layer", "site")
             axes = dims[1:] if stacked else dims
             values = tensor.detach().float().cpu().numpy()
             array = self._array(name, values.shape[1:], axes, dims[0] if stacked else "")
-            at = self._place(name, layer, site) if stacked else ()
+            place = self._place(name, at) if stacked else ()
             for row, prompt in enumerate(batch.indices):
                 part = values[row]
                 real = batch.real[row].cpu().numpy()
                 for axis, dim in enumerate(axes):
                     if dim in ("key", "query") and part.shape[axis] == len(real):
                         part = np.compress(real, part, axis=axis)
-                where = (prompt, *at, *(slice(0, size) for size in part.shape))
-                if name == "attention" and self.map_heads is not None and len(self.arrays[name].shape) == 5:
-                    where = (prompt, *at, self._head_slots(), *(slice(0, size) for size in part.shape[1:]))
+                where = (prompt, *place, *(slice(0, size) for size in part.shape))
+                if name == "attention" and self.map_heads is not None:
+                    where = (prompt, *place, self._head_slots(), *(slice(0, size) for size in part.shape[1:]))
                 array[where] = part
 
     def _array(self, name: str, shape: Sequence[int], axes: Sequence[str], stack: str) -> np.ndarray:
@@ -67,18 +67,23 @@ class Shelf:
                 sizes[0] = max(site.heads for site in self.tower.attention)
             if stack == "layer":
                 alone = name == "attention" and self._maps_alone()
-                sizes = [len(self.map_layers or ()) if alone else len(self.tower.attention), *sizes]
+                sizes = [len(self.map_layers or ()) if alone else self.tower.depth, *self._call_size(), *sizes]
             elif stack == "site":
                 sizes = [len(self.tower.residual), *sizes]
             self.arrays[name] = np.full((len(self.lengths), *sizes), np.nan, dtype=np.float32)
         return self.arrays[name]
 
-    def _place(self, name: str, layer: int | None, site: int) -> tuple[int, ...]:
-        if layer is None:
-            return (site,)
+    def _place(self, name: str, at: AttentionSite | int | None) -> tuple[int, ...]:
+        if not isinstance(at, AttentionSite):
+            return (at or 0,)
+        call = (at.call,) if self._call_size() else ()
         if name == "attention" and self._maps_alone():
-            return ((self.map_layers or ()).index(layer),)
-        return (layer,)
+            return ((self.map_layers or ()).index(at.layer), *call)
+        return (at.layer, *call)
+
+    def _call_size(self) -> tuple[int, ...]:
+        """Length of the axis ``call``, which is there where a block attends more than once."""
+        return (self.tower.calls,) if self.tower.calls > 1 else ()
 
     def _head_slots(self) -> Any:
         heads = self.map_heads or ()
@@ -96,25 +101,26 @@ class Shelf:
         if self.map_layers is None:
             return 0
         heads = len(self.map_heads or ()) if self._maps_alone() else max(s.heads for s in self.tower.attention)
-        layers = len(self.map_layers) if self._maps_alone() else len(self.tower.attention)
-        return 4 * len(self.lengths) * layers * heads * self.longest**2
+        layers = len(self.map_layers) if self._maps_alone() else self.tower.depth
+        return 4 * max(1, self.tower.calls) * len(self.lengths) * layers * heads * self.longest**2
 
     def dataset(self, prompts: Prompts) -> xr.Dataset:
         """Make the reading's variables and coordinates."""
-        data = {
-            name: (self.variables[name].dims, array, _attrs(self.variables[name]))
-            for name, array in self.arrays.items()
-        }  # fmt: skip
+        data = {name: (self._dims(name), array, _attrs(self.variables[name])) for name, array in self.arrays.items()}
         ds = xr.Dataset(data)
         ds = ds.assign_coords(prompt=np.arange(len(self.lengths)))
         if "layer" in ds.dims:
-            ds = ds.assign_coords(layer=list(self.map_layers or ()) if self._maps_alone() else _layers(self.tower))
+            layers = list(self.map_layers or ()) if self._maps_alone() else list(range(self.tower.depth))
+            ds = ds.assign_coords(layer=layers, block_kind=("layer", [self.tower.kind(layer) for layer in layers]))
+        if "call" in ds.dims:
+            ds = ds.assign_coords(call=range(self.tower.calls))
         if "head" in ds.dims:
             ds = self._head_coords(ds)
         if "site" in ds.dims:
             names = [site.name for site in self.tower.residual]
             lens = [site.lens_name for site in self.tower.residual]
-            ds = ds.assign_coords(site=names, site_name=("site", lens))
+            kinds = [self._site_kind(site) for site in self.tower.residual]
+            ds = ds.assign_coords(site=names, site_name=("site", lens), site_kind=("site", kinds))
         if "role" in ds.dims:
             ds = ds.assign_coords(role=list(MEASURED_ROLES))
         if "position" in ds.dims:
@@ -122,6 +128,14 @@ class Shelf:
             ds = ds.assign_coords(position=labels if len(labels) == ds.sizes["position"] else [-1])
         ds = ds.assign_coords({name: ("prompt", values) for name, values in prompts.origin.items()})
         return self._token_coords(ds, prompts)
+
+    def _site_kind(self, site: ResidualSite) -> str:
+        """Kind of the block that writes to the stream before a site; the first one is written by the embedding."""
+        return site.name if site.name == "embed" else self.tower.kind(site.layer)
+
+    def _dims(self, name: str) -> tuple[str, ...]:
+        dims = self.variables[name].dims
+        return (*dims[:2], "call", *dims[2:]) if "layer" in dims and self._call_size() else dims
 
     def _head_coords(self, ds: xr.Dataset) -> xr.Dataset:
         heads = list(self.map_heads or ()) if self._maps_alone() else list(range(ds.sizes["head"]))
@@ -157,10 +171,6 @@ def _grid_axes(grid: Any) -> dict[str, np.ndarray]:
 
 def _attrs(variable: Variable) -> dict[str, str]:
     return {"units": variable.units, "long_name": variable.meaning}
-
-
-def _layers(tower: Tower) -> list[int]:
-    return [site.layer for site in tower.attention]
 
 
 def _map_labels(probes: Sequence[Probe], tower: Tower) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from sinkscope.attention.view import Context, LayerStats, Wants
 from sinkscope.engine.reading import MAP_LIMIT, Shelf, provenance
 from sinkscope.errors import ModelError, ProbeError, PromptError, UnsupportedModelError
-from sinkscope.models.backends.base import Instruments, Output, Tower
+from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower
 from sinkscope.probes.base import Probe, ProbeContext
 from sinkscope.prompts import Batch, Prompts
 from sinkscope.roles import MEASURED_ROLES, ROLE_INDEX
@@ -170,7 +170,7 @@ def prepare(
     model: Model, tower: Tower, batch: Batch, probes: Sequence[Probe], shelf: Shelf, plan: Plan | None
 ) -> tuple[Instruments, ProbeContext]:
     """What one forward pass over ``batch`` shall read into ``shelf`` and change, and what the probes look at."""
-    context = ProbeContext(batch, tower, {})
+    context = ProbeContext(batch, tower)
     reader = _Reader(model, tower, probes, shelf, context)
     instruments = Instruments(
         wants=reader.wants(),
@@ -213,26 +213,14 @@ class _Reader:
                 layers[site.layer] = wants
         return layers
 
-    def collect(self, layer: int, stats: LayerStats) -> None:
-        """Reduce one layer and store it."""
-        if stats.value is not None:
-            self._write_norms(layer, stats)
+    def collect(self, at: AttentionSite, stats: LayerStats) -> None:
+        """Reduce one attention call and store it."""
         order = {probe: i for i, probe in enumerate(self.masks)}
         for i, probe in enumerate(self.probes):
             own = replace(stats, maxima=[stats.maxima[order[i]]]) if i in order else stats
-            found = probe.at_layer(own, self.context, layer)
+            found = probe.at_layer(own, self.context, at.layer)
             if found:
-                self.shelf.put(found, self.context.batch, layer=layer)
-
-    def _write_norms(self, layer: int, stats: LayerStats) -> None:
-        site = self.tower.attention[layer]
-        factor = self.model.backend.write_factor(site)
-        if factor is None or stats.value is None:
-            return
-        value = stats.value.float().repeat_interleave(site.heads // site.kv_heads, dim=1)
-        written = torch.linalg.vector_norm(torch.einsum("hde,bhke->bhkd", factor, value), dim=-1)
-        self.context.write_norms.clear()  # type: ignore[attr-defined]
-        self.context.write_norms[layer] = written  # type: ignore[index]
+                self.shelf.put(found, self.context.batch, at)
 
     def residual(self) -> dict[str, list[Callable[[torch.Tensor], None]]]:
         """One reading hook per site that some probe reads."""
@@ -246,7 +234,7 @@ class _Reader:
     def _site_hook(self, readers: Sequence[Probe], index: int) -> Callable[[torch.Tensor], None]:
         def hook(hidden: torch.Tensor) -> None:
             for probe in readers:
-                self.shelf.put(probe.at_site(hidden.detach(), self.context), self.context.batch, site=index)
+                self.shelf.put(probe.at_site(hidden.detach(), self.context), self.context.batch, index)
 
         return hook
 

@@ -130,8 +130,8 @@ def profile_heads(model: Model, prompts: Prompts, settings: HeadProfileSettings 
         "first_order": (("prompt", "layer", "head"), np.stack([gradient for _, gradient in rows])),
         "metric": ("prompt", plain),
     }
-    layers = [site.layer for site in tower.attention]
-    ds = xr.Dataset(data, coords={"prompt": np.arange(len(prompts)), "layer": layers, "head": np.arange(_heads(tower))})
+    labels = {"prompt": np.arange(len(prompts)), "layer": range(tower.depth), "head": np.arange(_heads(tower))}
+    ds = xr.Dataset(data, coords=labels)
     ds.attrs = provenance(model, tower, prompts, (), dumps([template]), {"blockwise"})
     ds.attrs["metric"] = metric if isinstance(metric, str) else getattr(metric, "__name__", "function")
     return HeadProfile(ds if exact is None else _with_exact(ds, model, prompts, template, measure, exact), chosen)
@@ -153,7 +153,7 @@ def _gradient(
     model: Model, tower: Tower, batch: Batch, template: ScaleKeys, metric: Metric
 ) -> tuple[float, Float[np.ndarray, "layer head"]]:
     """The metric of one prompt and its derivative with respect to log gamma in each head."""
-    logs = torch.zeros(len(tower.attention), _heads(tower), device=model.device, requires_grad=True)
+    logs = torch.zeros(tower.depth, _heads(tower), device=model.device, requires_grad=True)
     plan = Plan([template], tower, None, batch, values={0: logs})
     with torch.enable_grad():
         wanted = None if model.model.get_output_embeddings() is None else "all"
@@ -172,8 +172,9 @@ def _gradient(
             "prompt has."
         )
     found = gradient.detach().cpu().numpy()
-    for site in tower.attention:
-        found[site.layer, site.heads :] = np.nan
+    for layer in range(tower.depth):
+        heads = max((site.heads for site in tower.sites_of(layer)), default=0)
+        found[layer, heads:] = np.nan
     return float(value.detach()), found
 
 

@@ -152,9 +152,9 @@ def sads(model: Model, prompts: Prompts, settings: SadsSettings | None = None) -
         raise PromptError(f"sads: prompt {bare[0]} has no image. Give prompts with images.")
     start = find_trigger(model, prompts)[0] if chosen.start is None else chosen.start
     first = start.layer if isinstance(start, Trigger) else int(start)
-    if not 0 <= first < len(tower.attention):
-        raise EditError(f"SadsSettings(start={first}): this model has layers 0..{len(tower.attention) - 1}.")
-    measured = measure(model, prompts, range(first, len(tower.attention)), chosen.reduce)
+    if not 0 <= first < tower.depth:
+        raise EditError(f"SadsSettings(start={first}): this model has layers 0..{tower.depth - 1}.")
+    measured = measure(model, prompts, range(first, tower.depth), chosen.reduce)
     split, kind = classify(measured["max_visual_attention"], measured["non_vision_entropy"], chosen)
     dropped = (kind == "resink_isolated").rename("dropped")
     edits = tuple(

@@ -36,16 +36,16 @@ def mlp_of(model: Model, layer: int) -> torch.nn.Module:
         UnsupportedModelError: the block has no MLP of a known name, or normalises behind it.
     """
     tower = find_tower(model, None)
-    site = next(site for site in tower.attention if site.layer == layer)
     mids = [each for each in tower.residual if each.name == f"{layer}.mid"]
     network = model.backend.bridge.original_model if hasattr(model.backend, "bridge") else model.model
-    path = site.path
+    sites = tower.sites_of(layer)
+    path = sites[0].path.rpartition(".")[0] if sites else tower.blocks[layer].path
     while path and mids and not mids[0].post_norm:
-        path = path.rpartition(".")[0]
         block = network.get_submodule(path)
         for name in MLP_NAMES:
             if isinstance(getattr(block, name, None), torch.nn.Module):
                 return getattr(block, name)
+        path = path.rpartition(".")[0]
     raise UnsupportedModelError(
         f"secondary sinks: the MLP of layer {layer} of {model.id} was not found as {list(MLP_NAMES)} of a block that "
         "adds it to the residual stream. Detection works; the MLP cannot be read or changed."

@@ -166,7 +166,7 @@ def sink_dims_or_largest(model: Model, prompts: Prompts) -> tuple[tuple[int, ...
         return sink_dims(model, prompts), True
     except MetricError:
         tower = find_tower(model, None)
-        middle = tower.site_names[2 * ((len(tower.attention) + 1) // 2)]
+        middle = f"{(tower.depth + 1) // 2 - 1}.post"
         return (int(np.abs(residual_stream(model, prompts, 0)[middle][0]).argmax()),), False
 
 

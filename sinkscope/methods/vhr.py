@@ -80,14 +80,14 @@ def head_outputs(model: Model, prompts: Prompts, edits: Sequence[Edit] = ()) -> 
     """Output of every head (before W_O and before its own gate) at the last token: (prompt layer head dim)."""
     tower = find_tower(model, None)
     heads, dims = (max(getattr(site, name) for site in tower.attention) for name in ("heads", "head_dim"))
-    found = np.full((len(prompts), len(tower.attention), heads, dims), np.nan, dtype=np.float32)
+    found = np.full((len(prompts), tower.depth, heads, dims), np.nan, dtype=np.float32)
     with torch.no_grad(), model.evaluating():
         for index in range(len(prompts)):
             batch = prompts.batch([index], model.device)
             plan = Plan(tuple(edits), tower, prompts, batch)
             instruments = Instruments(edits=_watch(plan, found[index]), residual=plan.residual)
             model.backend.forward(batch.inputs, tower, instruments)
-    layers = [site.layer for site in tower.attention]
+    layers = range(tower.depth)
     return xr.DataArray(
         found, dims=("prompt", "layer", "head", "dim"), name="head_output",
         coords={"prompt": np.arange(len(prompts)), "layer": layers, "head": np.arange(heads)},
@@ -226,7 +226,7 @@ def vhr(
     chosen = settings or VhrSettings()
     alpha, layers = chosen.alpha, chosen.layers
     plain = bare if bare is not None else without_images(prompts, model)
-    depth = len(find_tower(model, None).attention)
+    depth = find_tower(model, None).depth
     wanted = tuple(sorted({int(layer) for layer in (layers if layers is not None else reinforced_layers(depth))}))
     rows = [_one(model, prompts.subset([i]), plain.subset([i]), wanted, chosen) for i in range(len(prompts))]
     found = xr.concat([row[0] for row in rows], dim="prompt", combine_attrs="override")

@@ -69,7 +69,7 @@ def profile(
     variants |= {f"{at[0]}.{at[1]}": [dataclasses.replace(template, layers=[at[0]], heads=[at[1]])] for at in places}
     scores = evaluate(model, questions, variants, batch_size=batch_size, executor=executor)
     found = means(scores)
-    layers = [site.layer for site in tower.attention]
+    layers = sorted({site.layer for site in tower.attention})
     shape = (len(layers), max(site.heads for site in tower.attention))
     ds = xr.Dataset(coords={"layer": layers, "head": np.arange(shape[1])})
     for name in found.data_vars:

@@ -30,7 +30,7 @@ class Capabilities:
         reading: ``streaming`` (statistics without a map), ``dense`` (from the map) or ``none``.
         edits: whether edits take effect.
         implicit_sink: whether rows may sum to less than one (learned sink logits, softmax-off-by-one, sigmoid).
-        layers: number of attention layers of the default tower.
+        layers: number of blocks of the default tower, those without attention included.
         heads: query heads of one layer.
         kv_heads: key-value heads of one layer.
         attention_calls: attention calls seen in the trial, all towers together.

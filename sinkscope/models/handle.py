@@ -114,7 +114,7 @@ class Model:
             reading=backend.reading,
             edits=backend.edits,
             implicit_sink=any(site.implicit_sink for site in sites),
-            layers=len(sites),
+            layers=tower.depth if tower is not None else 0,
             heads=max((site.heads for site in sites), default=0),
             kv_heads=max((site.kv_heads for site in sites), default=0),
             attention_calls=sum(len(each.attention) for each in backend.towers.values()),

@@ -182,13 +182,19 @@ class AttentionMap(Probe):
 
     def check(self, tower: Tower) -> None:
         """Layers and heads must exist."""
-        for name, count in (("layers", len(tower.attention)), ("heads", max(s.heads for s in tower.attention))):
+        for name, count in (("layers", tower.depth), ("heads", max(s.heads for s in tower.attention))):
             wrong = [i for i in getattr(self, name) if not 0 <= i < count]
             if wrong or not getattr(self, name):
                 raise ProbeError(
                     f"AttentionMap({name}={list(getattr(self, name))}): this model has {name} 0..{count - 1}. "
                     f"Name {name} in that range."
                 )
+        bare = [layer for layer in self.layers if not tower.sites_of(layer)]
+        if bare:
+            raise ProbeError(
+                f"AttentionMap(layers={list(self.layers)}): block {bare[0]} has no attention, it is of kind "
+                f"{tower.kind(bare[0])!r}. Blocks with attention are {sorted({s.layer for s in tower.attention})}."
+            )
 
     def maps(self, tower: Tower) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
         """Layers and heads to keep."""

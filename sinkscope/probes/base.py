@@ -34,11 +34,10 @@ __all__ = ["Probe"]
 
 @dataclass(frozen=True)
 class ProbeContext:
-    """What a probe may look at besides the statistics: the batch, the tower, and W_O where it is asked for."""
+    """What a probe may look at besides the statistics: the batch and the tower."""
 
     batch: Batch
     tower: Tower
-    write_norms: Mapping[int, Float[torch.Tensor, "batch head key"]]
 
     def chosen(self, selection: Any, probe: Probe, field: str) -> Bool[torch.Tensor, "batch key"]:
         """Resolve a selection of this probe against the batch."""

@@ -79,9 +79,9 @@ class Contribution(Probe):
             )
 
     def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
-        """Weight the written norms by the attention each key gets."""
-        assert stats.key_sum is not None
-        written = stats.key_sum * context.write_norms[layer]
+        """Sum what is written over the keys of each role."""
+        written = stats.written
+        assert written is not None
         real = context.batch.real
         roles = context.batch.roles.long()
         one_hot = torch.zeros(*real.shape, len(ROLE_INDEX), device=real.device)

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
+from sinkscope.errors import MetricError
 from sinkscope.metrics.base import even_key_mass
 from sinkscope.metrics.sinks import sink_mask
 from sinkscope.report.text import quoted
@@ -65,9 +66,13 @@ def find_sinks(ds: xr.Dataset) -> Sinks:
         ds: a reading with ``key_mass``, no dimension in front of ``prompt``.
 
     Raises:
-        MetricError: there is no ``key_mass``.
+        MetricError: there is no ``key_mass``, or a dimension in front.
     """
     flags = sink_mask(ds, min_queries=1)
+    if extra := [str(dim) for dim in flags.dims if dim not in ("prompt", "layer", "head", "key")]:
+        raise MetricError(
+            f"find_sinks: this reading has the dimension {extra[0]!r}. Select one: ds.sel({extra[0]}=...)."
+        )
     mass = ds["key_mass"].transpose("prompt", "layer", "head", "key").values.astype(np.float64)
     roles = ds["token_role"].transpose("prompt", "key").values.astype(str)
     real = (roles != "") & (roles != "pad")
@@ -90,10 +95,21 @@ def find_sinks(ds: xr.Dataset) -> Sinks:
         tuple(kind for kind, _ in kinds[:6]),
         xr.DataArray(mask, dims=("prompt", "key"), coords={"prompt": ds["prompt"].values}),
         threshold,
-        float(hits.any(axis=3).mean()),
-        int(np.prod(hits.shape[:3])),
+        _share(hits, mass),
+        int(_measured(mass).sum()),
         int((~telling[:, 0]).sum()),
     )
+
+
+def _measured(mass: np.ndarray) -> NDArray[np.bool_]:
+    """Heads that were read, ``(prompt, layer, head)``: a block without attention has none."""
+    return np.asarray(np.isfinite(mass).any(axis=3))
+
+
+def _share(hits: np.ndarray, mass: np.ndarray) -> float:
+    """Share of the heads read that have a hit; NaN where none was."""
+    measured = _measured(mass)
+    return float(hits.any(axis=3)[measured].mean()) if measured.any() else float("nan")
 
 
 def _kind_names(ds: xr.Dataset, real: np.ndarray) -> np.ndarray:
@@ -115,7 +131,7 @@ def _kind(
     return Kind(
         name,
         ", ".join(dict.fromkeys(roles[group].tolist())),
-        float((hits & of_kind).any(axis=3).mean()),
+        _share(hits & of_kind, mass),
         float(values.mean()) if values.size else float("nan"),
         float(chance[group].mean()),
         _p_above_zero(np.array(excess)),

@@ -68,6 +68,9 @@ _MROPE = _GQA | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000
 _QWEN_VISION = {"depth": LAYERS, "num_heads": HEADS, "patch_size": 4, "temporal_patch_size": 2, "spatial_merge_size": 2}
 _PINPOINTS = [[16, 32], [32, 16], [32, 32]]
 
+_LINEAR = "linear_attention"
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
 RECIPES: dict[str, Recipe] = {
     "llama": Recipe("decoder", "LlamaForCausalLM", "llama", _GQA),
     "qwen2": Recipe("decoder", "Qwen2ForCausalLM", "qwen2", _GQA),
@@ -91,6 +94,56 @@ RECIPES: dict[str, Recipe] = {
     "opt": Recipe(
         "decoder", "OPTForCausalLM", "opt",
         _NO_FFN | {"ffn_dim": 64, "dropout": 0.0, "word_embed_proj_dim": WIDTH},
+    ),
+    "qwen3_next": Recipe(
+        "hybrid", "Qwen3NextForCausalLM", "qwen3_next",
+        _GQA | _EXPERTS | {"num_hidden_layers": 4, "head_dim": 8, "shared_expert_intermediate_size": 32,
+                           "layer_types": [_LINEAR, "full_attention", _LINEAR, "full_attention"],
+                           "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+                           "linear_value_head_dim": 8},
+    ),
+    "lfm2": Recipe(
+        "hybrid", "Lfm2ForCausalLM", "lfm2",
+        _GQA | {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "conv"],
+                "block_ff_dim": 64, "block_auto_adjust_ff_dim": False},
+    ),
+    "jamba": Recipe(
+        "hybrid", "JambaForCausalLM", "jamba",
+        _GQA | {"num_hidden_layers": 4, "attn_layer_period": 4, "attn_layer_offset": 2, "num_experts": 4,
+                "num_experts_per_tok": 2, "mamba_d_state": 8, "mamba_dt_rank": 4},
+    ),
+    "nemotron_h": Recipe(
+        "hybrid", "NemotronHForCausalLM", "nemotron_h",
+        _GQA | {"layers_block_type": [_LINEAR, "mlp", "full_attention", "mlp", "full_attention"], "head_dim": 8,
+                "mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 8},
+    ),
+    "recurrent_gemma": Recipe(
+        "hybrid", "RecurrentGemmaForCausalLM", "recurrent_gemma",
+        _IDS | {"hidden_size": WIDTH, "num_hidden_layers": 4, "num_attention_heads": HEADS, "intermediate_size": 128,
+                "num_key_value_heads": KV_HEADS, "lru_width": WIDTH, "attention_window_size": WINDOW,
+                "block_types": ["recurrent", "attention"]},
+    ),
+    "minimax": Recipe(
+        "hybrid", "MiniMaxForCausalLM", "minimax",
+        _GQA | {"num_hidden_layers": 4, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2,
+                "layer_types": [_LINEAR, "full_attention", _LINEAR, "full_attention"], "block_size": 8},
+    ),
+    "falcon_h1": Recipe(
+        "hybrid", "FalconH1ForCausalLM", "falcon_h1",
+        _GQA | {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_chunk_size": 8},
+    ),
+    "zamba2": Recipe(
+        "hybrid", "Zamba2ForCausalLM", "zamba2",
+        _TEXT | {"num_hidden_layers": 5, "layers_block_type": [_LINEAR, "hybrid", _LINEAR, "hybrid", _LINEAR],
+                 "mamba_d_state": 8, "n_mamba_heads": 4, "chunk_size": 8},
+    ),
+    "diffllama": Recipe("hybrid", "DiffLlamaForCausalLM", "diffllama", _GQA),
+    "longcat_flash": Recipe(
+        "hybrid", "LongcatFlashForCausalLM", "longcat_flash",
+        _IDS | {"hidden_size": WIDTH, "num_layers": 2, "num_hidden_layers": 4, "num_attention_heads": HEADS,
+                "ffn_hidden_size": 64, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8,
+                "qk_rope_head_dim": 8, "v_head_dim": 8, "n_routed_experts": 4, "zero_expert_num": 2,
+                "moe_topk": 2, "expert_ffn_hidden_size": 32, "max_position_embeddings": CONTEXT, "head_dim": 8},
     ),
     "gptj": Recipe("bypass", "GPTJForCausalLM", "gptj", _GPTJ),
     "gpt_neo": Recipe(
@@ -173,13 +226,18 @@ RECIPES: dict[str, Recipe] = {
          "vision_config": _VISION},
     ),
 }  # fmt: skip
-"""Every tiny model by name. ``bypass`` names decoders whose attention does not pass through transformers' interface."""
+"""Every tiny model by name.
+
+``hybrid`` names decoders whose blocks do not all make one attention call: some have none, some make two. ``bypass``
+names decoders whose attention does not pass through transformers' interface.
+"""
 
 
 def names(kind: str | None = None) -> list[str]:
-    """List the tiny models of one kind: ``decoder``, ``encoder``, ``vision``, ``dual``, ``vlm`` or ``bypass``.
+    """List the tiny models of one kind: ``decoder``, ``hybrid``, ``encoder``, ``vision``, ``dual``, ``vlm``...
 
-    ``dual`` is a text and a vision encoder side by side (CLIP, SigLIP). Without a kind, all names.
+    The others are ``bypass`` models. ``dual`` is a text and a vision encoder side by side (CLIP, SigLIP). Without a
+    kind, all names.
 
     Raises:
         ModelError: there is no such kind.

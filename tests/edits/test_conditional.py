@@ -16,7 +16,7 @@ from sinkscope.attention.view import Context, Wants
 from sinkscope.edits.conditional import MoveShare
 from sinkscope.engine.plan import Plan
 from sinkscope.errors import EditError
-from sinkscope.models.backends.base import AttentionSite, ResidualSite, Tower
+from sinkscope.models.backends.base import AttentionSite, Block, ResidualSite, Tower
 from sinkscope.models.handle import load_model
 from sinkscope.prompts import Batch
 from sinkscope.roles import ROLE_INDEX
@@ -48,7 +48,9 @@ def under(edit, weights, roles=None, sinks=None):
     n = len(weights)
     role = [ROLE_INDEX["text"]] * n if roles is None else [ROLE_INDEX[r] for r in roles]
     batch = Batch({}, torch.ones(1, n).bool(), torch.tensor([role], dtype=torch.int8), (0,))
-    tower = Tower("text", (AttentionSite(0, "a", 1, 1, n, True),), (ResidualSite("embed", "b", True),), n)
+    tower = Tower(
+        "text", (AttentionSite(0, "a", 1, 1, n, True),), (ResidualSite("embed", "b", True),), n, (Block(0, "b"),)
+    )
     plan = Plan([edit], tower, None, batch)
     edits = plan.call_edits(0, call)
     context = Context(batch.real, torch.zeros(1, n).long(), (0,))

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from sinkscope.models.backends.base import Instruments, Output, Tower
-from sinkscope.models.backends.discovery import block_path
 
 SAME = 1e-6
 """Largest difference, relative to the largest final activation, at which a restarted pass counts as the full pass."""
@@ -28,7 +27,7 @@ def find_blocks(network: torch.nn.Module, tower: Tower, backend: str) -> tuple[l
     """Return the blocks of a tower in order, and why passes cannot start in the middle of them (empty: they can)."""
     if backend != "transformers":
         return [], f"the {backend} backend runs whole passes"
-    paths = [block_path(network, site.path) for site in tower.attention]
+    paths = [block.path for block in tower.blocks]
     if len(set(paths)) < len(paths):
         return [], "several layers share one block"
     return [network.get_submodule(path) for path in paths], ""

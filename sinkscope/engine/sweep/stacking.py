@@ -13,7 +13,7 @@ from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.rows import RowEdits, cut_call
 from sinkscope.engine.plan import Plan
 from sinkscope.engine.reading import Shelf
-from sinkscope.models.backends.base import ResidualHook
+from sinkscope.models.backends.base import AttentionSite, ResidualHook
 from sinkscope.prompts import Batch
 
 
@@ -65,6 +65,6 @@ class RowShelf:
     def __init__(self, shelf: Shelf) -> None:
         self.shelf, self.lengths = shelf, shelf.lengths
 
-    def put(self, found: Any, batch: Batch, layer: int | None = None, site: int = 0) -> None:
+    def put(self, found: Any, batch: Batch, at: AttentionSite | int | None = None) -> None:
         """Store by row instead of by prompt."""
-        self.shelf.put(found, replace(batch, indices=tuple(range(len(batch.indices)))), layer=layer, site=site)
+        self.shelf.put(found, replace(batch, indices=tuple(range(len(batch.indices)))), at)

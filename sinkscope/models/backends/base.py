@@ -17,7 +17,10 @@ from sinkscope.attention.view import Context, LayerStats, Wants
 
 @dataclass(frozen=True)
 class AttentionSite:
-    """One attention layer: its number in the tower, the module's path, its shape, and the path of its W_O."""
+    """One attention call: the block it is made in, the module's path, its shape, and the path of its W_O.
+
+    ``layer`` is the block's own number; ``call`` counts the calls of one block (DiffLlama and LongCat make two).
+    """
 
     layer: int
     path: str
@@ -27,6 +30,22 @@ class AttentionSite:
     causal: bool
     implicit_sink: bool = False
     output_path: str | None = None
+    call: int = 0
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of a tower: its number, its path, and what mixes the tokens in it.
+
+    ``kind`` is ``attention``, ``sliding`` (a window), ``linear``, ``ssm``, ``conv``, ``recurrent`` or ``mlp`` (nothing
+    does); ``attention+ssm`` where both do. ``turn`` counts the runs of a module that stands for several blocks
+    (ALBERT); None where each block has its own.
+    """
+
+    layer: int
+    path: str
+    kind: str = "attention"
+    turn: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,20 +53,26 @@ class ResidualSite:
     """A place in the residual stream (``embed``, ``3.mid``, ``3.post``), and the module whose input or output it is.
 
     ``turn`` counts the calls of a module that several layers share (ALBERT); None where each layer has its own.
+    ``argument`` names the keyword by which the model hands the stream to the module; None where it stands first.
     """
 
     name: str
     path: str
     before: bool
     turn: int | None = None
+    argument: str | None = None
+
+    @property
+    def layer(self) -> int:
+        """Block whose input (``embed``), middle or output this is."""
+        return 0 if self.name == "embed" else int(self.name.split(".")[0])
 
     @property
     def lens_name(self) -> str:
         """TransformerLens's name of the same place."""
         if self.name == "embed":
             return "blocks.0.hook_resid_pre"
-        layer, place = self.name.split(".")
-        return f"blocks.{layer}.hook_resid_{place}"
+        return f"blocks.{self.layer}.hook_resid_{self.name.split('.')[1]}"
 
     @property
     def post_norm(self) -> bool:
@@ -57,12 +82,34 @@ class ResidualSite:
 
 @dataclass(frozen=True)
 class Tower:
-    """One stack of attention layers: the language model, an encoder, or the vision part of a larger model."""
+    """One stack of blocks: the language model, an encoder, or the vision part of a larger model.
+
+    ``blocks`` holds all of them; ``attention`` the attention calls, in the blocks that make any.
+    """
 
     name: str
     attention: tuple[AttentionSite, ...]
     residual: tuple[ResidualSite, ...]
     d_model: int
+    blocks: tuple[Block, ...]
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks; layers are numbered 0 to this."""
+        return len(self.blocks)
+
+    @property
+    def calls(self) -> int:
+        """Attention calls of the block that makes most; 1 in nearly every model."""
+        return max((site.call + 1 for site in self.attention), default=0)
+
+    def kind(self, layer: int) -> str:
+        """What mixes the tokens in one block."""
+        return self.blocks[layer].kind
+
+    def sites_of(self, layer: int) -> tuple[AttentionSite, ...]:
+        """Attention calls of one block, in order; none where it has no attention."""
+        return tuple(site for site in self.attention if site.layer == layer)
 
     @property
     def causal(self) -> bool:
@@ -83,22 +130,24 @@ ResidualHook = Callable[[Float[torch.Tensor, "batch key d_model"]], Float[torch.
 class Instruments:
     """What one forward pass of a tower shall read and change.
 
-    ``wants`` and ``edits`` are asked by layer; ``collect`` receives each layer's statistics; ``residual`` maps a site
-    name to hooks, run in order.
+    ``wants`` and ``edits`` are asked by layer; ``collect`` receives the statistics of each attention call;
+    ``residual`` maps a site name to hooks, run in order.
     """
 
     wants: Mapping[int, Wants] = field(default_factory=dict)
     context: Context | None = None
     edits: Callable[[int, Call], CallEdits | RowEdits | None] | None = None
-    collect: Callable[[int, LayerStats], None] = lambda _layer, _stats: None
+    collect: Callable[[AttentionSite, LayerStats], None] = lambda _site, _stats: None
     residual: Mapping[str, Sequence[ResidualHook]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        hooks = dict(self.residual)
-        for name in [name for name in hooks if name.endswith(".mid")]:
-            carry, post = _Carry(hooks[name]), name.replace(".mid", ".post")
-            hooks[name], hooks[post] = [carry.change], [carry.add, *hooks.get(post, ())]
-        self.residual = hooks
+
+def carried(residual: Mapping[str, Sequence[ResidualHook]]) -> dict[str, Sequence[ResidualHook]]:
+    """The hooks by site, with what is changed between attention and MLP added again behind the MLP."""
+    hooks = dict(residual)
+    for name in [name for name in hooks if name.endswith(".mid")]:
+        carry, post = _Carry(hooks[name]), name.replace(".mid", ".post")
+        hooks[name], hooks[post] = [carry.change], [carry.add, *hooks.get(post, ())]
+    return hooks
 
 
 class _Carry:
@@ -147,6 +196,18 @@ class Backend(Protocol):
         """Run the model once. ``logits`` is None, ``"last"`` or ``"all"``."""
         ...
 
-    def write_factor(self, site: AttentionSite) -> Float[torch.Tensor, "head rank dim"] | None:
-        """Per head a matrix R with |R v| = |W_O v|; None where the model has no output projection."""
-        ...
+
+def add_written(
+    stats: LayerStats, site: AttentionSite, factor: Float[torch.Tensor, "head rank dim"] | None
+) -> LayerStats:
+    """Fill in what each head writes for each key, from the weights and values of one call.
+
+    ``factor`` has per head a matrix R with |R v| = |W_O v|; None where there is no output projection.
+    """
+    value, stats.value = stats.value, None
+    if value is None or factor is None or stats.key_sum is None:
+        return stats
+    value = value.float().repeat_interleave(site.heads // value.shape[1], dim=1)
+    norms = torch.linalg.vector_norm(torch.einsum("hde,bhke->bhkd", factor, value), dim=-1)
+    stats.written = stats.key_sum * norms
+    return stats

@@ -1,70 +1,33 @@
-"""Finding out what a transformers model is made of, by running one token or one blank image through it.
+"""Finding out what a transformers model is made of, from the record of one trial run.
 
-Nothing is looked up by architecture name. A module that calls the attention function is an attention layer; the first
-projection that then reads an input of heads x width is its W_O; the list member it sits in is its block; and the place
-between attention and MLP is the first module of the block that reads neither the block's input nor the raw attention
-output. Parallel blocks have no such place.
+Nothing is looked up by architecture name. A module that calls the attention function makes an attention layer; the
+first projection that then reads an input of heads x width is its W_O; the list member it runs in is its block, and the
+other members of that list are the blocks without attention; the place between attention and MLP is the first module of
+the block that reads neither the block's input nor the raw attention output. Parallel blocks have no such place.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-from sinkscope.attention import seam
-from sinkscope.attention.call import Call
 from sinkscope.errors import UnsupportedModelError
-from sinkscope.models.backends.base import AttentionSite, ResidualSite, Tower
+from sinkscope.models.backends.base import AttentionSite, Block, ResidualSite, Tower
+from sinkscope.models.backends.kinds import kind_of
+from sinkscope.models.backends.trial import Entry, Record, Seen, watch
 
 MID_CANDIDATES = (
-    "pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "layernorm_after", "norm2", "layer_norm2",
-    "final_layer_norm", "ffn_norm", "intermediate", "mlp",
+    "pre_feedforward_layernorm", "post_attention_layernorm", "pre_ff_layernorm", "channel_pre_norm", "ffn_norm",
+    "pre_mlp_layernorm", "ln_2", "layernorm_after", "norm2", "layer_norm2", "final_layer_norm", "intermediate",
+    "feed_forward", "mlp",
 )  # fmt: skip
 """Children of a block that read the stream between attention and MLP, tried in this order and then checked."""
 
 VISION_ROOTS = ("vision_tower", "visual", "vision_model", "vision_encoder")
-
-
-@dataclass
-class _Seen:
-    """One attention call of the trial run."""
-
-    module: torch.nn.Module
-    heads: int
-    kv_heads: int
-    head_dim: int
-    causal: bool
-    implicit_sink: bool
-    entry: int
-    output: torch.nn.Module | None = None
-
-
-@dataclass
-class _Trial:
-    calls: list[_Seen] = field(default_factory=list)
-    entries: Counter[int] = field(default_factory=Counter)
-
-    def enter(self, module: torch.nn.Module, _args: tuple[Any, ...]) -> None:
-        self.entries[id(module)] += 1
-
-    def observe(self, module: torch.nn.Module, call: Call) -> None:
-        heads, dim = call.query.shape[1], call.value.shape[-1]
-        causal = call.mask.kind == "causal" or (call.mask.kind == "rule" and _looks_back(call))
-        sink = call.sink_logits is not None or call.extra_key is not None or call.normaliser != "softmax"
-        entry = self.entries[id(module)]
-        if self.calls and (self.calls[-1].module, self.calls[-1].entry) == (module, entry) and call.mask.kind == "full":
-            return  # one window or image after another inside one layer, not a layer that is run again
-        self.calls.append(_Seen(module, heads, call.key.shape[1], dim, causal or _says_causal(module), sink, entry))
-
-    def projection(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        if not self.calls or self.calls[-1].output is not None or not args or not isinstance(args[0], torch.Tensor):
-            return
-        if args[0].shape[-1] == self.calls[-1].heads * self.calls[-1].head_dim:
-            self.calls[-1].output = module
 
 
 def discover(model: torch.nn.Module) -> dict[str, Tower]:
@@ -78,7 +41,7 @@ def discover(model: torch.nn.Module) -> dict[str, Tower]:
         raise UnsupportedModelError(
             f"{type(model).__name__} is an encoder-decoder; cross-attention is not read yet. Pass its encoder alone."
         )
-    return _towers(model, _watch(model, lambda: _run_trial(model)))
+    return _towers(model, watch(model, lambda: _run_trial(model)))
 
 
 def explore(model: torch.nn.Module, name: str, run: Callable[[], Any]) -> Tower:
@@ -87,44 +50,18 @@ def explore(model: torch.nn.Module, name: str, run: Callable[[], Any]) -> Tower:
     Raises:
         UnsupportedModelError: it calls none.
     """
-    return tower(model, name, _watch(model, run), run)
+    record = watch(model, run)
+    return tower(model, name, record, record.calls)
 
 
 def _run_trial(model: torch.nn.Module) -> None:
     for inputs in trial_inputs(model):
-        model(**inputs)
+        model(**inputs, **no_cache(model))
 
 
-def _watch(model: torch.nn.Module, run: Callable[[], Any]) -> list[_Seen]:
-    trial = _Trial()
-    handles = [
-        m.register_forward_pre_hook(trial.projection)
-        for m in model.modules()
-        if isinstance(m, torch.nn.Linear) or type(m).__name__ == "Conv1D"
-    ]
-    handles += [m.register_forward_pre_hook(trial.enter) for m in model.modules()]
-    session = seam.Session(observe=trial.observe)
-    try:
-        with torch.no_grad(), seam.entered(model, session):
-            run()
-    except Exception as error:
-        if not trial.calls:
-            raise _bypass(model, error) from None
-        raise
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not trial.calls:
-        raise _bypass(model, None)
-    return trial.calls
-
-
-def _bypass(model: torch.nn.Module, error: Exception | None) -> UnsupportedModelError:
-    told = f" ({type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''})" if error else ""
-    return UnsupportedModelError(
-        f"{type(model).__name__}: running one token made no call to transformers' attention interface{told}. "
-        "The model has no attention, or computes it by itself; use backend='lens' where TransformerLens serves it."
-    )
+def no_cache(model: torch.nn.Module) -> dict[str, Any]:
+    """Keyword arguments that keep ``model`` from making a cache."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
 def trial_inputs(model: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
@@ -162,125 +99,167 @@ def find_vision_root(model: torch.nn.Module) -> str | None:
     return None
 
 
-def _towers(model: torch.nn.Module, calls: list[_Seen]) -> dict[str, Tower]:
-    paths = {id(module): path for path, module in model.named_modules()}
-    root = find_vision_root(model) if getattr(model.config, "vision_config", None) is not None else None
-    groups: dict[str, list[_Seen]] = {}
-    only_vision = model.main_input_name == "pixel_values" and getattr(model.config, "vision_config", None) is None
-    for call in calls:
-        inside = only_vision or (root is not None and f"{paths[id(call.module)]}.".startswith(f"{root}."))
+def _towers(model: torch.nn.Module, record: Record) -> dict[str, Tower]:
+    config: Any = model.config
+    both = getattr(config, "vision_config", None) is not None
+    root = find_vision_root(model) if both else None
+    groups: dict[str, list[Seen]] = {}
+    only_vision = model.main_input_name == "pixel_values" and not both
+    for call in record.calls:
+        inside = only_vision or (root is not None and f"{call.by.path}.".startswith(f"{root}."))
         groups.setdefault("vision" if inside else "text", []).append(call)
-    towers = {name: tower(model, name, groups[name]) for name in ("text", "vision") if name in groups}
-    return towers
+    return {name: tower(model, name, record, groups[name]) for name in ("text", "vision") if name in groups}
 
 
-def tower(model: torch.nn.Module, name: str, calls: list[_Seen], run: Callable[[], Any] | None = None) -> Tower:
-    """Number the layers of one group of calls and find its blocks and residual-stream sites; ``run`` calls them."""
-    paths = {id(module): path for path, module in model.named_modules()}
-    sites = tuple(
-        AttentionSite(
-            layer, paths[id(c.module)], c.heads, c.kv_heads, c.head_dim, c.causal, c.implicit_sink,
-            None if c.output is None else paths[id(c.output)],
+def tower(model: torch.nn.Module, name: str, record: Record, calls: list[Seen]) -> Tower:
+    """Number the blocks of one group of calls, and find its attention calls and residual-stream sites."""
+    entries, of_call = find_blocks(model, record, calls)
+    layer_of = {id(entry): layer for layer, entry in enumerate(entries)}
+    made: Counter[int] = Counter()
+    sites = []
+    for call, block in zip(calls, of_call, strict=True):
+        layer = layer_of[id(block)]
+        output = None if call.output is None else record.paths[id(call.output)]
+        sites.append(
+            AttentionSite(
+                layer, call.by.path, call.heads, call.kv_heads, call.head_dim, call.causal, call.implicit_sink, output,
+                made[layer],
+            )
+        )  # fmt: skip
+        made[layer] += 1
+    inside = [[call for call, block in zip(calls, of_call, strict=True) if block is entry] for entry in entries]
+    blocks = tuple(
+        Block(layer, entry.path, kind_of(entry, own, layer, len(entries)), _turn(record, entry))
+        for layer, (entry, own) in enumerate(zip(entries, inside, strict=True))
+    )
+    residual = tuple(_residual_sites(record, entries, inside))
+    first = entries[0].given
+    if first is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: the first block ({entries[0].path}) is not called with a tensor, so there is no "
+            "residual stream to read."
         )
-        for layer, c in enumerate(calls)
-    )  # fmt: skip
-    blocks = [block_path(model, site.path) for site in sites]
-    residual, d_model = _residual_sites(model, sites, blocks, run or (lambda: _run_trial(model)))
-    return Tower(name, sites, residual, d_model)
+    return Tower(name, tuple(sites), residual, first.shape[-1], blocks)
 
 
-def block_path(model: torch.nn.Module, path: str) -> str:
-    """Path of the outermost list member that holds the attention module: the transformer block."""
-    parts = path.split(".")
-    for i in range(1, len(parts)):
-        parent = model.get_submodule(".".join(parts[: i - 1])) if i > 1 else model
-        inner = getattr(parent, parts[i - 1], None)
-        if isinstance(inner, torch.nn.ModuleList):
-            return ".".join(parts[: i + 1])
-    return path
+def find_blocks(model: torch.nn.Module, record: Record, calls: Iterable[Seen]) -> tuple[list[Entry], list[Entry]]:
+    """All blocks of a stack in the order in which they run, and the block of each attention call.
+
+    Args:
+        model: the model.
+        record: its trial run.
+        calls: the attention calls of the stack.
+    """
+    lists = _lists(model)
+    attend = {id(entry) for call in record.calls for entry in call.by.chain}
+    of_call = [_block_of(call, lists, attend) for call in calls]
+    homes = {(id(block.parent), lists.get(id(block.module))) for block in of_call}
+    found: dict[int, Entry] = {}
+    for block in of_call:
+        siblings = block.parent.inside if block.parent is not None else record.outer
+        for entry in siblings:
+            home = id(block.parent), lists.get(id(entry.module))
+            if entry is block or (home[1] is not None and home in homes):
+                found.setdefault(id(entry), entry)
+    return list(found.values()), of_call
 
 
-def _residual_sites(
-    model: torch.nn.Module, sites: tuple[AttentionSite, ...], blocks: list[str], run: Callable[[], Any]
-) -> tuple[tuple[ResidualSite, ...], int]:
-    mids, d_model = _mid_paths(model, sites, blocks, run)
-    turns = [blocks[:layer].count(block) if blocks.count(block) > 1 else None for layer, block in enumerate(blocks)]
-    found = [ResidualSite("embed", blocks[0], True, turns[0])]
-    for layer, mid in enumerate(mids):
+def _lists(model: torch.nn.Module) -> dict[int, int]:
+    """The list that each member of a list is in, by identity."""
+    return {
+        id(member): id(module)
+        for module in model.modules()
+        if isinstance(module, torch.nn.ModuleList)
+        for member in module
+    }
+
+
+def _block_of(call: Seen, lists: dict[int, int], attend: set[int]) -> Entry:
+    """The outermost list member that a call is made in: the transformer block.
+
+    Where all members of a list further in attend, and are more than the attention module itself, the outer list holds
+    stages of blocks.
+    """
+    members = [entry for entry in call.by.chain if id(entry.module) in lists]
+    if not members:
+        return call.by
+    block = members[0]
+    for inner in members[1:]:
+        assert inner.parent is not None
+        same = [e for e in inner.parent.inside if lists.get(id(e.module)) == lists[id(inner.module)]]
+        if inner is call.by or not all(id(entry) in attend for entry in same):
+            break
+        block = inner
+    return block
+
+
+def _turn(record: Record, entry: Entry) -> int | None:
+    return entry.number if record.runs[id(entry.module)] > 1 else None
+
+
+def _residual_sites(record: Record, entries: list[Entry], calls: list[list[Seen]]) -> Iterable[ResidualSite]:
+    yield _before(record, "embed", entries[0])
+    for layer, entry in enumerate(entries):
+        mid = _mid_of(entry, calls[layer])
         if mid is not None:
-            found.append(ResidualSite(f"{layer}.mid", mid, True, turns[layer]))
-        last = layer == len(blocks) - 1
-        after = layer if last else layer + 1
-        found.append(ResidualSite(f"{layer}.post", blocks[after], not last, turns[after]))
-    return tuple(found), d_model
+            yield _before(record, f"{layer}.mid", mid)
+        after = entries[layer + 1] if layer + 1 < len(entries) else None
+        if after is not None and after.given is not None and entry.made is not None:
+            fits = after.given.shape == entry.made.shape
+        else:
+            fits = after is not None
+        if after is not None and fits:
+            yield _before(record, f"{layer}.post", after)
+        else:
+            yield ResidualSite(f"{layer}.post", entry.path, False, _turn(record, entry))
 
 
-def _mid_paths(
-    model: torch.nn.Module, sites: tuple[AttentionSite, ...], blocks: list[str], run: Callable[[], Any]
-) -> tuple[list[str | None], int]:
-    seen: dict[str, torch.Tensor] = {}
-    handles = []
-
-    def keep_input(path: str) -> Any:
-        def hook(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden = args[0] if args else kwargs.get("hidden_states")
-            if isinstance(hidden, torch.Tensor):
-                seen.setdefault(path, hidden.detach())
-
-        return hook
-
-    def keep_output(path: str) -> Any:
-        def hook(_: torch.nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            seen.setdefault(f"{path}>", output.detach())
-
-        return hook
-
-    watched: list[str] = []
-    for site, block in zip(sites, blocks, strict=True):
-        names = [f"{block}.{name}" for name in MID_CANDIDATES if hasattr(model.get_submodule(block), name)]
-        watched += [block, site.path, *names]
-    for path in dict.fromkeys(watched):
-        handles.append(model.get_submodule(path).register_forward_pre_hook(keep_input(path), with_kwargs=True))
-    for site in sites:
-        if site.output_path is not None:
-            handles.append(model.get_submodule(site.output_path).register_forward_hook(keep_output(site.output_path)))
-    try:
-        with torch.no_grad(), seam.entered(model, seam.Session()):
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    d_model = seen[blocks[0]].shape[-1]
-    return [_mid_of(seen, site, block) for site, block in zip(sites, blocks, strict=True)], d_model
+def _before(record: Record, name: str, entry: Entry) -> ResidualSite:
+    return ResidualSite(name, entry.path, True, _turn(record, entry), entry.argument)
 
 
-def _mid_of(seen: dict[str, torch.Tensor], site: AttentionSite, block: str) -> str | None:
-    """First candidate whose input is neither the block's input nor the attention's input or raw output."""
-    others = [seen.get(block), seen.get(site.path), seen.get(f"{site.output_path}>")]
+def _mid_of(block: Entry, calls: list[Seen]) -> Entry | None:
+    """First candidate whose input is neither the block's input nor the mixer's input or raw output.
+
+    A block with two attention modules has a stream between every two of its parts, and no one middle.
+    """
+    if len({id(call.by) for call in calls}) > 1 or block.given is None:
+        return None
+    children = {entry.path.rsplit(".", 1)[-1]: entry for entry in block.inside}
+    others = _mixer_ends(block, calls)
     for name in MID_CANDIDATES:
-        candidate = seen.get(f"{block}.{name}")
-        if candidate is None:
+        candidate = children.get(name)
+        if candidate is None or candidate.given is None:
             continue
-        if _same(candidate, others[0]):
+        if _same(candidate.given, block.given):
             return None
-        if any(_same(candidate, other) for other in others[1:]):
-            if name in ("mlp", "intermediate"):
+        if any(_same(candidate.given, other) for other in others):
+            if name in ("mlp", "feed_forward", "intermediate"):
                 return None
             continue
-        return f"{block}.{name}"
+        return candidate
     return None
+
+
+def _mixer_ends(block: Entry, calls: list[Seen]) -> list[torch.Tensor | None]:
+    """What goes into and comes out of what mixes the tokens, before it is added to the stream."""
+    if calls:
+        output = calls[0].output
+        made = [entry.made for entry in _all_inside(block) if entry.module is output]
+        return [calls[0].by.given, *made]
+    mixers = [
+        entry
+        for entry in block.inside
+        if "norm" not in type(entry.module).__name__.lower() and entry.path.rsplit(".", 1)[-1] not in MID_CANDIDATES
+    ]
+    return [tensor for entry in mixers[:1] for tensor in (entry.given, entry.made)]
+
+
+def _all_inside(entry: Entry) -> Iterable[Entry]:
+    for each in entry.inside:
+        yield each
+        yield from _all_inside(each)
 
 
 def _same(a: torch.Tensor, b: torch.Tensor | None) -> bool:
     return b is not None and a.numel() == b.numel() and torch.allclose(a.reshape(-1), b.reshape(-1), atol=1e-6)
-
-
-def _looks_back(call: Call) -> bool:
-    """True where the library's rule hides a later key from an earlier query: a decoder's window."""
-    rule = call.mask.rule
-    zero = torch.zeros(1, dtype=torch.long, device=call.mask.device)
-    return not bool(torch.as_tensor(rule(zero, zero, zero, zero + 1)).any()) if not call.mask.use_vmap else True
-
-
-def _says_causal(module: torch.nn.Module) -> bool:
-    return bool(getattr(module, "is_causal", False))

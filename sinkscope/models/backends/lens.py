@@ -11,6 +11,7 @@ import copy
 import importlib.util
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from jaxtyping import Float
 
 from sinkscope.attention import seam
 from sinkscope.errors import EditError, UnsupportedModelError
-from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower
+from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower, add_written, carried
 from sinkscope.models.backends.discovery import trial_inputs
 from sinkscope.models.backends.lens_discovery import explore, split_inputs
 from sinkscope.models.backends.lens_hooks import NamedHook, Seat, attention_hooks, residual_hook
@@ -76,10 +77,15 @@ class LensBackend:
             EditError: see :meth:`forward`.
         """
         self._check(instruments)
-        hooks = attention_hooks(self.seats, instruments)
+        collect = instruments.collect
+        written = replace(
+            instruments, collect=lambda site, stats: collect(site, add_written(stats, site, self.write_factor(site)))
+        )
+        hooks = attention_hooks(self.seats, written)
+        residual = carried(instruments.residual)
         for site in tower.residual:
-            if instruments.residual.get(site.name):
-                hooks.append((site.path, residual_hook(instruments.residual[site.name])))
+            if residual.get(site.name):
+                hooks.append((site.path, residual_hook(residual[site.name])))
         return hooks
 
     def write_factor(self, site: AttentionSite) -> Float[torch.Tensor, "head dim dim"] | None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from sinkscope.errors import UnsupportedModelError
-from sinkscope.models.backends.base import AttentionSite, ResidualSite, Tower
+from sinkscope.models.backends.base import AttentionSite, Block, ResidualSite, Tower
 from sinkscope.models.backends.discovery import trial_inputs
 from sinkscope.models.backends.lens_hooks import Seat
 
@@ -48,7 +48,7 @@ def explore(bridge: Any) -> tuple[tuple[Seat, ...], Tower]:
     vision = bool(getattr(bridge.cfg, "is_visual_model", False))
     tower = Tower(
         "vision" if vision else "text", tuple(seat.site for seat in seats), _residual(bridge, seen),
-        int(bridge.cfg.d_model),
+        int(bridge.cfg.d_model), tuple(Block(seat.site.layer, f"blocks.{seat.site.layer}") for seat in seats),
     )  # fmt: skip
     return seats, tower
 

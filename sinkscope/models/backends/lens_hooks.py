@@ -129,7 +129,7 @@ class _Layer:
         stats.key_norm = self.key_norm
         self.value = self.scores = self.key_norm = None
         if self.wants.anything:
-            self.instruments.collect(self.seat.site.layer, stats)
+            self.instruments.collect(self.seat.site, stats)
         return changed
 
     def _on_output(self, tensor: torch.Tensor, hook: Any) -> torch.Tensor | None:

@@ -10,6 +10,7 @@ import inspect
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,8 +23,17 @@ from sinkscope.attention.rows import RowEdits
 from sinkscope.attention.view import LayerStats, Wants, join
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends import vision
-from sinkscope.models.backends.base import AttentionSite, Instruments, Output, ResidualHook, ResidualSite, Tower
-from sinkscope.models.backends.discovery import discover
+from sinkscope.models.backends.base import (
+    AttentionSite,
+    Instruments,
+    Output,
+    ResidualHook,
+    ResidualSite,
+    Tower,
+    add_written,
+    carried,
+)
+from sinkscope.models.backends.discovery import discover, no_cache
 
 
 class TransformersBackend:
@@ -48,10 +58,10 @@ class TransformersBackend:
         self, inputs: Mapping[str, torch.Tensor], tower: Tower, instruments: Instruments, logits: str | None = None
     ) -> Output:
         """Run the model once under ``instruments``; see :class:`sinkscope.models.backends.base.Backend`."""
-        collector = _Collector(self.model, tower, instruments)
+        collector = _Collector(self, tower, instruments)
         alone = self._alone(tower, inputs)
         if alone is not None:
-            vision.Portions(collector.session, collector.layer_of)
+            vision.Portions(collector.session, collector.site_of)
         with ExitStack() as stack:
             stack.enter_context(self._hooked(tower, instruments, vision.rows_of(inputs)))
             session = None
@@ -65,7 +75,7 @@ class TransformersBackend:
         base = _headless(self.model, inputs)
         arguments = dict(inputs)
         if logits is None:
-            return _hidden(base(**arguments, **_no_cache(base))), None
+            return _hidden(base(**arguments, **no_cache(base))), None
         kept: list[torch.Tensor] = []
         # OPT's head calls the decoder inside the headless model, not that model itself.
         inner = [base, getattr(base, "decoder", None)]
@@ -75,7 +85,7 @@ class TransformersBackend:
             if isinstance(part, torch.nn.Module)
         ]
         try:
-            extra = _no_cache(self.model)
+            extra = no_cache(self.model)
             if logits == "last" and "logits_to_keep" in inspect.signature(self.model.forward).parameters:
                 extra["logits_to_keep"] = 1
             out = self.model(**arguments, **extra)
@@ -94,8 +104,9 @@ class TransformersBackend:
     def _hooked(self, tower: Tower, instruments: Instruments, batch: int) -> Iterator[None]:
         handles = []
         try:
+            residual = carried(instruments.residual)
             for site in tower.residual:
-                hooks = instruments.residual.get(site.name, ())
+                hooks = residual.get(site.name, ())
                 if hooks:
                     handles.append(_hook(self.model.get_submodule(site.path), site, hooks, batch))
             yield
@@ -123,58 +134,59 @@ class TransformersBackend:
 
 
 class _Collector:
-    """Turns module calls into layer statistics: joins the calls of one layer, numbers layers that share a module."""
+    """Turns module calls into statistics of attention sites: joins windows, tells apart the sites of one module.
 
-    def __init__(self, model: torch.nn.Module, tower: Tower, instruments: Instruments) -> None:
-        self.tower, self.instruments = tower, instruments
-        paths = {id(model.get_submodule(site.path)): [] for site in tower.attention}
+    A module may stand for several layers (ALBERT, Zamba) or be called twice in one (DiffLlama); its calls then come in
+    the order of its sites. A module with one site may be called once for each window or image.
+    """
+
+    def __init__(self, backend: TransformersBackend, tower: Tower, instruments: Instruments) -> None:
+        model = backend.model
+        self.tower, self.instruments, self.factor_of = tower, instruments, backend.write_factor
+        self.sites: dict[int, list[AttentionSite]] = {}
         for site in tower.attention:
-            paths[id(model.get_submodule(site.path))].append(site.layer)
-        self.layers: dict[int, list[int]] = paths
+            self.sites.setdefault(id(model.get_submodule(site.path)), []).append(site)
         self.count: dict[int, int] = {}
-        self.pending: tuple[int, list[LayerStats]] | None = None
+        self.pending: tuple[AttentionSite, list[LayerStats]] | None = None
         self.session = seam.Session(
             wants=self._wants, context=instruments.context, edits=self._edits, collect=self._collect
         )
 
-    def _layer(self, module: torch.nn.Module, advance: bool) -> int | None:
-        layers = self.layers.get(id(module))
-        if layers is None:
-            return None
-        index = self.count.get(id(module), 0)
-        if advance:
-            self.count[id(module)] = index + 1
-        return layers[min(index, len(layers) - 1)] if len(layers) > 1 else layers[0]
-
-    def layer_of(self, module: torch.nn.Module) -> int | None:
-        """Layer that the next call of ``module`` belongs to."""
-        return self._layer(module, advance=False)
+    def site_of(self, module: torch.nn.Module) -> AttentionSite | None:
+        """Site that the next call of ``module`` belongs to; None where the tower has none."""
+        sites = self.sites.get(id(module))
+        return None if sites is None else sites[self.count.get(id(module), 0) % len(sites)]
 
     def _wants(self, module: torch.nn.Module) -> Wants:
-        layer = self._layer(module, advance=False)
-        return self.instruments.wants.get(layer, Wants()) if layer is not None else Wants()
+        site = self.site_of(module)
+        return Wants() if site is None else self.instruments.wants.get(site.layer, Wants())
 
     def _edits(self, module: torch.nn.Module, call: Call) -> CallEdits | RowEdits | None:
-        layer = self._layer(module, advance=True)
-        if layer is None or self.instruments.edits is None:
+        site = self.site_of(module)
+        if site is None:
             return None
-        return self.instruments.edits(layer, call)
+        self.count[id(module)] = self.count.get(id(module), 0) + 1
+        edits = self.instruments.edits
+        return None if edits is None else edits(site.layer, replace(call, index=site.call))
 
     def _collect(self, module: torch.nn.Module, stats: LayerStats) -> None:
-        layers = self.layers[id(module)]
-        layer = layers[min(self.count.get(id(module), 1) - 1, len(layers) - 1)]
-        if self.pending is not None and self.pending[0] != layer:
+        sites = self.sites[id(module)]
+        site = sites[(self.count.get(id(module), 1) - 1) % len(sites)]
+        if self.pending is not None and self.pending[0] is not site:
             self.flush()
         if self.pending is None:
-            self.pending = (layer, [])
+            self.pending = (site, [])
         self.pending[1].append(stats)
 
     def flush(self) -> None:
-        """Hand over the layer whose calls are complete."""
+        """Hand over the site whose calls are complete."""
         if self.pending is not None:
-            layer, calls = self.pending
+            site, calls = self.pending
             self.pending = None
-            self.instruments.collect(layer, join(calls))
+            stats = join(calls)
+            if stats.value is not None:
+                add_written(stats, site, self.factor_of(site))
+            self.instruments.collect(site, stats)
 
 
 def _hook(module: torch.nn.Module, site: ResidualSite, hooks: Any, batch: int) -> Any:
@@ -192,9 +204,9 @@ def _hook(module: torch.nn.Module, site: ResidualSite, hooks: Any, batch: int) -
         return hidden
 
     def before(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
+        if site.argument is None or site.argument not in kwargs:
             return (changed(args[0]), *args[1:]), kwargs
-        return args, kwargs | {"hidden_states": changed(kwargs["hidden_states"])}
+        return args, kwargs | {site.argument: changed(kwargs[site.argument])}
 
     def after(_: torch.nn.Module, __: Any, output: Any) -> Any:
         if isinstance(output, tuple):
@@ -222,11 +234,6 @@ def _headless(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> tor
     """The model without its output layer; the model itself where that part takes no raw inputs (DINOv3's encoder)."""
     base = getattr(model, "base_model", model)
     return base if set(inputs) <= set(inspect.signature(base.forward).parameters) else model
-
-
-def _no_cache(model: torch.nn.Module) -> dict[str, Any]:
-    names = inspect.signature(model.forward).parameters
-    return {"use_cache": False} if "use_cache" in names else {}
 
 
 __all__ = ["ResidualHook", "TransformersBackend"]

@@ -18,7 +18,7 @@ from sinkscope.attention import seam
 from sinkscope.attention.call import Call
 from sinkscope.attention.view import Context, Wants
 from sinkscope.errors import UnsupportedModelError
-from sinkscope.models.backends.base import Tower
+from sinkscope.models.backends.base import AttentionSite, Tower
 from sinkscope.models.backends.discovery import explore, find_vision_root
 
 NAME = "vision"
@@ -107,21 +107,21 @@ class Portions:
     Wraps a session whose tower may call attention several times in a layer; calls that cover all tokens pass through.
     """
 
-    def __init__(self, session: seam.Session, layer_of: Callable[[torch.nn.Module], int | None]) -> None:
-        self.session, self.layer_of = session, layer_of
+    def __init__(self, session: seam.Session, site_of: Callable[[torch.nn.Module], AttentionSite | None]) -> None:
+        self.session, self.site_of = session, site_of
         self.context = session.context
         self._wants, self._edits = session.wants, session.edits
-        self.done: dict[int, int] = {}
+        self.done: dict[AttentionSite, int] = {}
         self.start = self.length = 0
         session.observe, session.wants, session.edits = self.observe, self.wants, self.edits
 
     def observe(self, module: torch.nn.Module, call: Call) -> None:
         """Note where the tokens of this call start, before anything is asked of it."""
-        layer = self.layer_of(module)
-        if layer is None:
+        site = self.site_of(module)
+        if site is None:
             return
-        self.start, self.length = self.done.get(layer, 0), call.key.shape[2]
-        self.done[layer] = self.start + self.length
+        self.start, self.length = self.done.get(site, 0), call.key.shape[2]
+        self.done[site] = self.start + self.length
         whole = self.context
         if whole is not None:
             self.session.context = Context(self._cut(whole.real), self._cut(whole.roles), whole.role_list)

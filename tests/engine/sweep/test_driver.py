@@ -24,7 +24,8 @@ def prompts_of(name, model):
 
 def variants_of(model):
     tower = model.backend.towers[model.backend.default_tower]
-    last = len(tower.attention) - 1
+    last = tower.depth - 1
+    middle = [site.name for site in tower.residual if site.name == f"{last}.mid" and not site.post_norm]
     return {
         "none": [],
         "all layers": [sk.ScaleKeys(0.3)],
@@ -35,6 +36,7 @@ def variants_of(model):
         "late stream": [sk.SetActivations(f"{last}.post", dims=[3], value=2.0)],
         "two": [sk.ZeroValues("first", layers=[last]), sk.NullKey(0.5, layers=[last])],
         "identity": [sk.ScaleKeys(1.0)],
+        **{site: [sk.SetActivations(site, dims=[3], value=2.0)] for site in middle},
     }
 
 

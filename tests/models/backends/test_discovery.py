@@ -7,7 +7,7 @@ from transformers import AutoConfig, MambaConfig, MambaForCausalLM, T5ForConditi
 
 from sinkscope import testing
 from sinkscope.errors import UnsupportedModelError
-from sinkscope.models.backends.discovery import block_path, discover, trial_inputs
+from sinkscope.models.backends.discovery import discover, trial_inputs
 
 GROUPED = {"llama", "qwen2", "qwen3", "mistral", "olmo", "gemma", "gemma2", "gemma3_text", "gpt_oss", *MULTIMODAL}
 CAUSAL = {*DECODERS, *MULTIMODAL, "clip"}
@@ -113,13 +113,15 @@ def test_trial_inputs_are_the_smallest_that_reach_every_layer():
 
 
 @pytest.mark.parametrize(
-    ("name", "path", "wanted"),
+    ("name", "layer", "wanted"),
     [
-        ("llama", "model.layers.1.self_attn", "model.layers.1"),
-        ("gpt2", "transformer.h.2.attn", "transformer.h.2"),
-        ("bert", "bert.encoder.layer.0.attention.self", "bert.encoder.layer.0"),
-        ("llama", "model.norm", "model.norm"),
+        ("llama", 1, "model.layers.1"),
+        ("gpt2", 2, "transformer.h.2"),
+        ("bert", 0, "bert.encoder.layer.0"),
+        ("vit", 2, "layers.2"),
     ],
 )
-def test_the_block_is_the_outermost_list_member(name, path, wanted):
-    assert block_path(testing.tiny(name), path) == wanted
+def test_the_block_is_the_outermost_list_member(name, layer, wanted):
+    (tower,) = discover(testing.tiny(name)).values()
+    assert (tower.blocks[layer].path, tower.blocks[layer].layer) == (wanted, layer)
+    assert tower.depth == 3

@@ -60,7 +60,7 @@ def test_layers_hand_over_their_statistics_in_order(backend):
     instruments = Instruments(
         wants={0: Wants(frozenset({"entropy"})), 2: Wants(frozenset({"value_norm"}))},
         context=context(),
-        collect=lambda layer, stats: found.append((layer, stats.entropy is not None, stats.value_norm is not None)),
+        collect=lambda site, stats: found.append((site.layer, stats.entropy is not None, stats.value_norm is not None)),
     )
     out = backend.forward({"input_ids": IDS}, backend.towers["text"], instruments)
     assert found == [(0, True, False), (2, False, True)]

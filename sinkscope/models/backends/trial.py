@@ -1,0 +1,190 @@
+"""Watching a model run once: which modules run inside which, what goes in and out of them, and who calls attention.
+
+Everything else that is said about a model (:mod:`sinkscope.models.backends.discovery`) is read off this record, so
+nothing depends on the names that an architecture gives to its parts, and a module that runs at several depths is seen
+at each of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sinkscope.attention import seam
+from sinkscope.attention.call import Call
+from sinkscope.errors import UnsupportedModelError
+
+KEPT = 1 << 22
+"""Numbers up to which a tensor is kept; larger ones (pictures in a convolution) are no residual stream of a trial."""
+
+
+@dataclass(eq=False)
+class Entry:
+    """One run of one module: what it was given and made, how many tokens that had, and what ran inside.
+
+    ``argument`` names the keyword that ``given`` came by, None where it stood first.
+    """
+
+    module: torch.nn.Module
+    path: str
+    number: int
+    parent: Entry | None
+    tokens: int = 0
+    argument: str | None = None
+    given: torch.Tensor | None = None
+    made: torch.Tensor | None = None
+    inside: list[Entry] = field(default_factory=list)
+
+    @property
+    def chain(self) -> list[Entry]:
+        """The runs that this one is part of, the model's own first, this one last."""
+        return [self] if self.parent is None else [*self.parent.chain, self]
+
+
+@dataclass(eq=False)
+class Seen:
+    """One attention call of the trial run; ``by`` is the run of the module that made it."""
+
+    by: Entry
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rows: int
+    causal: bool
+    window: bool
+    implicit_sink: bool
+    full: bool
+    output: torch.nn.Module | None = None
+
+
+@dataclass
+class Record:
+    """What was seen: attention calls in order, the outermost runs, and how often each module ran."""
+
+    paths: Mapping[int, str]
+    calls: list[Seen] = field(default_factory=list)
+    outer: list[Entry] = field(default_factory=list)
+    runs: Counter[int] = field(default_factory=Counter)
+    _open: list[Entry] = field(default_factory=list)
+
+    def enter(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A module starts."""
+        argument, given = main_tensor(args, kwargs)
+        parent = self._open[-1] if self._open else None
+        tokens = 0 if given is None or given.ndim < 2 else given.shape[-2]
+        entry = Entry(module, self.paths[id(module)], self.runs[id(module)], parent, tokens, argument, _keep(given))
+        self.runs[id(module)] += 1
+        (self.outer if parent is None else parent.inside).append(entry)
+        self._open.append(entry)
+        self._projection(module, given)
+
+    def leave(self, module: torch.nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        """A module is done; one that raised has no output."""
+        while self._open:
+            entry = self._open.pop()
+            if entry.module is module:
+                entry.made = _keep(hidden_of(output))
+                return
+
+    def observe(self, module: torch.nn.Module, call: Call) -> None:
+        """A module calls attention. Calls for one window or image after another inside one layer count as one."""
+        by = next((entry for entry in reversed(self._open) if entry.module is module), None)
+        if by is None:
+            return
+        mask, rows = call.mask, call.query.shape[2]
+        last = self.calls[-1] if self.calls else None
+        if last is not None and last.by is by and last.full and mask.kind == "full" and last.rows + rows <= by.tokens:
+            last.rows += rows
+            return
+        sink = call.sink_logits is not None or call.extra_key is not None or call.normaliser != "softmax"
+        causal = mask.kind == "causal" or (mask.kind == "rule" and looks_back(call)) or _says_causal(module)
+        self.calls.append(
+            Seen(
+                by, call.query.shape[1], call.key.shape[1], call.value.shape[-1], rows, causal, mask.windowed, sink,
+                mask.kind == "full",
+            )
+        )  # fmt: skip
+
+    def _projection(self, module: torch.nn.Module, given: torch.Tensor | None) -> None:
+        """The first projection that reads an input of heads x width after a call is that call's W_O."""
+        if not self.calls or self.calls[-1].output is not None or given is None:
+            return
+        linear = isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+        if linear and given.shape[-1] == self.calls[-1].heads * self.calls[-1].head_dim:
+            self.calls[-1].output = module
+
+
+def watch(model: torch.nn.Module, run: Callable[[], Any]) -> Record:
+    """Run the model under the instrument and record what happens.
+
+    Raises:
+        UnsupportedModelError: no module calls the library's attention interface.
+    """
+    record = Record({id(module): path for path, module in model.named_modules()})
+    handles = []
+    for module in model.modules():
+        handles.append(module.register_forward_pre_hook(record.enter, with_kwargs=True))
+        handles.append(module.register_forward_hook(record.leave))
+    try:
+        with torch.no_grad(), seam.entered(model, seam.Session(observe=record.observe)):
+            run()
+    except Exception as error:
+        if not record.calls:
+            raise bypass(model, error) from None
+        raise
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not record.calls:
+        raise bypass(model, None)
+    return record
+
+
+def bypass(model: torch.nn.Module, error: Exception | None) -> UnsupportedModelError:
+    """The error for a model that calls no attention; ``error`` is what it raised instead."""
+    told = f" ({type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''})" if error else ""
+    return UnsupportedModelError(
+        f"{type(model).__name__}: running one token made no call to transformers' attention interface{told}. "
+        "The model has no attention, or computes it by itself; use backend='lens' where TransformerLens serves it."
+    )
+
+
+def main_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str | None, torch.Tensor | None]:
+    """The tensor a module works on: its first argument, else ``hidden_states``, else the first of more than one axis.
+
+    The name is None where it stands first.
+    """
+    if args and isinstance(args[0], torch.Tensor):
+        return None, args[0]
+    named = {name: value for name, value in kwargs.items() if isinstance(value, torch.Tensor) and value.ndim > 1}
+    named = {name: value for name, value in named.items() if value.is_floating_point()}
+    name = "hidden_states" if "hidden_states" in named else next(iter(named), None)
+    return (None, None) if name is None else (name, named[name])
+
+
+def hidden_of(output: Any) -> torch.Tensor | None:
+    """The tensor that a module gives: itself, or the first of what it gives."""
+    if not isinstance(output, torch.Tensor):
+        parts = list(output.values()) if isinstance(output, Mapping) else output
+        output = parts[0] if isinstance(parts, tuple | list) and parts else None
+    return output if isinstance(output, torch.Tensor) else None
+
+
+def looks_back(call: Call) -> bool:
+    """True where the library's rule hides a later key from an earlier query: a decoder's window."""
+    rule = call.mask.rule
+    zero = torch.zeros(1, dtype=torch.long, device=call.mask.device)
+    return not bool(torch.as_tensor(rule(zero, zero, zero, zero + 1)).any()) if not call.mask.use_vmap else True
+
+
+def _says_causal(module: torch.nn.Module) -> bool:
+    return bool(getattr(module, "is_causal", False))
+
+
+def _keep(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    # A copy: some blocks add to their input in place.
+    return None if tensor is None or tensor.numel() > KEPT else tensor.detach().clone()
