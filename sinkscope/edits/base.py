@@ -19,7 +19,7 @@ from sinkscope.edits.call import EditedCall
 from sinkscope.edits.fields import EDITS, EditFields
 from sinkscope.edits.selectors import heads_of, layers_of, tokens_of
 from sinkscope.edits.stream import EditedStream
-from sinkscope.edits.values import HeadMap, is_empty
+from sinkscope.edits.values import HeadMap, is_empty, show
 from sinkscope.errors import EditError
 from sinkscope.models.backends.base import Tower
 from sinkscope.references import Reference

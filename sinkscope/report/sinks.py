@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from scipy import stats
 
 from sinkscope.errors import MetricError
@@ -109,7 +110,7 @@ def _measured(mass: np.ndarray) -> NDArray[np.bool_]:
 def _share(hits: np.ndarray, mass: np.ndarray) -> float:
     """Share of the heads read that have a hit; NaN where none was."""
     measured = _measured(mass)
-    return float(hits.any(axis=3)[measured].mean()) if measured.any() else float("nan")
+    return float(np.asarray(hits.any(axis=3))[measured].mean()) if measured.any() else float("nan")
 
 
 def _kind_names(ds: xr.Dataset, real: np.ndarray) -> np.ndarray:
