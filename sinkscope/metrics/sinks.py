@@ -121,8 +121,11 @@ def sink_tokens(
     """
     mask = sink_mask(ds, definition, threshold=threshold, min_queries=min_queries)
     order = ("prompt", "layer", "head", "key")
-    hits = mask.transpose(*order).values.mean(axis=(1, 2))
-    mass = np.nanmean(ds["key_mass"].transpose(*order).values.astype(np.float64), axis=(1, 2))
+    values = ds["key_mass"].transpose(*order).values.astype(np.float64)
+    # Beyond a prompt's end, and in blocks without attention, no head was read.
+    heads = np.isfinite(values).sum(axis=(1, 2)).clip(min=1)
+    hits = mask.transpose(*order).values.sum(axis=(1, 2)) / heads
+    mass = np.nansum(values, axis=(1, 2)) / heads
     prompt, position = np.nonzero(hits > 0)
     real = real_tokens(ds, "sink_tokens").transpose("prompt", "key").values
     names = ds["token"].transpose("prompt", "key").values if "token" in ds.coords else np.full(real.shape, "")
