@@ -32,7 +32,9 @@ class FoundTokens:
 class FoundKeys:
     """Keys found in each head of the prompt, by layer and call: (batch, head, key)."""
 
-    at: dict[tuple[int, int], Bool[torch.Tensor, "batch head key"]] = field(default_factory=dict)
+    at: dict[tuple[int, int], Bool[torch.Tensor, "batch head key"]] = field(
+        default_factory=dict[tuple[int, int], torch.Tensor]
+    )
 
 
 @dataclass

@@ -22,7 +22,9 @@ Output = Float[torch.Tensor, "batch query head dim"]
 class MeanOutputs:
     """Mean output of the heads over each prompt, by layer and call, kept for decoding steps."""
 
-    at: dict[tuple[int, int], Float[torch.Tensor, "batch head dim"]] = field(default_factory=dict)
+    at: dict[tuple[int, int], Float[torch.Tensor, "batch head dim"]] = field(
+        default_factory=dict[tuple[int, int], torch.Tensor]
+    )
 
 
 def uniform(weights: Float[torch.Tensor, "flat query key"], tile: Tile) -> Float[torch.Tensor, "flat query key"]:
