@@ -28,7 +28,7 @@ from sinkscope.attention.primitives import Tally
 from sinkscope.edits import dumps, loads, parse
 from sinkscope.edits.base import Edit
 from sinkscope.engine.applied import applied
-from sinkscope.engine.effect import require_touched
+from sinkscope.engine.effect import check_edits, require_touched
 from sinkscope.engine.run import run
 from sinkscope.errors import EditError, ModelError
 from sinkscope.models.handle import Model, load_model
@@ -117,8 +117,7 @@ class EditedLM(HFLM):
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ModelError(f"sinkscope.harness(batch_size={batch_size!r}): give a whole number of at least 1.")
         tower = handle.backend.towers[handle.backend.default_tower]
-        for edit in self.edits:
-            edit.check(tower)
+        check_edits(self.edits, tower)
         unknown = sorted(set(options) - set(inspect.signature(HFLM.__init__).parameters))
         if unknown:
             raise ModelError(

@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 
 from sinkscope.edits.text import dumps
-from sinkscope.engine.effect import EffectGuard
+from sinkscope.engine.effect import EffectGuard, check_edits, require_editable
 from sinkscope.engine.plan import Plan
 from sinkscope.engine.reading import Shelf, provenance
 from sinkscope.engine.run import check_request, find_tower, prepare
@@ -94,7 +94,8 @@ class FwdHooks:
                 "Leave it out, or use sinkscope.run(load_model(bridge), ...)."
             )
         if self._edits:
-            EffectGuard(self._model, self._tower, stand_in, self._edits)
+            check_edits(self._edits, self._tower, self._asked)
+            require_editable(self._model)
 
     def _points(self) -> list[str]:
         """Every hook point that a pass may need."""

@@ -40,7 +40,7 @@ def score(model: sk.Model, shapes: SceneQuestions, draws: int) -> xr.Dataset:
     rows = []
     for name in CLASSES:
         sets = [kind == name, *(metrics.random_heads(kind == name, seed, same_layer=False) for seed in range(draws))]
-        edits = [sk.AblateHeads(metrics.head_list(heads), how="zero") for heads in sets]
+        edits = [sk.AblateHeads(metrics.head_list(heads), how="zero", allow_empty=True) for heads in sets]
         each = [answer_score(model, shapes.examples, [edit]) for edit in edits]
         rows.append(xr.concat(each, "draw", combine_attrs="override"))
     joined = xr.concat(rows, "dropped", combine_attrs="override").assign_coords(dropped=list(CLASSES))

@@ -43,7 +43,8 @@ def damage(model: sk.Model, shapes: SceneQuestions, counts: list[int], draws: in
     for count in counts:
         row = []
         for keys in masks(ds, shapes, middle, count, draws):
-            edits = [sk.MaskKeys(one.reset_coords(drop=True), queries="after_image") for one in keys]
+            chosen = [one.reset_coords(drop=True) for one in keys]
+            edits = [sk.MaskKeys(one, queries="after_image", allow_empty=True) for one in chosen]
             each = [answer_score(model, shapes.examples, [edit]) for edit in edits]
             row.append(xr.concat(each, "draw", combine_attrs="override").mean("draw", keep_attrs=True))
         columns.append(xr.concat(row, "arm", combine_attrs="override"))

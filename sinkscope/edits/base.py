@@ -35,6 +35,9 @@ class Edit(EditFields, abstract=True):
 
     conditional: ClassVar[bool] = False
     """True where the edit acts only on what it finds: it may find nothing, and then records it."""
+
+    allow_empty: bool = field(default=False, kw_only=True)
+    """Let the edit select nothing: without it an empty selection is an error."""
     papers: ClassVar[tuple[str | Reference, ...]] = ()
     """Papers it comes from: their keys in :mod:`sinkscope.references`, or references of one's own."""
 
@@ -45,7 +48,7 @@ class Edit(EditFields, abstract=True):
 
     @property
     def selects_nothing(self) -> bool:
-        """True where the user wrote an empty selection: allowed, recorded, without effect."""
+        """True where a selection was written down empty; such an edit is left out of the run."""
         return any(is_empty(getattr(self, f.name)) for f in fields(self))
 
     def check(self, tower: Tower) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Bool
 
 from sinkscope.edits.values import Selection, labelled
 from sinkscope.errors import EditError
-from sinkscope.prompts import Batch
+from sinkscope.prompts import PAD, Batch, Prompts
 from sinkscope.prompts.selection import from_array, select
 from sinkscope.roles import ROLE_INDEX
 
@@ -35,6 +35,16 @@ class Tokens:
         real = torch.ones(rows, length, dtype=torch.bool, device=device)
         roles = torch.full((rows, length), ROLE_INDEX["image"], dtype=torch.int8, device=device)
         return Tokens(Batch({}, real, roles, tuple(range(rows))))
+
+    @staticmethod
+    def of(prompts: Prompts) -> Tokens:
+        """Return the tokens of all prompts, as far as selectors need them."""
+        lengths = torch.tensor(prompts.lengths)
+        real = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+        roles = torch.full(real.shape, PAD, dtype=torch.int8)
+        for row, own in enumerate(prompts.roles):
+            roles[row, : len(own)] = torch.as_tensor(own)
+        return Tokens(Batch({}, real, roles, tuple(range(len(real)))))
 
     def choose(self, selection: Any, asked: Callable[[], str], layer: int | None = None, heads: int = 1) -> TokenMask:
         """Return the tokens that a selector names; the head axis is 1 where heads do not differ.

@@ -50,7 +50,7 @@ def applied(
             f"{backend.why_not or 'Pass the edits to sinkscope.run.'}"
         )
     where = backend.towers[tower or backend.default_tower]
-    check_edits(tuple(edits), where)
+    check_edits(tuple(edits), where, prompts)
     live = _Live(model, where, prompts, tuple(edits))
     with model.exclusive(), ExitStack() as stack:
         stack.enter_context(seam.entered(model.model, live.session))

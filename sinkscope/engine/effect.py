@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sinkscope.attention.primitives import Tally
 from sinkscope.edits.base import Edit
+from sinkscope.edits.tokens import Tokens, beyond
+from sinkscope.edits.values import asked, is_empty
 from sinkscope.engine.plan import Plan
 from sinkscope.errors import EditError, EditHasNoEffect, UnsupportedModelError
 from sinkscope.models.backends.base import Instruments, Output, ResidualHook, Tower
@@ -36,11 +40,8 @@ class EffectGuard:
 
     def __init__(self, model: Model, tower: Tower, prompts: Prompts, edits: Sequence[Edit]) -> None:
         self.model, self.tower, self.prompts, self.edits = model, tower, prompts, tuple(edits)
-        check_edits(self.edits, tower)
-        if not model.backend.edits:
-            raise UnsupportedModelError(
-                f"{model.id}: attention of this model can be read but not edited. {model.backend.why_not}".strip()
-            )
+        check_edits(self.edits, tower, prompts)
+        require_editable(model)
         self.active = [not (e.identity or e.selects_nothing) for e in self.edits]
         self.tallies = [Tally() for _ in self.edits]
         self.seen = False
@@ -103,7 +104,7 @@ class EffectGuard:
             EditHasNoEffect: an edit touched nothing, or all of them together left the output bit for bit as it was.
         """
         require_touched(self.edits, self.tallies, self.model.id, len(self.prompts))
-        must = [repr(edit) for edit in self.edits if must_act(edit)]
+        must = [repr(e) for e, tally in zip(self.edits, self.tallies, strict=True) if must_act(e, tally)]
         if must and not self.seen:
             raise EditHasNoEffect(
                 f"{', '.join(must)} changes nothing in {self.model.id}: the final hidden states are bit for bit the "
@@ -116,7 +117,7 @@ class EffectGuard:
         for index, edit in enumerate(self.edits):
             tally = self.tallies[index]
             counts.append({"edit": type(edit).__name__, "fired": tally.fired, "spared": tally.spared})
-            if edit.selects_nothing:
+            if edit.allow_empty and not edit.conditional and not tally.touched and not tally.spared:
                 notes.append(f"{edit!r} selects nothing, so nothing was changed")
             elif edit.identity:
                 notes.append(f"{edit!r} is an identity, so nothing was changed")
@@ -124,19 +125,60 @@ class EffectGuard:
                 notes.append(f"{edit!r} acted on {tally.fired} rows")
             if tally.spared:
                 notes.append(f"{edit!r} left {tally.spared} rows alone that see nothing but its keys")
+        for edit in dict.fromkeys(self.edits):
+            times = self.edits.count(edit)
+            if times > 1 and not edit.identity:
+                notes.append(f"{edit!r} is in the list {times} times and acts {times} times")
         return {"edit_counts": json.dumps(counts), "edit_notes": "; ".join(notes)}
 
 
-def check_edits(edits: Sequence[Any], tower: Tower) -> None:
-    """Refuse what is no edit, or does not fit ``tower``.
+def require_editable(model: Model) -> None:
+    """Refuse a model whose attention can only be read.
 
     Raises:
-        EditError: says what is wrong.
+        UnsupportedModelError: says why.
     """
+    if not model.backend.edits:
+        raise UnsupportedModelError(
+            f"{model.id}: attention of this model can be read but not edited. {model.backend.why_not}".strip()
+        )
+
+
+def check_edits(edits: Sequence[Any], tower: Tower, prompts: Prompts | None = None) -> None:
+    """Refuse what is no edit, does not fit ``tower`` or selects nothing, before any pass.
+
+    Raises:
+        EditError: something is no edit, names what the model does not have, or tokens that the prompts do not have.
+        EditHasNoEffect: a selection is empty, and the edit does not allow it.
+    """
+    tokens = None if prompts is None else Tokens.of(prompts)
     for edit in edits:
         if not isinstance(edit, Edit):
             raise EditError(f"run: {edit!r} is no edit. Edits are values such as sinkscope.MaskKeys('first').")
         edit.check(tower)
+        if not edit.identity:
+            _require_selection(edit, tower, tokens)
+
+
+def _require_selection(edit: Edit, tower: Tower, tokens: Tokens | None) -> None:
+    """Refuse an edit with an empty selection, written down so or empty in these prompts."""
+    for name in (f.name for f in fields(edit)):
+        value = getattr(edit, name)
+        if is_empty(value) and not edit.allow_empty:
+            raise EditHasNoEffect(
+                f"{edit!r} changes nothing: its {name} are empty. Select something, or pass allow_empty=True where an "
+                "empty selection is meant."
+            )
+        if tokens is None or name not in ("keys", "queries") or value is None or is_empty(value):
+            continue
+        chosen = tokens.choose(value, partial(asked, edit, name))
+        later = bool(beyond(value, tokens).any())  # tokens that are still to be generated
+        if not edit.allow_empty and not later and not bool(chosen.any()):
+            raise EditHasNoEffect(
+                f"{edit!r} changes nothing in these prompts: none of the {len(chosen)} prompts has a token it selects "
+                f"by {name}. Choose {name} that these prompts have, or pass allow_empty=True where an empty selection "
+                "is meant."
+            )
 
 
 class _Reached(Exception):
@@ -146,9 +188,10 @@ class _Reached(Exception):
         self.hidden = hidden
 
 
-def must_act(edit: Edit) -> bool:
+def must_act(edit: Edit, tally: Tally) -> bool:
     """Return whether a run in which ``edit`` changes nothing is an error."""
-    return not (edit.identity or edit.selects_nothing or edit.conditional)
+    empty = edit.allow_empty and not tally.touched and not tally.spared
+    return not (edit.identity or edit.conditional or empty)
 
 
 def require_touched(edits: Sequence[Edit], tallies: Sequence[Tally], model_id: str, prompts: int) -> None:
@@ -158,7 +201,7 @@ def require_touched(edits: Sequence[Edit], tallies: Sequence[Tally], model_id: s
         EditHasNoEffect: names the first such edit and says why.
     """
     for edit, tally in zip(edits, tallies, strict=True):
-        if tally.touched or not must_act(edit):
+        if tally.touched or not must_act(edit, tally):
             continue
         why = (
             f"none of the {prompts} prompts has a token it selects where a query can see it. Choose keys, queries or "

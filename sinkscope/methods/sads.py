@@ -130,7 +130,13 @@ class SadsResult(MethodResult):
         """
         free = self.dropped.isel(head=slice(SHARED_HEAD + 1, None))
         drawn = [metrics.random_heads(free.isel(prompt=i), seed + i) for i in range(free.sizes["prompt"])]
-        return tuple(AblateHeads(metrics.head_list(one), how="zero") for one in drawn)
+        return tuple(_dropping(one) for one in drawn)
+
+
+def _dropping(heads: xr.DataArray) -> AblateHeads:
+    """The edit that drops some heads; of a prompt without such heads it does nothing, as the method says."""
+    chosen = metrics.head_list(heads)
+    return AblateHeads(chosen, how="zero", allow_empty=not chosen)
 
 
 @method()
@@ -157,9 +163,7 @@ def sads(model: Model, prompts: Prompts, settings: SadsSettings | None = None) -
     measured = measure(model, prompts, range(first, tower.depth), chosen.reduce)
     split, kind = classify(measured["max_visual_attention"], measured["non_vision_entropy"], chosen)
     dropped = (kind == "resink_isolated").rename("dropped")
-    edits = tuple(
-        AblateHeads(metrics.head_list(dropped.isel(prompt=i)), how="zero") for i in range(dropped.sizes["prompt"])
-    )
+    edits = tuple(_dropping(dropped.isel(prompt=i)) for i in range(dropped.sizes["prompt"]))
     reason = (start.reason,) if isinstance(start, Trigger) else ()
     return SadsResult(edits, kind, dropped, measured, split, first, (*GAPS, *reason), chosen)
 

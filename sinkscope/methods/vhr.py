@@ -235,7 +235,7 @@ def vhr(
     for index, (_, heads) in enumerate(rows):
         for layer, numbers in heads.items():
             aware.loc[{"prompt": index, "layer": layer, "head": numbers}] = True
-    edits = tuple(GateHeads(alpha, heads=heads) for _, heads in rows)
+    edits = tuple(GateHeads(alpha, heads=heads, allow_empty=not heads) for _, heads in rows)
     extrapolated = layers is None and depth != 32
     note = f"layers {list(wanted)} of {depth}: the paper's choice for 32 layers, scaled" if extrapolated else ""
     return VhrResult(edits, aware, found, note, chosen)

@@ -179,7 +179,8 @@ def zerotune(
         found = profile(model, questions, template, by=chosen.mode, batch_size=chosen.batch_size, executor=executor)
         heads = choose_heads(found, chosen.heads, share=chosen.share, ties=chosen.ties)
         kind = str(heads.attrs["kind"]) if heads.any() else "none"
-        template = dataclasses.replace(template, heads=metrics.head_list(heads))
+        listed = metrics.head_list(heads)
+        template = dataclasses.replace(template, heads=listed, allow_empty=not listed)
     curve = gamma_curve(model, questions, template, chosen.gammas, batch_size=chosen.batch_size, executor=executor)
     edit = dataclasses.replace(template, gamma=best_gamma(curve, chosen.mode))
     asked = Questions.of(task.test, model)

@@ -63,7 +63,8 @@ def act(
     questions = Questions.of(task.calibration, model)
     template = CalibrateSinks(values.threshold, beta=values.beta)
     found = profile(model, questions, template, by=chosen.mode, batch_size=chosen.batch_size)
-    return dataclasses.replace(template, heads=metrics.head_list(helpful_heads(found)))
+    heads = metrics.head_list(helpful_heads(found))
+    return dataclasses.replace(template, heads=heads, allow_empty=not heads)
 
 
 @method()
@@ -83,7 +84,7 @@ def pasta(
     found = profile(model, questions, template, by=chosen.mode, batch_size=chosen.batch_size)
     most = max(1, round(values.share * int((found["head_class"] != "").sum())))
     heads = metrics.head_list(helpful_heads(found, most))
-    return lambda asked: SteerKeys(values.alpha, keys=asked.focus(model), heads=heads)
+    return lambda asked: SteerKeys(values.alpha, keys=asked.focus(model), heads=heads, allow_empty=not heads)
 
 
 def compare_methods(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,9 +19,10 @@ IDENTITIES = [
     sk.CalibrateSinks(beta=1.0), sk.Redistribute(0.0), sk.Redistribute(1.0, rule="sink"),
 ]  # fmt: skip
 EMPTY = [
-    sk.MaskKeys([]), sk.MaskKeys("first", heads=[]), sk.ZeroValues("first", layers=[]), sk.ScaleKeys(2.0, queries=[]),
-    sk.MaskKeys("first", heads={1: []}), sk.SetActivations("0.post", dims=[]),
-    sk.DropKeys(xr.DataArray(np.zeros((2, 12), bool), dims=("prompt", "key"))),
+    sk.MaskKeys([], allow_empty=True), sk.MaskKeys("first", heads=[], allow_empty=True),
+    sk.ZeroValues("first", layers=[], allow_empty=True), sk.ScaleKeys(2.0, queries=[], allow_empty=True),
+    sk.MaskKeys("first", heads={1: []}, allow_empty=True), sk.SetActivations("0.post", dims=[], allow_empty=True),
+    sk.DropKeys(xr.DataArray(np.zeros((2, 12), bool), dims=("prompt", "key")), allow_empty=True),
 ]  # fmt: skip
 
 
@@ -35,6 +37,59 @@ def test_identities_and_empty_selections_are_bit_identical(name, edit):
     xr.testing.assert_equal(
         reading.residual_norm, sk.run(model, prompts, [sk.ResidualNorm()], batch_size=2).residual_norm
     )
+
+
+@pytest.mark.parametrize("edit", EMPTY, ids=repr)
+@pytest.mark.parametrize("call", ["run", "sweep", "generate", "applied"])
+def test_an_empty_selection_is_an_error_before_any_pass(call, edit):
+    model, prompts = model_and_prompts("llama")
+    edit = replace(edit, allow_empty=False)
+    assert model.backend.edits
+    model.model.register_forward_pre_hook(lambda *_: pytest.fail("a pass has begun"))
+    calls = {
+        "run": lambda: sk.run(model, prompts, [sk.KeyMass()], [sk.ScaleKeys(0.5), edit]),
+        "sweep": lambda: sk.sweep(model, prompts, {"one": [edit]}, [sk.KeyMass()]),
+        "generate": lambda: sk.generate(model, prompts, [edit], max_new_tokens=1),
+        "applied": lambda: sk.applied(model, [edit], prompts).__enter__(),
+    }
+    with pytest.raises(EditHasNoEffect, match=r"changes nothing: its (keys|heads|layers|queries|dims) are empty\. Sel"):
+        calls[call]()
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (sk.MaskKeys("image"), r"none of the 2 prompts has a token it selects by keys\. Choose keys"),
+        (sk.ScaleKeys(0.5, queries="after_image"), r"none of the 2 prompts has a token it selects by queries"),
+        (sk.CalibrateSinks(queries="image"), r"none of the 2 prompts has a token it selects by queries"),
+        (sk.SetActivations("0.post", dims=1, keys="system"), r"token it selects by keys"),
+        (sk.MaskKeys(30), r"MaskKeys\(keys=30\): position 30 is beyond a prompt of 9 tokens"),
+    ],
+    ids=repr,
+)
+def test_tokens_that_no_prompt_has_are_an_error_before_any_pass(edit, words):
+    model, prompts = model_and_prompts("llama")
+    assert model.backend.edits
+    passed = []
+    model.model.register_forward_pre_hook(lambda *_: passed.append(1))
+    with pytest.raises(EditError, match=words):
+        sk.run(model, prompts, [sk.KeyMass()], [edit])
+    with pytest.raises(EditError, match=r"sweep: variant 'x'" if "none of" in words else words):
+        sk.sweep(model, prompts, {"x": [edit]}, [sk.KeyMass()])
+    with pytest.raises(EditError, match=words):
+        sk.generate(model, prompts, [edit], max_new_tokens=1)
+    assert not passed
+    if "beyond" not in words:
+        plain = sk.run(model, prompts, [sk.Logits()])
+        reading = sk.run(model, prompts, [sk.Logits()], [replace(edit, allow_empty=True)])
+        np.testing.assert_allclose(reading.logits, plain.logits, atol=1e-5)  # another path through the kernels
+        assert "nothing" in reading.attrs["edit_notes"] or "acted on 0 rows" in reading.attrs["edit_notes"]
+
+
+def test_the_same_edit_twice_is_noted():
+    model, prompts = model_and_prompts("llama")
+    reading = sk.run(model, prompts, [sk.Logits()], [sk.ScaleKeys(0.5), sk.DropKeys([1]), sk.ScaleKeys(0.5)])
+    assert reading.attrs["edit_notes"] == "ScaleKeys(0.5) is in the list 2 times and acts 2 times"
 
 
 def test_an_edit_of_heads_that_write_nothing_has_no_effect():

@@ -17,7 +17,7 @@ from sinkscope.engine.run import batches
 from sinkscope.engine.sweep import cache, executors
 from sinkscope.engine.sweep.runner import Result, Runner
 from sinkscope.engine.sweep.variants import Variant
-from sinkscope.errors import ProbeError
+from sinkscope.errors import EditError, ProbeError
 from sinkscope.models.backends.base import Tower
 from sinkscope.probes.base import Probe
 from sinkscope.prompts import Batch, Prompts
@@ -57,11 +57,17 @@ class Sweep:
 
     def __post_init__(self) -> None:
         starts = [variant.start for variant in self.variants if variant.start is not None]
-        self.guards = [EffectGuard(self.model, self.tower, self.prompts, v.edits) for v in self.variants]
+        self.guards = [self._guard(variant) for variant in self.variants]
         self.runner = Runner(self.model, self.tower, self.probes, starts)
         self.batches = list(batches(self.prompts, self.batch_size, self.model.device))
         self.runner.verify(self.batches[0])
         self.passes = [(b, group) for b, batch in enumerate(self.batches) for group in self._groups(batch)]
+
+    def _guard(self, variant: Variant) -> EffectGuard:
+        try:
+            return EffectGuard(self.model, self.tower, self.prompts, variant.edits)
+        except EditError as error:
+            raise type(error)(f"sweep: variant {variant.label!r}: {error}") from None
 
     def _groups(self, batch: Batch) -> Iterator[tuple[int, ...]]:
         by_start: dict[int | None, list[int]] = {}

@@ -18,7 +18,7 @@ def tower():
     [
         ([], None),
         ([sk.ScaleKeys(1.0)], None),
-        ([sk.MaskKeys([])], None),
+        ([sk.MaskKeys([], allow_empty=True)], None),
         ([sk.ScaleKeys(0.5)], 0),
         ([sk.ScaleKeys(0.5, layers=[2])], 2),
         ([sk.ScaleKeys(0.5, heads={1: [0], 2: [1]})], 1),
