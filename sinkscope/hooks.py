@@ -94,7 +94,7 @@ class FwdHooks:
                 "Leave it out, or use sinkscope.run(load_model(bridge), ...)."
             )
         if self._edits:
-            check_edits(self._edits, self._tower, self._asked)
+            check_edits(self._edits, self._tower)
             require_editable(self._model)
 
     def _points(self) -> list[str]:
