@@ -96,7 +96,9 @@ def declare(declared: Mapping[str, Variable]) -> str:
 def _check_variable(name: str, array: xr.DataArray, known: Variable, leading: set[str]) -> None:
     dims = tuple(d for d in array.dims if d in known.dims)
     added = [str(d) for d in array.dims if d not in known.dims]
-    if dims != known.dims or any(d in DIMS and d not in leading for d in added):
+    # A grid of edits over layers and heads puts these dims in front of a variable that has none of its own.
+    in_front = list(map(str, array.dims[: len(added)])) == added
+    if dims != known.dims or (any(d in DIMS and d not in leading for d in added) and not (in_front and added)):
         raise SchemaError(f"{name}: dims are {tuple(array.dims)}, expected {known.dims} (an edit dimension may lead).")
 
 

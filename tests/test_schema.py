@@ -220,3 +220,13 @@ def test_structured_attributes_are_read_as_objects(reading):
     assert schema.attribute(reading, "definitions")["entropy"] == "entropy of the attention row"
     assert {"torch", "transformers", "python"} <= set(schema.attribute(reading, "versions"))
     assert all(isinstance(value, str | int | float) for value in reading.attrs.values())
+
+
+def test_dims_of_a_grid_may_stand_in_front_of_a_variable_without_them(reading):
+    loss = xr.DataArray(np.zeros((2, 3, reading.sizes["prompt"], 4)), dims=("layer", "head", "prompt", "query"))
+    ds = xr.Dataset({"token_loss": loss}, attrs=reading.attrs)
+    ds = ds.assign_coords(prompt=reading["prompt"].values, layer=[0, 1], head=[0, 1, 2])
+    schema.validate(ds)
+    behind = ds.assign(token_loss=ds["token_loss"].transpose("prompt", "query", "layer", "head"))
+    with pytest.raises(SchemaError, match=r"token_loss: dims are \('prompt', 'query', 'layer', 'head'\)"):
+        schema.validate(behind)

@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 import sinkscope as sk
 from sinkscope import tasks
 from sinkscope.analysis import Study
-from sinkscope.engine.sweep import Grid
+from sinkscope.engine.sweep import EditGrid
 
 GAMMAS = (0.1, 0.3, 0.6, 1.0, 2.0, 6.0)
 PANELS = ("sst2", "boolq", "logiqa")
 
 
-def evaluated(model: sk.Model, name: str, n: int, grid: Grid) -> xr.Dataset:
+def evaluated(model: sk.Model, name: str, n: int, grid: EditGrid) -> xr.Dataset:
     """Scores of a task's calibration questions under a grid: nothing is chosen here, so the test part is left alone."""
     questions = tasks.Questions.of(tasks.load(name, calibration=n, test=1).calibration, model)
     return tasks.evaluate(model, questions, grid, batch_size=16)

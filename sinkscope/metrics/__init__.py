@@ -18,6 +18,7 @@ from sinkscope.metrics.arrays import (
     sink_logit_gap,
     vision_aware_heads,
 )
+from sinkscope.metrics.base import metric
 from sinkscope.metrics.bimodal import Bimodality, bimodality, valley_threshold
 from sinkscope.metrics.comparison import Resampling, compare, rank_correlation
 from sinkscope.metrics.controls import head_list, matched_controls, random_heads
@@ -45,7 +46,7 @@ __all__ = [
     "background_share", "bimodality", "by_stage", "collapse", "column_entropy", "compare", "debias",
     "discover_sink_dims", "entropy_summary", "entropy_without", "head_divergence", "head_list", "hoyer_sparsity",
     "image_centric_heads", "implicit_sink", "importance_score", "massive_activations", "massive_dims",
-    "massive_stages", "matched_controls", "matrix_entropy", "max_visual_attention", "modality_dominance",
+    "massive_stages", "matched_controls", "matrix_entropy", "max_visual_attention", "metric", "modality_dominance",
     "non_vision_entropy", "norm_weighted", "patch_background", "phi", "phi_histogram", "phi_sinks",
     "positional_trend", "proxy_mass", "random_heads", "rank_correlation", "relative_phi", "row_entropy",
     "secondary_sinks", "sink_logit_gap", "sink_mask", "sink_moves", "sink_rate", "sink_tokens", "smallest_effect",

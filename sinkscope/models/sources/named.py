@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
-from sinkscope import zoo
-from sinkscope.errors import ModelError
+from sinkscope import registry, zoo
 from sinkscope.models.sources import dinov2, gguf
 from sinkscope.models.sources.base import Checkpoint, ModelSource
 
-SOURCES: dict[str, ModelSource] = {}
-"""Every named model but the zoo's, by its name."""
+SOURCES: Mapping[str, ModelSource] = registry.Table("source")
+"""Every named model but the zoo's, by its name; those of other packages too."""
 
 
 def register(source: type[ModelSource]) -> type[ModelSource]:
     """Make a model known by its name; a class decorator.
 
     Raises:
-        ModelError: another source has this name.
+        ModelError: another class has this name.
     """
-    if source.name in SOURCES and type(SOURCES[source.name]).__qualname__ != source.__qualname__:
-        raise ModelError(f"source {source.name!r}: {type(SOURCES[source.name]).__qualname__} has this name already.")
-    SOURCES[source.name] = source()
+    where = f"{source.__module__}.{source.__qualname__}"
+    registry.register("source", source(), source.name, summary=source.description, module=where)
     return source
 
 

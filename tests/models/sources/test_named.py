@@ -7,7 +7,7 @@ import pytest
 
 import sinkscope as sk
 from models.sources import gguf_files
-from sinkscope import testing
+from sinkscope import registry, testing
 from sinkscope.cli.app import main
 from sinkscope.errors import ModelError
 from sinkscope.models.sources import SOURCES, Checkpoint, ModelSource, base, gguf, register, resolve, sources
@@ -37,7 +37,7 @@ def tiny():
     """The source, registered for one test."""
     register(Tiny)
     yield SOURCES["tiny-model"]
-    del SOURCES["tiny-model"]
+    del registry._ENTRIES["source"]["tiny-model"]
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_folder_of_that_name_is_the_folder(tmp_path, monkeypatch):
 
 def test_two_sources_of_one_name_are_refused(tiny):
     other = type("Other", (Tiny,), {})
-    with pytest.raises(ModelError, match=r"source 'tiny-model': Tiny has this name already\."):
+    with pytest.raises(ModelError, match=r"source 'tiny-model': \S*Tiny has a source of this name already\."):
         register(other)
 
 
