@@ -34,9 +34,9 @@ def collate(prompts: PromptFields, indices: tuple[int, ...], device: torch.devic
     for row, index in enumerate(indices):
         roles[row, : lengths[row]] = torch.from_numpy(prompts.roles[index])
         ids[row, : lengths[row]] = torch.from_numpy(prompts.ids[index])
-    if len(indices) > 1 and any("grid_thw" in prompts.extras[i] for i in indices):
+    if len(indices) > 1 and prompts.one_by_one:
         raise PromptError("this vision tower joins all images of a call into one sequence. Run it with batch_size=1.")
-    inputs = collate_extras([prompts.extras[i] for i in indices], longest)
+    inputs = collate_extras(_one_shape([prompts.extras[i] for i in indices]), longest)
     if bool((ids >= 0).all()):
         inputs["input_ids"] = ids
         if min(lengths) < longest:
@@ -87,6 +87,22 @@ def collate_extras(extras: Sequence[dict[str, torch.Tensor]], longest: int) -> d
         else:
             raise PromptError(f"only some of these prompts have {name!r}. Run them with batch_size=1.")
     return joined
+
+
+def _one_shape(extras: Sequence[dict[str, torch.Tensor]]) -> Sequence[dict[str, torch.Tensor]]:
+    """Pad pictures of different shapes on the right and below where the model is told each one's size (Pixtral)."""
+    own = [extra["pixel_values"] for extra in extras if {"pixel_values", "image_sizes"} <= set(extra)]
+    if len(own) < 2 or any(values.ndim != 4 for values in own):
+        return extras
+    height, width = (max(values.shape[axis] for values in own) for axis in (-2, -1))
+
+    def padded(values: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(values, (0, width - values.shape[-1], 0, height - values.shape[-2]))
+
+    return [
+        extra | {"pixel_values": padded(extra["pixel_values"])} if "pixel_values" in extra else extra
+        for extra in extras
+    ]
 
 
 def _pad_tokens(parts: list[torch.Tensor], longest: int) -> Shaped[torch.Tensor, "batch key"]:

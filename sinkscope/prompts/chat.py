@@ -16,10 +16,11 @@ from sinkscope.errors import PromptError
 from sinkscope.prompts import grids
 from sinkscope.prompts.batch import PER_TOKEN
 from sinkscope.prompts.data import PromptFields
+from sinkscope.prompts.identity import image_settings
 from sinkscope.prompts.images import load_image
 from sinkscope.prompts.inputs import mark_separators, model_inputs
 from sinkscope.prompts.model import PromptModel
-from sinkscope.prompts.text import check_ids, check_list, describe_key0
+from sinkscope.prompts.text import check_ids, check_list, check_text, describe_key0, warn_double_bos
 from sinkscope.prompts.vocabulary import Vocabulary, image_token_ids
 from sinkscope.roles import ROLE_INDEX
 
@@ -45,8 +46,16 @@ def fields_of_chat(items: Any, model: PromptModel) -> PromptFields:
     vocabulary = Vocabulary.of(model)
     made = [_one_chat(item, which, model, vocabulary) for which, item in enumerate(items)]
     ids, roles, tokens, extras, places = zip(*made, strict=True)
+    warn_double_bos(ids, vocabulary, "from_chat")
     return PromptFields(
-        ids, roles, tokens, extras, places, describe_key0(ids, roles, vocabulary), pad_id=vocabulary.pad_id
+        ids,
+        roles,
+        tokens,
+        extras,
+        places,
+        key0=describe_key0(ids, roles, vocabulary),
+        pad_id=vocabulary.pad_id,
+        images=image_settings(model) if any(extras) else None,
     )
 
 
@@ -83,7 +92,7 @@ def _one_chat(item: Any, which: int, model: PromptModel, vocabulary: Vocabulary)
     extras = {name: value[0] if name in PER_TOKEN else value for name, value in inputs.items()}
     sizes = [(float(image.height), float(image.width)) for image in images]
     visual = roles == ROLE_INDEX["image"]
-    grid = grids.place(model.config, processor.image_processor, visual, sizes, extras)
+    grid = grids.place(model.config, processor.image_processor, visual, sizes, extras, which)
     roles = mark_chat(roles, [vocabulary.bytes_of(int(i)) for i in row], text, system)
     return row, mark_separators(roles, grid), tokens, extras, grid
 
@@ -100,6 +109,8 @@ def _read_item(item: Any, which: int) -> tuple[list[Image.Image], str, str | Non
         raise PromptError(f"prompt {which}: 'text' must be a text of at least one character.")
     if system is not None and not isinstance(system, str):
         raise PromptError(f"prompt {which}: 'system' must be a text, got {type(system).__name__}.")
+    check_text(text, which)
+    check_text(system or "", which)
     if image is None:
         listed: list[Any] = []
     else:

@@ -63,6 +63,16 @@ class PatchGrid:
 
 
 @dataclass(frozen=True, eq=False)
+class ImageSettings:
+    """What decided how pictures became tokens; two models that agree in it can run the same prompts."""
+
+    processor: Mapping[str, Any]
+    """Settings of the image processor; empty where pixel values were given ready-made."""
+    layout: Mapping[str, Any]
+    """Family, patch size and number of register tokens of the model."""
+
+
+@dataclass(frozen=True, eq=False)
 class PromptFields:
     """Ids, roles and strings of the real tokens of each prompt, further inputs, patch grids.
 
@@ -87,6 +97,11 @@ class PromptFields:
     """Id put where a shorter prompt of a batch has ended; never attended, never measured."""
     origin: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
     """Coordinates over ``prompt`` that readings carry: which prompt, image and tile a picture was taken from."""
+
+    images: ImageSettings | None = None
+    """How the pictures were prepared; ``None`` where there are none."""
+    one_by_one: bool = False
+    """Whether each needs a pass of its own: a tower that joins the images of a call into one sequence (Qwen-VL)."""
 
     def __len__(self) -> int:
         """Give the number of prompts."""
@@ -135,16 +150,14 @@ class PromptFields:
     def spans(self, batch_size: Any) -> list[range]:
         """Give the prompts of each batch, at most ``batch_size`` in one.
 
-        A processor's whole output is one batch. Towers that join the images of a call into one sequence (Qwen-VL)
-        take one prompt at a time.
+        A processor's whole output is one batch; prompts that go ``one_by_one`` are a batch each.
 
         Raises:
             PromptError: ``batch_size`` is no whole number of at least 1.
         """
         if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1:
             raise PromptError(f"batch_size={batch_size!r}: use a whole number of at least 1.")
-        joined = any("grid_thw" in extra for extra in self.extras)
-        size = len(self) if self.whole is not None else 1 if joined else int(batch_size)
+        size = len(self) if self.whole is not None else 1 if self.one_by_one else int(batch_size)
         return [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
 
     def check_indices(self, indices: Sequence[int]) -> tuple[int, ...]:

@@ -116,7 +116,7 @@ def setting(processor: Any, name: str, key: str) -> int | None:
     return None if found is None else int(found)
 
 
-def target_size(processor: Any, height: float, width: float) -> tuple[int, int]:
+def target_size(processor: Any, height: float, width: float) -> tuple[float, float]:
     """Say to which height and width an image processor with a plain ``size`` setting resizes an image.
 
     A fixed height and width, or a shortest edge (with or without a longest), as transformers 5.23 computes them.
@@ -125,7 +125,9 @@ def target_size(processor: Any, height: float, width: float) -> tuple[int, int]:
     if fixed[0] and fixed[1]:
         return fixed[0], fixed[1]
     short, long = setting(processor, "size", "shortest_edge"), setting(processor, "size", "longest_edge")
-    assert short is not None
+    if short is None:  # a longest edge only: pictures are made smaller, never larger (rounding to patches aside)
+        shrink = 1.0 if long is None else min(1.0, long / max(height, width))
+        return height * shrink, width * shrink
     if math.isnan(height) or math.isnan(width):
         return short, short
     if long:

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from sinkscope.errors import PromptError
 from sinkscope.prompts import geometry
 from sinkscope.prompts.data import PatchGrid, PromptFields
+from sinkscope.prompts.identity import image_settings
 from sinkscope.prompts.model import PromptModel
 from sinkscope.prompts.text import check_list
 from sinkscope.prompts.vocabulary import printable
@@ -142,6 +143,7 @@ def fields_of_images(images: Any, model: PromptModel) -> PromptFields:
         roles=tuple(fields["roles"]),
         tokens=tuple(fields["tokens"]),
         extras=tuple({"pixel_values": values} for values in pixels),
+        images=image_settings(model, processed=all(_ready_made(one) is None for one in images)),
         grids=tuple(fields["grids"]),
         key0=f"class token '{first}'" if first == "[CLS]" else f"patch '{first}' (this encoder has no class token)",
     )
@@ -150,8 +152,8 @@ def fields_of_images(images: Any, model: PromptModel) -> PromptFields:
 def _pixels(source: Any, model: PromptModel, where: str) -> tuple[torch.Tensor, geometry.PixelMap, tuple[float, float]]:
     """Give pixel values (1, channel, height, width), their picture, and (height, width) of the original image."""
     processor = image_processor(model)
-    ready = torch.as_tensor(source) if isinstance(source, torch.Tensor | np.ndarray) else None
-    if ready is not None and ready.is_floating_point():
+    ready = _ready_made(source)
+    if ready is not None:
         shape = tuple(ready.shape)
         if ready.ndim == 3:
             ready = ready[None]
@@ -176,6 +178,12 @@ def _pixels(source: Any, model: PromptModel, where: str) -> tuple[torch.Tensor, 
         size = (float("nan"), float("nan"))
         picture = geometry.PixelMap.of(*size)
     return values, picture, size
+
+
+def _ready_made(source: Any) -> torch.Tensor | None:
+    """Give floating-point pixel values, which are taken as they are; ``None`` for an image to be processed."""
+    values = torch.as_tensor(source) if isinstance(source, torch.Tensor | np.ndarray) else None
+    return values if values is not None and values.is_floating_point() else None
 
 
 class _FirstBlock(Exception):

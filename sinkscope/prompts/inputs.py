@@ -15,14 +15,19 @@ from sinkscope.errors import PromptError
 from sinkscope.prompts import grids
 from sinkscope.prompts.batch import PER_TOKEN, find_real
 from sinkscope.prompts.data import PatchGrid, PromptFields
+from sinkscope.prompts.identity import image_settings
 from sinkscope.prompts.images import fields_of_images
+from sinkscope.prompts.layouts import own_shapes
 from sinkscope.prompts.model import PromptModel
-from sinkscope.prompts.text import check_ids, describe_key0
+from sinkscope.prompts.text import check_ids, describe_key0, warn_double_bos
 from sinkscope.prompts.vocabulary import Vocabulary
 from sinkscope.roles import ROLE_INDEX
 
 _UNUSED = ("num_crops", "num_patches", "rows", "cols", "offset_mapping", "special_tokens_mask", "length")
 """What processors return beside the model's inputs."""
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_BY_IMAGE = ("image_grid_thw", "batch_num_images", "image_sizes")
+"""Inputs with one row per image."""
 
 
 def model_inputs(given: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
@@ -71,23 +76,44 @@ def fields_of_inputs(given: Any, model: PromptModel) -> PromptFields:
         labelled.append((array, *vocabulary.label(array)))
     ids, roles, tokens = zip(*labelled, strict=True)
     key0 = describe_key0(ids, roles, vocabulary)
-    apart = set(inputs) <= {"input_ids", "attention_mask", *PER_TOKEN}
+    warn_double_bos(ids, vocabulary, "from_inputs")
+    # A mask that hides tokens inside a prompt leaves the others at their places; taken apart they would move.
+    apart = set(inputs) <= {"input_ids", "attention_mask", *PER_TOKEN} and not _has_holes(real)
     if apart:
         own = sorted(PER_TOKEN & set(inputs))
         extras = [{name: inputs[name].cpu()[i][real[i]] for name in own} for i in range(len(ids))]
         _refuse_lone_placeholders(roles)
         return PromptFields(ids, roles, tokens, tuple(extras), (None,) * len(ids), key0, pad_id=vocabulary.pad_id)
-    places = _place_whole(model, roles, inputs)
+    pictures = any(word in name for name in inputs for word in ("pixel", "image", "video"))
+    if not pictures:
+        _refuse_lone_placeholders(roles)
+    places = _place_whole(model, roles, inputs) if pictures else (None,) * len(roles)
     roles = tuple(mark_separators(role, grid) for role, grid in zip(roles, places, strict=True))
     extras = [dict[str, torch.Tensor]()] * len(ids)
-    return PromptFields(ids, roles, tokens, tuple(extras), places, key0, inputs, vocabulary.pad_id)
+    return PromptFields(
+        ids,
+        roles,
+        tokens,
+        tuple(extras),
+        places,
+        key0,
+        whole=inputs,
+        pad_id=vocabulary.pad_id,
+        images=image_settings(model) if "pixel_values" in inputs else None,
+    )
+
+
+def _has_holes(real: torch.Tensor) -> bool:
+    """Say whether some row has padding between two tokens."""
+    starts = real.int().diff(dim=1, prepend=torch.zeros_like(real[:, :1]).int()) == 1
+    return bool((starts.sum(1) > 1).any())
 
 
 def _check_mask(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
     if ids is None:
         raise PromptError(f"from_inputs: 'input_ids' are missing, got {sorted(inputs)}.")
-    if ids.ndim != 2 or ids.shape[0] == 0 or ids.is_floating_point():
+    if ids.ndim != 2 or ids.shape[0] == 0 or ids.dtype not in _WHOLE:
         raise PromptError(
             f"from_inputs: input_ids have the shape (prompt, token), got {ids.dtype} of shape {tuple(ids.shape)}. "
             "Call the processor with return_tensors='pt'."
@@ -116,23 +142,22 @@ def _refuse_lone_placeholders(roles: tuple[np.ndarray, ...]) -> None:
 def _place_whole(
     model: PromptModel, roles: tuple[np.ndarray, ...], inputs: dict[str, torch.Tensor]
 ) -> tuple[PatchGrid | None, ...]:
-    """Place visual tokens of a batch, images in order, each unbroken run of placeholders being one image."""
+    """Place visual tokens of a batch, images in order."""
     masks = [role == ROLE_INDEX["image"] for role in roles]
-    counts = [len(grids.runs(mask)) for mask in masks]
-    known = next((inputs[n] for n in ("image_sizes", "image_grid_thw") if n in inputs), None)
-    if known is not None and len(known) != sum(counts):
+    counts = grids.images_of(model.config, masks, inputs)
+    if counts is None:
         return (None,) * len(roles)
     processor = getattr(model.processor, "image_processor", None)
+    original = None if own_shapes(model.config) else inputs.get("image_sizes")
     places: list[PatchGrid | None] = []
     start = 0
-    for mask, count in zip(masks, counts, strict=True):
-        own = {n: inputs[n][start : start + count] for n in ("image_grid_thw", "batch_num_images") if n in inputs}
-        sizes = inputs.get("image_sizes")
-        here = (
-            [grids.UNKNOWN] * count
-            if sizes is None
-            else [(float(h), float(w)) for h, w in sizes[start : start + count]]
-        )
-        places.append(grids.place(model.config, processor, mask, here, own))
+    for which, (mask, count) in enumerate(zip(masks, counts, strict=True)):
+        own = {name: inputs[name][start : start + count] for name in _BY_IMAGE if name in inputs}
+        own |= {name: inputs[name] for name in ("pixel_values",) if name in inputs}
+        if original is None:
+            sizes = [grids.UNKNOWN] * count
+        else:
+            sizes = [(float(h), float(w)) for h, w in original[start : start + count]]
+        places.append(grids.place(model.config, processor, mask, sizes, own, which))
         start += count
     return tuple(places)

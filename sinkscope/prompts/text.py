@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 
-from sinkscope.errors import PromptError
+from sinkscope.errors import PromptError, SinkscopeWarning
 from sinkscope.prompts.data import PromptFields
 from sinkscope.prompts.model import PromptModel
 from sinkscope.prompts.vocabulary import Vocabulary, number_of
@@ -57,6 +58,7 @@ def _label(ids: Sequence[Any], model: PromptModel, vocabulary: Vocabulary, call:
         arrays.append(array)
         roles.append(role)
         tokens.append(token)
+    warn_double_bos(arrays, vocabulary, call)
     return PromptFields(
         ids=tuple(arrays),
         roles=tuple(roles),
@@ -75,8 +77,12 @@ def check_ids(ids: Any, which: int, vocabulary: Vocabulary, context_length: int 
         PromptError: the prompt is empty, longer than the context, not made of whole numbers, or names an id that the
             vocabulary does not have.
     """
-    array = np.asarray(ids)
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+    try:
+        array = np.asarray(ids)
+    except ValueError:  # lists of different lengths inside
+        array = np.empty((0, 0))
+    listed = isinstance(ids, list | tuple) and any(isinstance(i, bool) for i in cast("list[Any]", ids))
+    if listed or array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise PromptError(
             f"prompt {which}: expected a flat list of token ids (whole numbers), got {_describe_value(ids)}. "
             "Use from_texts for text."
@@ -131,6 +137,7 @@ def encode_text(text: Any, which: int, tokenizer: Any, add_bos: bool | str) -> l
         raise PromptError(f"prompt {which}: expected a text, got {_describe_value(text)}. Use from_ids for token ids.")
     if not text:
         raise PromptError(f"prompt {which} is an empty text. Leave it out or give it at least one character.")
+    check_text(text, which)
     ids = [int(i) for i in tokenizer(text, add_special_tokens=True)["input_ids"]]
     if add_bos == "auto":
         return ids
@@ -147,6 +154,36 @@ def encode_text(text: Any, which: int, tokenizer: Any, add_bos: bool | str) -> l
         return ids if ids[:1] == [first] else [first, *ids]
     added = len(ids) > len(bare) and ids[:1] == [first]
     return ids[1:] if added else ids
+
+
+def check_text(text: str, which: int) -> None:
+    """Refuse half a character.
+
+    Raises:
+        PromptError: the text holds a lone surrogate, which stands for no character and cannot be encoded.
+    """
+    place = next((i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff"), None)
+    if place is not None:
+        raise PromptError(
+            f"prompt {which}: character {place} is a lone surrogate (U+{ord(text[place]):04X}), half of a character; it "
+            "has no encoding. Was the text cut or decoded wrongly? Replace it: text.encode('utf-8', 'replace').decode()."
+        )
+
+
+def warn_double_bos(ids: Sequence[np.ndarray], vocabulary: Vocabulary, call: str) -> None:
+    """Warn where prompts begin with two beginning-of-sequence tokens: the text has its own and the tokenizer adds one.
+
+    The model then reads an ordinary position with the BOS embedding, and its sink may stand on either.
+    """
+    twice = [which for which, row in enumerate(ids) if len(row) > 1 and row[0] == row[1] and int(row[0]) in vocabulary.bos_ids]
+    if twice:
+        warnings.warn(
+            f"{call}: {len(twice)} of {len(ids)} prompts (the first is prompt {twice[0]}) begin with two "
+            f"beginning-of-sequence tokens {vocabulary.show(int(ids[twice[0]][0]))[0]!r}. The text seems to hold one "
+            "already, as chat templates write it: use add_bos=False, or take it out of the text.",
+            SinkscopeWarning,
+            stacklevel=5,
+        )
 
 
 def describe_key0(ids: Sequence[np.ndarray], roles: Sequence[np.ndarray], vocabulary: Vocabulary) -> str:

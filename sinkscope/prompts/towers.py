@@ -12,6 +12,7 @@ from sinkscope.prompts import grids
 from sinkscope.prompts.data import PatchGrid, PromptFields
 from sinkscope.prompts.geometry import Cells, PixelMap, blank, plain_picture
 from sinkscope.prompts.images import prefix_tokens, sequence_length
+from sinkscope.prompts.layouts import Source, anyres_canvas, own_shapes, patch_size
 from sinkscope.prompts.model import PromptModel
 from sinkscope.roles import ROLE_INDEX
 
@@ -63,6 +64,7 @@ def fields_of_tower(prompts: PromptFields, model: PromptModel, tower: torch.nn.M
         grids=tuple(f[2] for f in fields),
         key0=f"class token '{first}'" if first == "[CLS]" else f"patch '{first}' (this tower has no class token)",
         origin=dict(zip(ORIGIN, np.array(origin).T, strict=True)),
+        one_by_one=own_shapes(model.config) or any("grid_thw" in part[0] for part, _ in seen),
     )
 
 
@@ -85,10 +87,12 @@ def _pictures(inputs: dict[str, Any], grid: PatchGrid | None, model: PromptModel
     found: list[Seen] = []
     places = _places(values, grid, model, nested)
     flat = values.flatten(0, 1) if nested else values
-    patch: Any = model.config.vision_config.patch_size
-    patch_y, patch_x = (patch, patch) if isinstance(patch, int) else patch
+    patch_y, patch_x = patch_size(model.config.vision_config)
     for row, image, tile, picture in places:
         one = flat[row : row + 1]
+        if own_shapes(model.config):  # Pixtral: what lies beyond the image's own size is padding
+            height, width = (int(n) for n in inputs["image_sizes"][row])
+            one = one[..., :height, :width]
         cells = picture.cells(one.shape[-2] // patch_y, one.shape[-1] // patch_x, tile=tile)
         found.append(({"pixel_values": one}, cells, image, tile))
     return found
@@ -109,7 +113,11 @@ def _places(
         own = grid.image == image
         tiles = sorted({int(t) for t in grid.tile[own] if t > 0})
         whole_first = nested
-        views = [(0, _whole_view(model, size)), *((t, _tile_view(model, grid, own, t, size)) for t in tiles)]
+        if model.config.model_type in ("llava_next", "llava_onevision"):
+            cut = [_anyres_tile(_source(model, size, values), tile) for tile in tiles]
+        else:
+            cut = [_covered_tile(grid, own, tile, size) for tile in tiles]
+        views = [(0, _whole_view(model, size)), *zip(tiles, cut, strict=True)]
         if not whole_first:
             views = [*views[1:], views[0]]
         base = image * values.shape[1] if nested else start
@@ -118,22 +126,24 @@ def _places(
     return places
 
 
-def _source(model: PromptModel, size: tuple[float, float]) -> grids.Source:
+def _source(model: PromptModel, size: tuple[float, float], values: torch.Tensor) -> Source:
     processor = getattr(model.processor, "image_processor", None)
-    return grids.Source(model.config, processor, size, 0, {}, 0, False)
+    return Source(model.config, processor, size, 0, {"pixel_values": values}, 0)
 
 
 def _whole_view(model: PromptModel, size: tuple[float, float]) -> PixelMap:
-    if model.config.model_type in ("llava", "vipllava"):
-        return plain_picture(_source(model, size).processor, *size)
+    if model.config.model_type in ("llava", "vipllava", "paligemma") and not own_shapes(model.config):
+        return plain_picture(getattr(model.processor, "image_processor", None), *size)
     return PixelMap.of(*size)
 
 
-def _tile_view(model: PromptModel, grid: PatchGrid, own: np.ndarray, tile: int, size: tuple[float, float]) -> PixelMap:
-    if model.config.model_type in ("llava_next", "llava_onevision"):
-        canvas, side = grids.anyres_canvas(_source(model, size))
-        row, column = divmod(tile - 1, int(canvas.x.length) // side)
-        return PixelMap(canvas.y.cut(row * side, side), canvas.x.cut(column * side, side))
+def _anyres_tile(source: Source, tile: int) -> PixelMap:
+    canvas, side = anyres_canvas(source)
+    row, column = divmod(tile - 1, int(canvas.x.length) // side)
+    return PixelMap(canvas.y.cut(row * side, side), canvas.x.cut(column * side, side))
+
+
+def _covered_tile(grid: PatchGrid, own: np.ndarray, tile: int, size: tuple[float, float]) -> PixelMap:
     # Elsewhere nothing is padded: the tile is what its tokens cover.
     box = grid.box[own & (grid.tile == tile)]
     whole = PixelMap.of(*size)

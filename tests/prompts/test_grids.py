@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from vlm_models import FAMILIES, image, vlm
 
+from sinkscope.errors import PromptError
 from sinkscope.prompts import Prompts, grids
 from sinkscope.roles import ROLE_INDEX
 
@@ -208,5 +209,6 @@ def test_an_unknown_family_has_no_grid():
     handle = vlm("llava")
     visual = np.array([False, True, True, False])
     assert grids.place(handle.model.config.text_config, None, visual, [(8.0, 8.0)], {}) is None
-    # Sixteen tokens were promised by the config, two are there.
-    assert grids.place(handle.config, handle.processor.image_processor, visual, [(8.0, 8.0)], {}) is None
+    # Sixteen tokens are promised by the processor, two are there.
+    with pytest.raises(PromptError, match=r"prompt 0: 2 image placeholders, but its 1 images give 16 tokens \(llava\)"):
+        grids.place(handle.config, handle.processor.image_processor, visual, [(8.0, 8.0)], {})
