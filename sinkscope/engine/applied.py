@@ -22,6 +22,7 @@ from sinkscope.engine.plan import Plan
 from sinkscope.errors import EditError, UnsupportedModelError
 from sinkscope.models.backends.base import Instruments, Tower
 from sinkscope.prompts import PAD, Batch, Prompts
+from sinkscope.prompts.identity import check_prompts
 from sinkscope.roles import ROLE_INDEX
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def applied(
         EditError: an edit does not fit the model, or the inputs are not those of ``prompts``.
         UnsupportedModelError: this model is not driven by transformers, or cannot be edited.
     """
+    check_prompts(prompts, model, "applied")
     backend = model.backend
     if backend.name != "transformers" or not backend.edits:
         raise UnsupportedModelError(

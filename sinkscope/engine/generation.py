@@ -16,6 +16,7 @@ from sinkscope.engine.effect import require_touched
 from sinkscope.errors import PromptError
 from sinkscope.prompts import Prompts
 from sinkscope.prompts.batch import PER_TOKEN
+from sinkscope.prompts.identity import check_prompts
 from sinkscope.prompts.vocabulary import Vocabulary
 from sinkscope.roles import ROLE_INDEX
 
@@ -56,6 +57,7 @@ def generate(
 
 
 def _check(model: Model, prompts: Prompts, count: int, options: dict[str, Any]) -> None:
+    check_prompts(prompts, model, "generate")
     if not getattr(model.model, "can_generate", lambda: False)():
         raise PromptError(f"generate: {model.id} ({type(model.model).__name__}) generates no text. Use a decoder.")
     if not isinstance(count, int) or count < 1:

@@ -16,6 +16,7 @@ from sinkscope.errors import ModelError, ProbeError, PromptError, UnsupportedMod
 from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower
 from sinkscope.probes.base import Probe, ProbeContext
 from sinkscope.prompts import Batch, Prompts
+from sinkscope.prompts.identity import check_prompts
 from sinkscope.roles import MEASURED_ROLES, ROLE_INDEX
 from sinkscope.schema import validate
 
@@ -89,8 +90,12 @@ def find_tower(model: Model, name: str | None) -> Tower:
     """The tower to read: the model's default one, or the one named.
 
     Raises:
+        ModelError: ``model`` is no handle.
         UnsupportedModelError: the attention cannot be read at all, or there is no such tower.
     """
+    if not hasattr(model, "backend"):
+        given = f"the text {model!r}" if isinstance(model, str) else f"a {type(model).__name__}"
+        raise ModelError(f"run: expected a model, got {given}. Load it first: model = sinkscope.load_model(...).")
     towers = model.backend.towers
     if not towers:
         raise UnsupportedModelError(model.backend.why_not)
@@ -104,8 +109,7 @@ def find_tower(model: Model, name: str | None) -> Tower:
 
 def check_request(model: Model, prompts: Prompts, probes: Sequence[Probe], tower: Tower, batch_size: int) -> None:
     """Refuse what cannot be served, before anything runs."""
-    if len(prompts) == 0:
-        raise PromptError("run: no prompts. Build them with Prompts.from_texts, from_ids, from_images or from_inputs.")
+    check_prompts(prompts, model, "run")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise PromptError(f"run(batch_size={batch_size!r}): use a whole number of at least 1.")
     made: dict[str, str] = {}

@@ -104,10 +104,24 @@ def name_of(model: PreTrainedModel) -> str:
     return folder_name(name) if name and Path(name).is_dir() else name or type(model).__name__
 
 
-def context_length(config: Any) -> int | None:
-    """Longest prompt in tokens that a text configuration allows; ``None`` where nothing limits it (ALiBi)."""
+def context_length(config: Any, network: torch.nn.Module) -> int | None:
+    """Longest prompt in tokens that a text configuration allows; ``None`` where nothing limits it (ALiBi).
+
+    RoBERTa and its kin number positions from the padding id on, so the first rows of their table are never used.
+    """
     found = [getattr(config, name, None) for name in CONTEXT_NAMES]
-    return next((length for length in found if isinstance(length, int) and length > 0), None)
+    length = next((length for length in found if isinstance(length, int) and length > 0), None)
+    if length is None:
+        return None
+    unused = (
+        table.padding_idx + 1
+        for path, table in network.named_modules()
+        if path.endswith("embeddings.position_embeddings")
+        and isinstance(table, torch.nn.Embedding)
+        and table.num_embeddings == length
+        and table.padding_idx is not None
+    )
+    return length - next(unused, 0)
 
 
 def _plain(value: Any) -> str:

@@ -65,7 +65,7 @@ class Model:
         causal_text = self.kind in ("decoder", "vlm") or model.config.model_type in ("clip", "clip_text_model")
         self.is_causal = causal_text and not getattr(text, "use_bidirectional_attention", False)
         self.bos_token_id: int | None = getattr(text, "bos_token_id", None)
-        self.context_length = None if self.kind == "vision" else context_length(text)
+        self.context_length = None if self.kind == "vision" else context_length(text, model)
         self._asked: BackendName = backend
         self._bridge = bridge
         self._backend: Any | None = None

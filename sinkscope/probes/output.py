@@ -95,7 +95,7 @@ class Logits(Probe):
             own = scores[mask[-scores.shape[0] :]] if scores.shape[0] != int(mask.sum()) else scores
             if self.positions == "all":
                 refuse_nan(own, "Logits()")
-                padded = own.new_full((real.shape[1], own.shape[-1]), torch.nan, dtype=torch.float32)
+                padded = own.new_full((int(real.sum(-1).max()), own.shape[-1]), torch.nan, dtype=torch.float32)
                 padded[: len(own)] = own.float()
                 rows.append(padded)
                 continue

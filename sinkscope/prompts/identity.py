@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -55,7 +56,9 @@ def check_prompts(prompts: object, model: PromptModel, call: str) -> None:
     given = set(prompts.whole or {}).union(*prompts.extras)
     sees = model.kind == "vision" or getattr(model.config, "vision_config", None) is not None
     if "pixel_values" in given and not sees:
-        raise PromptError(f"{call}: these prompts hold images, and this model (a text {model.kind}) takes none. {_AGAIN}")
+        raise PromptError(
+            f"{call}: these prompts hold images, and this model (a text {model.kind}) takes none. {_AGAIN}"
+        )
     visual_alone = all(bool((ids < 0).all()) for ids in prompts.ids)
     if visual_alone != (model.kind == "vision"):
         made, reads = ("images alone", "text") if visual_alone else ("text", "images alone")
@@ -101,8 +104,19 @@ def _check_images(made: ImageSettings, own: ImageSettings, call: str) -> None:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    # Settings are None in one version of a processor and absent or a default in another.
-    return one is None or other is None or str(one) == str(other)
+    # A setting is None in one version of a processor, absent or a default in another; a list here is a tuple there.
+    return one is None or other is None or _plain(one) == _plain(other)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value).items()
+        return {str(name): _plain(inner) for name, inner in items if inner is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in cast("list[Any]", value)]
+    return value if isinstance(value, int | float) else str(value)
 
 
 def _describe(given: object) -> str:
@@ -113,7 +127,7 @@ def _describe(given: object) -> str:
 
 
 def _how(given: object) -> str:
-    first: Any = cast("list[Any]", given)[0] if isinstance(given, list | tuple) and given else given
+    first: Any = next(iter(cast("list[Any]", given)), None) if isinstance(given, list | tuple) else given
     if isinstance(first, str):
         return "Build them first: Prompts.from_texts([...], model), or Prompts.from_images for paths of images."
     if isinstance(first, Mapping):

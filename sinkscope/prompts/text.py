@@ -58,7 +58,7 @@ def _label(ids: Sequence[Any], model: PromptModel, vocabulary: Vocabulary, call:
         arrays.append(array)
         roles.append(role)
         tokens.append(token)
-    warn_double_bos(arrays, vocabulary, call)
+    warn_double_bos(arrays, vocabulary, call, stacklevel=5)
     return PromptFields(
         ids=tuple(arrays),
         roles=tuple(roles),
@@ -165,24 +165,29 @@ def check_text(text: str, which: int) -> None:
     place = next((i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff"), None)
     if place is not None:
         raise PromptError(
-            f"prompt {which}: character {place} is a lone surrogate (U+{ord(text[place]):04X}), half of a character; it "
-            "has no encoding. Was the text cut or decoded wrongly? Replace it: text.encode('utf-8', 'replace').decode()."
+            f"prompt {which}: character {place} is a lone surrogate (U+{ord(text[place]):04X}), half of a character; "
+            "it has no encoding. Was the text cut or decoded wrongly? "
+            "Replace it: text.encode('utf-8', 'replace').decode()."
         )
 
 
-def warn_double_bos(ids: Sequence[np.ndarray], vocabulary: Vocabulary, call: str) -> None:
+def warn_double_bos(ids: Sequence[np.ndarray], vocabulary: Vocabulary, call: str, stacklevel: int = 4) -> None:
     """Warn where prompts begin with two beginning-of-sequence tokens: the text has its own and the tokenizer adds one.
 
     The model then reads an ordinary position with the BOS embedding, and its sink may stand on either.
     """
-    twice = [which for which, row in enumerate(ids) if len(row) > 1 and row[0] == row[1] and int(row[0]) in vocabulary.bos_ids]
+    twice = [
+        which
+        for which, row in enumerate(ids)
+        if len(row) > 1 and row[0] == row[1] and int(row[0]) in vocabulary.bos_ids
+    ]
     if twice:
         warnings.warn(
             f"{call}: {len(twice)} of {len(ids)} prompts (the first is prompt {twice[0]}) begin with two "
             f"beginning-of-sequence tokens {vocabulary.show(int(ids[twice[0]][0]))[0]!r}. The text seems to hold one "
             "already, as chat templates write it: use add_bos=False, or take it out of the text.",
             SinkscopeWarning,
-            stacklevel=5,
+            stacklevel=stacklevel,
         )
 
 

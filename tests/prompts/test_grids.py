@@ -1,11 +1,14 @@
 """Where each visual token looks, checked against the models' own packing of a picture that encodes its coordinates."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from vlm_models import FAMILIES, image, vlm
 
 from sinkscope.errors import PromptError
@@ -212,3 +215,41 @@ def test_an_unknown_family_has_no_grid():
     # Sixteen tokens are promised by the processor, two are there.
     with pytest.raises(PromptError, match=r"prompt 0: 2 image placeholders, but its 1 images give 16 tokens \(llava\)"):
         grids.place(handle.config, handle.processor.image_processor, visual, [(8.0, 8.0)], {})
+
+
+@pytest.mark.parametrize("side", [112, 56, 224])
+def test_the_grid_follows_the_pixels_and_not_the_table_of_positions(side):
+    """DINOv2's ``image_size`` (518) is its table of positions, interpolated to whatever the processor makes."""
+    vision = SimpleNamespace(model_type="dinov2", image_size=518, patch_size=14)
+    config = SimpleNamespace(model_type="llava", vision_config=vision)
+    size = {"height": side, "width": side}
+    processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=size)
+    patches = side // 14
+    visual = np.array([False, *[True] * patches**2, False])
+    pixels = {"pixel_values": torch.zeros(1, 3, side, side)}
+    for given, inputs in ((processor, pixels), (processor, {}), (None, pixels)):
+        grid = grids.place(config, given, visual, [(300.0, 300.0)], inputs)
+        np.testing.assert_array_equal(grid.row[1:-1], np.repeat(np.arange(patches), patches))
+        np.testing.assert_allclose(grid.box[1], [0, 0, 300 / patches, 300 / patches])
+    with pytest.raises(PromptError, match=r"cannot be known: there are no pixel values and no image processor\. Pass"):
+        grids.place(config, None, visual, [(300.0, 300.0)], {})
+    with pytest.raises(PromptError, match=rf"prompt 3: {patches**2 + 2} image placeholders, but its 1 images give"):
+        grids.place(config, processor, np.ones(patches**2 + 2, dtype=bool), [(300.0, 300.0)], pixels, 3)
+
+
+def test_class_token_and_registers_among_the_features_come_first():
+    vision = SimpleNamespace(model_type="dinov2_with_registers", image_size=518, patch_size=14, num_register_tokens=4)
+    config = SimpleNamespace(model_type="llava", vision_config=vision)
+    pixels = {"pixel_values": torch.zeros(1, 3, 28, 28)}
+    for extra in (1, 4, 5):
+        grid = grids.place(config, None, np.ones(extra + 4, dtype=bool), [(28.0, 28.0)], pixels)
+        assert np.isnan(grid.row[:extra]).all()
+        np.testing.assert_array_equal(grid.col[extra:], [0, 1, 0, 1])
+
+
+def test_an_image_whose_size_decides_is_not_guessed():
+    vision = SimpleNamespace(model_type="clip_vision_model", image_size=16, patch_size=4)
+    config = SimpleNamespace(model_type="llava", vision_config=vision)
+    processor = SiglipImageProcessorPil(size={"longest_edge": 16})
+    with pytest.raises(PromptError, match="the size of the image decides how large the tower sees it"):
+        grids.place(config, processor, np.ones(16, dtype=bool), [grids.UNKNOWN], {})

@@ -231,8 +231,13 @@ def _hidden(output: Any) -> torch.Tensor:
 
 
 def _headless(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.nn.Module:
-    """The model without its output layer; the model itself where that part takes no raw inputs (DINOv3's encoder)."""
-    base = getattr(model, "base_model", model)
+    """The model without its output layer; the model itself where that part takes no raw inputs (DINOv3's encoder).
+
+    Of two encoders side by side (CLIP, SigLIP) the text part alone where no images are given.
+    """
+    base: Any = getattr(model, "base_model", model)
+    if hasattr(base, "get_text_features") and hasattr(base, "text_model") and "pixel_values" not in inputs:
+        return base.text_model
     return base if set(inputs) <= set(inspect.signature(base.forward).parameters) else model
 
 
