@@ -93,14 +93,9 @@ def test_wrong_requests_are_refused_before_anything_runs(model, prompts, monkeyp
 
 
 def test_no_prompts_are_refused(model, prompts):
-    class Nothing:
-        lengths = ()
-
-        def __len__(self):
-            return 0
-
+    nothing = sk.Prompts((), (), (), (), (), key0="")
     with pytest.raises(PromptError, match=r"run: no prompts\. Build them with Prompts\.from_texts, from_ids, from"):
-        sk.run(model, Nothing(), [sk.KeyMass()])
+        sk.run(model, nothing, [sk.KeyMass()])
 
 
 def test_a_model_that_cannot_be_read_is_refused_with_its_reason():
