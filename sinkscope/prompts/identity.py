@@ -122,7 +122,8 @@ def _plain(value: Any) -> Any:
 def _describe(given: object) -> str:
     if isinstance(given, list | tuple):
         items = cast("list[Any]", given)
-        return f"a {type(given).__name__} of {len(items)} {type(items[0]).__name__}" if items else "an empty list"
+        kind = "list" if isinstance(given, list) else "tuple"
+        return f"a {kind} of {len(items)} {type(items[0]).__name__}" if items else f"an empty {kind}"
     return f"the text {given[:30]!r}" if isinstance(given, str) else f"a {type(given).__name__}"
 
 
