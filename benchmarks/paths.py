@@ -15,12 +15,13 @@ from collections.abc import Callable
 
 import torch
 
+from sinkscope import registry
 from sinkscope.attention import augdim, blockwise, fused, merged, paths
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.masks import from_call
 from sinkscope.attention.primitives import LogBias
-from sinkscope.attention.view import NAMES, Context, Wants
+from sinkscope.attention.view import Ask, Context, Wants
 
 HEADS, DIM = 8, 64
 
@@ -38,8 +39,9 @@ def ways(call: Call) -> dict[str, Callable[[], object]]:
     first = torch.zeros(1, length, dtype=torch.bool)
     first[:, 0] = True
     context = Context(torch.ones_like(first), torch.randint(0, 3, (1, length)), (0, 1, 2))
-    everything = Wants(frozenset(NAMES), maxima=(first,))
-    few = Wants(frozenset({"key_mass", "log_sum_exp"}), few=first)
+    plain = [name for name in registry.names("statistic") if name not in ("max_weight", "map")]
+    everything = Wants(*plain, Ask("max_weight", {"keys": first}))
+    few = Wants(Ask("key_sum", {"keys": first}), "key_viewers", "log_sum_exp")
 
     def edit() -> CallEdits:
         keys = first[:, None].expand(-1, HEADS, -1)
@@ -59,8 +61,8 @@ def ways(call: Call) -> dict[str, Callable[[], object]]:
         "merged: one log-bias on the first key": lambda: merged.attend(call, edit(), 1),
         "augdim: the same": lambda: augdim.attend(call, edit()),
         "blockwise: the same": lambda: blockwise.attend(call, Wants(), context, edit()),
-        "blockwise: key mass": lambda: blockwise.attend(call, Wants(frozenset({"key_mass"})), context),
-        "blockwise: entropy": lambda: blockwise.attend(call, Wants(frozenset({"entropy"})), context),
+        "blockwise: key mass": lambda: blockwise.attend(call, Wants("key_sum", "key_viewers"), context),
+        "blockwise: entropy": lambda: blockwise.attend(call, Wants("entropy"), context),
         "blockwise: every statistic": lambda: blockwise.attend(call, everything, context),
     }
 

@@ -60,6 +60,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "probe": Kind("what to read", "sinkscope.probes", ProbeError),
+    "statistic": Kind("what is kept of attention weights", "sinkscope.attention.reductions", ProbeError),
     "edit": Kind("what to change", "sinkscope.edits", EditError),
     "metric": Kind("numbers from a reading", "sinkscope.metrics", MetricError),
     "figure": Kind("pictures of a reading", "sinkscope.report", SchemaError),

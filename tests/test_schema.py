@@ -216,7 +216,7 @@ def test_a_table_has_one_row_per_number(reading):
 
 def test_structured_attributes_are_read_as_objects(reading):
     assert schema.attribute(reading, "edits") == []
-    assert schema.attribute(reading, "probes")[0] == {"probe": "KeyMass", "keys": None}
+    assert schema.attribute(reading, "probes")[0] == {"probe": "KeyMass", "keys": None, "queries": None}
     assert schema.attribute(reading, "definitions")["entropy"] == "entropy of the attention row"
     assert {"torch", "transformers", "python"} <= set(schema.attribute(reading, "versions"))
     assert all(isinstance(value, str | int | float) for value in reading.attrs.values())

@@ -17,7 +17,7 @@ from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.masks import BLOCK, HIDDEN_LOGIT
 from sinkscope.attention.normalise import denominator, has_mass_off_keys, heads_without_softmax, normalise
-from sinkscope.attention.reduce import Accumulators, fold
+from sinkscope.attention.statistic import CallFacts, Gatherer, WeightTile
 from sinkscope.attention.tile import Scratch, Tile, TileInputs
 from sinkscope.attention.view import Context, LayerStats, Wants
 
@@ -30,16 +30,12 @@ def attend(
 ) -> tuple[Float[torch.Tensor, "batch query head vdim"], LayerStats]:
     """Run one call blockwise and return its output (batch, query, head, dim) and its statistics.
 
-    Only real queries count in ``key_sum``. With a gradient wanted the same tiles run out of place, so autograd keeps
+    With a gradient wanted the same tiles run out of place, so autograd keeps
     them: memory is then that of the map.
     """
     batch, heads, rows, _ = call.query.shape
     keys = call.key.shape[2]
-    real = context.real
-    # With a cache the queries are the last positions of what the context covers. A call with more rows than that is of
-    # other tokens than the prompt's (patches of an image inside a larger model): all of them are real.
-    weight = real[:, -rows:].float() if real.shape[1] >= rows else real.new_ones(batch, rows).float()
-    store = Accumulators((batch, heads, rows, keys), wants, context, weight)
+    gather = Gatherer(wants.asks, CallFacts.of(call, context))
     learned = edits is not None and edits.needs_grad
     grad = torch.is_grad_enabled() and (call.query.requires_grad or call.value.requires_grad or learned)
     block = min(BLOCK, rows)
@@ -53,18 +49,14 @@ def attend(
             pieces = []
             for begin in range(0, rows, BLOCK):
                 inputs = TileInputs(query, key, value, where, slice(begin, min(begin + BLOCK, rows)), scratch)
-                pieces.append(_tile(call, (store, start), inputs, wants, edits))
+                pieces.append(_tile(call, (gather, start), inputs, wants, edits))
             outputs.append(torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0])
             start += len(query)
         out = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         out = rearrange(out, "(batch head) query dim -> batch query head dim", batch=batch)
         for gate in edits.gates if edits else ():
             out = gate(out)
-    stats = LayerStats(path="blockwise")
-    store.finish(batch, stats)
-    if store.key_sum is not None:
-        stats.key_viewers = call.mask.viewers(weight.bool())
-    return out.to(call.query.dtype), stats
+    return out.to(call.query.dtype), LayerStats(gather.finish(), "blockwise")
 
 
 def _chunks(batch: int, heads: int, per_tile: int) -> Iterator[tuple[slice, slice]]:
@@ -104,7 +96,7 @@ def _operands(
 
 
 def _tile(
-    call: Call, into: tuple[Accumulators, int], inputs: TileInputs, wants: Wants, edits: CallEdits | None
+    call: Call, into: tuple[Gatherer, int], inputs: TileInputs, wants: Wants, edits: CallEdits | None
 ) -> Float[torch.Tensor, "flat query vdim"]:
     """Logits, normalise, output and statistics of one tile."""
     batch, head = inputs.where
@@ -113,9 +105,7 @@ def _tile(
     for bias in edits.biases if edits else ():
         logits = bias.apply(logits, tile)
     off_keys = has_mass_off_keys(call, edits)
-    weights, lse = normalise(
-        call, logits, inputs, tile, edits, off_keys or "entropy" in wants or "log_sum_exp" in wants
-    )
+    weights, lse = normalise(call, logits, inputs, tile, edits, off_keys or wants.log_sum_exp_needed)
     on_keys, extra_output = denominator(call, lse, inputs, edits) if lse is not None and off_keys else (None, None)
     edited = bool(edits and edits.weights)
     if on_keys is not None and (wants.weights_needed or edited):
@@ -131,11 +121,19 @@ def _tile(
     if extra_output is not None:
         scale = tile.off_keys_scale
         out = out + (extra_output if scale is None else extra_output * scale[..., None])
-    if wants.anything:
+    if wants.from_kernel:
         # Only rows that are a softmax of these logits have entropy = lse - sum(p t) and shares that add up to 1.
         softmax_rows = not (edited or off_keys or heads_without_softmax(call, edits))
-        fold(into[0], tile, into[1], weights, (logits, lse) if softmax_rows else None, lse)
+        into[0].fold(_detached(tile, into[1], weights, logits if softmax_rows else None, lse))
     return out
+
+
+def _detached(
+    tile: Tile, start: int, weights: torch.Tensor, logits: torch.Tensor | None, lse: torch.Tensor | None
+) -> WeightTile:
+    """Statistics carry no gradient: what they see is cut off from the graph."""
+    logits, lse = (None if tensor is None else tensor.detach() for tensor in (logits, lse))
+    return WeightTile(tile, slice(start, start + len(weights)), weights.detach(), logits, lse)
 
 
 def _logits(call: Call, inputs: TileInputs, tile: Tile) -> Float[torch.Tensor, "flat query key"]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
-from sinkscope.attention.view import Context, LayerStats, Wants
+from sinkscope.attention.statistic import CallFacts, Gatherer
+from sinkscope.attention.view import Ask, Context, LayerStats, Wants
 
 FEW = 16
 """Most keys for which a thin product beats the blockwise pass."""
@@ -26,10 +27,15 @@ def serves(call: Call, wants: Wants, edits: CallEdits | None) -> bool:
     if not wants.from_kernel:
         return True
     grad = torch.is_grad_enabled() and call.query.requires_grad
-    cheap = wants.names <= {"key_mass", "value_norm", "key_norm", "log_sum_exp"}
-    few = "key_mass" not in wants or (wants.few is not None and int(wants.few.sum(-1).max()) <= FEW)
     # The kernel that returns the log-sum-exp is named by device; this one is PyTorch's for CPU.
-    return call.query.device.type == "cpu" and not grad and cheap and few and not wants.maxima and not wants.maps
+    return call.query.device.type == "cpu" and not grad and all(map(_cheap, wants.asks.values()))
+
+
+def _cheap(ask: Ask) -> bool:
+    """Whether the output and the log-sum-exp give a statistic: it needs no weights, or those on a few keys."""
+    if ask.name == "key_sum" and "keys" in ask.of:
+        return int(ask.of["keys"].sum(-1).max()) <= FEW
+    return "weights" not in ask.statistic.reads
 
 
 def attend(
@@ -41,7 +47,9 @@ def attend(
     out = torch.nn.functional.scaled_dot_product_attention(
         call.query, call.key, call.value, is_causal=call.causal, scale=call.scale, enable_gqa=call.group > 1
     )
-    return rearrange(out, "batch head query dim -> batch query head dim"), LayerStats(path="fused")
+    facts = CallFacts.of(call, context)
+    stats = LayerStats(Gatherer(wants.asks, facts).finish(), "fused")
+    return rearrange(out, "batch head query dim -> batch query head dim"), stats
 
 
 def flash(
@@ -55,23 +63,31 @@ def flash(
 
 
 def _with_shares(call: Call, wants: Wants, context: Context) -> tuple[torch.Tensor, LayerStats]:
-    stats = LayerStats(path="fused")
     key, value = (t.repeat_interleave(call.group, 1) if call.group > 1 else t for t in (call.key, call.value))
     out, lse = flash(call.query, key, value, call.causal, call.scale)
-    rows = call.query.shape[2]
-    real = context.real[:, -rows:]
-    if "log_sum_exp" in wants:
-        stats.log_sum_exp = lse
-    if "key_mass" in wants and wants.few is not None:
-        cols = wants.few.any(0).nonzero()[:, 0]
-        logits = torch.einsum("bhqd,bhkd->bhqk", call.query.float() * call.scale, key[:, :, cols].float())
-        weights = (logits - lse[..., None]).exp()
-        if call.causal:
-            row = torch.arange(rows, device=cols.device)
-            weights = weights.masked_fill(cols[None, :] > row[:, None], 0.0)
-        total = torch.einsum("bhqk,bq->bhk", weights, real.float())
-        # Keys that nobody asked about are NaN, never 0: a 0 would read as a key without attention.
-        stats.key_sum = torch.full((*lse.shape[:2], key.shape[2]), torch.nan, device=lse.device)
-        stats.key_sum[:, :, cols] = total
-        stats.key_viewers = call.mask.viewers(real)
+    facts = CallFacts.of(call, context)
+    others = {label: ask for label, ask in wants.asks.items() if ask.name not in ("key_sum", "log_sum_exp")}
+    stats = LayerStats(Gatherer(others, facts).finish(), "fused")
+    for label, ask in wants.asks.items():
+        if ask.name == "log_sum_exp":
+            stats[label] = lse
+        elif ask.name == "key_sum":
+            stats[label] = _sum_of_few(call, key, lse, ask.of["keys"], facts.queries(ask))
     return rearrange(out, "batch head query dim -> batch query head dim"), stats
+
+
+def _sum_of_few(
+    call: Call, key: Float[torch.Tensor, "batch head key dim"], lse: Float[torch.Tensor, "batch head query"],
+    keys: Bool[torch.Tensor, "batch key"], queries: Bool[torch.Tensor, "batch query"],
+) -> Float[torch.Tensor, "batch head key"]:  # fmt: skip
+    """Attention on a few keys, summed over the queries: their weights are exp(logit - log-sum-exp)."""
+    cols = keys.any(0).nonzero()[:, 0]
+    logits = torch.einsum("bhqd,bhkd->bhqk", call.query.float() * call.scale, key[:, :, cols].float())
+    weights = (logits - lse[..., None]).exp()
+    if call.causal:
+        row = torch.arange(lse.shape[2], device=cols.device)
+        weights = weights.masked_fill(cols[None, :] > row[:, None], 0.0)
+    # Keys that nobody asked about are NaN, never 0: a 0 would read as a key without attention.
+    total = torch.full((*lse.shape[:2], key.shape[2]), torch.nan, device=lse.device)
+    total[:, :, cols] = torch.einsum("bhqk,bq->bhk", weights, queries.expand(len(lse), -1).float())
+    return total

@@ -150,7 +150,8 @@ class MaskSpec:
 
     def viewers(self, real_queries: Bool[torch.Tensor, "batch query"]) -> Float[torch.Tensor, "batch key"]:
         """Number of real queries that can see each key. Cached: layers that share a mask share the count."""
-        if "viewers" not in self._cache:
+        kept = ("viewers", id(real_queries))
+        if kept not in self._cache:
             total = torch.zeros(self.batch_size, self.kv_length, device=self.device)
             for start in range(0, self.q_length, BLOCK):
                 rows = slice(start, min(start + BLOCK, self.q_length))
@@ -161,8 +162,8 @@ class MaskSpec:
                     total[:, cols] += weight.sum(1, keepdim=True)
                 else:
                     total[:, cols] += torch.einsum("bq,bqk->bk", weight, seen.float())
-            self._cache["viewers"] = total
-        return self._cache["viewers"]
+            self._cache[kept] = real_queries, total  # the mask is kept, so that its id is not given to another
+        return self._cache[kept][1]
 
     def dead_rows(self) -> Bool[torch.Tensor, "batch query"] | None:
         """Queries that see no key at all (left padding); None where there are none."""

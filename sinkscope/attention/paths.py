@@ -18,6 +18,7 @@ from jaxtyping import Float
 from sinkscope.attention import augdim, blockwise, fused, merged
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
+from sinkscope.attention.statistic import CallFacts, Gatherer
 from sinkscope.attention.view import Context, LayerStats, Wants
 
 
@@ -29,7 +30,15 @@ def attend(
         return fused.attend(call, wants, context)
     if edits:
         if (first := merged.first_keys(call, wants, edits)) is not None:
-            return merged.attend(call, edits, first)
+            return _with_facts(merged.attend(call, edits, first), call, wants, context)
         if augdim.serves(call, wants, edits):
-            return augdim.attend(call, edits)
+            return _with_facts(augdim.attend(call, edits), call, wants, context)
     return blockwise.attend(call, wants, context, edits)
+
+
+def _with_facts(
+    done: tuple[torch.Tensor, LayerStats], call: Call, wants: Wants, context: Context
+) -> tuple[torch.Tensor, LayerStats]:
+    """Add what is read off keys, values and mask to what a path without weights returned."""
+    done[1].values.update(Gatherer(wants.asks, CallFacts.of(call, context)).finish())
+    return done

@@ -6,7 +6,8 @@ The call is cut by rows of the batch, each part takes its own edits through the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import torch
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.masks import MaskSpec
-from sinkscope.attention.view import Context, LayerStats, Wants
+from sinkscope.attention.view import Context, LayerStats, Wants, join_batch
 
 
 @dataclass
@@ -28,10 +29,10 @@ class RowEdits:
     ) -> tuple[torch.Tensor, LayerStats]:
         """Run each part by ``one`` and join outputs and statistics along the batch."""
         done = [
-            one(cut_call(call, rows), _cut_wants(wants, rows), _cut_context(context, rows), edits)
+            one(cut_call(call, rows), wants.cut(partial(_rows, rows)), _cut_context(context, rows), edits)
             for rows, edits in _joined(self.parts)
         ]
-        return torch.cat([out for out, _ in done]), _join_rows([stats for _, stats in done])
+        return torch.cat([out for out, _ in done]), join_batch([stats for _, stats in done])
 
 
 def _joined(parts: Sequence[tuple[slice, CallEdits | None]]) -> list[tuple[slice, CallEdits | None]]:
@@ -69,10 +70,8 @@ def _cut_mask(mask: MaskSpec, rows: slice) -> MaskSpec:
     return replace(mask, batch_size=rows.stop - rows.start, padding=padding, rule=rule, _cache={})
 
 
-def _cut_wants(wants: Wants, rows: slice) -> Wants:
-    return replace(
-        wants, maxima=tuple(mask[rows] for mask in wants.maxima), few=None if wants.few is None else wants.few[rows]
-    )
+def _rows(rows: slice, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[rows]
 
 
 def _cut_context(context: Context, rows: slice) -> Context:
@@ -80,16 +79,3 @@ def _cut_context(context: Context, rows: slice) -> Context:
     if len(context.real) == 1:
         return context
     return replace(context, real=context.real[rows], roles=context.roles[rows])
-
-
-def _join_rows(parts: Sequence[LayerStats]) -> LayerStats:
-    joined = LayerStats(path="+".join(sorted({part.path for part in parts})))
-    for entry in fields(LayerStats):
-        values = [getattr(part, entry.name) for part in parts]
-        if entry.name == "path" or values[0] is None:
-            continue
-        if entry.name == "maxima":
-            joined.maxima = [torch.cat(group) for group in zip(*values, strict=True)]
-        else:
-            setattr(joined, entry.name, torch.cat(values))
-    return joined

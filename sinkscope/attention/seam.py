@@ -83,7 +83,6 @@ def sinkscope_attention(  # noqa: PLR0913 - the library fixes this signature
         out, stats = attend(call, wants, context, edits)
     session.paths.update(stats.path.split("+"))
     if wants.anything:
-        _norms(call, wants, stats)
         session.collect(module, stats)
     return out.contiguous(), None
 
@@ -93,15 +92,6 @@ def _everything_real(key: torch.Tensor) -> Context:
     return Context(
         torch.ones(shape, dtype=torch.bool, device=key.device), torch.zeros(shape, device=key.device).long(), (0,)
     )
-
-
-def _norms(call: Call, wants: Wants, stats: LayerStats) -> None:
-    if "value_norm" in wants:
-        stats.value_norm = torch.linalg.vector_norm(call.value.detach().float(), dim=-1)
-    if "key_norm" in wants:
-        stats.key_norm = torch.linalg.vector_norm(call.key.detach().float(), dim=-1)
-    if "contribution" in wants:
-        stats.value = call.value.detach()
 
 
 AttentionInterface.register(NAME, sinkscope_attention)

@@ -1,51 +1,101 @@
 """What may be asked of one attention call, and what comes back.
 
-A probe names the statistics it needs as :class:`Wants`; the runner takes the union; the pass fills one
+A probe asks for statistics by name; the runner unites what all probes ask as :class:`Wants`; the pass fills one
 :class:`LayerStats` per attention module. Shapes are those of the call: padded, keys and queries as the model has them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 
-NAMES = ("key_mass", "role_share", "entropy", "row_sum", "log_sum_exp", "value_norm", "key_norm", "contribution")
-"""Statistics that take no argument, by name."""
+from sinkscope import registry
 
 
-@dataclass(frozen=True)
-class Wants:
-    """Statistics asked of every attention call of one layer.
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """One statistic asked of a call: its name, and what of, where that is not everything.
 
-    ``maxima`` holds the boolean (batch, key) masks whose largest weight is wanted; ``maps`` the query heads whose
-    attention map is kept; ``few`` a (batch, key) mask when only those keys' mass is wanted (the fused path serves it).
+    ``of`` holds arguments of the statistic: tensors have the batch first and tokens second (a mask of keys or queries,
+    a label per token), anything else is the same for the whole batch (a tuple of heads).
     """
 
-    names: frozenset[str] = frozenset()
-    maxima: tuple[Bool[torch.Tensor, "batch key"], ...] = ()
-    maps: tuple[int, ...] = ()
-    few: Bool[torch.Tensor, "batch key"] | None = None
+    name: str
+    of: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def statistic(self) -> Any:
+        """Return the class that gathers it, see :class:`sinkscope.attention.statistic.Statistic`.
+
+        Raises:
+            ProbeError: there is no such statistic; the message says which there are.
+        """
+        return registry.get("statistic", self.name)
+
+
+class Wants:
+    """Statistics asked of every attention call of one layer, each under a label.
+
+    A statistic of everything is asked once, whoever asks for it. The first of a name is labelled by that name, further
+    ones (of other keys, queries or heads) by the name and a number.
+    """
+
+    def __init__(self, *asks: Ask | str) -> None:
+        self.asks: dict[str, Ask] = {}
+        self._classes: dict[str, Any] = {}
+        for ask in asks:
+            self.add(ask)
+
+    def add(self, ask: Ask | str) -> str:
+        """Take one more statistic and return the label of its result."""
+        ask = Ask(ask) if isinstance(ask, str) else ask
+        for label, known in self.asks.items():
+            if known is ask or (known.name == ask.name and not known.of and not ask.of):
+                return label
+        label = ask.name if ask.name not in self.asks else f"{ask.name}#{len(self.asks)}"
+        self.asks[label], self._classes[label] = ask, ask.statistic
+        return label
+
+    def cut(self, how: Callable[[torch.Tensor], torch.Tensor]) -> Wants:
+        """Return the same with every tensor among the arguments cut, to rows of the batch or to some tokens."""
+        part = Wants()
+        part._classes = self._classes
+        for label, ask in self.asks.items():
+            of = {name: how(value) if isinstance(value, torch.Tensor) else value for name, value in ask.of.items()}
+            part.asks[label] = replace(ask, of=of)
+        return part
 
     def __contains__(self, name: str) -> bool:
-        return name in self.names
+        return any(ask.name == name for ask in self.asks.values())
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Return the names of the statistics."""
+        return frozenset(ask.name for ask in self.asks.values())
 
     @property
     def weights_needed(self) -> bool:
         """True where the attention weights themselves must be formed."""
-        return bool(self.names - {"value_norm", "key_norm", "log_sum_exp"}) or bool(self.maxima) or bool(self.maps)
+        return any("weights" in cls.reads for cls in self._classes.values())
+
+    @property
+    def log_sum_exp_needed(self) -> bool:
+        """True where the log-sum-exp of the rows must be known."""
+        return any("log_sum_exp" in cls.reads for cls in self._classes.values())
 
     @property
     def from_kernel(self) -> bool:
         """True where a statistic of the softmax is wanted, which a kernel that returns only the output cannot give."""
-        return self.weights_needed or "log_sum_exp" in self.names
+        return self.weights_needed or self.log_sum_exp_needed
 
     @property
     def anything(self) -> bool:
         """True where any statistic is wanted."""
-        return bool(self.names) or bool(self.maxima) or bool(self.maps)
+        return bool(self.asks)
 
 
 @dataclass
@@ -59,60 +109,54 @@ class Context:
     real: Bool[torch.Tensor, "batch key"]
     roles: Int[torch.Tensor, "batch key"]
     role_list: tuple[int, ...]
+    cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What follows from the batch alone, computed by the first layer for all of them."""
 
     def one_hot(self) -> Float[torch.Tensor, "batch key role"]:
-        """Role membership of the keys as columns to be summed by the same product that makes the output."""
-        wanted = torch.tensor(self.role_list, device=self.roles.device)
-        return ((self.roles[..., None] == wanted) & self.real[..., None]).float()
+        """Return role membership of the keys as columns."""
+        if "one_hot" not in self.cache:
+            wanted = torch.tensor(self.role_list, device=self.roles.device)
+            self.cache["one_hot"] = ((self.roles[..., None] == wanted) & self.real[..., None]).float()
+        return self.cache["one_hot"]
 
 
-@dataclass
 class LayerStats:
-    """Statistics of one attention module; several calls in one forward pass are joined along queries and keys."""
+    """Statistics of one attention module by their labels, and the path that computed them."""
 
-    key_sum: Float[torch.Tensor, "batch head key"] | None = None
-    key_viewers: Float[torch.Tensor, "batch key"] | None = None
-    role_share: Float[torch.Tensor, "batch head query role"] | None = None
-    entropy: Float[torch.Tensor, "batch head query"] | None = None
-    row_sum: Float[torch.Tensor, "batch head query"] | None = None
-    log_sum_exp: Float[torch.Tensor, "batch head query"] | None = None
-    value_norm: Float[torch.Tensor, "batch kv_head key"] | None = None
-    key_norm: Float[torch.Tensor, "batch kv_head key"] | None = None
+    def __init__(self, values: Mapping[str, torch.Tensor] | None = None, path: str = "") -> None:
+        self.values: dict[str, torch.Tensor] = dict(values or {})
+        self.path = path
 
-    maxima: list[Float[torch.Tensor, "batch head query"]] = field(default_factory=list)
-    maps: Float[torch.Tensor, "batch kept_head query key"] | None = None
-    value: Float[torch.Tensor, "batch kv_head key dim"] | None = None
-    written: Float[torch.Tensor, "batch head key"] | None = None
-    """Sum over real queries of |weight x value x W_O|; the backend fills it in from ``value``."""
-    path: str = ""
+    def __getitem__(self, label: str) -> torch.Tensor:
+        return self.values[label]
 
+    def __setitem__(self, label: str, value: torch.Tensor) -> None:
+        self.values[label] = value
 
-_JOIN = {"role_share": 2, "value": 2, "key_viewers": 1}
+    def __contains__(self, label: str) -> bool:
+        return label in self.values
+
+    def named(self, labels: Mapping[str, str]) -> LayerStats:
+        """Return the statistics that one probe asked for, under the names it gave them."""
+        return LayerStats({name: self.values[label] for name, label in labels.items()}, self.path)
 
 
-def join(calls: Sequence[LayerStats]) -> LayerStats:
+def join(calls: Sequence[LayerStats], wants: Wants) -> LayerStats:
     """Join the calls one module made in one pass (windows, images): block-diagonal, so all tokens concatenate."""
     if len(calls) == 1:
         return calls[0]
-    joined = LayerStats(path=calls[0].path)
-    for entry in fields(LayerStats):
-        parts = [getattr(call, entry.name) for call in calls]
-        if entry.name == "path" or parts[0] is None:
-            continue
-        if entry.name == "maxima":
-            joined.maxima = [torch.cat(group, dim=-1) for group in zip(*parts, strict=True)]
-        elif entry.name == "maps":
-            joined.maps = _block_diagonal(parts)
-        else:
-            setattr(joined, entry.name, torch.cat(parts, dim=_JOIN.get(entry.name, -1)))
-    return joined
+    return _joined(calls, lambda label, parts: wants.asks[label].statistic.join(parts))
 
 
-def _block_diagonal(maps: Sequence[torch.Tensor]) -> Float[torch.Tensor, "batch head query key"]:
-    batch, heads = maps[0].shape[:2]
-    whole = maps[0].new_zeros(batch, heads, sum(m.shape[2] for m in maps), sum(m.shape[3] for m in maps))
-    row = col = 0
-    for part in maps:
-        whole[:, :, row : row + part.shape[2], col : col + part.shape[3]] = part
-        row, col = row + part.shape[2], col + part.shape[3]
-    return whole
+def join_batch(parts: Sequence[LayerStats]) -> LayerStats:
+    """Join the parts of a call that was cut by rows of the batch."""
+    return _joined(parts, lambda _, values: torch.cat(values))
+
+
+def _joined(parts: Sequence[LayerStats], how: Callable[[str, list[torch.Tensor]], torch.Tensor]) -> LayerStats:
+    values = {label: how(label, [part[label] for part in parts]) for label in parts[0].values}
+    return LayerStats(values, _paths(part.path for part in parts))
+
+
+def _paths(paths: Iterable[str]) -> str:
+    return "+".join(sorted(set(paths)))

@@ -190,9 +190,9 @@ class EditedCall(CallMasks):
     def statistics(self, *names: str) -> LayerStats:
         """Return statistics of this call as the edits before this one leave it, from a pass of its own.
 
-        ``names`` are those of ``sinkscope.attention.view.NAMES``, such as ``"key_mass"``.
+        ``names`` are those of ``sinkscope.registry.names("statistic")``, such as ``"key_sum"``.
         """
         real = self.along_keys(self.tokens.batch.real, True)
         context = Context(real, torch.zeros_like(real, dtype=torch.long), (0,))
         with torch.no_grad():
-            return attend(self.call, Wants(frozenset(names)), context, self.written or None)[1]
+            return attend(self.call, Wants(*names), context, self.written or None)[1]

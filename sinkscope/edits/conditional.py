@@ -255,10 +255,8 @@ class CalibrateSinks(AttentionEdit):
             call.written.weights.append(DampSinks(sinks, call.queries(), self.beta, call.tally))
 
     def _detect(self, call: EditedCall) -> Bool[torch.Tensor, "batch head key"]:
-        stats = call.statistics("key_mass")
-        assert stats.key_sum is not None
-        assert stats.key_viewers is not None
-        mass = stats.key_sum / stats.key_viewers.clamp(min=1)[:, None]
+        stats = call.statistics("key_sum", "key_viewers")
+        mass = stats["key_sum"] / stats["key_viewers"].clamp(min=1)[:, None]
         real = call.along_keys(call.tokens.batch.real, True)
         found = (mass > self.threshold) & real[:, None] & call.heads[None, :, None]
         if self.exempt == "initial":

@@ -124,7 +124,8 @@ class Shelf:
         if "role" in ds.dims:
             ds = ds.assign_coords(role=list(MEASURED_ROLES))
         if "position" in ds.dims:
-            labels = next(p.labels(self.longest) for p in self.probes if isinstance(p, Logits))
+            named = [found for probe in self.probes if "position" in (found := probe.labels(self.longest))]
+            labels = list(named[0]["position"])
             ds = ds.assign_coords(position=labels if len(labels) == ds.sizes["position"] else [-1])
         ds = ds.assign_coords({name: ("prompt", values) for name, values in prompts.origin.items()})
         return self._token_coords(ds, prompts)
@@ -175,9 +176,9 @@ def _attrs(variable: Variable) -> dict[str, str]:
 
 def _map_labels(probes: Sequence[Probe], tower: Tower) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
     for probe in probes:
-        maps = probe.maps(tower)
-        if maps is not None:
-            return maps
+        found = probe.labels(0)
+        if {"layer", "head"} <= set(found):
+            return tuple(found["layer"]), tuple(found["head"])
     return None, None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,10 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from sinkscope.attention.view import Context, LayerStats, Wants
+from sinkscope import registry
+from sinkscope.attention.view import Ask, Context, LayerStats, Wants
 from sinkscope.engine.reading import MAP_LIMIT, Shelf, provenance
-from sinkscope.errors import ModelError, ProbeError, PromptError, UnsupportedModelError
+from sinkscope.errors import ModelError, ProbeError, PromptError, UnsupportedModelError, did_you_mean
 from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower
 from sinkscope.probes.base import Probe, ProbeContext
 from sinkscope.prompts import Batch, Prompts
@@ -113,9 +114,16 @@ def check_request(model: Model, prompts: Prompts, probes: Sequence[Probe], tower
     if not isinstance(batch_size, int) or batch_size < 1:
         raise PromptError(f"run(batch_size={batch_size!r}): use a whole number of at least 1.")
     made: dict[str, str] = {}
+    known = registry.Table("statistic")
     for probe in probes:
         if not isinstance(probe, Probe):
             raise ProbeError(f"run: {probe!r} is no probe. Probes are values such as sinkscope.KeyMass().")
+        for name in sorted(probe.statistics):
+            if name not in known:
+                raise ProbeError(
+                    f"{type(probe).__name__}: it needs the statistic {name!r}, which is not registered. There are "
+                    f"{', '.join(known)}.{did_you_mean(name, known)}"
+                )
         for name in probe.variables:
             if name in made:
                 raise ProbeError(
@@ -198,33 +206,33 @@ class _Reader:
         self, model: Model, tower: Tower, probes: Sequence[Probe], shelf: Shelf, context: ProbeContext
     ) -> None:
         self.model, self.tower, self.probes, self.shelf, self.context = model, tower, probes, shelf, context
-        self.masks = {i: mask for i, p in enumerate(probes) if (mask := p.maxima(context)) is not None}
+        self.labels: dict[int, list[dict[str, str]]] = {}
 
     def wants(self) -> dict[int, Wants]:
-        """Union of the statistics asked, per layer."""
-        names = frozenset(name for probe in self.probes for name in probe.statistics)
+        """Unite what the probes ask of each layer, and note under which labels each finds its own."""
         layers: dict[int, Wants] = {}
-        few = [probe.few(self.context) for probe in self.probes if "key_mass" in probe.statistics]
-        only = few[0] if len(few) == 1 and "contribution" not in names else None
         for site in self.tower.attention:
-            maps: tuple[int, ...] = ()
-            for probe in self.probes:
-                asked = probe.maps(self.tower)
-                if asked is not None and site.layer in asked[0]:
-                    maps = asked[1]
-            wants = Wants(names, tuple(self.masks.values()), maps, only)
+            wants = Wants()
+            asked = [self._asks(probe, site.layer) for probe in self.probes]
+            self.labels[site.layer] = [{name: wants.add(ask) for name, ask in asks.items()} for asks in asked]
             if wants.anything:
                 layers[site.layer] = wants
         return layers
 
+    def _asks(self, probe: Probe, layer: int) -> Mapping[str, Ask]:
+        asks = probe.asks(self.context, layer)
+        if odd := sorted({ask.name for ask in asks.values()} - probe.statistics):
+            raise ProbeError(
+                f"{type(probe).__name__}: it asks for the statistic {odd[0]!r}, which its `statistics` do not name. "
+                f"Name it there: they are checked before the run."
+            )
+        return asks
+
     def collect(self, at: AttentionSite, stats: LayerStats) -> None:
         """Reduce one attention call and store it."""
-        order = {probe: i for i, probe in enumerate(self.masks)}
-        for i, probe in enumerate(self.probes):
-            own = replace(stats, maxima=[stats.maxima[order[i]]]) if i in order else stats
-            found = probe.at_layer(own, self.context, at.layer)
-            if found:
-                self.shelf.put(found, self.context.batch, at)
+        for probe, labels in zip(self.probes, self.labels[at.layer], strict=True):
+            if labels:
+                self.shelf.put(probe.at_layer(stats.named(labels), self.context, at.layer), self.context.batch, at)
 
     def residual(self) -> dict[str, list[Callable[[torch.Tensor], None]]]:
         """One reading hook per site that some probe reads."""

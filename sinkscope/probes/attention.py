@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool
 
-from sinkscope.attention.view import LayerStats
+from sinkscope.attention.view import Ask, LayerStats
 from sinkscope.errors import ProbeError
 from sinkscope.models.backends.base import Tower
 from sinkscope.probes.base import Probe, ProbeContext, whole_numbers
@@ -26,10 +25,12 @@ class KeyMass(Probe):
     """Mean attention each key gets, over the queries that can see it (alpha_k of Gu et al. 2025, eq. of M1).
 
     Makes ``key_mass`` (prompt, layer, head, key). In a decoder the key's own row counts; an encoder averages all its
-    rows. ``keys`` limits it to a few keys (others are NaN), which the fused path serves almost for free.
+    rows. ``keys`` limits it to a few keys (others are NaN), which the fused path serves almost for free; ``queries`` to
+    the attention that the named queries give: NaN at keys that none of them sees.
     """
 
     keys: Any = None
+    queries: Any = None
     variables: ClassVar[Mapping[str, Variable]] = {
         "key_mass": Variable(
             ("prompt", "layer", "head", "key"),
@@ -38,19 +39,20 @@ class KeyMass(Probe):
         ),
     }
     papers = ("gu2025",)
-    statistics: ClassVar[frozenset[str]] = frozenset({"key_mass"})
+    statistics: ClassVar[frozenset[str]] = frozenset({"key_sum", "key_viewers"})
 
-    def few(self, context: ProbeContext) -> Bool[torch.Tensor, "batch key"] | None:
-        """The named keys."""
-        return None if self.keys is None else context.chosen(self.keys, self, "keys")
+    def asks(self, context: ProbeContext, layer: int) -> Mapping[str, Ask]:
+        """Sums over the named queries, of the named keys."""
+        queries = {} if self.queries is None else {"queries": context.chosen(self.queries, self, "queries")}
+        keys = {} if self.keys is None else {"keys": context.chosen(self.keys, self, "keys")}
+        return {"key_sum": Ask("key_sum", queries | keys), "key_viewers": Ask("key_viewers", queries)}
 
     def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Divide the column sums by the number of queries that see the key."""
-        assert stats.key_sum is not None
-        assert stats.key_viewers is not None
-        mass = stats.key_sum / stats.key_viewers[:, None]
-        chosen = self.few(context)
-        return {"key_mass": mass if chosen is None else mass.masked_fill(~chosen[:, None], torch.nan)}
+        mass = stats["key_sum"] / stats["key_viewers"][:, None]
+        if self.keys is None:
+            return {"key_mass": mass}
+        return {"key_mass": mass.masked_fill(~context.chosen(self.keys, self, "keys")[:, None], torch.nan)}
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,17 @@ class RoleShare(Probe):
             "attention on the keys of a role, mean over queries",
         ),
     }
-    statistics: ClassVar[frozenset[str]] = frozenset({"role_share"})
+    statistics: ClassVar[frozenset[str]] = frozenset({"key_sum"})
+
+    def asks(self, context: ProbeContext, layer: int) -> Mapping[str, Ask]:
+        """Sums over the named queries: of all keys at once, whatever their roles."""
+        return {"key_sum": Ask("key_sum", {"queries": context.chosen(self.queries, self, "queries")})}
 
     def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
-        """Average the rows of the named queries."""
-        assert stats.role_share is not None
-        weight = context.chosen(self.queries, self, "queries").float()
-        total = torch.einsum("bhqr,bq->bhr", stats.role_share, weight)
-        return {"role_share": total / weight.sum(-1)[:, None, None]}
+        """Sum over the keys of each role, and average over the queries."""
+        queries = context.chosen(self.queries, self, "queries")
+        total = torch.einsum("bhk,bkr->bhr", stats["key_sum"], context.role_columns())
+        return {"role_share": total / queries.sum(-1)[:, None, None]}
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,7 @@ class Entropy(Probe):
 
     def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Pass the rows through; rounding may not leave an entropy below zero."""
-        assert stats.entropy is not None
-        return {"entropy": stats.entropy.clamp(min=0.0)}
+        return {"entropy": stats["entropy"].clamp(min=0.0)}
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,7 @@ class RowSum(Probe):
 
     def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Pass the rows through."""
-        assert stats.row_sum is not None
-        return {"row_sum": stats.row_sum}
+        return {"row_sum": stats["row_sum"]}
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,7 @@ class LogSumExp(Probe):
 
     def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Pass the rows through."""
-        assert stats.log_sum_exp is not None
-        return {"log_sum_exp": stats.log_sum_exp}
+        return {"log_sum_exp": stats["log_sum_exp"]}
 
 
 @dataclass(frozen=True)
@@ -147,16 +149,17 @@ class MaxAttention(Probe):
         ),
     }
     papers = ("kan2025",)
+    statistics: ClassVar[frozenset[str]] = frozenset({"max_weight"})
 
-    def maxima(self, context: ProbeContext) -> Bool[torch.Tensor, "batch key"] | None:
-        """The named keys."""
-        return context.chosen(self.keys, self, "keys")
+    def asks(self, context: ProbeContext, layer: int) -> Mapping[str, Ask]:
+        """Maxima over the named keys."""
+        return {"max_weight": Ask("max_weight", {"keys": context.chosen(self.keys, self, "keys")})}
 
     def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Keep the named queries."""
         queries = context.chosen(self.queries, self, "queries")
         queries = queries & context.chosen(self.keys, self, "keys").any(-1, keepdim=True)
-        largest = stats.maxima[0].clamp(min=0.0)
+        largest = stats["max_weight"].clamp(min=0.0)
         return {"max_attention": largest.masked_fill(~queries[:, None], torch.nan)}
 
 
@@ -175,6 +178,8 @@ class AttentionMap(Probe):
             ("prompt", "layer", "head", "query", "key"), "attention weight", "the attention map itself"
         ),
     }
+
+    statistics: ClassVar[frozenset[str]] = frozenset({"map"})
 
     def __post_init__(self) -> None:
         for name in ("layers", "heads"):
@@ -196,12 +201,14 @@ class AttentionMap(Probe):
                 f"{tower.kind(bare[0])!r}. Blocks with attention are {sorted({s.layer for s in tower.attention})}."
             )
 
-    def maps(self, tower: Tower) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-        """Layers and heads to keep."""
-        return tuple(self.layers), tuple(self.heads)
+    def labels(self, longest: int) -> Mapping[str, Sequence[Any]]:
+        """Name the layers and heads that are kept."""
+        return {"layer": self.layers, "head": self.heads}
+
+    def asks(self, context: ProbeContext, layer: int) -> Mapping[str, Ask]:
+        """Maps of the named layers and heads."""
+        return {"map": Ask("map", {"heads": self.heads})} if layer in self.layers else {}
 
     def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
-        """Put the kept heads at their place."""
-        if stats.maps is None:
-            return {}
-        return {"attention": stats.maps}
+        """Pass the maps through."""
+        return {"attention": stats["map"]}

@@ -11,8 +11,8 @@ numbers them from the first real token.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,12 +21,13 @@ import xarray as xr
 from jaxtyping import Bool, Float
 
 from sinkscope import registry
-from sinkscope.attention.view import LayerStats
+from sinkscope.attention.view import Ask, LayerStats
 from sinkscope.errors import ProbeError, SinkscopeError
 from sinkscope.models.backends.base import Tower
 from sinkscope.prompts import Batch
 from sinkscope.prompts.selection import select
 from sinkscope.references import Reference
+from sinkscope.roles import MEASURED_ROLES, ROLES
 from sinkscope.schema import Variable
 
 __all__ = ["Probe"]
@@ -38,10 +39,22 @@ class ProbeContext:
 
     batch: Batch
     tower: Tower
+    _known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def chosen(self, selection: Any, probe: Probe, field: str) -> Bool[torch.Tensor, "batch key"]:
-        """Resolve a selection of this probe against the batch."""
-        return select(selection, self.batch, ProbeError, f"{type(probe).__name__}({field}={_short(selection)})")
+        """Resolve a selection of this probe against the batch; the same tensor in every layer."""
+        key = (id(probe), field)
+        if key not in self._known:
+            asked = f"{type(probe).__name__}({field}={_short(selection)})"
+            self._known[key] = select(selection, self.batch, ProbeError, asked)
+        return self._known[key]
+
+    def role_columns(self) -> Float[torch.Tensor, "batch key role"]:
+        """Return which role each real token has, as columns in the order of the dimension ``role``."""
+        if "roles" not in self._known:
+            one_hot = torch.nn.functional.one_hot(self.batch.roles.long(), len(ROLES))[..., : len(MEASURED_ROLES)]
+            self._known["roles"] = (one_hot * self.batch.real[..., None]).float()
+        return self._known["roles"]
 
 
 @dataclass(frozen=True)
@@ -67,17 +80,20 @@ class Probe(metaclass=registry.Constructed):
     def check(self, tower: Tower) -> None:
         """Refuse arguments that this tower cannot serve, before anything runs."""
 
-    def maxima(self, context: ProbeContext) -> Bool[torch.Tensor, "batch key"] | None:
-        """Keys whose largest weight is wanted."""
-        return None
+    def asks(self, context: ProbeContext, layer: int) -> Mapping[str, Ask]:
+        """Return what is asked of one layer's attention, under the names by which :meth:`at_layer` finds it.
 
-    def few(self, context: ProbeContext) -> Bool[torch.Tensor, "batch key"] | None:
-        """The only keys whose mass is wanted, or None for all."""
-        return None
+        By default each of ``statistics``, of everything. A probe that limits one to some keys, queries or heads, or
+        reads some layers only, says so here; it may ask for nothing that ``statistics`` does not name.
+        """
+        return {name: Ask(name) for name in self.statistics}
 
-    def maps(self, tower: Tower) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-        """Layers and heads whose map is to be kept."""
-        return None
+    def labels(self, longest: int) -> Mapping[str, Sequence[Any]]:
+        """Return the labels of dims that the model does not give, or of which this probe reads a part.
+
+        ``longest`` is the number of tokens of the longest prompt.
+        """
+        return {}
 
     def sites(self, tower: Tower) -> tuple[str, ...]:
         """Residual-stream sites this probe reads."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -77,11 +77,11 @@ class Logits(Probe):
         if not self.positions:
             raise ProbeError("Logits(positions=[]): no position is named. Use 'last', 'all' or a list of positions.")
 
-    def labels(self, longest: int) -> list[int]:
-        """Labels of the position dimension."""
+    def labels(self, longest: int) -> Mapping[str, Sequence[Any]]:
+        """Label positions from the first real token, the last one by -1."""
         if self.positions == "last":
-            return [-1]
-        return list(range(longest)) if self.positions == "all" else [int(p) for p in self.positions]
+            return {"position": [-1]}
+        return {"position": range(longest) if self.positions == "all" else [int(p) for p in self.positions]}
 
     def at_end(
         self, logits: Float[torch.Tensor, "batch position vocab"], context: ProbeContext

@@ -12,7 +12,6 @@ from sinkscope.attention.view import LayerStats
 from sinkscope.errors import ProbeError
 from sinkscope.models.backends.base import Tower
 from sinkscope.probes.base import Probe, ProbeContext
-from sinkscope.roles import MEASURED_ROLES, ROLE_INDEX
 from sinkscope.schema import Variable
 
 __all__ = ["Contribution", "KeyNorm", "ValueNorm"]
@@ -30,8 +29,7 @@ class ValueNorm(Probe):
 
     def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Pass the norms through."""
-        assert stats.value_norm is not None
-        return {"value_norm": stats.value_norm}
+        return {"value_norm": stats["value_norm"]}
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,7 @@ class KeyNorm(Probe):
 
     def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Pass the norms through."""
-        assert stats.key_norm is not None
-        return {"key_norm": stats.key_norm}
+        return {"key_norm": stats["key_norm"]}
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class Contribution(Probe):
         ),
     }
     papers = ("kang2025",)
-    statistics: ClassVar[frozenset[str]] = frozenset({"contribution"})
+    statistics: ClassVar[frozenset[str]] = frozenset({"key_sum", "write_norm"})
 
     def check(self, tower: Tower) -> None:
         """Every layer needs an output projection."""
@@ -79,12 +76,7 @@ class Contribution(Probe):
             )
 
     def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
-        """Sum what is written over the keys of each role."""
-        written = stats.written
-        assert written is not None
-        real = context.batch.real
-        roles = context.batch.roles.long()
-        one_hot = torch.zeros(*real.shape, len(ROLE_INDEX), device=real.device)
-        one_hot.scatter_(-1, roles[..., None], real.float()[..., None])
-        total = torch.einsum("bhk,bkr->bhr", written, one_hot[..., : len(MEASURED_ROLES)])
-        return {"contribution": total / real.sum(-1)[:, None, None]}
+        """Weight the norms of what is written by the attention that each key gets, and sum over roles."""
+        written = stats["key_sum"] * stats["write_norm"]
+        total = torch.einsum("bhk,bkr->bhr", written, context.role_columns())
+        return {"contribution": total / context.batch.real.sum(-1)[:, None, None]}

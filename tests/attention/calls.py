@@ -1,6 +1,6 @@
 """Random attention calls and their dense answers, for the tests of the pass."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import oracle
 import torch
@@ -15,11 +15,12 @@ from transformers.masking_utils import (
 
 from sinkscope.attention.call import Call
 from sinkscope.attention.masks import MaskSpec
-from sinkscope.attention.view import Context, Wants
+from sinkscope.attention.view import Ask, Context, Wants
 
-ALL = frozenset(
-    {"key_mass", "role_share", "entropy", "row_sum", "log_sum_exp", "value_norm", "key_norm", "contribution"}
-)
+ALL = (
+    "key_sum", "key_viewers", "role_share", "entropy", "row_sum", "log_sum_exp", "value_norm", "key_norm", "write_norm",
+)  # fmt: skip
+"""Every statistic that takes no argument."""
 MASKS = ("causal", "full", "window", "chunked", "random", "offset", "window offset")
 PADDING = ("none", "left", "right")
 
@@ -109,9 +110,14 @@ cases = st.builds(
 )
 
 
-def wants(case, **changes):
-    """Every statistic, the largest weight on half of the keys, and the maps of the first and the last head."""
+def half_of_the_keys(case):
     keys = case.context.real.clone()
     keys[:, ::2] = False
-    heads = case.call.query.shape[1]
-    return replace(Wants(ALL, (keys,), tuple({0, heads - 1})), **changes)
+    return keys
+
+
+def wants(case, *, names=ALL, keys=None):
+    """Every statistic, the largest weight on half of the keys, and the maps of the first and the last head."""
+    keys = half_of_the_keys(case) if keys is None else keys
+    heads = tuple({0, case.call.query.shape[1] - 1})
+    return Wants(*names, Ask("max_weight", {"keys": keys}), Ask("map", {"heads": heads}))

@@ -153,4 +153,4 @@ def test_other_edits_are_left_to_the_blockwise_pass():
         CallEdits(weights=[DropWeights(keys=keys(call, [0]), keep_self=True)]),
     ):  # fmt: skip
         assert not augdim.serves(call, Wants(), edits)
-    assert not augdim.serves(call, Wants(frozenset({"entropy"})), CallEdits(biases=[bias]))
+    assert not augdim.serves(call, Wants("entropy"), CallEdits(biases=[bias]))

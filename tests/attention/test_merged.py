@@ -138,7 +138,7 @@ def test_what_it_cannot_do_is_left_to_others():
         assert merged.first_keys(call, Wants(), CallEdits(biases=[far])) is None
         assert merged.first_keys(call, Wants(), CallEdits(weights=[lambda weights, _: weights])) is None
         assert merged.first_keys(call, Wants(), CallEdits(gates=[lambda out: out])) is None
-        assert merged.first_keys(call, Wants(frozenset({"entropy"})), CallEdits(biases=[bias])) is None
+        assert merged.first_keys(call, Wants("entropy"), CallEdits(biases=[bias])) is None
         assert merged.first_keys(call, Wants(), CallEdits(biases=[bias], blockwise=True)) is None
     assert merged.first_keys(call, Wants(), CallEdits(biases=[bias])) is None
     call.softcap = 2.0

@@ -12,7 +12,7 @@ from sinkscope.attention.call import Call
 from sinkscope.attention.masks import from_call
 from sinkscope.attention.primitives import Tally
 from sinkscope.attention.tile import Tile
-from sinkscope.attention.view import Context, Wants
+from sinkscope.attention.view import Ask, Context, Wants
 from sinkscope.edits.conditional import MoveShare
 from sinkscope.engine.plan import Plan
 from sinkscope.errors import EditError
@@ -54,7 +54,7 @@ def under(edit, weights, roles=None, sinks=None):
     plan = Plan([edit], tower, None, batch)
     edits = plan.call_edits(0, call)
     context = Context(batch.real, torch.zeros(1, n).long(), (0,))
-    return attend(call, Wants(maps=(0,)), context, edits)[1].maps[0, 0].numpy(), plan.tallies[0]
+    return attend(call, Wants(Ask("map", {"heads": (0,)})), context, edits)[1]["map"][0, 0].numpy(), plan.tallies[0]
 
 
 def test_zerotuning_vectors():

@@ -82,8 +82,8 @@ class DampBusyHeads(AttentionEdit):
     share: float = 0.5
 
     def change_attention(self, call: EditedCall) -> None:
-        stats = call.statistics("key_mass")
-        mass = stats.key_sum / stats.key_viewers.clamp(min=1)[:, None]
+        stats = call.statistics("key_sum", "key_viewers")
+        mass = stats["key_sum"] / stats["key_viewers"].clamp(min=1)[:, None]
         busy = (mass > self.share).any(-1)
         if bool(busy.any()):
             call.fire(int(busy.sum()))

@@ -9,7 +9,7 @@ from sinkscope.attention.blockwise import attend
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.masks import from_call
-from sinkscope.attention.view import Context, Wants
+from sinkscope.attention.view import Ask, Context, Wants
 from sinkscope.errors import EditError
 from tests.edits.dense import Reference, assert_close, dense_hidden, edited_hidden, model_and_prompts
 
@@ -112,9 +112,10 @@ def one_row(logits, edits: CallEdits | None = None, normaliser="softmax"):
     eye = torch.eye(n).view(1, 1, n, n)
     mask, _ = from_call(None, query, eye, False)
     context = Context(torch.ones(1, n).bool(), torch.zeros(1, n).long(), (0,))
-    out, stats = attend(Call(query, eye, eye, mask, 1.0, normaliser=normaliser), Wants(maps=(0,)), context, edits)
-    torch.testing.assert_close(out[0, 0, 0], stats.maps[0, 0, 0])
-    return stats.maps[0, 0, 0].numpy()
+    call, asked = Call(query, eye, eye, mask, 1.0, normaliser=normaliser), Wants(Ask("map", {"heads": (0,)}))
+    out, stats = attend(call, asked, context, edits)
+    torch.testing.assert_close(out[0, 0, 0], stats["map"][0, 0, 0])
+    return stats["map"][0, 0, 0].numpy()
 
 
 def test_vector_of_the_sheet():

@@ -53,14 +53,15 @@ def test_the_pass_of_each_layer_is_asked_for_what_the_probes_need(model, prompts
     forward = model.backend.forward
 
     def look(inputs, tower, instruments, *rest, **kwargs):
-        asked.append({layer: (sorted(w.names), w.maps) for layer, w in instruments.wants.items()})
+        asked.append({n: {a.name: dict(a.of) for a in w.asks.values()} for n, w in instruments.wants.items()})
         return forward(inputs, tower, instruments, *rest, **kwargs)
 
     monkeypatch.setattr(model.backend, "forward", look)
     sk.run(model, prompts, [sk.AttentionMap(layers=[1], heads=[2])], batch_size=3)
     sk.run(model, prompts, [sk.ResidualNorm()], batch_size=3)
     sk.run(model, prompts, [sk.KeyMass(), sk.ValueNorm()], batch_size=3)
-    assert asked == [{1: ([], (2,))}, {}, dict.fromkeys(range(3), (["key_mass", "value_norm"], ()))]
+    every = {"key_sum": {}, "key_viewers": {}, "value_norm": {}}
+    assert asked == [{1: {"map": {"heads": (2,)}}}, {}, dict.fromkeys(range(3), every)]
 
 
 class Odd:
@@ -162,7 +163,7 @@ def test_the_provenance_of_a_reading(model, prompts):
     assert attrs["key0"] == prompts.key0
     assert attrs["seed"] == torch.initial_seed()
     assert json.loads(attrs["probes"]) == [
-        {"probe": "KeyMass", "keys": None}, {"probe": "MassiveActivations", "top": 3},
+        {"probe": "KeyMass", "keys": None, "queries": None}, {"probe": "MassiveActivations", "top": 3},
     ]  # fmt: skip
     assert set(json.loads(attrs["definitions"])) == set(reading.data_vars)
     assert "T" in attrs["created"]

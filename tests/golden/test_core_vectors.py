@@ -13,10 +13,11 @@ import torch
 from transformers.masking_utils import causal_mask_function
 
 import sinkscope as sk
+from sinkscope import registry
 from sinkscope.attention.blockwise import attend
 from sinkscope.attention.call import Call
 from sinkscope.attention.masks import MaskSpec
-from sinkscope.attention.view import NAMES, Context, Wants
+from sinkscope.attention.view import Ask, Context, Wants
 
 A5 = [
     [1, 0, 0, 0, 0],
@@ -50,14 +51,16 @@ def statistics(call, roles=None, maxima=()):
     keys = call.key.shape[2]
     roles = torch.zeros(1, keys, dtype=torch.long) if roles is None else torch.tensor([roles])
     context = Context(torch.ones(1, keys, dtype=torch.bool), roles, (0, 1, 2))
-    wants = Wants(frozenset(NAMES), tuple(torch.tensor([m]) for m in maxima), tuple(range(call.query.shape[1])))
+    plain = [name for name in registry.names("statistic") if name not in ("max_weight", "map")]
+    largest = [Ask("max_weight", {"keys": torch.tensor([m])}) for m in maxima]
+    wants = Wants(*plain, *largest, Ask("map", {"heads": tuple(range(call.query.shape[1]))}))
     return attend(call, wants, context)[1]
 
 
 def test_gu_importance_scores():
     """Gu et al. 2025: alpha_k is the mean over rows i >= k, the first row and the diagonal included."""
     stats = statistics(call_of(A5, GU_H1))
-    alpha = stats.key_sum / stats.key_viewers[:, None]
+    alpha = stats["key_sum"] / stats["key_viewers"][:, None]
     assert alpha[0, 0].tolist() == pytest.approx([0.66, 0.125, 0.35, 0.05, 0.05], abs=1e-6)
     assert alpha[0, 1].tolist() == pytest.approx([0.26, 0.325, 1 / 3, 0.4, 0.6], abs=1e-6)
     scene = SimpleNamespace()
@@ -67,14 +70,14 @@ def test_gu_importance_scores():
 def test_gu_sink_rates_follow_from_the_scores():
     """Share of heads above the threshold, per position, for the thresholds of the sheet."""
     stats = statistics(call_of(A5, GU_H1))
-    alpha = (stats.key_sum / stats.key_viewers[:, None])[0]
+    alpha = (stats["key_sum"] / stats["key_viewers"][:, None])[0]
     expected = {0.2: [100, 50, 100, 50, 50], 0.3: [50, 50, 100, 50, 50], 0.5: [50, 0, 0, 0, 50]}
     for threshold, wanted in expected.items():
         assert (100 * (alpha > threshold).float().mean(0)).tolist() == wanted
 
 
 def test_the_maps_come_back():
-    torch.testing.assert_close(statistics(call_of(A5)).maps[0, 0], torch.tensor(A5), rtol=0, atol=1e-6)
+    torch.testing.assert_close(statistics(call_of(A5))["map"][0, 0], torch.tensor(A5), rtol=0, atol=1e-6)
 
 
 def test_guo_row_entropies():
@@ -123,11 +126,11 @@ def test_kang_contribution_factors_out_the_weight():
     norms = torch.einsum("hkd,hde->hke", call.value[0].double(), write).norm(dim=-1)
     roles = [0, 1, 1, 2, 1]
     wanted = oracle.contribution(torch.tensor([A5, GU_H1]).double(), call.value[0].double(), write, roles, 3)
-    found = oracle.role_share(stats.key_sum[0].double() * norms, roles, 3) / 5
+    found = oracle.role_share(stats["key_sum"][0].double() * norms, roles, 3) / 5
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_largest_weight_on_a_span():
     """The largest weight of A5's last row on keys 1..3 is that of key 2."""
     stats = statistics(call_of(A5), maxima=[[False, True, True, True, False]])
-    assert stats.maxima[0][0, 0].clamp(min=0).tolist() == pytest.approx([0, 0.2, 0.3, 0.35, 0.4], abs=1e-6)
+    assert stats["max_weight"][0, 0].clamp(min=0).tolist() == pytest.approx([0, 0.2, 0.3, 0.35, 0.4], abs=1e-6)

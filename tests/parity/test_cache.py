@@ -10,7 +10,7 @@ from sinkscope.attention import seam
 from sinkscope.attention.view import Context, Wants
 
 PREFILL, STEPS = 6, 7
-ROWS = Wants(frozenset({"entropy", "row_sum", "log_sum_exp", "key_mass"}))
+ROWS = Wants("entropy", "row_sum", "log_sum_exp", "key_sum", "key_viewers")
 
 
 def caches(name):
@@ -60,7 +60,7 @@ def test_decoding_step_by_step_equals_one_pass(name, left, kind):
         for statistic, expected in {
             "entropy": oracle.entropy(call.weights), "row_sum": call.weights.sum(-1), "log_sum_exp": call.log_sum_exp,
         }.items():  # fmt: skip
-            joined = torch.cat([getattr(part, statistic) for part in parts], -1)
+            joined = torch.cat([part[statistic] for part in parts], -1)
             assert_close(joined[live], expected[live], f"{name} {statistic}")
 
 
@@ -90,8 +90,8 @@ def test_a_window_evicts_the_first_key_of_the_cache():
     rows = []
     decode(net, ids, mask, caches("mistral")["dynamic"], lambda _m, s: rows.append(s))
     last = rows[-1]
-    assert last.key_sum.shape[-1] <= 5
-    torch.testing.assert_close(last.row_sum, torch.ones_like(last.row_sum))
+    assert last["key_sum"].shape[-1] <= 5
+    torch.testing.assert_close(last["row_sum"], torch.ones_like(last["row_sum"]))
 
 
 def test_rows_of_a_cached_step_are_not_cut_by_padding_of_the_context():
@@ -102,13 +102,13 @@ def test_rows_of_a_cached_step_are_not_cut_by_padding_of_the_context():
     with torch.no_grad():
         net(input_ids=ids[:, :7], attention_mask=mask[:, :7], past_key_values=cache)
     session = seam.Session(
-        wants=lambda _m: Wants(frozenset({"key_mass", "role_share"})),
+        wants=lambda _m: Wants("key_sum", "key_viewers", "role_share"),
         context=Context(mask.bool(), torch.zeros_like(mask), (0,)),
         collect=lambda _m, s: kept.append(s),
     )
     with torch.no_grad(), seam.entered(net, session):
         net(input_ids=ids[:, 7:], attention_mask=mask, past_key_values=cache)
     for stats in kept:
-        torch.testing.assert_close(stats.key_viewers, mask.float())
-        torch.testing.assert_close(stats.key_sum.sum(-1), torch.ones(2, 4))
-        torch.testing.assert_close(stats.role_share, torch.ones(2, 4, 1, 1))
+        torch.testing.assert_close(stats["key_viewers"], mask.float())
+        torch.testing.assert_close(stats["key_sum"].sum(-1), torch.ones(2, 4))
+        torch.testing.assert_close(stats["role_share"], torch.ones(2, 4, 1, 1))

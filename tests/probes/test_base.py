@@ -48,7 +48,7 @@ def test_descriptions_are_plain_json():
     assert json.loads(dumps(probes)) == [
         {"probe": "RoleShare", "queries": ["text", "user"]},
         {"probe": "AttentionMap", "layers": [0, 1], "heads": [1]},
-        {"probe": "KeyMass", "keys": "DataArray('prompt', 'key') with 2 selected"},
+        {"probe": "KeyMass", "keys": "DataArray('prompt', 'key') with 2 selected", "queries": None},
     ]
 
 

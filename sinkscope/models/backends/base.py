@@ -198,16 +198,18 @@ class Backend(Protocol):
 
 
 def add_written(
-    stats: LayerStats, site: AttentionSite, factor: Float[torch.Tensor, "head rank dim"] | None
+    stats: LayerStats, site: AttentionSite, factor_of: Callable[[AttentionSite], torch.Tensor | None]
 ) -> LayerStats:
-    """Fill in what each head writes for each key, from the weights and values of one call.
+    """Turn the values behind ``write_norm`` into norms of what each head writes for each key, (batch, head, key).
 
-    ``factor`` has per head a matrix R with |R v| = |W_O v|; None where there is no output projection.
+    ``factor_of`` gives per head a matrix R with |R v| = |W_O v|; None where there is no output projection.
     """
-    value, stats.value = stats.value, None
-    if value is None or factor is None or stats.key_sum is None:
+    if "write_norm" not in stats:
         return stats
-    value = value.float().repeat_interleave(site.heads // value.shape[1], dim=1)
-    norms = torch.linalg.vector_norm(torch.einsum("hde,bhke->bhkd", factor, value), dim=-1)
-    stats.written = stats.key_sum * norms
+    factor, value = factor_of(site), stats["write_norm"].float()
+    if factor is None:
+        del stats.values["write_norm"]
+        return stats
+    value = value.repeat_interleave(site.heads // value.shape[1], dim=1)
+    stats["write_norm"] = torch.linalg.vector_norm(torch.einsum("hde,bhke->bhkd", factor, value), dim=-1)
     return stats

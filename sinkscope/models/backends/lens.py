@@ -79,7 +79,7 @@ class LensBackend:
         self._check(instruments)
         collect = instruments.collect
         written = replace(
-            instruments, collect=lambda site, stats: collect(site, add_written(stats, site, self.write_factor(site)))
+            instruments, collect=lambda site, stats: collect(site, add_written(stats, site, self.write_factor))
         )
         hooks = attention_hooks(self.seats, written)
         residual = carried(instruments.residual)
@@ -108,7 +108,7 @@ class LensBackend:
         if instruments.edits is not None and not self.edits:
             raise EditError(self._no_edits())
         names = {name for wants in instruments.wants.values() for name in wants.names}
-        magnitudes = sorted(names & {"value_norm", "key_norm", "contribution"})
+        magnitudes = sorted(names & {"value_norm", "key_norm", "write_norm"})
         magnitudes += ["the residual stream"] if instruments.residual else []
         if magnitudes and getattr(self.bridge, "_weights_processed", False):
             raise UnsupportedModelError(

@@ -7,7 +7,7 @@ it is used. Delegated attention fires the pattern after the fact: it can be read
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,10 +16,10 @@ from jaxtyping import Bool, Float
 from sinkscope.attention.blockwise import attend
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
-from sinkscope.attention.dense import add_values, reduce_map
+from sinkscope.attention.dense import reduce_map
 from sinkscope.attention.masks import from_call
 from sinkscope.attention.rows import RowEdits
-from sinkscope.attention.view import Context, LayerStats, Wants
+from sinkscope.attention.view import Ask, Context, LayerStats, Wants
 from sinkscope.errors import EditError, UnsupportedModelError
 from sinkscope.models.backends.base import AttentionSite, Instruments, ResidualHook
 
@@ -75,7 +75,7 @@ class _Layer:
     def __init__(self, seat: Seat, wants: Wants, instruments: Instruments) -> None:
         self.seat, self.wants, self.instruments = seat, wants, instruments
         self.value: torch.Tensor | None = None
-        self.key_norm: torch.Tensor | None = None
+        self.key: torch.Tensor | None = None
         self.scores: torch.Tensor | None = None
         self.output: torch.Tensor | None = None
         if "log_sum_exp" in wants and not seat.live:
@@ -106,7 +106,7 @@ class _Layer:
         self.value = (value if limit is None else value.clamp(-limit, limit)).transpose(1, 2)
 
     def _on_key(self, tensor: Float[torch.Tensor, "batch key kv_head dim"], hook: Any) -> None:
-        self.key_norm = torch.linalg.vector_norm(tensor.detach().float(), dim=-1).transpose(1, 2)
+        self.key = tensor.detach().transpose(1, 2)
 
     def _on_scores(self, tensor: Float[torch.Tensor, "batch head query key"], hook: Any) -> None:
         self.scores = tensor
@@ -122,12 +122,12 @@ class _Layer:
         if call is not None and edits:
             stats, changed = self._edited(call, edits, context)
         else:
-            stats, changed = reduce_map(weights, self.value, self.wants, context, visible), None
-            if "log_sum_exp" in self.wants and self.scores is not None:
-                hidden = ~visible[:, None]
-                stats.log_sum_exp = self.scores.detach().float().masked_fill(hidden, -torch.inf).logsumexp(-1)
-        stats.key_norm = self.key_norm
-        self.value = self.scores = self.key_norm = None
+            lse = None
+            if self.wants.log_sum_exp_needed and self.scores is not None:
+                lse = self.scores.detach().float().masked_fill(~visible[:, None], -torch.inf).logsumexp(-1)
+            vectors = (self.key, self.value.detach())
+            stats, changed = reduce_map(weights, self.wants, context, visible, vectors=vectors, lse=lse), None
+        self.value = self.scores = self.key = None
         if self.wants.anything:
             self.instruments.collect(self.seat.site, stats)
         return changed
@@ -151,8 +151,8 @@ class _Layer:
         """The layer as one attention call: its bias holds the logits, queries and keys are mere shapes."""
         assert self.value is not None
         assert self.scores is not None
-        query = self.value.new_zeros(*weights.shape[:3], self.value.shape[-1])
-        key = torch.zeros_like(self.value)
+        key = torch.zeros_like(self.value) if self.key is None else self.key
+        query = self.value.new_zeros(*weights.shape[:3], key.shape[-1])
         mask, _ = from_call(visible[:, None], query, key, causal=False)
         bias = self.scores.float().masked_fill(~visible[:, None], 0.0)
         sinks = getattr(self.seat.module.original_component, "sinks", None)
@@ -160,17 +160,14 @@ class _Layer:
 
     def _edited(self, call: Call, edits: CallEdits | RowEdits, context: Context) -> tuple[LayerStats, torch.Tensor]:
         """Run the edited call, keep its output for ``hook_z``, and return statistics and the new pattern."""
-        every = replace(self.wants, maps=tuple(range(self.seat.site.heads)))
+        every = Ask("map", {"heads": tuple(range(self.seat.site.heads))})
+        wants = Wants(*self.wants.asks.values(), every)
         if isinstance(edits, RowEdits):
-            self.output, stats = edits.attend(call, every, context, attend)
+            self.output, stats = edits.attend(call, wants, context, attend)
         else:
-            self.output, stats = attend(call, every, context, edits)
-        pattern = stats.maps
-        assert pattern is not None
-        stats.maps = pattern[:, list(self.wants.maps)] if self.wants.maps else None
-        stats.path = "dense"
-        add_values(stats, call.value, self.wants)
-        return stats, pattern.to(call.value.dtype)
+            self.output, stats = attend(call, wants, context, edits)
+        pattern = stats.values.pop(wants.add(every))
+        return LayerStats(stats.values, "dense"), pattern.to(call.value.dtype)
 
     def _visible(
         self, weights: Float[torch.Tensor, "batch head query key"], context: Context

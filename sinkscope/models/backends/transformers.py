@@ -183,9 +183,8 @@ class _Collector:
         if self.pending is not None:
             site, calls = self.pending
             self.pending = None
-            stats = join(calls)
-            if stats.value is not None:
-                add_written(stats, site, self.factor_of(site))
+            stats = join(calls, self.instruments.wants[site.layer])
+            add_written(stats, site, self.factor_of)
             self.instruments.collect(site, stats)
 
 

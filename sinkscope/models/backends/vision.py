@@ -128,9 +128,7 @@ class Portions:
 
     def wants(self, module: torch.nn.Module) -> Wants:
         """What is wanted of this call's keys."""
-        wants = self._wants(module)
-        few = None if wants.few is None else self._cut(wants.few)
-        return replace(wants, maxima=tuple(self._cut(mask) for mask in wants.maxima), few=few)
+        return self._wants(module).cut(self._cut)
 
     def edits(self, module: torch.nn.Module, call: Call) -> Any:
         """What is changed in this call: its mask says where its tokens stand."""

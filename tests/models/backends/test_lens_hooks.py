@@ -122,12 +122,12 @@ def test_a_mask_that_cannot_be_told_is_an_error():
     """GPT-Neo's local layers hide keys by a buffer of their own, which the count of viewers must follow."""
     backend = bridged("gpt_neo").backend
     tower, batch = backend.towers["text"], prompts("gpt_neo").batch(range(3))
-    wants = {1: Wants(frozenset({"key_mass"}))}
+    wants = {1: Wants("key_sum", "key_viewers")}
     context = Context(batch.real, batch.roles.long(), (3,))
     kept = []
     with torch.no_grad():
         backend.forward(batch.inputs, tower, Instruments(wants, context, collect=lambda _l, s: kept.append(s)))
-        viewers = kept[0].key_viewers[0]
+        viewers = kept[0]["key_viewers"][0]
         assert viewers.tolist() == [min(5, len(LISTS[0]) - key) for key in range(len(LISTS[0]))]
         context.real[0, 0] = False  # the model attends to this token all the same
         with pytest.raises(UnsupportedModelError, match=r"blocks\.1\.attn: a query attends to a key that this"):

@@ -58,9 +58,9 @@ def test_logits_are_made_only_as_far_as_asked(net, backend, asked, rows):
 def test_layers_hand_over_their_statistics_in_order(backend):
     found = []
     instruments = Instruments(
-        wants={0: Wants(frozenset({"entropy"})), 2: Wants(frozenset({"value_norm"}))},
+        wants={0: Wants("entropy"), 2: Wants("value_norm")},
         context=context(),
-        collect=lambda site, stats: found.append((site.layer, stats.entropy is not None, stats.value_norm is not None)),
+        collect=lambda site, stats: found.append((site.layer, "entropy" in stats, "value_norm" in stats)),
     )
     out = backend.forward({"input_ids": IDS}, backend.towers["text"], instruments)
     assert found == [(0, True, False), (2, False, True)]
