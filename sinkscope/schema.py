@@ -10,6 +10,7 @@ it returns, ``open`` on load. No torch here, so a reading can be checked, drawn 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -167,13 +168,21 @@ def concat(readings: Sequence[xr.Dataset], dim: str = "prompt") -> xr.Dataset:
     """Join readings of one model along ``dim``; shorter ones are padded with NaN, labels are made unique.
 
     Raises:
-        SchemaError: nothing to join, or the readings come from different models.
+        SchemaError: nothing to join, or the readings come from different models, or were made in different ways: under
+            other edits, in another dtype or tower. One attribute cannot speak for both.
     """
     if not readings:
         raise SchemaError("concat: no readings given. Pass at least one.")
     prints = {ds.attrs.get("model_fingerprint") for ds in readings}
     if len(prints) > 1:
         raise SchemaError(f"concat: readings of {len(prints)} different models. Join readings of one model only.")
+    for name in ("edits", "dtype", "tower", "backend") if dim == "prompt" else ():
+        found = list(dict.fromkeys(str(ds.attrs.get(name, "")) for ds in readings))
+        if len(found) > 1:
+            raise SchemaError(
+                f"concat: the readings differ in {name}: {' and '.join(repr(text[:60]) for text in found[:2])}. Join "
+                "those made in one way; for runs under several edits use sinkscope.sweep, which has a dim for them."
+            )
     joined = xr.concat(
         _same_lengths(readings), dim=dim, join="outer", data_vars="all", coords="different", compat="equals",
         combine_attrs="override",
@@ -181,8 +190,10 @@ def concat(readings: Sequence[xr.Dataset], dim: str = "prompt") -> xr.Dataset:
     for name, blank in (("token", ""), ("token_role", "pad")):
         if name in joined.coords:
             joined[name] = joined[name].fillna(blank).astype(str)
-    if dim == "prompt":
+    if dim == "prompt" and len(readings) > 1:
         joined = joined.assign_coords(prompt=np.arange(joined.sizes["prompt"]))
+        parts = "".join(str(ds.attrs.get("prompts_hash", "")) for ds in readings)
+        joined.attrs["prompts_hash"] = hashlib.sha256(parts.encode()).hexdigest()
     return validate(joined)
 
 

@@ -202,6 +202,17 @@ def test_readings_of_two_models_are_not_joined(model, reading):
         schema.concat([reading[["key_mass"]], second])
 
 
+def test_readings_under_other_edits_are_not_joined(model):
+    prompts = sk.Prompts.from_ids([[1, 5, 6], [1, 8, 9]], model)
+    plain = sk.run(model, prompts, [sk.KeyMass()])
+    masked = sk.run(model, prompts, [sk.KeyMass()], [sk.MaskKeys("first")])
+    with pytest.raises(SchemaError, match=r"concat: the readings differ in edits: '\[\]' and .*MaskKeys.* Join"):
+        schema.concat([plain, masked])
+    joined = schema.concat([masked, masked])
+    assert joined.attrs["edits"] == masked.attrs["edits"]
+    assert joined.attrs["prompts_hash"] != masked.attrs["prompts_hash"]
+
+
 def test_a_table_has_one_row_per_number(reading):
     table = schema.to_dataframe(reading, "key_mass")
     assert len(table) == 3 * 4 * (4 + 2)

@@ -108,7 +108,7 @@ class Shelf:
         """Make the reading's variables and coordinates."""
         data = {name: (self._dims(name), array, _attrs(self.variables[name])) for name, array in self.arrays.items()}
         ds = xr.Dataset(data)
-        ds = ds.assign_coords(prompt=np.arange(len(self.lengths)))
+        ds = ds.assign_coords(prompt=np.arange(len(self.lengths)), prompt_hash=("prompt", prompts.prompt_digests()))
         if "layer" in ds.dims:
             layers = list(self.map_layers or ()) if self._maps_alone() else list(range(self.tower.depth))
             ds = ds.assign_coords(layer=layers, block_kind=("layer", [self.tower.kind(layer) for layer in layers]))

@@ -163,13 +163,30 @@ def _pick(readings: xr.Dataset | xr.DataArray, variable: str | None) -> xr.DataA
     return readings[variable]
 
 
+def _check_prompts(values: xr.DataArray, other: xr.DataArray) -> None:
+    """Refuse to pair numbers of different prompts: place 3 of one list and place 3 of another are no pair."""
+    if any("prompt_hash" not in array.coords or "prompt" not in array.dims for array in (values, other)):
+        return
+    first, second = (array["prompt_hash"].values for array in (values, other))
+    if first.shape == second.shape and (first != second).any():
+        which = int(np.flatnonzero(first != second)[0])
+        raise MetricError(
+            f"compare: prompt {which} of the readings is not prompt {which} of 'to' ({int((first != second).sum())} of "
+            f"{len(first)} differ in tokens, roles or images), so they are no pairs. Read the same prompts in both; "
+            "where the pairs are meant (two tokenizers, a changed word), drop the coordinate: "
+            "values.drop_vars('prompt_hash')."
+        )
+
+
 def _pair(
     values: xr.DataArray, to: str | xr.Dataset | xr.DataArray, variable: str | None
 ) -> tuple[xr.DataArray, xr.DataArray]:
     """Give the values and what they are compared with, without coordinates that are not dims."""
     plain = values.reset_coords(drop=True)
     if not isinstance(to, str):
-        other = _pick(to, variable).reset_coords(drop=True)
+        other = _pick(to, variable)
+        _check_prompts(values, other)
+        other = other.reset_coords(drop=True)
         extra = [dim for dim in other.dims if dim not in plain.dims]
         if extra:
             raise MetricError(f"compare: 'to' has the dims {extra}, which the readings lack. Select one label of them.")

@@ -116,14 +116,29 @@ class PromptFields:
     def digest(self) -> str:
         """SHA-256 of everything the model is given and of the roles, in hex."""
         total = hashlib.sha256()
-        for row, role, extra in zip(self.ids, self.roles, self.extras, strict=True):
-            total.update(f"{len(row)};".encode())
-            total.update(np.ascontiguousarray(row, dtype="<i8").tobytes())
-            total.update(np.ascontiguousarray(role, dtype="i1").tobytes())
-            _hash_tensors(total, extra)
+        for index in range(len(self.ids)):
+            self._hash_prompt(total, index)
         if self.whole is not None:
             _hash_tensors(total, self.whole)
         return total.hexdigest()
+
+    def prompt_digests(self) -> list[str]:
+        """Give for each prompt 16 digits of a SHA-256 of its tokens, roles and images: what pairs readings."""
+        found = []
+        for index in range(len(self.ids)):
+            total = hashlib.sha256()
+            self._hash_prompt(total, index)
+            if self.whole is not None:
+                _hash_tensors(total, self.whole)
+            found.append(total.hexdigest()[:16])
+        return found
+
+    def _hash_prompt(self, total: Any, index: int) -> None:
+        row = self.ids[index]
+        total.update(f"{len(row)};".encode())
+        total.update(np.ascontiguousarray(row, dtype="<i8").tobytes())
+        total.update(np.ascontiguousarray(self.roles[index], dtype="i1").tobytes())
+        _hash_tensors(total, self.extras[index])
 
     def subset(self, indices: Sequence[int]) -> Self:
         """Give the prompts at ``indices``, in that order.

@@ -76,3 +76,15 @@ def test_coordinates_of_images_are_nan_where_there_is_no_patch():
     assert np.isnan(row[:5]).all()
     assert row[5:].tolist() == [r for r in range(4) for _ in range(4)]
     assert column[5:].tolist() == [c for _ in range(4) for c in range(4)]
+
+
+def test_each_prompt_carries_what_pairs_it(model):
+    ids = [[1, 5, 9], [1, 8, 30]]
+    first, again, other = (
+        sk.run(model, sk.Prompts.from_ids(each, model), [sk.TokenLoss()])["token_loss"].mean("query")
+        for each in (ids, ids, [ids[0], [1, 8, 31]])
+    )
+    assert first["prompt_hash"].values.tolist() == again["prompt_hash"].values.tolist()
+    assert int(sk.metrics.compare(first, to=again)["n"]) == 2
+    with pytest.raises(sk.MetricError, match=r"compare: prompt 1 of the readings is not prompt 1 of 'to' \(1 of 2"):
+        sk.metrics.compare(first, to=other)

@@ -192,3 +192,12 @@ def test_too_few_pairs_say_so():
     many = compare(loss(prompts=20), to="none", resampling=FAST)
     assert many.attrs["smallest_p"] == 2 / 1000
     assert float(many["p_value"].min()) >= many.attrs["smallest_p"]
+
+
+def test_readings_of_other_prompts_are_no_pairs():
+    values = xr.DataArray([1.0, 2.0, 4.0], dims="prompt", coords={"prompt_hash": ("prompt", ["a", "b", "c"])})
+    other = values.assign_coords(prompt_hash=("prompt", ["a", "x", "y"]))
+    with pytest.raises(MetricError, match=r"compare: prompt 1 of the readings is not prompt 1 of 'to' \(2 of 3 differ"):
+        compare(values, to=other)
+    assert int(compare(values, to=other.drop_vars("prompt_hash"))["n"]) == 3
+    assert int(compare(values, to=values + 1)["n"]) == 3
