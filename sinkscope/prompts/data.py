@@ -124,7 +124,7 @@ class PromptFields:
 
     def prompt_digests(self) -> list[str]:
         """Give for each prompt 16 digits of a SHA-256 of its tokens, roles and images: what pairs readings."""
-        found = []
+        found: list[str] = []
         for index in range(len(self.ids)):
             total = hashlib.sha256()
             self._hash_prompt(total, index)
