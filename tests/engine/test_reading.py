@@ -28,8 +28,8 @@ def batch(real, indices):
 def test_rows_are_numbered_from_the_first_real_token_on_either_side(tower):
     shelf = Shelf([sk.Entropy()], tower, (2, 3, 1))
     values = torch.arange(24.0).reshape(2, 4, 3)
-    shelf.put({"entropy": values}, batch([[0, 1, 1], [1, 1, 1]], (0, 1)), layer=1)
-    shelf.put({"entropy": torch.full((1, 4, 2), 7.0)}, batch([[1, 0]], (2,)), layer=1)
+    shelf.put({"entropy": values}, batch([[0, 1, 1], [1, 1, 1]], (0, 1)), tower.attention[1])
+    shelf.put({"entropy": torch.full((1, 4, 2), 7.0)}, batch([[1, 0]], (2,)), tower.attention[1])
     found = shelf.arrays["entropy"]
     assert found.shape == (3, 3, 4, 3)
     assert found[0, 1, 0].tolist()[:2] == [1, 2]
@@ -43,7 +43,7 @@ def test_rows_are_numbered_from_the_first_real_token_on_either_side(tower):
 def test_both_axes_of_a_map_are_cut_to_the_real_tokens(tower):
     shelf = Shelf([sk.AttentionMap(layers=[2], heads=[1])], tower, (2,))
     values = torch.arange(9.0).reshape(1, 1, 3, 3)
-    shelf.put({"attention": values}, batch([[0, 1, 1]], (0,)), layer=2)
+    shelf.put({"attention": values}, batch([[0, 1, 1]], (0,)), tower.attention[2])
     assert shelf.arrays["attention"].tolist() == [[[[[4.0, 5.0], [7.0, 8.0]]]]]
 
 
