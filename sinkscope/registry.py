@@ -66,7 +66,7 @@ KINDS: dict[str, Kind] = {
     "figure": Kind("pictures of a reading", "sinkscope.report", SchemaError),
     "method": Kind("procedures of the papers", "sinkscope.methods", SinkscopeError),
     "task": Kind("questions with known answers", "sinkscope.tasks", PromptError),
-    "source": Kind("where models come from", "sinkscope.models.sources", ModelError),
+    "source": Kind("where models come from", "sinkscope.models.sources.named", ModelError),
 }
 """Every kind by name."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -15,24 +14,28 @@ from sinkscope import registry, zoo
 from sinkscope.models.sources import dinov2, gguf
 from sinkscope.models.sources.base import Checkpoint, ModelSource
 
-SOURCES: Mapping[str, ModelSource] = registry.Table("source")
-"""Every named model but the zoo's, by its name; those of other packages too."""
+SOURCES = registry.Table("source")
+"""Every model that has a name, those of other packages included, by that name."""
 
 
 def register(source: type[ModelSource]) -> type[ModelSource]:
     """Make a model known by its name; a class decorator.
 
     Raises:
-        ModelError: another class has this name.
+        ModelError: another source has this name.
     """
-    where = f"{source.__module__}.{source.__qualname__}"
-    registry.register("source", source(), source.name, summary=source.description, module=where)
+    _add(source())
     return source
 
 
 def sources() -> list[ModelSource]:
-    """List every named model, the zoo's after the others."""
-    return [*SOURCES.values(), *(ZooModel(entry) for entry in zoo.entries())]
+    """List every named model, in the order in which they were added."""
+    return list(SOURCES.values())
+
+
+def _add(source: ModelSource) -> None:
+    module = type(source).__module__
+    registry.register("source", source, source.name, summary=source.description, module=module)
 
 
 def zoo_checkpoint(name: str) -> Checkpoint:
@@ -153,3 +156,7 @@ class ZooModel(ModelSource):
     def resolve(self) -> Checkpoint:
         """Give the folder, its files checked."""
         return zoo_checkpoint(self.name)
+
+
+for _entry in zoo.entries():
+    _add(ZooModel(_entry))
