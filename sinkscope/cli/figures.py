@@ -67,6 +67,45 @@ def draw_effects(change: xr.Dataset, source: xr.Dataset, controls: Sequence[str]
         holder.append(_figure(plot.effect_bars(effect, interval=(ordered["low"], ordered["high"]), title=title)))
 
 
+def draw_changes(change: xr.Dataset, source: xr.Dataset, controls: Sequence[str], target: Path) -> None:
+    """Draw what each edit of ``source`` costs in nats a token, on a symmetric logarithmic axis; controls are marked."""
+    from sinkscope import plot
+
+    ordered = change.sortby("difference")
+    names = [f"{label} (control)" if label in controls else str(label) for label in ordered["edit"].values]
+    ordered = ordered.assign_coords(edit=names)
+    effect = ordered["difference"].rename("change of the loss (nats a token)")
+    effect = plot.described(effect, source, "bars: mean over prompts, whiskers: 95% bootstrap interval")
+    with figure_file(target, "page") as holder:
+        axes = plot.effect_bars(
+            effect, interval=(ordered["low"], ordered["high"]), title="What each edit costs the prediction"
+        )
+        axes.set_xscale("symlog", linthresh=0.1)
+        holder.append(_figure(axes))
+
+
+def draw_stages(traced: xr.Dataset, source: xr.Dataset, target: Path) -> None:
+    """Draw the magnitude of the massive dimension at each block's output: first token, other tokens, median entry."""
+    import matplotlib.pyplot as plt
+
+    from sinkscope import plot
+
+    others = traced["others"]
+    with figure_file(target, "page") as holder:
+        figure, axes = plt.subplots(figsize=(8, 4))
+        axes.plot(traced["layer"], traced["value"], marker="o", label="first token (median of the prompts)")
+        depth = others["layer"].broadcast_like(others)
+        axes.plot(depth.values.ravel(), others.values.ravel(), ".", alpha=0.4, label="other tokens, each a dot")
+        axes.plot(traced["layer"], traced["median"], label="median of all dimensions")
+        axes.set(
+            yscale="log", xlabel="block", ylabel="magnitude at its output",
+            title=f"Dimension {traced.attrs['dim']} through the blocks",
+        )  # fmt: skip
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        plot.caption(figure, source)
+        holder.append(figure)
+
+
 def draw_overview(ds: xr.Dataset, sinks: Sinks | None, target: Path) -> None:
     """Draw three panels side by side: where the sink is, how its values are drained, what grows with depth."""
     import matplotlib.pyplot as plt
