@@ -99,14 +99,11 @@ def main(output: Path) -> bool:
 def pretrained(output: Path) -> xr.Dataset:
     """Measure the pretrained language model on the shipped texts: who is the sink, why, and what it is needed for."""
     texts, name = language_texts(), demo_language.NAME
-    _title(
-        f"A language model that people know: {SOURCES[name].description.partition(',')[0]}, on {len(texts)} short texts"
-    )
+    _title(f"A language model that people know: {SOURCES[name].description}, on {len(texts)} short texts")
     model = load(name, ModelOptions())
     prompts = Prompts.from_texts(texts, model)
-    ds = run(
-        model, prompts, [probe for probe in PROBES if not isinstance(probe, MassiveActivations)] + RANKED, batch_size=8
-    )
+    standard = [probe for probe in PROBES if not isinstance(probe, MassiveActivations)]
+    ds = run(model, prompts, [*standard, *RANKED], batch_size=8)
     told, sinks = findings(ds)
     for finding in told:
         _say(f"* {finding.heading}.", finding.text)
@@ -151,14 +148,16 @@ def language_model(output: Path) -> xr.Dataset:
 def carrier(model: Model, prompts: Prompts, ds: xr.Dataset, output: Path) -> xr.Dataset | None:
     """Ask by an edit which dimension carries the sink: zero each candidate at the first token before every layer.
 
-    Candidates are the dimensions that stand out; controls are as many drawn at random from the others. None where no
+    Candidates are the dimensions that stand out; controls are drawn at random from the others, 8 in all. None where no
     dimension stands out.
     """
     dims = [int(d) for d in massive_dims(ds, "relative")["dim"].values[:CANDIDATES]]
     if not dims:
         return None
     others = np.setdiff1d(np.arange(int(ds.attrs["d_model"])), dims)
-    controls = sorted(int(d) for d in np.random.default_rng(0).choice(others, len(dims), replace=False))
+    controls = sorted(
+        int(d) for d in np.random.default_rng(0).choice(others, 2 * CANDIDATES - len(dims), replace=False)
+    )
     sites = [site for site in ds["site"].values.tolist() if not site.endswith(".mid")][:-1]
     zeroed = {f"dim {d}": [SetActivations(site, dims=[d]) for site in sites] for d in [*dims, *controls]}
     swept = sweep(model, prompts, {"none": [], **zeroed}, [KeyMass(keys="first")], executor="serial", batch_size=8)
@@ -176,8 +175,9 @@ def carrier(model: Model, prompts: Prompts, ds: xr.Dataset, output: Path) -> xr.
         f"Setting {top} to zero at the first token, before every layer, takes its attention from {percent(before)} to "
         f"{percent(float(after.sel(edit=top)))} (change {100 * low:.1f} to {100 * high:.1f} points, 95% interval over "
         f"{int(change['n'].sel(edit=top))} texts). Each of {rest.sizes['edit']} other dimensions leaves it between "
-        f"{percent(float(rest.min()))} and {percent(float(rest.max()))}: {', '.join(map(str, dims[1:]))}, which also "
-        f"stand out, and {', '.join(map(str, controls))}, drawn at random.",
+        f"{percent(float(rest.min()))} and {percent(float(rest.max()))}: "
+        + (f"{', '.join(map(str, dims[1:]))}, which also stand out, and " if dims[1:] else "")
+        + f"{', '.join(map(str, controls))}, drawn at random.",
     )
     return swept
 

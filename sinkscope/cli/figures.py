@@ -74,7 +74,7 @@ def draw_changes(change: xr.Dataset, source: xr.Dataset, controls: Sequence[str]
     ordered = change.sortby("difference")
     names = [f"{label} (control)" if label in controls else str(label) for label in ordered["edit"].values]
     ordered = ordered.assign_coords(edit=names)
-    effect = ordered["difference"].rename("change of the loss (nats a token)")
+    effect = ordered["difference"].rename("change of the loss per token")
     effect = plot.described(effect, source, "bars: mean over prompts, whiskers: 95% bootstrap interval")
     with figure_file(target, "page") as holder:
         axes = plot.effect_bars(

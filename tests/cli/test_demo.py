@@ -8,6 +8,7 @@ import pytest
 import sinkscope as sk
 from sinkscope import cli, schema
 from sinkscope.cli import demo
+from sinkscope.models.sources import SOURCES
 from sinkscope.report.text import percent
 from sinkscope.testing import planted_sink
 
@@ -33,7 +34,9 @@ def test_it_writes_readings_figures_and_reports(said: str, output: Path) -> None
     figures = {path.stem for path in output.glob("*.png")}
     assert len(figures) >= 6
     assert {"minilm-overview", "minilm-sink-map", "minilm-attention-map", "planted-sink-map"} <= figures
-    assert {path.name for path in output.glob("*.html")} == {"minilm.html", "lm-python.html", "planted.html"}
+    pretrained = {"smollm2-135m.html"} if SOURCES["smollm2-135m"].here() else set()
+    pages = {path.name for path in output.glob("*.html")}
+    assert pages == {"minilm.html", "lm-python.html", "planted.html", *pretrained}
     assert schema.open(output / "minilm.nc").sizes["prompt"] == len(demo.demo_texts()) == 24
     assert len(demo.demo_code()) == 10
     assert str(output) in said
