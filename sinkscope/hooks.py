@@ -16,7 +16,7 @@ import xarray as xr
 from sinkscope.edits.text import dumps
 from sinkscope.engine.effect import EffectGuard, check_edits, require_editable
 from sinkscope.engine.plan import Plan
-from sinkscope.engine.reading import Shelf, provenance
+from sinkscope.engine.reading import ReadingBuilder, provenance
 from sinkscope.engine.run import check_request, find_tower, prepare
 from sinkscope.errors import EditError, ProbeError, PromptError, UnsupportedModelError
 from sinkscope.models.handle import Model, load_model
@@ -53,7 +53,7 @@ class FwdHooks:
         self._check()
         self._prompts: Prompts | None = None
         self._plan: Plan | None = None
-        self._shelf: Shelf | None = None
+        self._builder: ReadingBuilder | None = None
         self._active: dict[str, Callable[..., Any]] = {}
         names = [ENTRY, *self._points()]
         self.hooks: list[NamedHook] = [(name, self._begin if name == ENTRY else self._at(name)) for name in names]
@@ -65,12 +65,12 @@ class FwdHooks:
             ProbeError: the bridge has not been run with these hooks, or no probe was given.
             EditHasNoEffect: an edit touched nothing.
         """
-        if self._shelf is None or self._prompts is None or not self._probes:
+        if self._builder is None or self._prompts is None or not self._probes:
             raise ProbeError(
                 "FwdHooks.reading(): nothing was read. Give fwd_hooks some probes, run "
                 "bridge.run_with_hooks(tokens, fwd_hooks=hooks.hooks), then ask for the reading."
             )
-        ds = self._shelf.dataset(self._prompts)
+        ds = self._builder.dataset(self._prompts)
         edits = dumps(self._edits) if self._edits else "[]"
         ds.attrs = provenance(self._model, self._tower, self._prompts, self._probes, edits, {"dense"})
         guard = self._guard()
@@ -115,11 +115,11 @@ class FwdHooks:
             )
         prompts = self._asked or Prompts.from_ids(tokens.tolist(), self._model)
         batch = self._batch or prompts.batch(range(len(prompts)), tokens.device)
-        shelf = Shelf(self._probes, self._tower, prompts.lengths)
+        builder = ReadingBuilder(self._probes, self._tower, prompts.lengths)
         plan = Plan(self._edits, self._tower, prompts, batch) if self._edits else None
-        instruments, _ = prepare(self._model, self._tower, batch, self._probes, shelf, plan)
+        instruments, _ = prepare(self._model, self._tower, batch, self._probes, builder, plan)
         self._active = dict(self._backend.hooks(self._tower, instruments))
-        self._prompts, self._shelf, self._plan = prompts, shelf, plan
+        self._prompts, self._builder, self._plan = prompts, builder, plan
 
     def _at(self, name: str) -> Callable[..., Any]:
         def run(tensor: torch.Tensor, hook: Any) -> torch.Tensor | None:

@@ -21,7 +21,7 @@ from sinkscope.analysis import Study
 from sinkscope.edits import mean_activations
 
 
-class Entry(NamedTuple):
+class MassiveEntry(NamedTuple):
     """Where the largest activation lies, and how large it is."""
 
     site: str
@@ -32,7 +32,7 @@ class Entry(NamedTuple):
     varies: bool
 
 
-def largest(plain: xr.Dataset) -> Entry:
+def largest(plain: xr.Dataset) -> MassiveEntry:
     """The entry that is largest relative to the median, at the output of a block but the last."""
     first = plain.isel(rank=0).sel(site=[name for name in plain["site"].values if name.endswith("post")][:-1])
     ratio = (abs(first["top_value"]) / first["median_abs"]).mean("prompt")
@@ -40,7 +40,7 @@ def largest(plain: xr.Dataset) -> Entry:
     at = first.sel(site=site)
     dim, position = (int(np.bincount(at[name].values.astype(int)).argmax()) for name in ("top_dim", "top_position"))
     size, spread = float(at["top_value"].mean()), float(at["top_value"].std())
-    return Entry(site, dim, position, size, float(ratio.max()), spread > 1e-6 * abs(size))
+    return MassiveEntry(site, dim, position, size, float(ratio.max()), spread > 1e-6 * abs(size))
 
 
 def study_of(study: Study, model: sk.Model) -> None:

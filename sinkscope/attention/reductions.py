@@ -84,7 +84,7 @@ class RoleShares(RowStatistic):
         return self.roles.shares(part.weights, total, part.tile)
 
 
-class Entropy(RowStatistic):
+class RowEntropies(RowStatistic):
     """Entropy of each row in nats, over the keys alone."""
 
     name = "entropy"
@@ -102,7 +102,7 @@ class Entropy(RowStatistic):
         return (part.lse - products.sum(-1)).clamp(min=0.0)
 
 
-class RowSum(RowStatistic):
+class RowSums(RowStatistic):
     """Sum of each row; below 1 the rest is on no key."""
 
     name = "row_sum"
@@ -112,7 +112,7 @@ class RowSum(RowStatistic):
         return part.weights.sum(-1)
 
 
-class LogSumExp(RowStatistic):
+class LogSumExps(RowStatistic):
     """Log of the softmax denominator over the keys."""
 
     name = "log_sum_exp"
@@ -162,7 +162,7 @@ class Map(Statistic):
         return self.kept
 
 
-class ValueNorm(CallStatistic):
+class ValueNorms(CallStatistic):
     """l2 norm of each value vector, per key-value head."""
 
     name = "value_norm"
@@ -174,7 +174,7 @@ class ValueNorm(CallStatistic):
         return torch.linalg.vector_norm(self.facts.value.float(), dim=-1)
 
 
-class KeyNorm(CallStatistic):
+class KeyNorms(CallStatistic):
     """l2 norm of each key vector as attention sees it, per key-value head."""
 
     name = "key_norm"

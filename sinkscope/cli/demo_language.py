@@ -161,7 +161,9 @@ def secondary(found: list[Stage], ds: xr.Dataset) -> str:
     )
 
 
-def causal_edits(model: Model, prompts: Prompts, stage: Stage, layers: int) -> tuple[dict[str, list[Edit]], list[str]]:
+def causal_edits(
+    model: Model, prompts: Prompts, stage: Stage, layers: int
+) -> tuple[dict[str, Sequence[Edit]], list[str]]:
     """Make the edits of the causal test and name those that are controls.
 
     The massive dimension is changed where its last stage begins, at the first token: to zero, and to its mean over the
@@ -172,7 +174,7 @@ def causal_edits(model: Model, prompts: Prompts, stage: Stage, layers: int) -> t
     width = int(model.config.get_text_config().hidden_size)
     mean = mean_activations(model, prompts, site, stage.dim, batch_size=8)
     others = sorted(int(d) for d in draw.choice(np.setdiff1d(np.arange(width), [stage.dim]), CONTROLS, replace=False))
-    edits: dict[str, list[Edit]] = {
+    edits: dict[str, Sequence[Edit]] = {
         f"dim {stage.dim} to zero": [SetActivations(site, dims=[stage.dim])],
         f"dim {stage.dim} to its mean": [SetActivations(site, dims=[stage.dim], value=mean)],
     }

@@ -29,7 +29,7 @@ MAP_LIMIT = 1 << 30
 """Bytes of attention maps that a reading may hold."""
 
 
-class Shelf:
+class ReadingBuilder:
     """Arrays that grow into a reading. Everything starts as NaN, so what was never measured stays NaN."""
 
     def __init__(self, probes: Sequence[Probe], tower: Tower, lengths: Sequence[int]) -> None:

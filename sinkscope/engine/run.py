@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from sinkscope import registry
 from sinkscope.attention.view import Ask, Context, LayerStats, Wants
-from sinkscope.engine.reading import MAP_LIMIT, Shelf, provenance
+from sinkscope.engine.reading import MAP_LIMIT, ReadingBuilder, provenance
 from sinkscope.errors import ModelError, ProbeError, PromptError, UnsupportedModelError, did_you_mean
 from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower
 from sinkscope.probes.base import Probe, ProbeContext
@@ -54,10 +54,10 @@ def run(
     where = find_tower(model, tower)
     check_request(model, prompts, probes, where, batch_size)
     prompts = prompts.seen_by(inner_module(model, where), model)
-    shelf = Shelf(probes, where, prompts.lengths)
-    if shelf.map_bytes() > MAP_LIMIT:
+    builder = ReadingBuilder(probes, where, prompts.lengths)
+    if builder.map_bytes() > MAP_LIMIT:
         raise ProbeError(
-            f"AttentionMap: the maps would take {shelf.map_bytes() / 2**30:.1f} GiB, the limit is "
+            f"AttentionMap: the maps would take {builder.map_bytes() / 2**30:.1f} GiB, the limit is "
             f"{MAP_LIMIT / 2**30:.0f} GiB. Name fewer layers, heads or tokens, or run it without other probes."
         )
     paths: set[str] = set()
@@ -65,13 +65,13 @@ def run(
     with torch.no_grad(), model.evaluating():
         for batch in progress(batches(prompts, batch_size, model.device), len(prompts.spans(batch_size)), 1):
             plan = _plan(edits, where, prompts, batch)
-            output = read_batch(model, where, batch, probes, shelf, plan)
+            output = read_batch(model, where, batch, probes, builder, plan)
             paths |= output.paths
             if guard is not None:
                 guard.compare(batch, output, plan)
     if guard is not None:
         guard.verdict()
-    ds = shelf.dataset(prompts)
+    ds = builder.dataset(prompts)
     ds.attrs = provenance(model, where, prompts, probes, _edits_json(edits), paths)
     if guard is not None:
         ds.attrs |= guard.attributes()
@@ -157,33 +157,35 @@ def progress(items: Iterable[Batch], total: int, batch_size: int) -> Iterable[Ba
 
 
 def read_batch(
-    model: Model, tower: Tower, batch: Batch, probes: Sequence[Probe], shelf: Shelf, plan: Plan | None
+    model: Model, tower: Tower, batch: Batch, probes: Sequence[Probe], builder: ReadingBuilder, plan: Plan | None
 ) -> Output:
     """One forward pass: reads, reduces and stores what the probes ask."""
-    instruments, context = prepare(model, tower, batch, probes, shelf, plan)
+    instruments, context = prepare(model, tower, batch, probes, builder, plan)
     asked = {probe.logits for probe in probes if probe.logits}
     wanted = "all" if "all" in asked else next(iter(asked), None)
     output = model.backend.forward(batch.inputs, tower, instruments, wanted)
     check_finite(model, tower, batch, output)
-    store_outputs(model, probes, output, context, shelf)
+    store_outputs(model, probes, output, context, builder)
     return replace(output, logits=None)
 
 
-def store_outputs(model: Model, probes: Sequence[Probe], output: Output, context: ProbeContext, shelf: Shelf) -> None:
+def store_outputs(
+    model: Model, probes: Sequence[Probe], output: Output, context: ProbeContext, builder: ReadingBuilder
+) -> None:
     """Store what the probes take from the logits of a pass."""
     for probe in probes:
         if probe.logits:
             if output.logits is None:
                 raise _headless(model, probe)
-            shelf.put(probe.at_end(output.logits, context), context.batch)
+            builder.put(probe.at_end(output.logits, context), context.batch)
 
 
 def prepare(
-    model: Model, tower: Tower, batch: Batch, probes: Sequence[Probe], shelf: Shelf, plan: Plan | None
+    model: Model, tower: Tower, batch: Batch, probes: Sequence[Probe], builder: ReadingBuilder, plan: Plan | None
 ) -> tuple[Instruments, ProbeContext]:
-    """What one forward pass over ``batch`` shall read into ``shelf`` and change, and what the probes look at."""
+    """What one forward pass over ``batch`` shall read into ``builder`` and change, and what the probes look at."""
     context = ProbeContext(batch, tower)
-    reader = _Reader(model, tower, probes, shelf, context)
+    reader = _Reader(model, tower, probes, builder, context)
     instruments = Instruments(
         wants=reader.wants(),
         context=Context(batch.real, batch.roles.long(), ALL_ROLES),
@@ -200,12 +202,12 @@ def _merge(first: Any, second: Any) -> dict[str, list[Any]]:
 
 
 class _Reader:
-    """Hands each layer's and site's numbers to the probes and their results to the shelf."""
+    """Hands each layer's and site's numbers to the probes and their results to the builder."""
 
     def __init__(
-        self, model: Model, tower: Tower, probes: Sequence[Probe], shelf: Shelf, context: ProbeContext
+        self, model: Model, tower: Tower, probes: Sequence[Probe], builder: ReadingBuilder, context: ProbeContext
     ) -> None:
-        self.model, self.tower, self.probes, self.shelf, self.context = model, tower, probes, shelf, context
+        self.model, self.tower, self.probes, self.builder, self.context = model, tower, probes, builder, context
         self.labels: dict[int, list[dict[str, str]]] = {}
 
     def wants(self) -> dict[int, Wants]:
@@ -232,7 +234,7 @@ class _Reader:
         """Reduce one attention call and store it."""
         for probe, labels in zip(self.probes, self.labels[at.layer], strict=True):
             if labels:
-                self.shelf.put(probe.at_layer(stats.named(labels), self.context, at.layer), self.context.batch, at)
+                self.builder.put(probe.at_layer(stats.named(labels), self.context, at.layer), self.context.batch, at)
 
     def residual(self) -> dict[str, list[Callable[[torch.Tensor], None]]]:
         """One reading hook per site that some probe reads."""
@@ -246,7 +248,7 @@ class _Reader:
     def _site_hook(self, readers: Sequence[Probe], index: int) -> Callable[[torch.Tensor], None]:
         def hook(hidden: torch.Tensor) -> None:
             for probe in readers:
-                self.shelf.put(probe.at_site(hidden.detach(), self.context), self.context.batch, index)
+                self.builder.put(probe.at_site(hidden.detach(), self.context), self.context.batch, index)
 
         return hook
 

@@ -17,10 +17,10 @@ from sinkscope.report.findings import Finding, findings
 from sinkscope.report.heads import head_data
 from sinkscope.report.images import views
 from sinkscope.report.pictures import pictures
-from sinkscope.report.sinks import Kind, Sinks, find_sinks
+from sinkscope.report.sinks import SinkKind, Sinks, find_sinks
 
 __all__ = [
-    "FIGURES", "Finding", "Kind", "Sinks", "available", "draw", "figure", "find_sinks", "findings", "pictures",
+    "FIGURES", "Finding", "SinkKind", "Sinks", "available", "draw", "figure", "find_sinks", "findings", "pictures",
     "write_report",
 ]  # fmt: skip
 

@@ -16,7 +16,7 @@ from sinkscope.report.text import quoted
 
 
 @dataclass(frozen=True)
-class Kind:
+class SinkKind:
     """One kind of token: the first token of the prompts, or all tokens with one string.
 
     ``heads`` is the share of (prompt, layer, head) for which a token of this kind is a sink; ``mass`` the mean
@@ -36,7 +36,7 @@ class Kind:
 class Sinks:
     """What was found: kinds with the strongest first, the tokens of that kind, and the threshold used."""
 
-    kinds: tuple[Kind, ...]
+    kinds: tuple[SinkKind, ...]
     mask: xr.DataArray
     threshold: float
     any_sink: float
@@ -124,12 +124,12 @@ def _kind_names(ds: xr.Dataset, real: np.ndarray) -> np.ndarray:
 
 def _kind(
     name: str, group: np.ndarray, hits: np.ndarray, mass: np.ndarray, roles: np.ndarray, chance: np.ndarray
-) -> Kind:
+) -> SinkKind:
     of_kind = np.broadcast_to(group[:, None, None], mass.shape)
     excess = [float(np.nanmean(mass[p][:, :, g]) - chance[p, g].mean()) for p, g in enumerate(group) if g.any()]
     values = mass[of_kind]
     values = values[np.isfinite(values)]
-    return Kind(
+    return SinkKind(
         name,
         ", ".join(dict.fromkeys(roles[group].tolist())),
         _share(hits & of_kind, mass),

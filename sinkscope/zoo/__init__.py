@@ -28,7 +28,7 @@ CURVES = Path(__file__).parent / "curves"
 
 
 @dataclass(frozen=True)
-class Entry:
+class ShippedModel:
     """One model of the zoo.
 
     Attributes:
@@ -44,13 +44,13 @@ class Entry:
     files: dict[str, str] = field(repr=False)
 
 
-def entries() -> list[Entry]:
+def entries() -> list[ShippedModel]:
     """List the models of the zoo by name; empty when none is shipped."""
     manifest = WEIGHTS / "manifest.json"
     if not manifest.exists():
         return []
     rows = json.loads(manifest.read_text(encoding="utf-8"))
-    return [Entry(name, **row) for name, row in sorted(rows.items())]
+    return [ShippedModel(name, **row) for name, row in sorted(rows.items())]
 
 
 def path(name: str) -> Path:
@@ -158,4 +158,4 @@ def _runs(name: str) -> dict[int, list[dict[str, Any]]]:
     return runs
 
 
-__all__ = ["CURVES", "WEIGHTS", "Entry", "card", "curve", "curves", "entries", "path", "recipe", "seeds"]
+__all__ = ["CURVES", "WEIGHTS", "ShippedModel", "card", "curve", "curves", "entries", "path", "recipe", "seeds"]

@@ -189,4 +189,4 @@ def test_many_tiles_give_what_one_tile_gives(monkeypatch):
     torch.testing.assert_close(tiles[0], whole[0])
     for name in ("key_sum", "entropy", "role_share", "map"):
         torch.testing.assert_close(tiles[1][name], whole[1][name], rtol=1e-6, atol=1e-6)
-    assert math.prod(tiles[1].entropy.shape) == 2 * 4 * 130
+    assert math.prod(tiles[1]["entropy"].shape) == 2 * 4 * 130

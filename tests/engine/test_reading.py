@@ -6,7 +6,7 @@ import torch
 
 import sinkscope as sk
 from sinkscope import testing
-from sinkscope.engine.reading import Shelf
+from sinkscope.engine.reading import ReadingBuilder
 from sinkscope.prompts import Batch
 
 
@@ -26,11 +26,11 @@ def batch(real, indices):
 
 
 def test_rows_are_numbered_from_the_first_real_token_on_either_side(tower):
-    shelf = Shelf([sk.Entropy()], tower, (2, 3, 1))
+    builder = ReadingBuilder([sk.Entropy()], tower, (2, 3, 1))
     values = torch.arange(24.0).reshape(2, 4, 3)
-    shelf.put({"entropy": values}, batch([[0, 1, 1], [1, 1, 1]], (0, 1)), tower.attention[1])
-    shelf.put({"entropy": torch.full((1, 4, 2), 7.0)}, batch([[1, 0]], (2,)), tower.attention[1])
-    found = shelf.arrays["entropy"]
+    builder.put({"entropy": values}, batch([[0, 1, 1], [1, 1, 1]], (0, 1)), tower.attention[1])
+    builder.put({"entropy": torch.full((1, 4, 2), 7.0)}, batch([[1, 0]], (2,)), tower.attention[1])
+    found = builder.arrays["entropy"]
     assert found.shape == (3, 3, 4, 3)
     assert found[0, 1, 0].tolist()[:2] == [1, 2]
     assert found[1, 1, 0].tolist() == [12, 13, 14]
@@ -41,17 +41,17 @@ def test_rows_are_numbered_from_the_first_real_token_on_either_side(tower):
 
 
 def test_both_axes_of_a_map_are_cut_to_the_real_tokens(tower):
-    shelf = Shelf([sk.AttentionMap(layers=[2], heads=[1])], tower, (2,))
+    builder = ReadingBuilder([sk.AttentionMap(layers=[2], heads=[1])], tower, (2,))
     values = torch.arange(9.0).reshape(1, 1, 3, 3)
-    shelf.put({"attention": values}, batch([[0, 1, 1]], (0,)), tower.attention[2])
-    assert shelf.arrays["attention"].tolist() == [[[[[4.0, 5.0], [7.0, 8.0]]]]]
+    builder.put({"attention": values}, batch([[0, 1, 1]], (0,)), tower.attention[2])
+    assert builder.arrays["attention"].tolist() == [[[[[4.0, 5.0], [7.0, 8.0]]]]]
 
 
 def test_the_size_of_maps_is_known_before(tower):
-    assert Shelf([sk.KeyMass()], tower, (5, 9)).map_bytes() == 0
-    alone = Shelf([sk.AttentionMap(layers=[0, 1], heads=[3]), sk.ResidualNorm()], tower, (5, 9))
+    assert ReadingBuilder([sk.KeyMass()], tower, (5, 9)).map_bytes() == 0
+    alone = ReadingBuilder([sk.AttentionMap(layers=[0, 1], heads=[3]), sk.ResidualNorm()], tower, (5, 9))
     assert alone.map_bytes() == 4 * 2 * 2 * 1 * 81
-    beside = Shelf([sk.AttentionMap(layers=[0, 1], heads=[3]), sk.KeyMass()], tower, (5, 9))
+    beside = ReadingBuilder([sk.AttentionMap(layers=[0, 1], heads=[3]), sk.KeyMass()], tower, (5, 9))
     assert beside.map_bytes() == 4 * 2 * 3 * 4 * 81
 
 

@@ -82,7 +82,7 @@ def test_the_maps_come_back():
 
 def test_guo_row_entropies():
     """Guo et al. 2024: row entropies of A5 over ln(i + 1) are [0, .721928, .817345, .789195, .784662]."""
-    entropy = statistics(call_of(A5)).entropy[0, 0]
+    entropy = statistics(call_of(A5))["entropy"][0, 0]
     scaled = [0.0, *(entropy[i].item() / math.log(i + 1) for i in range(1, 5))]
     assert scaled == pytest.approx([0, 0.721928, 0.817345, 0.789195, 0.784662], abs=2e-6)
     assert sum(scaled) / 5 == pytest.approx(0.622626, abs=2e-6)
@@ -92,7 +92,7 @@ def test_guo_row_entropies():
 def test_kang_visual_share_of_a_row():
     """Kang et al. 2025: visual positions 2..5 of the row hold 0.4 of it."""
     rows = [[1.0] + [0.0] * 7] * 7 + [KANG_ROW]
-    shares = statistics(call_of(rows), roles=[0, 1, 2, 2, 2, 2, 1, 1]).role_share[0, 0, -1]
+    shares = statistics(call_of(rows), roles=[0, 1, 2, 2, 2, 2, 1, 1])["role_share"][0, 0, -1]
     assert shares.tolist() == pytest.approx([0.40, 0.20, 0.40], abs=1e-6)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from sinkscope.engine.reading import Shelf, provenance
+from sinkscope.engine.reading import ReadingBuilder, provenance
 from sinkscope.engine.sweep.passes import Sweep
 from sinkscope.engine.sweep.variants import BASELINE, edits_json
 from sinkscope.errors import EditHasNoEffect
@@ -24,9 +24,9 @@ def assemble(sweep: Sweep, axes: Mapping[str, Sequence[Any]] | None) -> xr.Datas
     """
     _judge(sweep)
     arrays = _stack(sweep)
-    shelf = Shelf(sweep.probes, sweep.tower, sweep.prompts.lengths)
-    shelf.arrays = {name: array[0] for name, array in arrays.items()}
-    ds = shelf.dataset(sweep.prompts)
+    builder = ReadingBuilder(sweep.probes, sweep.tower, sweep.prompts.lengths)
+    builder.arrays = {name: array[0] for name, array in arrays.items()}
+    ds = builder.dataset(sweep.prompts)
     dims = {name: ds[name].dims for name in arrays}
     attrs = {name: ds[name].attrs for name in arrays}
     data: dict[str, Any] = {}

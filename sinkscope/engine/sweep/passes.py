@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from sinkscope.engine.effect import EffectGuard
-from sinkscope.engine.reading import MAP_LIMIT, Shelf
+from sinkscope.engine.reading import MAP_LIMIT, ReadingBuilder
 from sinkscope.engine.run import batches
 from sinkscope.engine.sweep import cache, executors
 from sinkscope.engine.sweep.runner import Result, Runner
@@ -85,7 +85,7 @@ class Sweep:
         Raises:
             ProbeError: the maps of all variants together are too large.
         """
-        maps = Shelf(self.probes, self.tower, self.prompts.lengths).map_bytes() * len(self.variants)
+        maps = ReadingBuilder(self.probes, self.tower, self.prompts.lengths).map_bytes() * len(self.variants)
         if maps > MAP_LIMIT:
             raise ProbeError(
                 f"AttentionMap: the maps of {len(self.variants)} variants would take {maps / 2**30:.1f} GiB, the limit "

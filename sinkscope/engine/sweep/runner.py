@@ -17,10 +17,10 @@ import torch
 
 from sinkscope.engine.effect import CLEAR
 from sinkscope.engine.plan import Plan
-from sinkscope.engine.reading import Shelf
+from sinkscope.engine.reading import ReadingBuilder
 from sinkscope.engine.run import check_finite, prepare, store_outputs
 from sinkscope.engine.sweep.restart import Extras, check_restart, find_blocks, recording, restarted
-from sinkscope.engine.sweep.stacking import RowShelf, StackedPlan, stack
+from sinkscope.engine.sweep.stacking import RowBuilder, StackedPlan, stack
 from sinkscope.engine.sweep.variants import Variant
 from sinkscope.models.backends.base import Instruments, Output, Tower
 from sinkscope.probes.base import Probe
@@ -104,11 +104,11 @@ class Runner:
         """The pass without edits over ``batch``; kept until another batch is asked for."""
         if self._plain is None or not _same(self._plain.batch, batch):
             self._plain = None
-            shelf = self._shelf(batch, 1)
+            builder = self._builder(batch, 1)
             with recording(self.blocks, () if self.why_not else self.starts) as (inputs, extras):
-                output = self._pass(batch, shelf, None, 0)
+                output = self._pass(batch, builder, None, 0)
             paths = tuple(sorted(output.paths))
-            self._plain = _PlainPass(batch, output.hidden, inputs, extras, shelf.arrays, paths)
+            self._plain = _PlainPass(batch, output.hidden, inputs, extras, builder.arrays, paths)
         return self._plain
 
     def compute(self, batch: Batch, variants: Sequence[Variant]) -> list[Result]:
@@ -124,19 +124,19 @@ class Runner:
 
     def _one(self, base: _PlainPass, variant: Variant) -> Result:
         plan = Plan(variant.edits, self.tower, None, base.batch)
-        shelf = self._shelf(base.batch, 1, base)
-        output = self._enter(base, base.batch, shelf, plan, variant.start or 0)
-        return self._result(base, variant, plan, shelf.arrays, output.hidden, output.paths)
+        builder = self._builder(base.batch, 1, base)
+        output = self._enter(base, base.batch, builder, plan, variant.start or 0)
+        return self._result(base, variant, plan, builder.arrays, output.hidden, output.paths)
 
     def _several(self, base: _PlainPass, variants: Sequence[Variant], start: int) -> list[Result]:
         count, rows = len(variants), len(base.batch.indices)
         plans = [Plan(variant.edits, self.tower, None, base.batch) for variant in variants]
-        shelf = self._shelf(base.batch, count, base)
-        output = self._enter(base, stack(base.batch, count), shelf, StackedPlan(plans, rows), start)
+        builder = self._builder(base.batch, count, base)
+        output = self._enter(base, stack(base.batch, count), builder, StackedPlan(plans, rows), start)
         results = []
         for i, (variant, plan) in enumerate(zip(variants, plans, strict=True)):
             at = slice(i * rows, (i + 1) * rows)
-            arrays = {name: array[at].copy() for name, array in shelf.arrays.items()}
+            arrays = {name: array[at].copy() for name, array in builder.arrays.items()}
             results.append(self._result(base, variant, plan, arrays, output.hidden[at], output.paths))
         return results
 
@@ -172,9 +172,11 @@ class Runner:
         with self._from(base, base.batch, variant.start or 0):
             return _real(self.model.backend.forward(base.batch.inputs, self.tower, instruments).hidden, base.batch.real)
 
-    def _enter(self, base: _PlainPass, batch: Batch, shelf: Shelf, plan: Plan | StackedPlan, start: int) -> Output:
+    def _enter(
+        self, base: _PlainPass, batch: Batch, builder: ReadingBuilder, plan: Plan | StackedPlan, start: int
+    ) -> Output:
         with self._from(base, batch, start):
-            return self._pass(batch, shelf, plan, 0 if self.why_not else start)
+            return self._pass(batch, builder, plan, 0 if self.why_not else start)
 
     def _from(self, base: _PlainPass, batch: Batch, start: int) -> Any:
         if self.why_not:
@@ -184,9 +186,9 @@ class Runner:
         hidden = stored if count == 1 else stored.repeat(count, *[1] * (stored.ndim - 1))
         return restarted(self.blocks, start, hidden, base.extras)
 
-    def _pass(self, batch: Batch, shelf: Shelf, plan: Plan | StackedPlan | None, start: int) -> Output:
+    def _pass(self, batch: Batch, builder: ReadingBuilder, plan: Plan | StackedPlan | None, start: int) -> Output:
         """One pass that reads blocks from ``start`` on."""
-        slots: Any = RowShelf(shelf)
+        slots: Any = RowBuilder(builder)
         instruments, scene = prepare(self.model, self.tower, batch, self.probes, slots, plan)  # type: ignore[arg-type]
         if start > 0:
             first = self.tower.site_names.index(f"{start - 1}.post")
@@ -203,15 +205,15 @@ class Runner:
         store_outputs(self.model, self.probes, output, scene, slots)
         return replace(output, logits=None)
 
-    def _shelf(self, batch: Batch, count: int, base: _PlainPass | None = None) -> Shelf:
-        """A shelf for ``count`` variants; what no pass writes keeps the numbers of the baseline."""
+    def _builder(self, batch: Batch, count: int, base: _PlainPass | None = None) -> ReadingBuilder:
+        """A builder for ``count`` variants; what no pass writes keeps the numbers of the baseline."""
         lengths = [int(n) for n in batch.real.sum(-1)] * count
-        shelf = Shelf(self.probes, self.tower, lengths)
+        builder = ReadingBuilder(self.probes, self.tower, lengths)
         if base is not None:
-            shelf.arrays = {
+            builder.arrays = {
                 name: np.tile(array, (count, *[1] * (array.ndim - 1))) for name, array in base.arrays.items()
             }
-        return shelf
+        return builder
 
     def _inner(self, batch: Batch) -> bool:
         return self.tower.name == "vision" and "input_ids" in batch.inputs

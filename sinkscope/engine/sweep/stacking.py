@@ -12,7 +12,7 @@ from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.rows import RowEdits, cut_call
 from sinkscope.engine.plan import Plan
-from sinkscope.engine.reading import Shelf
+from sinkscope.engine.reading import ReadingBuilder
 from sinkscope.models.backends.base import AttentionSite, ResidualHook
 from sinkscope.prompts import Batch
 
@@ -59,12 +59,12 @@ class StackedPlan:
         return hook
 
 
-class RowShelf:
-    """A shelf whose prompts are the rows of one pass, whatever prompts of the whole they are."""
+class RowBuilder:
+    """A builder whose prompts are the rows of one pass, whatever prompts of the whole they are."""
 
-    def __init__(self, shelf: Shelf) -> None:
-        self.shelf, self.lengths = shelf, shelf.lengths
+    def __init__(self, builder: ReadingBuilder) -> None:
+        self.builder, self.lengths = builder, builder.lengths
 
     def put(self, found: Any, batch: Batch, at: AttentionSite | int | None = None) -> None:
         """Store by row instead of by prompt."""
-        self.shelf.put(found, replace(batch, indices=tuple(range(len(batch.indices)))), at)
+        self.builder.put(found, replace(batch, indices=tuple(range(len(batch.indices)))), at)

@@ -18,7 +18,7 @@ import torch
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends.base import AttentionSite, Block, ResidualSite, Tower
 from sinkscope.models.backends.kinds import kind_of
-from sinkscope.models.backends.trial import Entry, Record, Seen, watch
+from sinkscope.models.backends.trial import ModuleCall, Record, Seen, watch
 
 MID_CANDIDATES = (
     "pre_feedforward_layernorm", "post_attention_layernorm", "pre_ff_layernorm", "channel_pre_norm", "ffn_norm",
@@ -142,7 +142,9 @@ def tower(model: torch.nn.Module, name: str, record: Record, calls: list[Seen]) 
     return Tower(name, tuple(sites), residual, first.shape[-1], blocks)
 
 
-def find_blocks(model: torch.nn.Module, record: Record, calls: Iterable[Seen]) -> tuple[list[Entry], list[Entry]]:
+def find_blocks(
+    model: torch.nn.Module, record: Record, calls: Iterable[Seen]
+) -> tuple[list[ModuleCall], list[ModuleCall]]:
     """All blocks of a stack in the order in which they run, and the block of each attention call.
 
     Args:
@@ -154,7 +156,7 @@ def find_blocks(model: torch.nn.Module, record: Record, calls: Iterable[Seen]) -
     attend = {id(entry) for call in record.calls for entry in call.by.chain}
     of_call = [_block_of(call, lists, attend) for call in calls]
     homes = {(id(block.parent), lists.get(id(block.module))) for block in of_call}
-    found: dict[int, Entry] = {}
+    found: dict[int, ModuleCall] = {}
     for block in of_call:
         siblings = block.parent.inside if block.parent is not None else record.outer
         for entry in siblings:
@@ -174,7 +176,7 @@ def _lists(model: torch.nn.Module) -> dict[int, int]:
     }
 
 
-def _block_of(call: Seen, lists: dict[int, int], attend: set[int]) -> Entry:
+def _block_of(call: Seen, lists: dict[int, int], attend: set[int]) -> ModuleCall:
     """The outermost list member that a call is made in: the transformer block.
 
     Where all members of a list further in attend, and are more than the attention module itself, the outer list holds
@@ -193,11 +195,11 @@ def _block_of(call: Seen, lists: dict[int, int], attend: set[int]) -> Entry:
     return block
 
 
-def _turn(record: Record, entry: Entry) -> int | None:
+def _turn(record: Record, entry: ModuleCall) -> int | None:
     return entry.number if record.runs[id(entry.module)] > 1 else None
 
 
-def _residual_sites(record: Record, entries: list[Entry], calls: list[list[Seen]]) -> Iterable[ResidualSite]:
+def _residual_sites(record: Record, entries: list[ModuleCall], calls: list[list[Seen]]) -> Iterable[ResidualSite]:
     yield _before(record, "embed", entries[0])
     for layer, entry in enumerate(entries):
         mid = _mid_of(entry, calls[layer])
@@ -214,11 +216,11 @@ def _residual_sites(record: Record, entries: list[Entry], calls: list[list[Seen]
             yield ResidualSite(f"{layer}.post", entry.path, False, _turn(record, entry))
 
 
-def _before(record: Record, name: str, entry: Entry) -> ResidualSite:
+def _before(record: Record, name: str, entry: ModuleCall) -> ResidualSite:
     return ResidualSite(name, entry.path, True, _turn(record, entry), entry.argument)
 
 
-def _mid_of(block: Entry, calls: list[Seen]) -> Entry | None:
+def _mid_of(block: ModuleCall, calls: list[Seen]) -> ModuleCall | None:
     """First candidate whose input is neither the block's input nor the mixer's input or raw output.
 
     A block with two attention modules has a stream between every two of its parts, and no one middle.
@@ -241,7 +243,7 @@ def _mid_of(block: Entry, calls: list[Seen]) -> Entry | None:
     return None
 
 
-def _mixer_ends(block: Entry, calls: list[Seen]) -> list[torch.Tensor | None]:
+def _mixer_ends(block: ModuleCall, calls: list[Seen]) -> list[torch.Tensor | None]:
     """What goes into and comes out of what mixes the tokens, before it is added to the stream."""
     if calls:
         output = calls[0].output
@@ -255,7 +257,7 @@ def _mixer_ends(block: Entry, calls: list[Seen]) -> list[torch.Tensor | None]:
     return [tensor for entry in mixers[:1] for tensor in (entry.given, entry.made)]
 
 
-def _all_inside(entry: Entry) -> Iterable[Entry]:
+def _all_inside(entry: ModuleCall) -> Iterable[ModuleCall]:
     for each in entry.inside:
         yield each
         yield from _all_inside(each)

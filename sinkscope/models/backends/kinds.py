@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
-from sinkscope.models.backends.trial import Entry, Seen
+from sinkscope.models.backends.trial import ModuleCall, Seen
 
 ATTENTION_FREE = (
     ("linear", r"delta|linear_?attn|linear_?attention|lightning|kda|retention"),
@@ -17,7 +17,7 @@ ATTENTION_FREE = (
 """Kinds of token mixers by the names of their classes and of the attributes that hold them, most telling first."""
 
 
-def kind_of(block: Entry, calls: Sequence[Seen], layer: int, depth: int) -> str:
+def kind_of(block: ModuleCall, calls: Sequence[Seen], layer: int, depth: int) -> str:
     """Name the kind of one block from what ran in it; where that tells nothing, from the configuration's own list.
 
     Args:
@@ -34,12 +34,12 @@ def kind_of(block: Entry, calls: Sequence[Seen], layer: int, depth: int) -> str:
     return f"{kind}+{other}" if other in ("linear", "ssm", "recurrent") else kind
 
 
-def _mixes(block: Entry, pattern: str) -> bool:
+def _mixes(block: ModuleCall, pattern: str) -> bool:
     found = re.compile(pattern, re.IGNORECASE)
     return any(found.search(name) for name in _names(block))
 
 
-def _names(block: Entry) -> Iterable[str]:
+def _names(block: ModuleCall) -> Iterable[str]:
     """Names of the parts of a block, two levels deep, with their classes less what all of the model's share."""
     whole = type(block.module).__name__
     for child in block.inside:

@@ -23,7 +23,7 @@ KEPT = 1 << 22
 
 
 @dataclass(eq=False)
-class Entry:
+class ModuleCall:
     """One run of one module: what it was given and made, how many tokens that had, and what ran inside.
 
     ``argument`` names the keyword that ``given`` came by, None where it stood first.
@@ -32,15 +32,15 @@ class Entry:
     module: torch.nn.Module
     path: str
     number: int
-    parent: Entry | None
+    parent: ModuleCall | None
     tokens: int = 0
     argument: str | None = None
     given: torch.Tensor | None = None
     made: torch.Tensor | None = None
-    inside: list[Entry] = field(default_factory=list)
+    inside: list[ModuleCall] = field(default_factory=list)
 
     @property
-    def chain(self) -> list[Entry]:
+    def chain(self) -> list[ModuleCall]:
         """The runs that this one is part of, the model's own first, this one last."""
         return [self] if self.parent is None else [*self.parent.chain, self]
 
@@ -49,7 +49,7 @@ class Entry:
 class Seen:
     """One attention call of the trial run; ``by`` is the run of the module that made it."""
 
-    by: Entry
+    by: ModuleCall
     heads: int
     kv_heads: int
     head_dim: int
@@ -67,16 +67,18 @@ class Record:
 
     paths: Mapping[int, str]
     calls: list[Seen] = field(default_factory=list)
-    outer: list[Entry] = field(default_factory=list)
+    outer: list[ModuleCall] = field(default_factory=list)
     runs: Counter[int] = field(default_factory=Counter)
-    _open: list[Entry] = field(default_factory=list)
+    _open: list[ModuleCall] = field(default_factory=list)
 
     def enter(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module starts."""
         argument, given = main_tensor(args, kwargs)
         parent = self._open[-1] if self._open else None
         tokens = 0 if given is None or given.ndim < 2 else given.shape[-2]
-        entry = Entry(module, self.paths[id(module)], self.runs[id(module)], parent, tokens, argument, _keep(given))
+        entry = ModuleCall(
+            module, self.paths[id(module)], self.runs[id(module)], parent, tokens, argument, _keep(given)
+        )
         self.runs[id(module)] += 1
         (self.outer if parent is None else parent.inside).append(entry)
         self._open.append(entry)

@@ -34,7 +34,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Entry:
+class CachedModel:
     """One converted model.
 
     Attributes:
@@ -59,7 +59,7 @@ def root() -> Path:
     return Path(asked).expanduser() if asked else user_cache_path("sinkscope", appauthor=False) / "models"
 
 
-def entries() -> list[Entry]:
+def entries() -> list[CachedModel]:
     """List what is in the cache, whole entries only, by origin."""
     if not root().is_dir():
         return []
@@ -89,13 +89,13 @@ def clear() -> int:
     return freed
 
 
-def find(source: str) -> Entry | None:
+def find(source: str) -> CachedModel | None:
     """Find the model that was loaded by this name before, by this version of transformers; the newest of several."""
     named = [e for e in entries() if e.facts.get("source") == source and e.facts.get("transformers") == _version()]
     return max(named, key=lambda entry: entry.folder.stat().st_mtime, default=None)
 
 
-def obtain(digest: str, make: Callable[[Path], dict[str, Any]]) -> Entry:
+def obtain(digest: str, make: Callable[[Path], dict[str, Any]]) -> CachedModel:
     """Give the entry of this content, made now if it is not there.
 
     Args:
@@ -139,7 +139,7 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:,.0f} MB"
 
 
-def _make(place: Path, make: Callable[[Path], dict[str, Any]]) -> Entry:
+def _make(place: Path, make: Callable[[Path], dict[str, Any]]) -> CachedModel:
     with _writing():
         for left in root().glob(f".{place.name}.*"):  # of a process that was killed; the lock says that none is at work
             shutil.rmtree(left)
@@ -162,14 +162,14 @@ def _make(place: Path, make: Callable[[Path], dict[str, Any]]) -> Entry:
     return entry
 
 
-def _entry(folder: Path) -> Entry | None:
+def _entry(folder: Path) -> CachedModel | None:
     """Read an entry; None where there is none, or a file of it is gone or has another size than was written."""
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         whole = all((folder / name).stat().st_size == size for name, size in facts["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return Entry(folder, _size(folder), facts) if whole else None
+    return CachedModel(folder, _size(folder), facts) if whole else None
 
 
 @contextlib.contextmanager

@@ -132,7 +132,7 @@ class DINOv2(ModelSource):
 class ZooModel(ModelSource):
     """A model that was trained by this project and ships with it; see :mod:`sinkscope.zoo`."""
 
-    def __init__(self, entry: zoo.Entry) -> None:
+    def __init__(self, entry: zoo.ShippedModel) -> None:
         self.name = f"zoo:{entry.name}"
         self.licence = entry.licence
         self.description = entry.description
