@@ -6,6 +6,7 @@ to the prediction of the next token, by edits with controls. Every number it say
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
