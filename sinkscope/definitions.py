@@ -32,7 +32,7 @@ class Definition:
     reference: str = ""
 
     def default(self, parameter: str) -> float:
-        """Give the default of a parameter.
+        """Return the default of a parameter.
 
         Raises:
             KeyError: the definition has no parameter of that name.
@@ -45,7 +45,7 @@ DEFINITIONS: dict[tuple[str, str], Definition] = {}
 
 
 def define(metric: str, name: str) -> Definition:
-    """Give the definition ``name`` of ``metric``.
+    """Return the definition ``name`` of ``metric``.
 
     Raises:
         MetricError: the metric has no definition of that name.
@@ -59,7 +59,7 @@ def define(metric: str, name: str) -> Definition:
 
 
 def bibtex(key: str) -> str:
-    """Give the BibTeX entry of one paper by its key, such as ``"gu2025"``.
+    """Return the BibTeX entry of one paper by its key, such as ``"gu2025"``.
 
     Raises:
         MetricError: no paper of that key is known.
@@ -71,7 +71,7 @@ def bibtex(key: str) -> str:
 
 
 def cite(ds: xr.Dataset | xr.DataArray) -> str:
-    """Give the BibTeX of everything a reading or a result used: its definitions, probes and edits, and sinkscope.
+    """Return the BibTeX of everything a reading or a result used: its definitions, probes and edits, and sinkscope.
 
     ``ds`` may be a reading, or what a metric returned. Entries are in a fixed order, each once.
 

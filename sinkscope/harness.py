@@ -136,7 +136,7 @@ class EditedLM(HFLM):
         return next((number for number in found if number is not None), 0)
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the results file says of the model: its name and fingerprint, and the edits as JSON."""
+        """Return what the results file says of the model: its name and fingerprint, and the edits as JSON."""
         from sinkscope import __version__
 
         return {
@@ -224,7 +224,7 @@ def read_edits(given: Any) -> tuple[Edit, ...]:
 
 
 def main() -> None:
-    """The command line of lm-evaluation-harness, with the model ``sinkscope`` known to it."""
+    """Return the command line of lm-evaluation-harness, with the model ``sinkscope`` known to it."""
     import_module("lm_eval.__main__").cli_evaluate()
 
 

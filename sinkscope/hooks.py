@@ -59,7 +59,7 @@ class FwdHooks:
         self.hooks: list[NamedHook] = [(name, self._begin if name == ENTRY else self._at(name)) for name in names]
 
     def reading(self) -> xr.Dataset:
-        """The reading of the last pass, as :func:`sinkscope.run` would return it.
+        """Return the reading of the last pass, as :func:`sinkscope.run` would return it.
 
         Raises:
             ProbeError: the bridge has not been run with these hooks, or no probe was given.

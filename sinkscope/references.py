@@ -21,7 +21,7 @@ class Reference:
     note: str = ""
 
     def bibtex(self) -> str:
-        """Give the BibTeX entry."""
+        """Return the BibTeX entry."""
         fields = {
             "title": "{" + self.title + "}" if self.title else "",
             "author": self.authors,

@@ -174,7 +174,7 @@ class SinkCallback(TrainerCallback):
 
 
 def checkpoints(folder: str | PathLike[str]) -> dict[int, Path]:
-    """The checkpoints that a ``Trainer`` left in its output folder, by step, in order.
+    """Return the checkpoints that a ``Trainer`` left in its output folder, by step, in order.
 
     Raises:
         PromptError: no folder ``checkpoint-NUMBER`` there.

@@ -22,6 +22,10 @@ assert abs(float(reading.largest_entry.sel(prompt=0, site="0.post")[3]) - float(
 sk.save(reading, "reading.nc")
 assert sk.open("reading.nc").largest_entry.attrs["units"] == "activation"
 
+rows = sk.run(model, prompts, [Concentration(), sk.AttentionMap(layers=[1], heads=[2])])
+squares = (rows.attention.sel(layer=1, head=2) ** 2).sum("key")
+assert abs(rows.concentration.sel(layer=1, head=2) - squares).max() < 1e-6
+
 damped = sk.run(model, prompts, sk.KeyMass(), DampKeys(2.0))
 assert (damped.key_mass.sel(layer=0)[..., 0] < reading.key_mass.sel(layer=0)[..., 0]).all()
 shrunk = sk.run(model, prompts, LargestEntry(), ShrinkTokens("0.post", keys=[1]))
@@ -42,7 +46,8 @@ assert {"difference", "n"} <= set(result.table().columns)
 assert result.plot().containers
 assert first_letters(calibration=4, test=4, seed=0).test
 added = {
-    "probe": "largest-entry", "edit": "damp-keys", "metric": "loudest-token", "figure": "largest-entries",
+    "probe": "largest-entry", "statistic": "squared-weights", "edit": "damp-keys",
+    "metric": "loudest-token", "figure": "largest-entries",
     "method": "damp-first", "task": "first-letters", "source": "my-model",
 }
 for kind, name in added.items():
@@ -57,7 +62,7 @@ print("all true")
 def test_the_examples_of_the_page_work_from_a_file_outside_the_package(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     (tmp_path / "my_extensions.py").write_text("\n\n".join(blocks), encoding="utf-8")
     (tmp_path / "use.py").write_text(USE, encoding="utf-8")
     environment = {

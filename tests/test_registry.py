@@ -125,7 +125,7 @@ def test_an_unknown_name_is_the_error_of_its_kind_and_offers_the_closest(kind, n
 
 def test_an_unknown_kind():
     with pytest.raises(
-        SinkscopeError, match=r"kind 'prob': there is no such kind\. Kinds are probe, edit, .*'probe'\?"
+        SinkscopeError, match=r"kind 'prob': there is no such kind\. Kinds are probe, statistic, edit, .*'probe'\?"
     ):
         registry.entries("prob")
 

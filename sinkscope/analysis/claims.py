@@ -55,7 +55,7 @@ class Estimate:
 
     @classmethod
     def mean(cls, values: xr.DataArray, spec: str = ".3g", unit: str = "") -> Estimate:
-        """Mean over every dim of ``values``, with a bootstrap interval over them."""
+        """Return the mean over every dim of ``values``, with a bootstrap interval over them."""
         return cls.paired(values, values * 0, spec, unit)
 
     @classmethod
@@ -74,7 +74,7 @@ class Estimate:
         return f"{self}{f' (n = {self.n})' if self.n else ''}"
 
     def above(self, bound: float) -> bool | str:
-        """Whether it lies above ``bound`` beyond doubt, below it beyond doubt, or why that cannot be said."""
+        """Return whether it lies above ``bound`` beyond doubt, below it beyond doubt, or why that cannot be said."""
         if not math.isfinite(self.low + self.high):
             return f"no interval: n = {self.n}"
         if self.low > bound or self.high <= bound:

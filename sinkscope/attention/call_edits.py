@@ -49,7 +49,7 @@ class CallEdits:
         self.null_logits = logits if self.null_logits is None else torch.logaddexp(self.null_logits, logits)
 
     def swap(self, kind: Normaliser, heads: Bool[torch.Tensor, " head"]) -> None:
-        """Give the heads another normaliser; a later swap wins."""
+        """Return the heads another normaliser; a later swap wins."""
         for other in self.normalisers.values():
             other &= ~heads
         self.normalisers[kind] = self.normalisers.get(kind, torch.zeros_like(heads)) | heads

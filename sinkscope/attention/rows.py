@@ -47,7 +47,7 @@ def _joined(parts: Sequence[tuple[slice, CallEdits | None]]) -> list[tuple[slice
 
 
 def cut_call(call: Call, rows: slice) -> Call:
-    """Give the call of some rows of the batch; nothing is copied."""
+    """Return the call of some rows of the batch; nothing is copied."""
     bias = call.bias
     if bias is not None and bias.shape[0] > 1:
         bias = bias[rows]

@@ -57,7 +57,7 @@ def sinkscope_attention(  # noqa: PLR0913 - the library fixes this signature
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The function registered with transformers: (batch, head, query, dim) in, (batch, query, head, dim) out."""
+    """Return the function registered with transformers: (batch, head, query, dim) in, (batch, query, head, dim) out."""
     session = _active.get() or Session()
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", False)
     mask, bias = from_call(attention_mask, query, key, bool(causal))

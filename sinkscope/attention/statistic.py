@@ -156,7 +156,7 @@ class RowStatistic(Statistic):
             kept[part.flat, part.tile.rows] = self.rows(part, ask)
 
     def finish(self) -> list[torch.Tensor]:
-        """Give the rows their batch and head."""
+        """Return the rows their batch and head."""
         return [rearrange(each, "(batch head) ... -> batch head ...", batch=self.facts.shape[0]) for each in self.kept]
 
 

@@ -108,5 +108,5 @@ class SwapNormaliser(AttentionEdit):
         self._refuse_queries("the normaliser is changed for every query. Leave queries out")
 
     def change_attention(self, call: EditedCall) -> None:
-        """Give the heads another normaliser."""
+        """Return the heads another normaliser."""
         call.normalise(self.kind)

@@ -60,7 +60,7 @@ def _layer_keys(heads: Mapping[Any, Any], asked: str) -> dict[int, Any]:
 
 
 def whole_numbers(values: Any, asked: str, what: str) -> tuple[int, ...]:
-    """Give whole numbers as a sorted tuple, each once.
+    """Return whole numbers as a sorted tuple, each once.
 
     Raises:
         EditError: anything but whole numbers.

@@ -12,7 +12,7 @@ from sinkscope.errors import EditError
 
 
 def dumps(edits: Iterable[Edit]) -> str:
-    """Give edits as a JSON string."""
+    """Return edits as a JSON string."""
     return json.dumps([edit.to_dict() for edit in edits])
 
 

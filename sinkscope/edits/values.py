@@ -64,7 +64,7 @@ class Selection:
         return cls(tuple(str(d) for d in array.dims), tuple(array.shape), labels, packed)
 
     def array(self) -> xr.DataArray:
-        """Give the DataArray back."""
+        """Return the DataArray back."""
         count = math.prod(self.shape)
         bits = np.unpackbits(np.frombuffer(self.bits, np.uint8), count=count).astype(bool)
         return xr.DataArray(bits.reshape(self.shape), dims=self.dims, coords={k: list(v) for k, v in self.labels})
@@ -105,7 +105,7 @@ class Numbers:
         return cls(array.shape, np.ascontiguousarray(array).tobytes())
 
     def array(self) -> np.ndarray:
-        """Give the array back."""
+        """Return the array back."""
         return np.frombuffer(self.data, np.float32).reshape(self.shape).copy()
 
     def __repr__(self) -> str:
@@ -146,7 +146,7 @@ def _listed(values: tuple[Any, ...]) -> str:
 
 
 def to_plain(value: Any) -> Any:
-    """Give a field as JSON data."""
+    """Return a field as JSON data."""
     if isinstance(value, Selection):
         labels = {dim: list(names) for dim, names in value.labels}
         bits = base64.b64encode(value.bits).decode()

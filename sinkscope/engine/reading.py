@@ -17,7 +17,6 @@ import xarray as xr
 from sinkscope.definitions import references_of
 from sinkscope.models.backends.base import AttentionSite, ResidualSite, Tower
 from sinkscope.probes.base import Probe, dumps
-from sinkscope.probes.output import Logits
 from sinkscope.prompts import Batch, Prompts
 from sinkscope.roles import MEASURED_ROLES, ROLES
 from sinkscope.schema import SCHEMA_VERSION, Variable, declare
@@ -37,7 +36,8 @@ class ReadingBuilder:
         self.longest = max(lengths)
         self.variables: dict[str, Variable] = {n: v for probe in probes for n, v in probe.variables.items()}
         self.arrays: dict[str, np.ndarray] = {}
-        self.map_layers, self.map_heads = _map_labels(probes, tower)
+        self.parts = {name: probe.labels(self.longest) for probe in probes for name in probe.variables}
+        """The labels by which each variable names the part of an axis that it reads."""
 
     def put(self, found: Mapping[str, torch.Tensor], batch: Batch, at: AttentionSite | int | None = None) -> None:
         """Store tensors of one attention call, one residual site (by its place) or the output; batch comes first."""
@@ -54,20 +54,19 @@ class ReadingBuilder:
                 for axis, dim in enumerate(axes):
                     if dim in ("key", "query") and part.shape[axis] == len(real):
                         part = np.compress(real, part, axis=axis)
-                where = (prompt, *place, *(slice(0, size) for size in part.shape))
-                if name == "attention" and self.map_heads is not None:
-                    where = (prompt, *place, self._head_slots(), *(slice(0, size) for size in part.shape[1:]))
-                array[where] = part
+                slots = [slice(0, size) for size in part.shape]
+                array[(prompt, *place, *self._slots(name, axes, slots))] = part
 
     def _array(self, name: str, shape: Sequence[int], axes: Sequence[str], stack: str) -> np.ndarray:
         if name not in self.arrays:
-            whole = {"key", "query"} | ({"position"} if self._all_positions() else set())
+            part = self.parts[name]
+            # The logits of all positions are as many as the tokens of the prompts at hand, which may be shorter ones.
+            whole = {"key", "query"} | ({"position"} if len(part.get("position", ())) == self.longest else set())
             sizes = [self.longest if dim in whole else size for dim, size in zip(axes, shape, strict=True)]
-            if name == "attention" and not self._maps_alone():
-                sizes[0] = max(site.heads for site in self.tower.attention)
+            if "head" in part:
+                sizes[axes.index("head")] = len(self._heads(name))
             if stack == "layer":
-                alone = name == "attention" and self._maps_alone()
-                sizes = [len(self.map_layers or ()) if alone else self.tower.depth, *self._call_size(), *sizes]
+                sizes = [len(self._layers(name)), *self._call_size(), *sizes]
             elif stack == "site":
                 sizes = [len(self.tower.residual), *sizes]
             self.arrays[name] = np.full((len(self.lengths), *sizes), np.nan, dtype=np.float32)
@@ -77,32 +76,38 @@ class ReadingBuilder:
         if not isinstance(at, AttentionSite):
             return (at or 0,)
         call = (at.call,) if self._call_size() else ()
-        if name == "attention" and self._maps_alone():
-            return ((self.map_layers or ()).index(at.layer), *call)
-        return (at.layer, *call)
+        return (list(self._layers(name)).index(at.layer), *call)
 
     def _call_size(self) -> tuple[int, ...]:
         """Length of the axis ``call``, which is there where a block attends more than once."""
         return (self.tower.calls,) if self.tower.calls > 1 else ()
 
-    def _head_slots(self) -> Any:
-        heads = self.map_heads or ()
-        return slice(0, len(heads)) if self._maps_alone() else list(heads)
+    def _slots(self, name: str, axes: Sequence[str], slots: list[slice]) -> list[slice] | list[Any]:
+        """Where the part of a variable that is read lies in its array: named heads at their place among all."""
+        if "head" not in self.parts[name] or self._apart():
+            return slots
+        at = axes.index("head")
+        return [*slots[:at], list(self.parts[name]["head"]), *slots[at + 1 :]]
 
-    def _all_positions(self) -> bool:
-        return any(isinstance(probe, Logits) and probe.positions == "all" for probe in self.probes)
+    def _apart(self) -> bool:
+        """Whether all that has layers or heads names the same ones: their axes then hold just those, with no gaps."""
+        parts = [self.parts[name] for name, v in self.variables.items() if {"layer", "head"} & set(v.dims)]
+        return bool(parts) and all({"layer", "head"} & set(part) and part == parts[0] for part in parts)
 
-    def _maps_alone(self) -> bool:
-        others = [v for n, v in self.variables.items() if n != "attention" and {"layer", "head"} & set(v.dims)]
-        return self.map_layers is not None and not others
+    def _layers(self, name: str) -> Sequence[int]:
+        """Blocks along the axis ``layer`` of a variable."""
+        return self.parts[name]["layer"] if self._apart() and "layer" in self.parts[name] else range(self.tower.depth)
+
+    def _heads(self, name: str) -> Sequence[int]:
+        """Heads along the axis ``head`` of a variable that names some."""
+        most = max(site.heads for site in self.tower.attention)
+        return self.parts[name]["head"] if self._apart() else range(most)
 
     def map_bytes(self) -> int:
-        """Size of the attention maps this run will keep."""
-        if self.map_layers is None:
-            return 0
-        heads = len(self.map_heads or ()) if self._maps_alone() else max(s.heads for s in self.tower.attention)
-        layers = len(self.map_layers) if self._maps_alone() else self.tower.depth
-        return 4 * max(1, self.tower.calls) * len(self.lengths) * layers * heads * self.longest**2
+        """Return the size of what this run will keep with both a query and a key axis: attention maps."""
+        maps = [name for name, v in self.variables.items() if {"layer", "head", "query", "key"} <= set(v.dims)]
+        each = 4 * max(1, self.tower.calls) * len(self.lengths) * self.longest**2
+        return sum(each * len(self._layers(name)) * len(self._heads(name)) for name in maps)
 
     def dataset(self, prompts: Prompts) -> xr.Dataset:
         """Make the reading's variables and coordinates."""
@@ -110,7 +115,7 @@ class ReadingBuilder:
         ds = xr.Dataset(data)
         ds = ds.assign_coords(prompt=np.arange(len(self.lengths)), prompt_hash=("prompt", prompts.prompt_digests()))
         if "layer" in ds.dims:
-            layers = list(self.map_layers or ()) if self._maps_alone() else list(range(self.tower.depth))
+            layers = list(self._layers(next(name for name, v in self.variables.items() if "layer" in v.dims)))
             ds = ds.assign_coords(layer=layers, block_kind=("layer", [self.tower.kind(layer) for layer in layers]))
         if "call" in ds.dims:
             ds = ds.assign_coords(call=range(self.tower.calls))
@@ -124,8 +129,7 @@ class ReadingBuilder:
         if "role" in ds.dims:
             ds = ds.assign_coords(role=list(MEASURED_ROLES))
         if "position" in ds.dims:
-            named = [found for probe in self.probes if "position" in (found := probe.labels(self.longest))]
-            labels = list(named[0]["position"])
+            labels = list(next(part["position"] for part in self.parts.values() if "position" in part))
             ds = ds.assign_coords(position=labels if len(labels) == ds.sizes["position"] else [-1])
         ds = ds.assign_coords({name: ("prompt", values) for name, values in prompts.origin.items()})
         return self._token_coords(ds, prompts)
@@ -139,7 +143,8 @@ class ReadingBuilder:
         return (*dims[:2], "call", *dims[2:]) if "layer" in dims and self._call_size() else dims
 
     def _head_coords(self, ds: xr.Dataset) -> xr.Dataset:
-        heads = list(self.map_heads or ()) if self._maps_alone() else list(range(ds.sizes["head"]))
+        named = next(self.parts[name].get("head") for name, v in self.variables.items() if "head" in v.dims)
+        heads = list(named) if named is not None and self._apart() else list(range(ds.sizes["head"]))
         site = max(self.tower.attention, key=lambda s: s.heads)
         group = site.heads // site.kv_heads
         return ds.assign_coords(head=heads, kv_of_head=("head", [head // group for head in heads]))
@@ -172,14 +177,6 @@ def _grid_axes(grid: Any) -> dict[str, np.ndarray]:
 
 def _attrs(variable: Variable) -> dict[str, str]:
     return {"units": variable.units, "long_name": variable.meaning}
-
-
-def _map_labels(probes: Sequence[Probe], tower: Tower) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-    for probe in probes:
-        found = probe.labels(0)
-        if {"layer", "head"} <= set(found):
-            return tuple(found["layer"]), tuple(found["head"])
-    return None, None
 
 
 def provenance(

@@ -88,7 +88,7 @@ def as_tuple(values: Any, name: str) -> tuple[Any, ...]:
 
 
 def find_tower(model: Model, name: str | None) -> Tower:
-    """The tower to read: the model's default one, or the one named.
+    """Return the tower to read: the model's default one, or the one named.
 
     Raises:
         ModelError: ``model`` is no handle.
@@ -140,7 +140,7 @@ def _headless(model: Model, probe: Probe) -> ProbeError:
 
 
 def inner_module(model: Model, tower: Tower) -> torch.nn.Module | None:
-    """Give the module of a vision tower inside a larger model; ``None`` for the model's own tower."""
+    """Return the module of a vision tower inside a larger model; ``None`` for the model's own tower."""
     root = model.backend.vision_root() if tower.name == "vision" and hasattr(model.backend, "vision_root") else None
     return None if root is None else model.model.get_submodule(root)
 

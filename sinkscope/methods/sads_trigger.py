@@ -93,7 +93,7 @@ def find_trigger(model: Model, prompts: Prompts) -> tuple[Trigger, xr.Dataset]:
 
 
 def measure_curves(model: Model, prompts: Prompts) -> xr.Dataset:
-    """Gradient sparsity and key variance of each layer, one prompt at a time with gradients.
+    """Return the gradient sparsity and key variance of each layer, one prompt at a time with gradients.
 
     Variables: ``sparsity`` (prompt layer), Hoyer sparsity of dLoss/dA over rows after the image and visual keys, all
     heads; ``small`` (prompt layer), share of its entries below 1e-3 of the largest; ``key_variance`` (prompt layer

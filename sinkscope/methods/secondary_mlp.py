@@ -30,7 +30,7 @@ COSINE = define("secondary_sinks", "wong2025").default("cosine")
 
 
 def mlp_of(model: Model, layer: int) -> torch.nn.Module:
-    """The MLP of a block.
+    """Return the MLP of a block.
 
     Raises:
         UnsupportedModelError: the block has no MLP of a known name, or normalises behind it.
@@ -53,7 +53,7 @@ def mlp_of(model: Model, layer: int) -> torch.nn.Module:
 
 
 def makers(model: Model, prompts: Prompts, found: xr.Dataset) -> xr.Dataset:
-    """Which sublayer made each secondary sink, and where inside its MLP the likeness to the primary sink arises.
+    """Return which sublayer made each secondary sink, and where inside its MLP the likeness to the primary sink arises.
 
     One row per secondary sink (dim ``sink``, with ``prompt``, ``key``, ``start``, ``lifetime``). ``write_cosine`` and
     ``write_norm`` (part: ``attention``, ``mlp``): what the sublayer of layer ``start`` writes at the token, against the

@@ -171,7 +171,7 @@ def sink_dims_or_largest(model: Model, prompts: Prompts) -> tuple[tuple[int, ...
 
 
 def redistribution(model: Model, rho: float, dims: Sequence[int], settings: VarSettings | None = None) -> Redistribute:
-    """The edit of VAR for this model."""
+    """Return the edit of VAR for this model."""
     chosen = settings or VarSettings()
     return Redistribute(
         chosen.p, rho=rho, min_image_mass=chosen.min_image_mass, tau=tau_of(model, chosen), dims=tuple(dims),

@@ -44,7 +44,7 @@ LATE_SHARE = 14 / 32
 
 
 def without_images(prompts: Prompts, model: Model, wrappers: Sequence[int] | None = None) -> Prompts:
-    """The same prompts with their images taken away: placeholders and the tokens around them deleted.
+    """Return the same prompts with their images taken away: placeholders and the tokens around them deleted.
 
     ``wrappers`` names further token ids to delete (Idefics 3 and InternVL write tags that their config does not name).
 

@@ -45,7 +45,7 @@ def gamma_curve(
 
 
 def best_gamma(curve: xr.Dataset, by: str = "accuracy") -> float:
-    """The gamma of a curve with the best mean ``by``; of equal ones the nearest to 1 on a log scale.
+    """Return the gamma of a curve with the best mean ``by``; of equal ones the nearest to 1 on a log scale.
 
     ``by="entropy"`` takes the lowest mean entropy of the answer, and no label (the paper's unsupervised mode).
 

@@ -150,7 +150,7 @@ def check_measure(by: str, asked: str) -> None:
 
 
 def units_of(measure: str) -> str:
-    """Units of a measure: a share of the questions, or nats."""
+    """Return the units of a measure: a share of the questions, or nats."""
     return "nat" if measure in ("loss", "entropy") else "1"
 
 

@@ -86,7 +86,7 @@ def sink_logit_gap(logits: ArrayLike, tokens: ArrayLike, bos: int) -> dict[int, 
 
 
 def matrix_entropy(states: ArrayLike, without: int | None = None) -> float:
-    """Entropy (nat) of the normalised squared singular values of token states ``(token, dim)``.
+    """Return the entropy (nat) of the normalised squared singular values of token states ``(token, dim)``.
 
     ``without`` leaves out one token: a sink of large norm hides what the others do, so report both. NaN for a zero
     matrix. Source: a lead of the matrix-entropy literature, vector in the project's notes.
@@ -128,7 +128,7 @@ def norm_weighted(attention: ArrayLike, norms: ArrayLike) -> Array:
 
 
 def phi(states: ArrayLike, dims: ArrayLike, eps: float = 1e-6) -> Array:
-    """Largest magnitude over the sink dims over the root mean square: ``(..., dim)`` to ``(...)``.
+    """Return the largest magnitude over the sink dims over the root mean square: ``(..., dim)`` to ``(...)``.
 
     ``max_d |x_d| / sqrt(mean(x^2) + eps)`` on the raw residual stream, no norm weight. Bounded by sqrt(D).
     Source: Kang et al. (kang2025) B1.
@@ -138,7 +138,7 @@ def phi(states: ArrayLike, dims: ArrayLike, eps: float = 1e-6) -> Array:
 
 
 def head_divergence(with_image: ArrayLike, without_image: ArrayLike) -> Array:
-    """Distance of each head's output with and without the image: ``(..., head, width)`` to ``(..., head)``.
+    """Return the distance of each head's output with and without the image: ``(..., head, width)`` to ``(..., head)``.
 
     Outputs are before ``W_O``. Source: He et al. (he2025) eqs. 2 to 4.
     """

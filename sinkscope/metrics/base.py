@@ -75,7 +75,7 @@ def require(ds: xr.Dataset, metric: str, *variables: str) -> None:
 
 
 def attribute(ds: xr.Dataset | xr.DataArray, metric: str, name: str) -> int:
-    """Give an integer attribute of a reading, such as ``d_model``.
+    """Return an integer attribute of a reading, such as ``d_model``.
 
     Raises:
         MetricError: the reading does not carry it.
@@ -99,7 +99,7 @@ def real_tokens(ds: xr.Dataset | xr.DataArray, metric: str, dim: str = "key") ->
 
 
 def token_roles(ds: xr.Dataset | xr.DataArray, metric: str, dim: str = "key") -> xr.DataArray:
-    """Give the role of each token, dims ``(prompt, dim)``, without other coordinates than those of its dims."""
+    """Return the role of each token, dims ``(prompt, dim)``, without other coordinates than those of its dims."""
     if "token_role" not in ds.coords:
         raise MetricError(
             f"{metric} needs the coordinate 'token_role', which is missing. Readings made by sinkscope.run have it; "
@@ -118,7 +118,7 @@ def of_role(ds: xr.Dataset | xr.DataArray, metric: str, roles: str | Sequence[st
 
 
 def lengths(ds: xr.Dataset | xr.DataArray, metric: str) -> xr.DataArray:
-    """Give the number of real tokens of each prompt."""
+    """Return the number of real tokens of each prompt."""
     return real_tokens(ds, metric).sum("key")
 
 

@@ -102,7 +102,7 @@ def bimodality(values: xr.DataArray | ArrayLike, *, over: str | Iterable[str] | 
 
 @metric()
 def valley_threshold(values: xr.DataArray | ArrayLike, *, over: str | Iterable[str] | None = None) -> xr.DataArray:
-    """Give the valley between the two humps, NaN where the distribution is not bimodal; dims as ``bimodality``.
+    """Return the valley between the two humps, NaN where the distribution is not bimodal; dims as ``bimodality``.
 
     Source: Kan et al. (kan2025).
     """

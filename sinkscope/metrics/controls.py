@@ -109,7 +109,7 @@ def random_heads(heads: xr.DataArray, seed: int = 0, *, same_layer: bool = True)
 
 
 def head_list(heads: xr.DataArray) -> dict[int, list[int]]:
-    """Give a bool map (layer head) as the mapping ``{layer: [heads]}`` that edits take; empty layers are left out."""
+    """Return a bool map (layer head) as the mapping ``{layer: [heads]}`` that edits take; empty layers are left out."""
     flags = heads.astype(bool).transpose("layer", "head")
     found = {
         int(layer): [int(head) for head in flags["head"].values[flags.sel(layer=layer).values]]

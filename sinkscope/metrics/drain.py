@@ -29,7 +29,7 @@ def value_drain(
     over: str | Iterable[str] = "prompt",
     definition: str = "guo2024",
 ) -> xr.DataArray:
-    """Value norm of the sink tokens over the median of the other tokens, by default per (layer, kv_head).
+    """Return the value norm of the sink tokens over the median of the other tokens, by default per (layer, kv_head).
 
     Needs ``value_norm`` (prompt layer kv_head key). ``sinks`` is a position (0: the first token) or a bool DataArray
     from ``sink_mask``: with a ``head`` dim, a token is a sink of a kv head when it is one for any head it serves.

@@ -99,7 +99,7 @@ def _relative(ds: xr.Dataset, size: xr.DataArray, ratio: xr.DataArray, bound: di
 
 
 def normal_extreme(entries: xr.DataArray) -> xr.DataArray:
-    """Give the ratio to the median magnitude that the largest of ``entries`` normal numbers would show."""
+    """Return the ratio to the median magnitude that the largest of ``entries`` normal numbers would show."""
     return xr.apply_ufunc(
         lambda n: stats.norm.isf(0.5 / np.maximum(n, 1)) / NORMAL_MEDIAN, entries.reset_coords(drop=True)
     )

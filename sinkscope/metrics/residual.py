@@ -51,7 +51,7 @@ def phi_sinks(
 
 
 def phi_threshold(tau: float, width: int) -> float:
-    """Give the bound on phi of the width-relative rule: ``tau sqrt(width)``, at least twice what normal entries show.
+    """Return the bound on phi of the width-relative rule: ``tau sqrt(width)``, at least twice what normal entries show.
 
     The largest of ``width`` normal entries is about ``isf(1 / 2 width)`` root mean squares; in narrow models that
     alone is above ``tau sqrt(width)``.
@@ -61,7 +61,7 @@ def phi_threshold(tau: float, width: int) -> float:
 
 @metric()
 def relative_phi(ds: xr.Dataset) -> xr.DataArray:
-    """Give phi over its upper bound sqrt(d_model), in [0, 1]; dims (prompt site key)."""
+    """Return phi over its upper bound sqrt(d_model), in [0, 1]; dims (prompt site key)."""
     require(ds, "relative_phi", "phi")
     return (ds["phi"].astype("float64") / np.sqrt(attribute(ds, "relative_phi", "d_model"))).rename("relative_phi")
 

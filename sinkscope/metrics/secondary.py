@@ -94,7 +94,7 @@ def secondary_sinks(
 
 
 def primary_range(norm: np.ndarray) -> tuple[int, int]:
-    """Give the first and last layer of a primary sink, both inclusive, from its norm by layer."""
+    """Return the first and last layer of a primary sink, both inclusive, from its norm by layer."""
     steps = np.diff(norm)
     first = int(steps.argmax()) + 1
     if first >= len(steps):
@@ -103,7 +103,7 @@ def primary_range(norm: np.ndarray) -> tuple[int, int]:
 
 
 def primary_stages(norm: np.ndarray, median: np.ndarray) -> list[tuple[int, int]]:
-    """Give the ranges of layers, both ends inclusive, over which a token is a primary sink.
+    """Return the ranges of layers, both ends inclusive, over which a token is a primary sink.
 
     A stage is a run of layers in which its norm is at least ``LARGE`` (3) times the median norm of all tokens and their
     ratio changes by at most a factor ``JUMP`` (4) from one to the next. Both constants are this project's own.

@@ -190,7 +190,7 @@ def sink_mask(
     Definition("implicit_sink", "row_deficit", "1 - row sum: attention that goes to no key", "attention weight"),
 )
 def implicit_sink(ds: xr.Dataset, *, over: str | Iterable[str] = ("prompt", "query")) -> xr.DataArray:
-    """Attention that goes to no key: mean of 1 - row sum, by default per (layer, head).
+    """Return the attention that goes to no key: mean of 1 - row sum, by default per (layer, head).
 
     Needs ``row_sum`` (prompt layer head query). Above 0 in models with a learned sink logit (GPT-OSS), with
     softmax-off-by-one or an unnormalised normaliser; 0 up to rounding under softmax. Units: attention weight.

@@ -92,7 +92,7 @@ def _after_image(ds: xr.Dataset) -> xr.DataArray:
     Definition("max_attention", "kan2025", "largest weight on the named keys", "attention weight", (), "kan2025"),
 )
 def max_visual_attention(ds: xr.Dataset, *, reduce: str = "mean", over: str | Iterable[str] = "prompt") -> xr.DataArray:
-    """Largest attention on the named keys per head, by default (layer, head).
+    """Return the largest attention on the named keys per head, by default (layer, head).
 
     Needs ``max_attention`` (prompt layer head query), read with ``keys="image"``. ``reduce`` over the queries:
     ``"mean"`` (one lucky row should not make a vision head), ``"max"`` or ``"last"`` (the last query that was read).

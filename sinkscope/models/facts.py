@@ -55,7 +55,7 @@ class Capabilities:
     why_not: str
 
     def rows(self) -> list[tuple[str, str]]:
-        """Give name and value of every entry as text, in order, leaving out an empty ``why_not``."""
+        """Return name and value of every entry as text, in order, leaving out an empty ``why_not``."""
         pairs = [(field.name.replace("_", " "), getattr(self, field.name)) for field in fields(self)]
         return [(name, _plain(value)) for name, value in pairs if value != ""]
 

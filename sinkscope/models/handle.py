@@ -246,7 +246,7 @@ def load_model(  # noqa: PLR0913 (the public contract names them)
 
 
 def minilm_path() -> str:
-    """Folder of the all-MiniLM-L6-v2 sentence encoder that the optional package ships.
+    """Return the folder of the all-MiniLM-L6-v2 sentence encoder that the optional package ships.
 
     Raises:
         ModelError: the package is not installed.

@@ -77,7 +77,7 @@ def dense_attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Float[torch.Tensor, "batch query head dim"], Float[torch.Tensor, "batch head query key"]]:
-    """Attention under the module's normaliser and extra key, as one dense differentiable product.
+    """Return the attention under the module's normaliser and extra key, as one dense differentiable product.
 
     Args:
         module: The attention module; ``module.config.sinkscope_normaliser`` and ``module.extra_key`` (head, dim) are

@@ -132,7 +132,7 @@ def load_weights(
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """Give the class named in ``config.architectures``, else the usual class with a head for this model type.
+    """Return the class named in ``config.architectures``, else the usual class with a head for this model type.
 
     Raises:
         UnsupportedModelError: there is no class for it.
@@ -233,7 +233,7 @@ def _attention_free(model_type: str) -> UnsupportedModelError:
 
 
 def first_line(error: BaseException) -> str:
-    """Give the first line of a library's error message, cut at 300 characters."""
+    """Return the first line of a library's error message, cut at 300 characters."""
     return (str(error).strip().split("\n")[0] or type(error).__name__)[:300]
 
 

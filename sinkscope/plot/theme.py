@@ -83,7 +83,7 @@ def theme(kind: Kind = "paper") -> Iterator[None]:
 
 
 def themed(draw: Callable[P, Axes]) -> Callable[P, Axes]:
-    """Give a drawing function the paper theme where no theme is active."""
+    """Wrap a drawing function in the paper theme where no theme is active."""
 
     @functools.wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Axes:

@@ -96,27 +96,27 @@ class Probe(metaclass=registry.Constructed):
         return {}
 
     def sites(self, tower: Tower) -> tuple[str, ...]:
-        """Residual-stream sites this probe reads."""
+        """Return the residual-stream sites this probe reads."""
         return ()
 
     def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
-        """Variables of one layer, batch first."""
+        """Return the variables of one layer, batch first."""
         return {}
 
     def at_site(
         self, hidden: Float[torch.Tensor, "batch key d_model"], context: ProbeContext
     ) -> dict[str, torch.Tensor]:
-        """Variables of one residual site, batch first."""
+        """Return the variables of one residual site, batch first."""
         return {}
 
     def at_end(
         self, logits: Float[torch.Tensor, "batch position vocab"], context: ProbeContext
     ) -> dict[str, torch.Tensor]:
-        """Variables of the output logits, batch first."""
+        """Return the variables of the output logits, batch first."""
         return {}
 
     def describe(self) -> dict[str, Any]:
-        """The probe as plain data, for the reading's attributes."""
+        """Return the probe as plain data, for the reading's attributes."""
         return {"probe": type(self).__name__} | {k: _plain(v) for k, v in asdict(self).items()}
 
 

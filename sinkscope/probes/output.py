@@ -40,7 +40,7 @@ class TokenLoss(Probe):
     def at_end(
         self, logits: Float[torch.Tensor, "batch position vocab"], context: ProbeContext
     ) -> dict[str, torch.Tensor]:
-        """Loss of token t + 1 at query t, over real tokens."""
+        """Return the loss of token t + 1 at query t, over real tokens."""
         ids, real = context.batch.inputs["input_ids"], context.batch.real
         loss = torch.full(real.shape, torch.nan, device=logits.device)
         for start in range(0, real.shape[1] - 1, CHUNK):

@@ -40,7 +40,7 @@ class ResidualNorm(Probe):
     def at_site(
         self, hidden: Float[torch.Tensor, "batch key d_model"], context: ProbeContext
     ) -> dict[str, torch.Tensor]:
-        """Norm over the width."""
+        """Return the norm over the width."""
         return {"residual_norm": torch.linalg.vector_norm(hidden.float(), dim=-1)}
 
 
@@ -134,7 +134,7 @@ class SinkDims(Probe):
     def at_site(
         self, hidden: Float[torch.Tensor, "batch key d_model"], context: ProbeContext
     ) -> dict[str, torch.Tensor]:
-        """Ratio of the largest named entry to the root mean square."""
+        """Return the ratio of the largest named entry to the root mean square."""
         hidden = hidden.float()
         scale = (torch.linalg.vector_norm(hidden, dim=-1).square() / hidden.shape[-1] + PHI_EPSILON).sqrt()
         entries = hidden if self.dims is None else hidden[..., list(self.dims)]

@@ -132,7 +132,7 @@ def _render(processor: Any, images: int, text: str, system: str | None) -> str:
 
 
 def mark_chat(roles: np.ndarray, pieces: list[bytes], text: str, system: str | None) -> np.ndarray:
-    """Give each running token of a chat its role: the question keeps its own, a system message is ``system``.
+    """Mark each running token of a chat with its role: the question keeps its own, a system message is ``system``.
 
     Everything else that the template wrote is ``special``. Where the question cannot be found again in the tokens (a
     tokenizer that rewrites it), running tokens keep their roles.

@@ -123,7 +123,7 @@ class PromptFields:
         return total.hexdigest()
 
     def prompt_digests(self) -> list[str]:
-        """Give for each prompt 16 digits of a SHA-256 of its tokens, roles and images: what pairs readings."""
+        """Return for each prompt 16 digits of a SHA-256 of its tokens, roles and images: what pairs readings."""
         found: list[str] = []
         for index in range(len(self.ids)):
             total = hashlib.sha256()
@@ -141,7 +141,7 @@ class PromptFields:
         _hash_tensors(total, self.extras[index])
 
     def subset(self, indices: Sequence[int]) -> Self:
-        """Give the prompts at ``indices``, in that order.
+        """Return the prompts at ``indices``, in that order.
 
         Raises:
             PromptError: an index is out of range, none is given, or the prompts can only be run whole.
@@ -163,7 +163,7 @@ class PromptFields:
         )
 
     def spans(self, batch_size: Any) -> list[range]:
-        """Give the prompts of each batch, at most ``batch_size`` in one.
+        """Return the prompts of each batch, at most ``batch_size`` in one.
 
         A processor's whole output is one batch; prompts that go ``one_by_one`` are a batch each.
 

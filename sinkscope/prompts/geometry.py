@@ -78,7 +78,7 @@ class PixelMap(NamedTuple):
         first: tuple[int, int] = (0, 0),
         region: tuple[float, float, float, float] | None = None,
     ) -> Cells:
-        """Give the tokens of a grid laid over this picture, row by row.
+        """Return the tokens of a grid laid over this picture, row by row.
 
         Args:
             rows: number of token rows.
@@ -103,7 +103,7 @@ class PixelMap(NamedTuple):
 
 
 def blank(count: int) -> Cells:
-    """Give ``count`` tokens that stand for no patch (row separators, a class token kept among the features)."""
+    """Return ``count`` tokens that stand for no patch (row separators, a class token kept among the features)."""
     return np.full((count, COLUMNS), np.nan)
 
 

@@ -105,6 +105,6 @@ def _share_out(totals: Sequence[int], tokens: Sequence[int]) -> list[int] | None
 
 
 def runs(visual: Bool[np.ndarray, " token"]) -> Int[np.ndarray, " run"]:
-    """Give the length of each unbroken run of true entries."""
+    """Return the length of each unbroken run of true entries."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], visual, [False]]).astype(np.int8)))
     return edges[1::2] - edges[::2]

@@ -108,7 +108,7 @@ def _from_deep(image: Image.Image, name: str) -> Image.Image:
 
 
 def image_processor(model: PromptModel) -> Any:
-    """Give the image processor of ``model``: its own, or that inside a processor of text and images."""
+    """Return the image processor of ``model``: its own, or that inside a processor of text and images."""
     processor = model.processor
     return getattr(processor, "image_processor", processor)
 

@@ -31,7 +31,7 @@ _BY_IMAGE = ("image_grid_thw", "batch_num_images", "image_sizes")
 
 
 def model_inputs(given: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
-    """Give the model's inputs among what a processor returned, as tensors.
+    """Return the model's inputs among what a processor returned, as tensors.
 
     Raises:
         PromptError: one of them is no rectangular tensor.
@@ -49,7 +49,7 @@ def _tensor(value: Any, name: str) -> torch.Tensor:
 
 
 def mark_separators(roles: np.ndarray, grid: PatchGrid | None) -> np.ndarray:
-    """Give placeholders that only end a row of patches the role ``special``."""
+    """Mark placeholders that only end a row of patches as ``special``."""
     if grid is None:
         return roles
     return np.where(grid.separator, ROLE_INDEX["special"], roles).astype(np.int8)

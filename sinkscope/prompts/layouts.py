@@ -288,7 +288,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def layout_of(config: Any, inputs: Mapping[str, Any]) -> Layout | None:
-    """Give the layout of a family, ``None`` where it is not known."""
+    """Return the layout of a family, ``None`` where it is not known."""
     if own_shapes(config):
         return pixtral
     return LAYOUTS.get(getattr(config, "model_type", "")) or (qwen if "image_grid_thw" in inputs else None)

@@ -93,7 +93,7 @@ class Prompts(PromptFields):
         return cls(**vars(fields_of_inputs(inputs, model)))
 
     def seen_by(self, tower: torch.nn.Module | None, model: PromptModel) -> Prompts:
-        """Give what one tower of ``model`` reads of these prompts.
+        """Return what one tower of ``model`` reads of these prompts.
 
         That is the prompts themselves for the model's default tower (``None``), and one prompt for each picture (an
         image, or one of its tiles) for a vision tower inside the model. ``origin`` then says where each picture is

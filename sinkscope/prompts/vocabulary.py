@@ -92,7 +92,7 @@ class Vocabulary:
         return 0
 
     def bytes_of(self, number: int) -> bytes:
-        """Give the bytes of text that a token id stands for (white space in front included)."""
+        """Return the bytes of text that a token id stands for (white space in front included)."""
         piece = self._piece(number)
         if number in self._added:
             return piece.encode("utf-8", "surrogatepass")
@@ -105,7 +105,7 @@ class Vocabulary:
         return piece.replace("\u2581", " ").encode("utf-8", "surrogatepass")
 
     def show(self, number: int) -> tuple[str, str]:
-        """Give ``(printable token, role as running text)`` of one id."""
+        """Return ``(printable token, role as running text)`` of one id."""
         known = self._shown.get(number)
         if known is None:
             known = self._shown[number] = self._describe(number)
@@ -131,7 +131,7 @@ class Vocabulary:
         return f"#{number}" if piece is None else str(piece)
 
     def label(self, ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Give the role index (int8) and the printable string of every token of one prompt."""
+        """Return the role index (int8) and the printable string of every token of one prompt."""
         roles = np.empty(len(ids), dtype=np.int8)
         tokens: list[str] = []
         for place, number in enumerate(int(i) for i in ids):
@@ -157,7 +157,7 @@ def config_number(config: Any, name: str) -> int | None:
 
 
 def image_token_ids(config: Any) -> list[int]:
-    """Give the placeholder ids of images and videos that ``config`` names (none for a text model)."""
+    """Return the placeholder ids of images and videos that ``config`` names (none for a text model)."""
     names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
     found = (number_of(config, name) for name in names)
     return [number for number in dict.fromkeys(found) if number is not None]

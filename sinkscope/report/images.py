@@ -121,7 +121,7 @@ def views(ds: xr.Dataset, images: Sequence[Any] | None = None) -> list[View]:
 
 
 def address(picture: Image.Image | None) -> str:
-    """The picture as a ``data:`` address, made smaller if need be; empty where there is none."""
+    """Return the picture as a ``data:`` address, made smaller if need be; empty where there is none."""
     if picture is None:
         return ""
     shown = picture.copy()
@@ -134,7 +134,7 @@ def address(picture: Image.Image | None) -> str:
 
 
 def for_script(found: Sequence[View], prompts: int, tokens: int) -> list[list[dict[str, Any]]]:
-    """What the page's script needs, by prompt: address, size, and the place of each token, in pixels."""
+    """Return what the page's script needs, by prompt: address, size, and the place of each token, in pixels."""
     out: list[list[dict[str, Any]]] = [[] for _ in range(prompts)]
     addresses: dict[int, str] = {}
     for view in found:
@@ -156,7 +156,7 @@ def for_script(found: Sequence[View], prompts: int, tokens: int) -> list[list[di
 
 
 def question(ds: xr.Dataset, prompt: int, most: int = 60) -> str:
-    """The running text of a prompt, shortened."""
+    """Return the running text of a prompt, shortened."""
     roles = ds["token_role"].transpose("prompt", "key").values[prompt].astype(str)
     if "token" not in ds.coords:
         return ""

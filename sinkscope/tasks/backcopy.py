@@ -44,7 +44,7 @@ class Chain:
         return len(self.marginal) + 1
 
     def entropy(self) -> NDArray[np.float64]:
-        """Entropy in nats of each row of ``conditional``: what the best model loses after that token."""
+        """Return the entropy in nats of each row of ``conditional``: what the best model loses after that token."""
         p = self.conditional
         return -(p * np.log(np.where(p > 0, p, 1.0))).sum(-1)
 

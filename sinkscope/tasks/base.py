@@ -115,7 +115,7 @@ class Task:
         return float(np.mean([1 / len(item.options) for item in self.test]))
 
     def first(self, calibration: int, test: int) -> Task:
-        """The first questions of both parts."""
+        """Return the first questions of both parts."""
         return Task(self.name, self.calibration[:calibration], self.test[:test], self.source)
 
 

@@ -56,7 +56,7 @@ def read_texts(files: list[Path]) -> list[str]:
 
 
 def code() -> list[str]:
-    """Source files of the standard library that the zoo's language models were not trained on."""
+    """Return the source files of the standard library that the zoo's language models were not trained on."""
     root = Path(sysconfig.get_paths()["stdlib"])
     return read_texts(split_files(stdlib_files(root), root)[1])
 

@@ -54,12 +54,12 @@ class Examples:
         return self.subset(order[:count]), self.subset(order[count:])
 
     def subset(self, indices: Sequence[int]) -> Examples:
-        """The examples at ``indices``."""
+        """Return the examples at ``indices``."""
         return Examples(self.prompts.subset(indices), tuple(self.answers[i] for i in indices))
 
 
 def answer_score(model: Model, examples: Examples, edits: Sequence[Edit] = ()) -> xr.Dataset:
-    """How each prompt is answered under ``edits``: ``log_probability`` of the answer and ``correct`` (1 or 0).
+    """Return how each prompt is answered under ``edits``: ``log_probability`` of the answer and ``correct`` (1 or 0).
 
     Dims (prompt,); both are read at the last position. Attributes are those of the reading.
     """

@@ -120,7 +120,7 @@ class Questions:
         return Answers(self.options)
 
     def subset(self, indices: Sequence[int]) -> Questions:
-        """The questions at ``indices``."""
+        """Return the questions at ``indices``."""
         chosen = [int(i) for i in indices]
         items, options = tuple(self.items[i] for i in chosen), tuple(self.options[i] for i in chosen)
         return Questions(items, self.prompts.subset(chosen), options, self._vocabulary)
@@ -130,7 +130,7 @@ class Questions:
         return self._vocabulary.bytes_of(int(token)).decode("utf-8", "replace")
 
     def option_named(self, which: int, token: int) -> int | None:
-        """Which option of question ``which`` a generated token names, or None: an invalid answer.
+        """Return which option of question ``which`` a generated token names, or None: an invalid answer.
 
         The token of an option names it; else the first option, in list order, that the token's text starts with the
         text of, upper and lower case and blanks at the ends ignored. That is the rule of the released ZeroTuning code
@@ -146,7 +146,7 @@ class Questions:
         return None
 
     def focus(self, model: Model) -> xr.DataArray:
-        """Tokens of each question's focus: bool, dims (prompt, key), keys from the first token.
+        """Return the tokens of each question's focus: bool, dims (prompt, key), keys from the first token.
 
         Raises:
             PromptError: a question has no focus, or the tokenizer cannot say which characters a token covers.

@@ -57,7 +57,7 @@ class Scene:
     background: str
 
     def image(self, scale: int = 1) -> Image.Image:
-        """The picture as a PIL image, each pixel ``scale`` pixels wide and high."""
+        """Return the picture as a PIL image, each pixel ``scale`` pixels wide and high."""
         from PIL import Image
 
         return Image.fromarray(self.pixels.repeat(scale, 0).repeat(scale, 1))
@@ -177,7 +177,7 @@ def _presence(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def describe(scene: Scene) -> tuple[str, str]:
-    """The request for a description, and the description: shapes in reading order, each with its place."""
+    """Return the request for a description, and the description: shapes in reading order, each with its place."""
     parts = [f"{thing.colour} {thing.shape} {PLACES[thing.cell]}" for thing in scene.things]
     return "Describe the picture.", ", ".join(parts) + "."
 

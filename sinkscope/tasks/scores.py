@@ -45,7 +45,7 @@ def evaluate(
 
 
 def scores(reading: xr.Dataset, questions: Questions) -> xr.Dataset:
-    """Scores of each prompt from a reading of :class:`sinkscope.tasks.questions.Answers`.
+    """Return the scores of each prompt from a reading of :class:`sinkscope.tasks.questions.Answers`.
 
     Dims are those of the reading without ``option``. ``correct``, ``exact`` and ``invalid`` are 1 or 0; the others,
     with units, are in ``MEANINGS``. ``choice`` takes the first of equal options.

@@ -35,7 +35,7 @@ def pixels(model: PreTrainedModel, batch: int = 2, seed: int = 0) -> Float[torch
 
 
 def vision_config(model: PreTrainedModel) -> Any:
-    """Give the configuration of the vision part: of the tower if there is one, else the model's own."""
+    """Return the configuration of the vision part: of the tower if there is one, else the model's own."""
     return getattr(model.config, "vision_config", None) or model.config
 
 

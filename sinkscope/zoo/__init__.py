@@ -54,7 +54,7 @@ def entries() -> list[ShippedModel]:
 
 
 def path(name: str) -> Path:
-    """Folder of a model, after its files were checked against their checksums.
+    """Return the folder of a model, after its files were checked against their checksums.
 
     Args:
         name: Name of an entry, with or without ``zoo:`` in front.
@@ -106,7 +106,7 @@ def seeds(name: str) -> list[int]:
 
 
 def curve(name: str, seed: int | None = None) -> list[dict[str, Any]]:
-    """What was measured along a training run, one row per measurement: step, losses, sink statistics.
+    """Return what was measured along a training run, one row per measurement: step, losses, sink statistics.
 
     Args:
         name: One of :func:`curves`, with or without ``zoo:`` in front.
@@ -125,7 +125,7 @@ def curve(name: str, seed: int | None = None) -> list[dict[str, Any]]:
 
 
 def recipe(name: str) -> dict[str, Any]:
-    """Fields of the recipe that made a run, as :func:`curve` knows it; without the seed where seeds differ.
+    """Return the fields of the recipe that made a run, as :func:`curve` knows it; without the seed where seeds differ.
 
     Raises:
         ModelError: as :func:`curve`.

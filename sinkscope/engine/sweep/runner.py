@@ -90,7 +90,7 @@ class Runner:
                 self.why_not = check_restart(self.model.backend, batch.inputs, self.tower, self.blocks, start)
 
     def limit(self, batch: Batch) -> int:
-        """How many variants go into one pass over ``batch``."""
+        """Return how many variants go into one pass over ``batch``."""
         if self.why_not or set(batch.inputs) - STACKABLE or self._inner(batch):
             return 1
         tokens = batch.real.numel()

@@ -151,7 +151,7 @@ def resolve(variants: Mapping[str, Any], tower: Tower) -> list[Variant]:
 
 
 def first_block(edits: Sequence[Edit], tower: Tower) -> int | None:
-    """The first block whose input, attention or output some edit changes; None where none does."""
+    """Return the first block whose input, attention or output some edit changes; None where none does."""
     blocks, starts = tower.depth, list[int]()
     for edit in edits:
         if not (edit.identity or edit.selects_nothing):

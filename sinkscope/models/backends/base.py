@@ -104,7 +104,7 @@ class Tower:
         return max((site.call + 1 for site in self.attention), default=0)
 
     def kind(self, layer: int) -> str:
-        """What mixes the tokens in one block."""
+        """Return what mixes the tokens in one block."""
         return self.blocks[layer].kind
 
     def sites_of(self, layer: int) -> tuple[AttentionSite, ...]:

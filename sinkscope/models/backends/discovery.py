@@ -65,7 +65,7 @@ def no_cache(model: torch.nn.Module) -> dict[str, Any]:
 
 
 def trial_inputs(model: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
-    """Smallest inputs that reach every attention layer: one token, one blank image, or both."""
+    """Return the smallest inputs that reach every attention layer: one token, one blank image, or both."""
     config: Any = model.config
     device = next(model.parameters()).device
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -92,7 +92,7 @@ def _blank(config: Any, model: torch.nn.Module) -> torch.Tensor:
 
 
 def find_vision_root(model: torch.nn.Module) -> str | None:
-    """Path of the vision part of a larger model."""
+    """Return the path of the vision part of a larger model."""
     for path, _ in model.named_modules():
         if path.split(".")[-1] in VISION_ROOTS:
             return path

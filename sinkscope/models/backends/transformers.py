@@ -129,7 +129,7 @@ class TransformersBackend:
         return self._factors[site.output_path][1]
 
     def vision_root(self) -> str | None:
-        """Path of the vision part inside a larger model, or None."""
+        """Return the path of the vision part inside a larger model, or None."""
         return vision.vision_root(self.model)
 
 

@@ -169,7 +169,7 @@ def main_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str |
 
 
 def hidden_of(output: Any) -> torch.Tensor | None:
-    """The tensor that a module gives: itself, or the first of what it gives."""
+    """Return the tensor that a module gives: itself, or the first of what it gives."""
     if not isinstance(output, torch.Tensor):
         parts = list(output.values()) if isinstance(output, Mapping) else output
         output = parts[0] if isinstance(parts, tuple | list) and parts else None

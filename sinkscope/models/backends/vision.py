@@ -127,11 +127,11 @@ class Portions:
             self.session.context = Context(self._cut(whole.real), self._cut(whole.roles), whole.role_list)
 
     def wants(self, module: torch.nn.Module) -> Wants:
-        """What is wanted of this call's keys."""
+        """Return what is wanted of this call's keys."""
         return self._wants(module).cut(self._cut)
 
     def edits(self, module: torch.nn.Module, call: Call) -> Any:
-        """What is changed in this call: its mask says where its tokens stand."""
+        """Return what is changed in this call: its mask says where its tokens stand."""
         if self.start == 0:
             return self._edits(module, call)
         mask = replace(call.mask, q_offset=call.mask.q_offset + self.start, kv_offset=call.mask.kv_offset + self.start)

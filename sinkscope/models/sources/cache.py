@@ -96,7 +96,7 @@ def find(source: str) -> CachedModel | None:
 
 
 def obtain(digest: str, make: Callable[[Path], dict[str, Any]]) -> CachedModel:
-    """Give the entry of this content, made now if it is not there.
+    """Return the entry of this content, made now if it is not there.
 
     Args:
         digest: SHA-256 of what is converted, in hex.

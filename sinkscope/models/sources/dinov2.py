@@ -47,7 +47,7 @@ IMAGES = {
 
 
 def checkpoint(path: Path, *, label: str, package: str) -> Checkpoint:
-    """Give the folder that the file was converted to, converting it now if that was not done before.
+    """Return the folder that the file was converted to, converting it now if that was not done before.
 
     Raises:
         ModelError: the file is absent or damaged, holds another network, or the package ``onnx`` is not installed.

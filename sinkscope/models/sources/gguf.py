@@ -40,7 +40,7 @@ SAMPLE = "The quick brown fox, 12345; \n\n\tépée 日本 don't <s>"
 
 
 def checkpoint(path: Path, *, label: str = "", source: str = "") -> Checkpoint:
-    """Give the folder that a GGUF file was converted to, converting it now if that was not done before.
+    """Return the folder that a GGUF file was converted to, converting it now if that was not done before.
 
     Args:
         path: the file.

@@ -39,7 +39,7 @@ def _add(source: ModelSource) -> None:
 
 
 def zoo_checkpoint(name: str) -> Checkpoint:
-    """Give the folder of ``zoo:NAME``, its files checked; float32, as it is shipped in half precision to be small.
+    """Return the folder of ``zoo:NAME``, its files checked; float32, as it is shipped in half precision to be small.
 
     Raises:
         ModelError: there is none of that name, or a file of it is damaged.
@@ -105,7 +105,7 @@ class MiniLM(ModelSource):
     hub_id = "sentence-transformers/all-MiniLM-L6-v2"
 
     def packaged(self, folder: Path) -> Checkpoint:
-        """Give the folder in the package."""
+        """Return the folder in the package."""
         return Checkpoint(str(folder / "model"), local=True, label="all-MiniLM-L6-v2")
 
 
@@ -154,7 +154,7 @@ class ZooModel(ModelSource):
         return True
 
     def resolve(self) -> Checkpoint:
-        """Give the folder, its files checked."""
+        """Return the folder, its files checked."""
         return zoo_checkpoint(self.name)
 
 

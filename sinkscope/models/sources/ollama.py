@@ -26,7 +26,7 @@ MEDIA_TYPE = "application/vnd.ollama.image."
 
 
 def checkpoint(source: str) -> Checkpoint:
-    """Give the converted folder of ``ollama:[HOST/][NAMESPACE/]NAME[:TAG]``.
+    """Return the converted folder of ``ollama:[HOST/][NAMESPACE/]NAME[:TAG]``.
 
     Raises:
         ModelError: there is no such model in the store, its blob is absent, or as :func:`gguf.checkpoint`.
