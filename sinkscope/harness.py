@@ -15,6 +15,7 @@ scoring and generating are the same thing under an edit.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -30,7 +31,7 @@ from sinkscope.edits.base import Edit
 from sinkscope.engine.applied import applied
 from sinkscope.engine.effect import check_edits, require_touched
 from sinkscope.engine.run import run
-from sinkscope.errors import EditError, ModelError
+from sinkscope.errors import EditError, ModelError, SinkscopeWarning
 from sinkscope.models.handle import Model, load_model
 from sinkscope.probes.base import Probe, ProbeContext
 from sinkscope.prompts import Prompts
@@ -197,7 +198,10 @@ class EditedLM(HFLM):
 
     def _prompts(self, keys: Sequence[tuple[tuple[int, ...], int]]) -> Prompts:
         """Prompts whose last tokens, those of a continuation, have the role ``generated``."""
-        prompts = Prompts.from_ids([list(ids) for ids, _ in keys], self.handle)
+        with warnings.catch_warnings():
+            # The harness puts its prefix before text that its tokenizer began with a token of its own; so it is scored.
+            warnings.simplefilter("ignore", SinkscopeWarning)
+            prompts = Prompts.from_ids([list(ids) for ids, _ in keys], self.handle)
         roles = [row.copy() for row in prompts.roles]
         for row, (_, count) in zip(roles, keys, strict=True):
             row[len(row) - (count - 1) :] = ROLE_INDEX["generated"]

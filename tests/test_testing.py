@@ -84,7 +84,8 @@ def test_names_by_kind():
     assert "llama" in testing.names("decoder")
     assert testing.names("bypass") == ["gptj", "gpt_neo", "falcon", "bloom", "mpt"]
     assert (
-        len(testing.names()) == sum(len(testing.names(k)) for k in ("decoder", "encoder", "vision", "dual", "vlm")) + 5
+        len(testing.names())
+        == sum(len(testing.names(k)) for k in ("decoder", "hybrid", "encoder", "vision", "dual", "vlm")) + 5
     )
 
 

@@ -30,8 +30,15 @@ def measure(model: sk.Model, n: int) -> xr.Dataset:
     dims, _ = sink_dims_or_largest(model, calibration.prompts)
     found = var(model, calibration, test, VarSettings(RHOS, dims=dims))
     names = {name: f"{name}_calibration" for name in NAMES}
-    tried = found.calibration.rename(names).rename(setting="tried", prompt="calibrated")
-    joined = xr.merge([tried, found.scores.rename({name: f"{name}_test" for name in NAMES})], combine_attrs="drop")
+    tried = found.calibration.drop_vars("prompt_hash", errors="ignore").rename(names)
+    tried = tried.rename(setting="tried", prompt="calibrated")
+    joined = xr.merge(
+        [
+            tried,
+            found.scores.rename({name: f"{name}_test" for name in NAMES}).drop_vars("prompt_hash", errors="ignore"),
+        ],
+        combine_attrs="drop",
+    )
     joined.attrs = sk.run(model, test.prompts.subset([0]), [sk.Logits()]).attrs
     joined.attrs |= {"edit_notes": found.notes or "none", "rho": float(found.edit.rho), "dims": str(list(dims))}
     return joined

@@ -52,7 +52,7 @@ def cost(model: sk.Model, prompts: sk.Prompts, keys: list[int], split: int) -> x
 
 
 with Study(__doc__, paper="sun2024", model="tiny") as study:
-    tiny = study.given.model == ["tiny"]
+    tiny = list(study.given.model) == ["tiny"]
     model = sk.load_model(sk.testing.tiny("dinov2_with_registers")) if tiny else study.model
     prompts = sk.Prompts.from_images(textures(8 if study.quick else 24, model.config.image_size), model)
     probes = [sk.MassiveActivations(), sk.KeyMass()]

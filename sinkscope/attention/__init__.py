@@ -17,7 +17,7 @@ linear in T. These identities make it nearly as cheap as the plain kernel, and e
 * **Log-sum-exp from the largest weight**: max_j p_ij = exp(max_j t_ij - lse_i), so lse_i = max t - log max p. One fused
   softmax and two maxima replace a second exponential of the tile (:mod:`~sinkscope.attention.normalise`).
 * **Entropy**: -sum_j p log p = lse_i - sum_j p_ij t_ij, one product and one sum, no logarithm of a tile
-  (:mod:`~sinkscope.attention.reduce`). Hidden keys have a large finite logit, so that 0 x t stays 0.
+  (:mod:`~sinkscope.attention.reductions`). Hidden keys have a large finite logit, so that 0 x t stays 0.
 * **Denominators with implicit sinks**: a learned sink logit s (GPT-OSS), a null key, softmax-off-by-one (s = 0) and a
   key without a value are further terms of the denominator. With lse' = log(exp lse + exp s) the weights are the
   softmax over the keys times exp(lse - lse'), and 1 minus that factor is the share on no key
@@ -25,7 +25,7 @@ linear in T. These identities make it nearly as cheap as the plain kernel, and e
 * **Column sums**: sum_i p_ij over real queries is a row vector times the tile, added up over row blocks; key mass is
   that sum over the number of queries that see key j (:mod:`~sinkscope.attention.masks` counts them from the rule).
 * **Role shares**: the shares of a softmax row add up to 1, so the most frequent role gets 1 minus the others and only
-  the columns of the others are summed (:mod:`~sinkscope.attention.reduce`).
+  the columns of the others are summed (:mod:`~sinkscope.attention.reductions`).
 * **Edits as log-biases**: multiplying the weight of a key by g and renormalising the row is adding log g to its logit,
   exactly; g = 0 hides the key (:mod:`~sinkscope.attention.primitives`).
 

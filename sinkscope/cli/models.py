@@ -6,6 +6,7 @@ from sinkscope.cli.options import ModelOptions, load
 
 _KINDS = {
     "decoder": "decoders",
+    "hybrid": "decoders with other blocks than attention",
     "encoder": "encoders",
     "vision": "vision encoders",
     "dual": "image-text encoders",

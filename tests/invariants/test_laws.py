@@ -127,6 +127,8 @@ def failing(probe_method, raised, after=1):
     count = [0]
 
     class Failing(sk.KeyMass):
+        """Fail at some point of a run."""
+
         def sites(self, tower):
             return tower.site_names
 
