@@ -41,7 +41,7 @@ def test_tiny_runs_finite_and_attends_unevenly(name):
     assert not network.training
     assert {p.dtype for p in network.parameters()} == {torch.float32}
     found = maps(network, **testing.inputs(network))
-    assert len(found) >= 2
+    assert len(found) >= (1 if name in testing.names("hybrid") else 2)
     for attention in found:
         assert torch.isfinite(attention).all()
         last = attention[..., -1, :]

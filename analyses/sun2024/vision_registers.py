@@ -4,10 +4,10 @@ Paper: Sun et al. 2024, section 5 and the table of Fix-Reg-Mean; Darcet et al. 2
 transformers have massive activations too, in models with registers at one register; registers held at their mean over
 other images cost next to nothing, so they act as biases.
 Cost: two passes, seconds.
-Different here: no pretrained vision transformer is at hand. The default ``--model tiny`` is a random DINOv2 with
-registers, on which nothing of this can be seen: it shows that the script runs. Give a folder or a hub id for the
-paper's setting. Pictures are random textures; the cost is the cosine distance of the class token after the last block,
-not accuracy; the control holds as many patches at their mean.
+Different here: no pretrained vision transformer is at hand. The default model, ``tiny:dinov2_with_registers``, is a
+random DINOv2 with registers, on which nothing of this can be seen: it shows that the script runs. Give a folder or a
+hub id for the paper's setting. Pictures are random textures; the cost is the cosine distance of the class token after
+the last block, not accuracy; the control holds as many patches at their mean.
 """
 
 import matplotlib.pyplot as plt
@@ -51,9 +51,8 @@ def cost(model: sk.Model, prompts: sk.Prompts, keys: list[int], split: int) -> x
     return xr.DataArray(found, dims="prompt", coords={"prompt": np.arange(split, len(prompts))})
 
 
-with Study(__doc__, paper="sun2024", model="tiny") as study:
-    tiny = list(study.given.model) == ["tiny"]
-    model = sk.load_model(sk.testing.tiny("dinov2_with_registers")) if tiny else study.model
+with Study(__doc__, paper="sun2024", model="tiny:dinov2_with_registers") as study:
+    tiny, model = study.given.model[0].startswith("tiny:"), study.model
     prompts = sk.Prompts.from_images(textures(8 if study.quick else 24, model.config.image_size), model)
     probes = [sk.MassiveActivations(), sk.KeyMass()]
     ds = study.reading("massive", lambda: sk.run(model, prompts, probes))

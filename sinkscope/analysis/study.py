@@ -129,12 +129,19 @@ class Study:
             raise UnsupportedModelError("; ".join(f"{name}: {why}" for name, why in self._left_out.items()))
 
     def load(self, source: str) -> Model:
-        """Load a model once; ``planted`` is the constructed one of :func:`sinkscope.testing.planted_sink`."""
+        """Load a model once.
+
+        ``planted`` is the one of :func:`sinkscope.testing.planted_sink`, ``tiny:NAME`` one with random weights.
+        """
         if source not in self._models:
             from sinkscope import testing
             from sinkscope.models.handle import load_model
 
-            self._models[source] = testing.planted_sink(0)[0] if source == "planted" else load_model(source)
+            if source == "planted":
+                self._models[source] = testing.planted_sink(0)[0]
+            else:
+                tiny = source.removeprefix("tiny:")
+                self._models[source] = load_model(source if tiny == source else testing.tiny(tiny))
         if source == self._source:
             self.subject = self.subject or self._models[source].id
         self._ids.append(self._models[source].id)
