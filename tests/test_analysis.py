@@ -200,3 +200,11 @@ def test_what_cannot_be_seen_says_why(argv):
         number = study.claim("Fig. 1", "a", paper="b", number=Estimate(0.5, 0.4, 0.6, 7), agrees=True, found="more")
     assert (unseen.agrees, unseen.reason, unseen.verdict) == (None, "one prompt only", "can't be seen here")
     assert (number.number, number.found) == ("0.5 [0.4, 0.6] (n = 7)", "0.5 [0.4, 0.6] (n = 7); more")
+
+
+def test_a_reading_kept_by_probe_has_the_roles_of_its_tokens(argv):
+    argv("--model", "planted", "--quick")
+    with Study("Title", paper="gu2025") as study:
+        ds = study.run(study.texts("random", n=32, tokens=16), [sk.MassiveActivations()])
+    assert ds["token_role"].dims == ("prompt", "key")
+    assert sk.metrics.massive_stages(ds)["dim"].values.tolist() == sk.testing.planted_sink(0)[1].dims

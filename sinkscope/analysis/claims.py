@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,17 +57,12 @@ class Estimate:
     @classmethod
     def mean(cls, values: xr.DataArray, spec: str = ".3g", unit: str = "") -> Estimate:
         """Return the mean over every dim of ``values``, with a bootstrap interval over them."""
-        return cls.paired(values, values * 0, spec, unit)
+        return cls.paired(values, xr.zeros_like(values), spec, unit)
 
     @classmethod
     def paired(cls, values: xr.DataArray, to: xr.DataArray, spec: str = "+.3g", unit: str = "") -> Estimate:
         """Mean paired difference ``values - to`` over every dim, with a bootstrap interval over the pairs."""
-        plain = values.reset_coords(drop=True)
-        with warnings.catch_warnings():
-            # The warning is on q-values of few pairs; only the interval is taken here.
-            warnings.simplefilter("ignore", SinkscopeWarning)
-            row = compare(plain, to=to.reset_coords(drop=True), over=plain.dims)
-        return cls.of(row, spec, unit)
+        return cls.of(with_intervals(values.reset_coords(drop=True), to, over=values.dims), spec, unit)
 
     @property
     def counted(self) -> str:
@@ -128,3 +124,19 @@ def judged(agrees: Verdict, found: str) -> tuple[bool | None, str]:
     if isinstance(agrees, str):
         return None, agrees
     return (None, found) if agrees is None else (bool(agrees), "")
+
+
+def with_intervals(
+    values: xr.DataArray, to: xr.DataArray | None = None, over: str | Iterable[Hashable] = "prompt"
+) -> xr.Dataset:
+    """Return the mean over prompts with a bootstrap interval, in the form of :func:`sinkscope.metrics.compare`.
+
+    Args:
+        values: anything with the dim ``over``.
+        to: subtracted pair by pair; nothing if left out.
+        over: the units.
+    """
+    with warnings.catch_warnings():
+        # The warning is on q-values of few pairs; here only the intervals are used.
+        warnings.simplefilter("ignore", SinkscopeWarning)
+        return compare(values, to=xr.zeros_like(values) if to is None else to.reset_coords(drop=True), over=over)

@@ -48,7 +48,8 @@ class ReadingStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             ds = run(model, prompts, missing, edits, batch_size=batch_size)
             for probe in missing:
-                schema.save(ds[list(probe.variables)], paths[probe], overwrite=True)
+                others = [name for name in ds.data_vars if name not in probe.variables]
+                schema.save(ds.drop_vars(others), paths[probe], overwrite=True)  # selecting would drop token_role
                 self._made.add(paths[probe])
         return xr.merge(
             [schema.open(path) for path in paths.values()], join="exact", compat="override", combine_attrs="override"
