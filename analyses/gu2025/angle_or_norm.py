@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import Study
+from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, need, with_intervals
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
 from sinkscope.engine.run import find_tower
@@ -49,25 +49,25 @@ def split(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
     return values.isel(key=0, query=slice(2, None)), others
 
 
-with Study(__doc__, paper="gu2025") as study:
-    prompts = study.texts("prose", n=16, tokens=40)
-    ds = study.reading("geometry", lambda: geometry(study.model, prompts))
-    mass = ds["key_mass"].isel(key=0).mean("prompt").drop_vars(["token", "token_role"], errors="ignore")
-    sinks = mass > 0.3
+def compared(ds: xr.Dataset, sinks: xr.DataArray) -> dict[str, xr.Dataset]:
+    """First key against the others in sink heads and other heads: difference of cosines, log ratio of sizes."""
     near, size = split(ds["cosine"]), split(ds["norm_product"])
     angle, ratio = (near[0] - near[1]).mean("query"), np.log((size[0] / size[1]).mean("query"))
     rows, names = {}, xr.Variable("heads", ["sink heads", "other heads"])
     for name, values in (("cosine", angle), ("log size", ratio)):
         cells = [values.where(mask).mean(["layer", "head"]) for mask in (sinks, ~sinks)]
         cell = xr.concat(cells, dim=names, compat="override", coords="minimal")
-        rows[name] = sk.metrics.compare(cell, to=cell * 0)
+        rows[name] = with_intervals(cell)
+    return rows
 
-    layer, head = (int(i) for i in np.unravel_index(int(mass.values.argmax()), mass.shape))
+
+def draw(study: Study, ds: xr.Dataset, strongest: tuple[int, int], rows: dict[str, xr.Dataset]) -> None:
+    """Maps of the strongest sink head, and both groups of heads."""
+    layer, head = strongest
     one = ds.isel(prompt=0, layer=layer, head=head, query=slice(0, 20), key=slice(0, 20))
     figure, axes = plt.subplots(1, 3, figsize=(12.5, 4.6), width_ratios=(1.15, 1.15, 0.8))
-    sk.plot.pair_map(
-        one["cosine"], signed=True, limit=1.0, label="cosine", title=f"Layer {layer}, head {head}", ax=axes[0]
-    )
+    title = f"Layer {layer}, head {head}"
+    sk.plot.pair_map(one["cosine"], signed=True, limit=1.0, label="cosine", title=title, ax=axes[0])
     sk.plot.pair_map(one["norm_product"], label="norm of query times key", title="The same head", ax=axes[1])
     both = xr.concat(rows.values(), dim=xr.Variable("part", ["cosine, difference", "log of size, ratio"]))
     sk.plot.grouped_bars(
@@ -80,20 +80,31 @@ with Study(__doc__, paper="gu2025") as study:
         "against the rest, 95 % intervals over prompts",
     )  # fmt: skip
 
-    def said(name: str, group: str) -> str:
-        """A number with its interval."""
-        low, mid, high = (float(rows[name][part].sel(heads=group)) for part in ("low", "difference", "high"))
-        return f"{mid:+.2f} [{low:+.2f}, {high:+.2f}]"
 
-    count, n = int(sinks.sum()), ds.sizes["prompt"]
-    low, control = (float(rows["cosine"][k].sel(heads=g)) for k, g in (("low", "sink heads"), ("high", "other heads")))
+def judge(study: Study, model: sk.Model) -> None:
+    """Measure, draw and judge one model."""
+    prompts = study.texts("prose", n=16, tokens=40)
+    ds = study.reading("geometry", lambda: geometry(model, prompts))
+    mass = ds["key_mass"].isel(key=0).mean("prompt").drop_vars(["token", "token_role"], errors="ignore")
+    sinks = mass > 0.3
+    need(model, bool(sinks.any()), "heads with a mean attention to the first token above 0.3; it has none")
+    rows = compared(ds, sinks)
+    draw(study, ds, tuple(int(i) for i in np.unravel_index(int(mass.values.argmax()), mass.shape)), rows)
+
+    count = int(sinks.sum())
+    angle, size = (Estimate.of(rows[name], "+.2f", heads="sink heads") for name in ("cosine", "log size"))
+    control = Estimate.of(rows["cosine"], "+.2f", heads="other heads")
     study.claim(
         "Fig. 2", "The first key's cosine with queries is above the other keys'", paper="picture, LLaMA3-8B",
-        found=f"{said('cosine', 'sink heads')} in {count} sink heads, {said('cosine', 'other heads')} in the others "
-        f"(n = {n} prompts)", agrees=low > max(0.0, control) if count else None,
+        number=angle, found=f"in {count} sink heads, {control} in the others",
+        agrees=angle.above(max(0.0, control.high if np.isfinite(control.high) else 0.0)),
     )  # fmt: skip
     study.claim(
-        "Fig. 2", "Not the size of the key: the first key is small", paper="picture, LLaMA3-8B",
-        found=f"log ratio of |k| to the other keys' {said('log size', 'sink heads')} in {count} sink heads (n = {n})",
-        agrees=float(rows["log size"]["high"].sel(heads="sink heads")) < 0 if count else None,
+        "Fig. 2", "Not the size of the key: the first key is small", paper="picture, LLaMA3-8B", number=size,
+        found=f"log ratio of |k| to the other keys' in {count} sink heads", agrees=size.below(0.0),
     )  # fmt: skip
+
+
+if __name__ == "__main__":
+    with Study(__doc__, paper="gu2025", model=LANGUAGE_MODELS) as study:
+        study.for_each(judge)

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import Study
+from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, need
 
 
 def two_groups(norm: xr.DataArray, dim: str) -> xr.DataArray:
@@ -22,19 +22,11 @@ def two_groups(norm: xr.DataArray, dim: str) -> xr.DataArray:
     return xr.concat([first, others], dim=xr.Variable("group", ["sink", "others"]), coords="minimal", compat="override")
 
 
-with Study(__doc__, paper="gu2025") as study:
-    prompts = study.texts("prose", n=32, tokens=64)
-    probes = [sk.KeyMass(), sk.KeyNorm(), sk.ValueNorm(), sk.ResidualNorm()]
-    ds = study.reading("norms", lambda: sk.run(study.model, prompts, probes, batch_size=8))
-    mass = ds["key_mass"].isel(key=0)
-    heads = sk.metrics.sink_rate(ds, over="prompt") > 0.5
-    with_sink = [int(layer) for layer in ds["layer"].values[heads.any("head").values]]
-    start = with_sink[0] if with_sink else 0
-
+def draw(study: Study, ds: xr.Dataset, residual: xr.DataArray) -> None:
+    """Map of the sink heads, and norms by layer."""
     figure, axes = plt.subplots(2, 2, figsize=(9.2, 6.8))
-    share = mass.mean("prompt").reset_coords(drop=True)
+    share = ds["key_mass"].isel(key=0).mean("prompt").reset_coords(drop=True)
     sk.plot.sink_map(share, title="Attention on the first token", ax=axes[0, 0])
-    residual = ds["residual_norm"].sel(site=[s for s in ds["site"].values if s == "embed" or s.endswith("post")])
     panels = (
         ("hidden state", residual, "site"),
         ("key", ds["key_norm"], "layer"),
@@ -47,30 +39,42 @@ with Study(__doc__, paper="gu2025") as study:
         says="mean attention to the first token by head; l2 norms of the first token (sink) and mean of the others",
     )  # fmt: skip
 
-    n = ds.sizes["prompt"]
-    early = heads.isel(layer=slice(0, 1)).mean()
-    later = heads.isel(layer=slice(1, None)).mean()
+
+def judge(study: Study, model: sk.Model) -> None:
+    """Measure, draw and judge one model."""
+    probes = [sk.KeyMass(), sk.KeyNorm(), sk.ValueNorm(), sk.ResidualNorm()]
+    ds = study.run(study.texts("prose"), probes)
+    residual = ds["residual_norm"].sel(site=[s for s in ds["site"].values if s == "embed" or s.endswith("post")])
+    draw(study, ds, residual)
+
+    over = (ds["key_mass"].isel(key=0) > 0.3).reset_coords(drop=True)
+    heads = over.mean("prompt") > 0.5
+    early, later = (over.isel(layer=part).mean(["layer", "head"]) for part in (slice(0, 1), slice(1, None)))
+    share, rest = Estimate.mean(early, ".0%"), Estimate.mean(later, ".0%")
+    need(model, bool(heads.any()), "heads with a mean attention to the first token above 0.3; it has none")
     study.claim(
         "Head-wise map", "No sinks in the first block, many later", paper="absent in the first one or two blocks",
-        found=f"heads over 0.3 in most prompts: {float(early):.0%} of {ds.sizes['head']} in layer 0, "
-        f"{float(later):.0%} of {heads.isel(layer=slice(1, None)).size} in later layers (n = {n} prompts)",
-        agrees=float(early) == 0 and float(later) > 0,
+        number=rest, found=f"of {heads.isel(layer=slice(1, None)).size} heads in later layers, {share} of "
+        f"{ds.sizes['head']} in layer 0", agrees=share.value < 0.05 and rest.value > 0.2,
     )  # fmt: skip
+    start = int(ds["layer"].values[heads.any("head").values][0])
     kept = ds.sel(layer=slice(start, None))
     outputs = residual.sel(site=[f"{layer}.post" for layer in kept["layer"].values])
     wanted = (
-        ("hidden state", outputs, "site", "far larger", 2.0),
-        ("key", kept["key_norm"], "layer", "smaller", 1.0),
-        ("value", kept["value_norm"], "layer", "far smaller", 0.5),
-    )
-    for name, norm, _, verdict, bound in wanted:
-        ratio = norm.isel(key=0) / norm.isel(key=slice(1, None)).median("key")
-        ratio = np.log(ratio.mean([d for d in ratio.dims if d != "prompt"]))
-        row = sk.metrics.compare(ratio, to=ratio * 0)
-        low, mid, high = (float(np.exp(row[k])) for k in ("low", "difference", "high"))
-        agrees = low > bound if bound > 1 else high < bound
+        ("hidden state", outputs, "far larger", 2.0), ("key", kept["key_norm"], "smaller", 1.0),
+        ("value", kept["value_norm"], "far smaller", 0.5),
+    )  # fmt: skip
+    for name, norm, verdict, bound in wanted:
+        ratio = np.log((norm.isel(key=0) / norm.isel(key=slice(1, None)).median("key")).reset_coords(drop=True))
+        row = Estimate.mean(ratio.mean([d for d in ratio.dims if d != "prompt"]))
+        times = Estimate(*(float(np.exp(x)) for x in (row.value, row.low, row.high)), row.n, "", ".2f")
         study.claim(
             "Fig. 2", f"The first token's {name} is {verdict} than the others'", paper="picture, LLaMA3-8B",
-            found=f"{mid:.2f} times the median of the others [{low:.2f}, {high:.2f}], layers {start} up (n = {n})",
-            agrees=agrees if with_sink else None,
+            number=times, found=f"times the median of the others (geometric mean over layers {start} up)",
+            agrees=times.above(bound) if bound > 1 else times.below(bound),
         )  # fmt: skip
+
+
+if __name__ == "__main__":
+    with Study(__doc__, paper="gu2025", model=LANGUAGE_MODELS) as study:
+        study.for_each(judge)

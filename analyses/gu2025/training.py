@@ -2,7 +2,7 @@
 
 Paper: Gu et al. 2025, figure 4 (middle). Claim: the sink appears after the model has begun to learn, between 1k and 2k
 of 20k steps, while the loss keeps falling.
-Cost: none, the curves were measured while the zoo's language models trained (``recipes.statistics``).
+Cost: none, the curves were measured while the zoo's language model trained; so there is no ``--model``.
 Different here: language models of 1.5 million parameters on Python source. Variants are in ``variants.py`` and on the
 zoo's page on emergence. One run, so no interval over runs.
 """
@@ -15,6 +15,7 @@ import sinkscope as sk
 from sinkscope import zoo
 from sinkscope.analysis import Study
 
+NAME = "lm-python"
 PANELS = {
     "loss": "held-out loss [nat]",
     "alpha_max": "attention to the first token, strongest head",
@@ -40,39 +41,38 @@ def emergence(curve: xr.Dataset) -> int | None:
     return int(after[0]) if len(after) else None
 
 
-with Study(__doc__, paper="gu2025") as study:
-    asked = [name.removeprefix("zoo:") for name in study.given.model if name.startswith("zoo:")]
-    names = list(dict.fromkeys([*asked, "lm-python"]))
-    ds = curves(names)
+def draw(study: Study, ds: xr.Dataset) -> None:
+    """Four curves over the steps of training."""
     figure, axes = plt.subplots(2, 2, figsize=(9.2, 6.4))
     for ax, (key, label) in zip(axes.ravel(), PANELS.items(), strict=True):
-        shown = ds[key] if len(names) > 1 else ds[key].isel(model=0, drop=True)
-        sk.plot.sweep_curve(shown.interpolate_na("step"), x="step", reference=None, title="", ax=ax)
+        sk.plot.sweep_curve(ds[key].isel(model=0, drop=True), x="step", reference=None, title="", ax=ax)
         for line in ax.lines:
             line.set_marker("")
         ax.set(ylabel="", title=label)
         if key == "massive":
             ax.set_yscale("log")
-        if ax.get_legend() and ax is not axes[0, 0]:
-            ax.get_legend().remove()
-    source = ds["sink_rate"].assign_attrs(model_id=", ".join(f"zoo:{name}" for name in names), n_prompts=64)
     study.figure(
-        figure, "training", source=source,
+        figure, "training", source=ds["sink_rate"].assign_attrs(model_id=study.subject, n_prompts=64),
         says="measured on held-out text while training; sink rate: share of heads with mean attention to the first "
         "token above 0.3, T = 64",
     )  # fmt: skip
 
-    for name in [name for name in names if name in {entry.name for entry in zoo.entries()}]:
-        curve = ds.sel(model=name).dropna("step")
+
+def main() -> None:
+    """Draw the curves of the zoo's language model and judge when its sink appears."""
+    with Study(__doc__, paper="gu2025", model=()) as study:
+        study.subject = f"zoo:{NAME}"
+        ds = curves([NAME])
+        draw(study, ds)
+        curve = ds.sel(model=NAME).dropna("step")
         step, steps = emergence(curve), int(curve["step"][-1])
         start, end = float(curve["loss"][0]), float(curve["loss"][-1])
-        if step is None:
-            found, agrees = f"zoo:{name}: no head over 0.3 after {steps} steps", None if "python" not in name else False
-        else:
+        found, agrees = f"no head over 0.3 after {steps} steps", False
+        if step is not None:
             then = float(curve["loss"].sel(step=step))
             learnt = (start - then) / (start - end)
             found = (
-                f"zoo:{name}: there for good from step {step} of {steps} on, loss {then:.2f} nat of {start:.2f} to "
+                f"zoo:{NAME}: there for good from step {step} of {steps} on, loss {then:.2f} nat of {start:.2f} to "
                 f"{end:.2f} ({learnt:.0%} of the fall; one run)"
             )
             agrees = step > int(curve["step"][0]) and learnt > 0.5 and then > end
@@ -80,3 +80,7 @@ with Study(__doc__, paper="gu2025") as study:
             "Fig. 4", "The sink appears after the model has begun to learn, while the loss still falls",
             paper="between steps 1k and 2k of 20k", found=found, agrees=agrees,
         )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

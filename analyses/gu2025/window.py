@@ -15,7 +15,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 import sinkscope as sk
 from recipes import emergence
-from sinkscope.analysis import Study
+from sinkscope.analysis import Estimate, Study, need, with_intervals
 
 WINDOWS, TOKENS = (16, 32, 64), 128
 KEYS = ("sink_rate_after_first", "alpha_max", "oldest_max")
@@ -30,13 +30,17 @@ def with_window(model: sk.Model, window: int) -> sk.Model:
     return sk.load_model(network, tokenizer=model.tokenizer)
 
 
-def shares(ds: xr.Dataset, window: int) -> xr.DataArray:
+def shares(model: sk.Model, prompts: sk.Prompts, window: int) -> xr.Dataset:
     """Mean weight on the absolute first key and on the first key of the window, for queries past the window."""
+    tower = model.backend.towers[model.backend.default_tower]
+    maps = sk.AttentionMap(range(len(tower.attention)), range(tower.attention[0].heads))
+    ds = sk.run(model, prompts, [maps, sk.TokenLoss()], batch_size=4)
     rows = np.arange(window, ds.sizes["query"])
-    maps = ds["attention"].isel(query=slice(window, None))
-    oldest = maps.isel(key=xr.DataArray(rows - window + 1, dims="query"))
-    cells = [c.reset_coords(drop=True).mean(["layer", "head", "query"]) for c in (maps.isel(key=0), oldest)]
-    return xr.concat(cells, dim=xr.Variable("key", ["first token", "oldest in window"]))
+    weights = ds["attention"].isel(query=slice(window, None))
+    oldest = weights.isel(key=xr.DataArray(rows - window + 1, dims="query"))
+    cells = [c.reset_coords(drop=True).mean(["layer", "head", "query"]) for c in (weights.isel(key=0), oldest)]
+    names = xr.Variable("which", ["first token", "oldest in window"])
+    return ds.drop_vars("attention").assign(share=xr.concat(cells, dim=names))
 
 
 def restarted(model: sk.Model, prompts: sk.Prompts, window: int, at: np.ndarray) -> xr.DataArray:
@@ -58,64 +62,60 @@ def trained(study: Study) -> None:
         f"{first:.2f}; best head on the oldest key in view {oldest:.2f}"
         for share, first, oldest in rows
     ]
+    study.subject = "zoo:lm-python-window"
     study.claim(
         "Window attention", "Trained with a window, the sink stands at the absolute first token",
         paper="picture", found=f"window 32: {'; '.join(each) or 'no such run in the zoo'} (n = {len(each)} seeds)",
-        agrees=bool(emergence.holds(rule.rule, pair).all()) if pair else None,
+        agrees=bool(emergence.holds(rule.rule, pair).all()) if pair else "no such run in the zoo",
     )  # fmt: skip
 
 
-with Study(__doc__, paper="gu2025") as study:
+def judge(study: Study, model: sk.Model) -> None:
+    """Put windows into a trained model: where the attention goes, and what it costs."""
+    kind = type(model.model).__name__
+    need(
+        model, kind == "LlamaForCausalLM", f"a Llama model, whose weights run with a window as Mistral's do, not {kind}"
+    )
     prompts = study.texts("prose", n=16, tokens=TOKENS)
-    llama = study.model.config.model_type == "llama" and type(study.model.model).__name__ == "LlamaForCausalLM"
-    tower = study.model.backend.towers[study.model.backend.default_tower]
-    maps = sk.AttentionMap(range(len(tower.attention)), range(tower.attention[0].heads))
-    arms = {"full": study.model} | ({f"{w}": with_window(study.model, w) for w in WINDOWS} if llama else {})
-    readings = {
-        name: study.reading(
-            f"window-{name}", lambda m=model: sk.run(m, prompts, [maps, sk.TokenLoss(), sk.KeyMass()], batch_size=4)
-        )
-        for name, model in arms.items()
-    }
-    plain = readings["full"]
-    cells, costs = [], []
-    for window in WINDOWS if llama else ():
-        past = readings[str(window)]
-        cells.append(shares(past, window))
+    names, costs, parts = ["full"], [], [study.reading("window-full", lambda: shares(model, prompts, WINDOWS[0]))]
+    for window in WINDOWS:
+        past = study.reading(f"window-{window}", lambda w=window: shares(with_window(model, w), prompts, w))
         at = np.arange(window, TOKENS - 1, 8)
-        cost, full = (ds["token_loss"].isel(query=at).mean("query") for ds in (past, plain))
-        fresh = restarted(study.model, prompts, window, at)
-        costs.append((sk.metrics.compare(cost, to=full), sk.metrics.compare(cost, to=fresh)))
-    if llama:
-        share = xr.concat([shares(plain, WINDOWS[0]), *cells], dim=xr.Variable("window", list(readings)))
-        table = sk.metrics.compare(share, to=share * 0)
-        shown = table["difference"].transpose("window", "key")
-        axes = sk.plot.grouped_bars(
-            shown, interval=(table["low"], table["high"]), ylabel="mean attention weight",
-            title="Queries that no longer see the first token",
-        )  # fmt: skip
-        axes.set_xlabel("window [tokens]")
-        study.figure(
-            axes, "window", source=plain,
-            says=f"mean weight of queries past the window (full: past {WINDOWS[0]}) on two keys; windows put in after "
-            "training; 95 % intervals over prompts",
-        )  # fmt: skip
-    trained(study)
-    n = len(prompts)
-    oldest = f"{float(table['difference'].sel(window='32', key='oldest in window')):.1%}" if llama else "not measured"
-    whole = f"{float(table['difference'].sel(window='full', key='first token')):.1%}" if llama else "not measured"
+        cost, full = (ds["token_loss"].isel(query=at).mean("query") for ds in (past, parts[0]))
+        fresh = restarted(model, prompts, window, at)
+        costs.append((Estimate.paired(cost, full, "+.2f", "nat"), Estimate.paired(cost, fresh, "+.2f", "nat")))
+        parts.append(past)
+        names.append(str(window))
+    share = xr.concat([part["share"] for part in parts], dim=xr.Variable("window", names))
+    table = with_intervals(share)
+    axes = sk.plot.grouped_bars(
+        table["difference"].transpose("window", "which"), interval=(table["low"], table["high"]),
+        ylabel="mean attention weight", title="Queries that no longer see the first token",
+    )  # fmt: skip
+    axes.set_xlabel("window [tokens]")
+    study.figure(
+        axes, "window", source=parts[0],
+        says=f"mean weight of queries past the window (full: past {WINDOWS[0]}) on two keys; windows put in after "
+        "training; 95 % intervals over prompts",
+    )  # fmt: skip
+    oldest = Estimate.of(table, ".1%", window="32", which="oldest in window")
+    whole = Estimate.of(table, ".1%", window="full", which="first token")
     study.claim(
         "Window attention", "With a window put in, attention does not move to the first key of the window",
-        paper="picture", found=f"window 32: {oldest} of the attention on the oldest key of the window, {whole} on the "
-        f"first token under full attention (n = {n} prompts); not trained with a window", agrees=None,
+        paper="picture, trained with it", number=oldest, agrees=oldest.below(0.5 * whole.value),
+        found=f"of the attention on the oldest key of a window of 32, {whole} on the first token under full attention",
     )  # fmt: skip
-    for window, (against_full, against_fresh) in zip(WINDOWS, costs, strict=False):
-        said = [
-            f"{float(row['difference']):+.2f} nat [{float(row['low']):+.2f}, {float(row['high']):+.2f}]"
-            for row in (against_full, against_fresh)
-        ]
-        study.claim(
-            "Xiao et al. 2024", "Once the first token leaves the window the loss rises", paper="perplexity explodes",
-            found=f"window {window}: {said[0]} per token beyond it against full attention, {said[1]} against as short "
-            f"a context with the first token (n = {n} prompts)", agrees=float(against_fresh["low"]) > 0,
-        )  # fmt: skip
+    against_full, against_fresh = costs[WINDOWS.index(32)]
+    others = ", ".join(f"{fresh} at {w}" for w, (_, fresh) in zip(WINDOWS, costs, strict=True) if w != 32)
+    study.claim(
+        "Xiao et al. 2024", "Once the first token leaves the window the loss rises", paper="perplexity explodes",
+        number=against_fresh, agrees=against_fresh.above(0.0),
+        found=f"per token beyond a window of 32, against as short a context with the first token ({others}); "
+        f"{against_full} against full attention",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    with Study(__doc__, paper="gu2025", model=("smollm2-135m", "zoo:lm-python")) as study:
+        study.for_each(judge)
+        trained(study)
