@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import Study
+from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, with_intervals
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
 from sinkscope.engine.run import find_tower
@@ -51,18 +51,18 @@ def updates(model: sk.Model, prompts: sk.Prompts) -> xr.Dataset:
     return ds.drop_vars("attention").assign(spread=(dims, spread), share=(dims, share))
 
 
-with Study(__doc__, paper="sun2024") as study:
-    prompts = study.texts("prose", n=24, tokens=64)
-    ds = study.reading("updates", lambda: updates(study.model, prompts))
-    mass = study.reading("mass", lambda: sk.run(study.model, prompts, [sk.KeyMass()], batch_size=8))["key_mass"]
-    strength = mass.isel(key=0).mean(["prompt", "head"])
+def judge(study: Study, model: sk.Model) -> None:
+    """Measure, draw and judge one model."""
+    prompts = study.texts("prose", n=24)
+    ds = study.reading("updates", lambda: updates(model, prompts))
+    strength = study.run(prompts, [sk.KeyMass()])["key_mass"].isel(key=0).mean(["prompt", "head"])
     layer = int(strength["layer"][int(strength.values.argmax())])
     groups = xr.Variable("group", ["sink", "others"])
     both = {
         name: xr.concat([ds[name].isel(carrier=0), ds[name].isel(carrier=slice(1, None)).mean("carrier")], dim=groups)
         for name in ("spread", "share")
     }
-    table = sk.metrics.compare(both["spread"], to=both["spread"] * 0)
+    table = with_intervals(both["spread"])
     axes = sk.plot.layer_profile(
         table["difference"].transpose("group", "layer"), band=(table["low"], table["high"]),
         ylabel="spread of the update over queries", title="What a token adds to every query",
@@ -73,13 +73,16 @@ with Study(__doc__, paper="sun2024") as study:
         "and mean of positions 1 to 7 (others); bands: 95 % intervals over prompts",
     )  # fmt: skip
 
-    pair = both["spread"].sel(layer=layer)
-    row = sk.metrics.compare(pair.sel(group="sink"), to=pair.sel(group="others"))
-    found = {group: float(pair.sel(group=group).mean()) for group in ("sink", "others")}
+    sink, others = (both["spread"].sel(layer=layer, group=group, drop=True) for group in ("sink", "others"))
+    own, less = Estimate.mean(sink, ".2f"), Estimate.paired(sink, others, "+.2f")
     study.claim(
         "Eq. 2", "What the carrier adds is almost identical for all queries", paper="pictures, layers 3, 15, 30",
-        found=f"layer {layer}, where the sink is strongest: spread {found['sink']:.2f} of the mean update, other "
-        f"tokens {found['others']:.2f}, difference {float(row['difference']):+.2f} [{float(row['low']):+.2f}, "
-        f"{float(row['high']):+.2f}]; {float(both['share'].sel(layer=layer, group='sink').mean()):.0%} of the output's "
-        f"size (n = {len(prompts)} prompts)", agrees=float(row["high"]) < 0 and found["sink"] < 0.5,
+        number=own, agrees=own.above(0.5) is False and less.below(0.0),
+        found=f"spread over the mean update in layer {layer}, where the sink is strongest; less that of the tokens "
+        f"beside it {less}; {float(both['share'].sel(layer=layer, group='sink').mean()):.0%} of the output's size",
     )  # fmt: skip
+
+
+if __name__ == "__main__":
+    with Study(__doc__, paper="sun2024", model=LANGUAGE_MODELS) as study:
+        study.for_each(judge)

@@ -16,7 +16,7 @@ import torch
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import Study
+from sinkscope.analysis import Study, with_intervals
 from sinkscope.engine.run import find_tower
 from sinkscope.methods.residual import residual_stream
 from sinkscope.models.backends.base import Instruments
@@ -82,7 +82,7 @@ with Study(__doc__, paper="sun2024", model="tiny:dinov2_with_registers") as stud
     )  # fmt: skip
     if registers:
         held, control = (cost(model, prompts, keys, len(prompts) // 2) for keys in (registers, patches))
-        row = sk.metrics.compare(held, to=held * 0)
+        row = with_intervals(held)
         study.claim(
             "Fix-Reg-Mean", "Registers held at their mean cost next to nothing", paper="0.2 points at most",
             found=f"{why}class token {float(row['difference']):.3g} [{float(row['low']):.3g}, {float(row['high']):.3g}]"

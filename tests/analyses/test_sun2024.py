@@ -3,7 +3,7 @@ from PIL import Image
 
 from analyses.scripts import run
 
-SCRIPTS = {"massive_picture": 4, "attention_before_after": 2, "implicit_bias": 1, "vision_registers": 2}
+SCRIPTS = {"massive_picture": 6, "attention_before_after": 2, "implicit_bias": 1, "vision_registers": 2}
 LANGUAGE = ("--model", "zoo:lm-python")
 
 
@@ -30,25 +30,37 @@ def test_claims_and_a_figure_with_something_on_it(results, name):
 
 
 def test_the_large_entry_is_at_the_first_token_and_cannot_vary_there(results):
-    size, place, _, constancy = results["massive_picture"][0]["claims"]
+    size, place, sudden, early, vanish, constancy = results["massive_picture"][0]["claims"]
     assert size["agrees"] is False
-    assert "0 entries by the paper's rule" in size["found"]
+    assert "0 entries by the paper's rule, dimensions [77, 46, 51] by the relative rule" in size["found"]
     assert place["agrees"] is True
-    assert "at position 0 ('<s>')" in place["found"]
+    assert place["number"] == "100% [100%, 100%] (n = 8)"
+    assert "77 in blocks 2 to 5" in sudden["found"]
+    assert "77 in blocks 0 to 1" in sudden["found"], "each plateau of a dimension is told, not the largest step alone"
+    assert early["agrees"] is True
+    assert vanish["agrees"] is False
     assert constancy["agrees"] is None
-    assert "sees only itself" in constancy["found"]
+    assert "sees only itself" in constancy["reason"]
 
 
-def test_attention_concentrates_after_the_block(results):
+def test_attention_concentrates_in_the_layers_that_read_the_plateau(results):
     step, cause = results["attention_before_after"][0]["claims"]
     assert step["agrees"] is True
+    assert "in the 5 layers that read dimension 77 massive, less the 1 others" in step["found"]
     assert "5 other dimensions" in cause["found"]
+
+
+def test_a_model_without_massive_activations_is_refused_in_one_line(tmp_path, monkeypatch):
+    needs = r"this analysis needs massive activations; the relative rule finds none in this model"
+    with pytest.raises(SystemExit, match=needs):
+        run("sun2024/massive_picture.py", tmp_path, monkeypatch, "--model", "zoo:bb-1l")
 
 
 def test_what_the_sink_adds_is_nearly_the_same_for_all_queries(results):
     claim = results["implicit_bias"][0]["claims"][0]
     assert claim["agrees"] is True
-    assert "other tokens" in claim["found"]
+    assert "tokens beside it -" in claim["found"]
+    assert claim["number"].endswith("(n = 6)")
 
 
 def test_random_weights_show_nothing(results):
