@@ -17,7 +17,7 @@ import xarray as xr
 from common import change, effect_probe, texts, told
 
 import sinkscope as sk
-from sinkscope.analysis import Study
+from sinkscope.analysis import Study, with_intervals
 
 DRAWS = 5
 NAMES = ["masked", "dropped", "carrier zeroed"]
@@ -66,7 +66,7 @@ def study_of(study: Study, model: sk.Model) -> None:
     own = effect.sel(edit=NAMES)
     drawn = [effect.sel(edit=[f"{name} control {i}" for name in NAMES]) for i in range(DRAWS)]
     controls = xr.concat([one.assign_coords(edit=NAMES) for one in drawn], "draw")
-    against, alone = sk.metrics.compare(own, to=controls.mean("draw")), sk.metrics.compare(own, to=own * 0)
+    against, alone = sk.metrics.compare(own, to=controls.mean("draw")), with_intervals(own)
     first = float(sinks.isel(key=0).sum() / sinks.sum())
     where = f"{model.id}, {int(sinks.sum())} sinks in {len(prompts)} prompts, {first:.0%} of them the first token"
     for name in NAMES:

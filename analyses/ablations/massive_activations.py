@@ -17,7 +17,7 @@ import xarray as xr
 from common import change, effect_probe, texts, told
 
 import sinkscope as sk
-from sinkscope.analysis import Study
+from sinkscope.analysis import Study, with_intervals
 from sinkscope.edits import mean_activations
 
 
@@ -80,7 +80,7 @@ def study_of(study: Study, model: sk.Model) -> None:
         agrees = share < 0.1
         found = f"{where}: {unit} {told(sk.metrics.compare(average, to=zero * 0))}, {share:.1%} of what zero does"
     study.claim("Table 3", claim, paper="5.47 to 5.47", found=found, agrees=agrees)
-    table = sk.metrics.compare(effect, to=effect * 0)
+    table = with_intervals(effect)
     shown = sk.plot.described(table["difference"].assign_attrs(effect.attrs), ds)
     title = f"{model.id}: the largest activation, dim {entry.dim}"
     bars = sk.plot.effect_bars(shown, interval=(table["low"], table["high"]), title=title)

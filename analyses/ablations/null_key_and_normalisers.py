@@ -11,7 +11,7 @@ from __future__ import annotations
 from common import change, effect_probe, texts, told
 
 import sinkscope as sk
-from sinkscope.analysis import Study
+from sinkscope.analysis import Study, with_intervals
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
         ds = study.reading("swapped", lambda: sk.sweep(model, prompts, edits, read, batch_size=16, baseline=True))
         mass = ds["key_mass"].isel(key=0).mean(["layer", "head", "prompt"])
         effect = change(ds)
-        table = sk.metrics.compare(effect, to=effect * 0)
+        table = with_intervals(effect)
         before = float(mass.sel(edit="baseline"))
         for name in edits:
             after = float(mass.sel(edit=name))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from common import texts, told
 
 import sinkscope as sk
-from sinkscope.analysis import Study
+from sinkscope.analysis import Study, with_intervals
 
 
 def study_of(study: Study, model: sk.Model) -> None:
@@ -30,7 +30,7 @@ def study_of(study: Study, model: sk.Model) -> None:
     found, test = effect.isel(prompt=slice(half)), effect.isel(prompt=slice(half, None))
     ten = test.isel(edit=found.mean("prompt").argsort().values[:10])
     ten = ten.assign_coords(edit=[f"dim {d}" for d in ten["edit"].values])
-    table = sk.metrics.compare(ten, to=ten * 0)
+    table = with_intervals(ten)
     biggest = sk.run(model, prompts.subset(range(half)), [sk.MassiveActivations(top=1)], batch_size=16)
     named = int(biggest["top_dim"].sel(site=f"{start - 1}.post").isel(rank=0).median())
     best, drop = str(table["edit"].values[0]), -table["difference"].values

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import Study
+from sinkscope.analysis import Study, with_intervals
 from sinkscope.tasks.backcopy import SYMBOLS, sample, zipf_chain
 
 
@@ -55,7 +55,7 @@ with Study(__doc__, paper="guo2024", model="zoo:bb-1l") as study:
     prompts = sk.Prompts.from_ids(ids.tolist(), model)
     ds = study.reading("maps", lambda: sk.run(model, prompts, [sk.AttentionMap([0], [0])], batch_size=8))
     means = split_attention(ds, ids, triggers)
-    rows = {name: sk.metrics.compare(mean, to=mean * 0) for name, mean in means.items()}
+    rows = {name: with_intervals(mean) for name, mean in means.items()}
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 5.2), width_ratios=(1, 1.15))
     one = ds["attention"].isel(prompt=0, layer=0, head=0, query=slice(0, 24), key=slice(0, 24))

@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import Study
+from sinkscope.analysis import Study, with_intervals
 from sinkscope.tasks.backcopy import SYMBOLS, risks, sample, zipf_chain
 
 
@@ -48,7 +48,7 @@ with Study(__doc__, paper="guo2024", model="zoo:bb-1l") as study:
         found.append([[row["bigram_excess"], row["backcopy_risk"]] for row in each])
     dims = ("arm", "prompt", "task")
     risk = xr.DataArray(found, dims=dims, coords={"arm": list(arms), "task": ["bigram", "back-copy"]})
-    table = sk.metrics.compare(risk, to=risk * 0)
+    table = with_intervals(risk)
     shown = table["difference"].assign_attrs(
         long_name="excess risk", units="nat", model_id=model.id, n_prompts=len(ids)
     )

@@ -14,7 +14,7 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope import tasks
-from sinkscope.analysis import Study
+from sinkscope.analysis import Study, with_intervals
 from sinkscope.methods.zerotuning import ZeroTuningSettings, zerotune
 
 PANELS = ("sst2", "boolq", "logiqa")
@@ -69,7 +69,7 @@ def main() -> None:
         for mode, parts in gains.items():
             cells = []
             for name, gain in zip(names, parts, strict=True):
-                found = sk.metrics.compare(gain, to=gain * 0)
+                found = with_intervals(gain)
                 low, mid, high = (float(found[k]) for k in ("low", "difference", "high"))
                 cells.append(f"{name} {mid:+.3f} [{low:+.3f}, {high:+.3f}]")
                 sure += [True if low > 0 else False if high < 0 else None] if mode == "entropy" else []

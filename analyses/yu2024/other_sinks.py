@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import Study
+from sinkscope.analysis import Study, with_intervals
 
 MEANINGLESS = ("punctuation", "newline")
 
@@ -35,10 +35,10 @@ def main() -> None:
 
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4))
         mean = counts.mean("prompt").rename("sinks").assign_attrs(units="1", long_name="sinks per head")
-        spread = sk.metrics.compare(counts, to=counts * 0)
+        spread = with_intervals(counts)
         sk.plot.layer_profile(mean, band=(spread["low"], spread["high"]), title="Sinks after the first token", ax=left)
         shares = xr.concat([among, everywhere], xr.Variable("tokens", ["sinks", "all tokens"])).reset_coords(drop=True)
-        bars = sk.metrics.compare(shares, to=shares * 0)
+        bars = with_intervals(shares)
         sk.plot.grouped_bars(
             bars["difference"], interval=(bars["low"], bars["high"]), ylabel="share of punctuation and line breaks",
             title="What they are", ax=right,
