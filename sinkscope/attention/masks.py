@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
+from sinkscope.errors import UnsupportedModelError
+
 BLOCK = 128
 """Query rows per block. Measured best on CPU (docs/decisions.md)."""
 
@@ -53,6 +55,17 @@ class MaskSpec:
         """True where the mask is exactly causal or full: no padding, no window, no cache offset."""
         aligned = self.q_length == self.kv_length and self.q_offset == self.kv_offset
         return self.padding is None and (self.kind == "full" or (self.kind == "causal" and aligned))
+
+    def contiguous(self) -> MaskSpec:
+        """Refuse: transformers asks this of a mask that it has made for a static cache, ahead of the pass.
+
+        Raises:
+            UnsupportedModelError: always.
+        """
+        raise UnsupportedModelError(
+            "a static cache fixes the mask before the pass, and edits and probes need it within. Leave "
+            "cache_implementation out: a dynamic cache gives the same tokens."
+        )
 
     @property
     def windowed(self) -> bool:

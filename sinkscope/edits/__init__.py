@@ -8,11 +8,12 @@ is left unchanged and counted; an edit that changes nothing raises ``EditHasNoEf
 
 from sinkscope.edits.activations import SetActivations
 from sinkscope.edits.base import EDITS, AttentionEdit, Edit, ResidualEdit
+from sinkscope.edits.calibrate import CalibrateSinks
 from sinkscope.edits.call import EditedCall
-from sinkscope.edits.conditional import CalibrateSinks, Redistribute
 from sinkscope.edits.heads import AblateHeads, GateHeads
 from sinkscope.edits.keys import DropKeys, MaskKeys, ScaleKeys, ShiftLogits, SteerKeys, ZeroValues
 from sinkscope.edits.normalisers import KeyValueBias, NullKey, SwapNormaliser
+from sinkscope.edits.redistribute import Redistribute
 from sinkscope.edits.reference import mean_activations, mean_outputs
 from sinkscope.edits.stream import EditedStream
 from sinkscope.edits.text import dumps, loads, parse

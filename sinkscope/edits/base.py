@@ -19,7 +19,7 @@ from sinkscope.edits.call import EditedCall
 from sinkscope.edits.fields import EDITS, EditFields
 from sinkscope.edits.selectors import heads_of, layers_of, tokens_of
 from sinkscope.edits.stream import EditedStream
-from sinkscope.edits.values import HeadMap, is_empty, show
+from sinkscope.edits.values import HeadMap, show
 from sinkscope.errors import EditError
 from sinkscope.models.backends.base import Tower
 from sinkscope.references import Reference
@@ -46,17 +46,16 @@ class Edit(EditFields, abstract=True):
         """True where the edit changes nothing by definition (gamma = 1): it is left out of the run."""
         return False
 
-    @property
-    def selects_nothing(self) -> bool:
-        """True where a selection was written down empty; such an edit is left out of the run."""
-        return any(is_empty(getattr(self, f.name)) for f in fields(self))
-
     def check(self, tower: Tower) -> None:
         """Refuse layers, heads, sites or dimensions that this tower does not have.
 
         Raises:
             EditError: says which there are.
         """
+
+    def notes(self, tower: Tower) -> tuple[str, ...]:
+        """Return what a reader should know of this edit in ``tower``; it joins the reading's ``edit_notes``."""
+        return ()
 
     def layers_in(self, tower: Tower) -> tuple[int, ...]:
         """Return the layers of ``tower`` whose attention calls this edit changes, in order."""

@@ -9,7 +9,7 @@ from numbers import Real
 from typing import Any, cast
 
 from sinkscope import registry
-from sinkscope.edits.values import asked, from_plain, show, to_plain
+from sinkscope.edits.values import asked, from_plain, is_empty, show, to_plain
 from sinkscope.errors import EditError, did_you_mean
 
 EDITS: Mapping[str, type[Any]] = registry.Table("edit")
@@ -32,6 +32,11 @@ class EditFields:
         if abstract:
             return
         registry.register("edit", cls)
+
+    @property
+    def selects_nothing(self) -> bool:
+        """True where a selection was written down empty; such an edit is left out of the run."""
+        return any(is_empty(getattr(self, f.name)) for f in fields(self))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the edit as JSON data: its name, and every field that is not at its default."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from sinkscope.edits.base import AttentionEdit
 from sinkscope.edits.call import EditedCall
+from sinkscope.errors import EditError
 
 
 @dataclass(frozen=True, repr=False)
@@ -124,21 +125,28 @@ class SteerKeys(AttentionEdit):
 
     ``mode="exclude"`` (the paper): every prompt key that is not selected gets its weight times ``alpha`` (0.01), rows
     renormalised. ``mode="include"`` (as coded): those keys get their weight divided by ``alpha``, so alpha must exceed
-    1 for the same direction. Generated keys are left alone. Both suppress the sink too unless it is selected:
-    ``protect_sink=True`` keeps the first token at factor 1, the control that PASTA lacks.
+    1 for the same direction. ``mode="generation"`` does it to all prompt keys, so that attention turns to what the
+    model has written; ``keys`` are then left out. Generated keys are left alone. All suppress the sink too unless it is
+    selected: ``protect_sink=True`` keeps the first token at factor 1, the control that PASTA lacks.
     """
 
     papers = ("zhang2023",)
     alpha: float
     _: KW_ONLY
-    keys: Any
+    keys: Any = None
     mode: str = "exclude"
     protect_sink: bool = False
 
     def __post_init__(self) -> None:
         """Check alpha, the mode and the selectors."""
         self._number("alpha", low=1e-30, hint="Use alpha=0.01 to turn to the keys, or MaskKeys to hide the others.")
-        self._choice("mode", ("include", "exclude"))
+        self._choice("mode", ("include", "exclude", "generation"))
+        if self.mode == "generation" and self.keys not in (None, "generated"):
+            raise EditError(f"{self._asked('keys')}: mode='generation' acts on all prompt keys. Leave keys out.")
+        if self.mode != "generation" and self.keys is None:
+            raise EditError(f"SteerKeys(mode={self.mode!r}): keys must be given: the tokens to turn to.")
+        if self.mode == "generation":
+            self._set("keys", "generated")
         super().__post_init__()
 
     @property
@@ -154,4 +162,4 @@ class SteerKeys(AttentionEdit):
             others = others & ~call.tokens.named("first")[:, None]
         log = math.log(self.alpha)
         keys = call.along_keys(others, False) & call.heads[None, :, None]
-        call.add_log_bias(keys, log if self.mode == "exclude" else -log)
+        call.add_log_bias(keys, -log if self.mode == "include" else log)

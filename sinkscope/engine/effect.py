@@ -126,6 +126,7 @@ class EffectGuard:
             if tally.spared:
                 notes.append(f"{edit!r} left {tally.spared} rows alone that see nothing but its keys")
         for edit in dict.fromkeys(self.edits):
+            notes += [f"{edit!r}: {note}" for note in edit.notes(self.tower)]
             times = self.edits.count(edit)
             if times > 1 and not edit.identity:
                 notes.append(f"{edit!r} is in the list {times} times and acts {times} times")

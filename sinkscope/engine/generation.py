@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
+from transformers import LogitsProcessor
 
 from sinkscope.attention.primitives import Tally
 from sinkscope.edits.base import Edit
 from sinkscope.engine.applied import applied
 from sinkscope.engine.effect import require_touched
-from sinkscope.errors import PromptError
+from sinkscope.errors import ModelError, PromptError, UnsupportedModelError
 from sinkscope.prompts import Prompts
 from sinkscope.prompts.batch import PER_TOKEN
 from sinkscope.prompts.identity import check_prompts
@@ -35,17 +37,23 @@ def generate(
 
     Raises:
         PromptError: the model generates nothing, or the continuation would not fit its context.
+        UnsupportedModelError: a static cache is asked for.
+        ModelError: the logits of a step are NaN or infinite.
         EditError, EditHasNoEffect: as :func:`sinkscope.run`; an edit that touches nothing in any pass has no effect.
     """
     edits = tuple(edits) if isinstance(edits, Iterable) else (edits,)
     _check(model, prompts, max_new_tokens, options)
+    prompts.spans(batch_size)  # refuses a wrong size, for prompts with images too
+    checks = [*options.pop("logits_processor", ()), _FiniteLogits(model.id)]
     totals = [Tally() for _ in edits]
     new: list[np.ndarray] = []
     with torch.no_grad(), model.evaluating():
         for chosen in prompts.spans(1 if any(prompts.extras) else batch_size):
             part = prompts if prompts.whole is not None else prompts.subset(chosen)
             inputs = _left_padded(part, model.device)
-            settings = {"do_sample": False, "pad_token_id": prompts.pad_id, **options}
+            settings = {"do_sample": False, "pad_token_id": prompts.pad_id, **options, "logits_processor": checks}
+            if _static(getattr(model.model.generation_config, "cache_implementation", None)):
+                settings["cache_implementation"] = "dynamic"  # the same tokens; edits need the mask within the pass
             with applied(model, edits, part) as tallies:
                 found = model.model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)  # type: ignore[operator]
             for total, tally in zip(totals, tallies, strict=True):
@@ -60,7 +68,12 @@ def _check(model: Model, prompts: Prompts, count: int, options: dict[str, Any]) 
     check_prompts(prompts, model, "generate")
     if not getattr(model.model, "can_generate", lambda: False)():
         raise PromptError(f"generate: {model.id} ({type(model.model).__name__}) generates no text. Use a decoder.")
-    if not isinstance(count, int) or count < 1:
+    if _static(options.get("cache_implementation")) or getattr(options.get("past_key_values"), "is_compileable", False):
+        raise UnsupportedModelError(
+            "generate: a static cache fixes the mask before the pass, and edits need it within. Leave "
+            "cache_implementation and past_key_values out: the dynamic cache gives the same tokens."
+        )
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise PromptError(f"generate(max_new_tokens={count!r}): use a whole number of at least 1.")
     if options.get("num_return_sequences", 1) != 1:
         raise PromptError(
@@ -74,6 +87,28 @@ def _check(model: Model, prompts: Prompts, count: int, options: dict[str, Any]) 
         )
     if prompts.whole is not None and "position_ids" in prompts.whole:
         raise PromptError("generate: these inputs have explicit position_ids. Leave them out; the model makes its own.")
+
+
+def _static(implementation: Any) -> bool:
+    return implementation not in (None, "dynamic", "offloaded", "quantized")
+
+
+class _FiniteLogits(LogitsProcessor):
+    """Refuses to choose a token from logits that are not finite: argmax would give some token, padding mostly."""
+
+    def __init__(self, model_id: str) -> None:
+        self.model_id = model_id
+
+    def __call__(
+        self, input_ids: Int[torch.Tensor, "row token"], scores: Float[torch.Tensor, "row vocab"]
+    ) -> Float[torch.Tensor, "row vocab"]:
+        # Minus infinity is how transformers forbids a token; a row of nothing else has no token left.
+        if bool(torch.isnan(scores).any()) or not bool(torch.isfinite(scores.amax(-1)).all()):
+            raise ModelError(
+                f"generate: the logits of {self.model_id} are NaN or infinite at token {input_ids.shape[1]}. Check the "
+                "weights and edits, or use a wider dtype (float32 or bfloat16 instead of float16)."
+            )
+        return scores
 
 
 def _left_padded(prompts: Prompts, device: torch.device) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from sinkscope import metrics
-from sinkscope.edits.conditional import Redistribute
+from sinkscope.edits.redistribute import Redistribute
 from sinkscope.engine.run import find_tower, run
 from sinkscope.errors import EditError, MetricError
 from sinkscope.methods.base import MethodResult

@@ -19,7 +19,7 @@ import xarray as xr
 
 from sinkscope import metrics
 from sinkscope.edits.base import AttentionEdit, Edit
-from sinkscope.edits.conditional import CalibrateSinks
+from sinkscope.edits.calibrate import CalibrateSinks
 from sinkscope.edits.keys import ScaleKeys, SteerKeys
 from sinkscope.methods.zerotuning import ZeroTuningResult, ZeroTuningSettings, zerotune
 from sinkscope.methods.zerotuning_heads import helpful_heads, other_heads, profile

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from sinkscope.attention.masks import from_call
 from sinkscope.attention.primitives import Tally
 from sinkscope.attention.tile import Tile
 from sinkscope.attention.view import Ask, Context, Wants
-from sinkscope.edits.conditional import MoveShare
+from sinkscope.edits.redistribute import MoveShare
 from sinkscope.engine.plan import Plan
 from sinkscope.errors import EditError
 from sinkscope.models.backends.base import AttentionSite, Block, ResidualSite, Tower
@@ -160,6 +161,99 @@ def test_var_vectors():
         assert fired == 0
 
 
+@pytest.mark.parametrize("definition", ["paper", "released_code"])
+def test_the_edit_acts_on_the_rows_that_the_metric_selects(definition):
+    model, prompts = llava()
+    rule, needed = {"paper": ("non_sink", False), "released_code": ("sink", True)}[definition]
+    layers = [site.layer for site in model.backend.towers["text"].attention]
+    acted = 0
+    for tau in (2.0, 2.4, 3.2, 4.5):  # from many visual sinks to none
+        edit = sk.Redistribute(
+            0.5,
+            rho=0.5,
+            min_image_mass=0.1,
+            tau=tau,
+            start_layer=0,
+            skip_last=False,
+            rule=rule,
+            need_visual_sink=needed,
+        )
+        # One layer at a time: an edit below changes what is read above.
+        for layer in layers:
+            maps = [sk.AttentionMap(layers=[layer], heads=range(4))]
+            plain = sk.run(model, prompts, [*maps, sk.SinkDims(range(32))])
+            sinks = (plain["phi"] >= tau).sel(site="embed" if layer == 0 else f"{layer - 1}.post", drop=True)
+            chosen = sk.metrics.image_centric_heads(plain, definition, sinks=sinks, min_image_mass=0.1, rho=0.5)
+            selected = chosen["selected"].sel(layer=layer)
+            on_sinks = plain["attention"].where(sinks).sum("key").sel(layer=layer) > 0
+            image = plain["token_role"] == "image"
+            spare = plain["attention"].where(image & ~sinks).sum("key").sel(layer=layer) > 0
+            edited = sk.run(model, prompts, maps, [replace(edit, layers=layer)])
+            changed = (abs(edited["attention"] - plain["attention"]) > 0).any("key").sel(layer=layer)
+            expected = (selected & on_sinks & spare).transpose(*changed.dims)
+            np.testing.assert_array_equal(changed, expected)
+            acted += int(changed.sum())
+    assert acted > 50
+
+
+@pytest.mark.parametrize("rule", ["non_sink", "sink"])
+def test_a_layer_without_a_visual_sink_is_left_alone_unless_asked(rule):
+    row = [0.40, 0.05, 0.10, 0.40, 0.0, 0.05]
+    edit = sk.Redistribute(0.6 if rule == "non_sink" else 0.4, rule=rule, start_layer=0, skip_last=False)
+    found, tally = moved_row(edit, row, sinks=[0], image=[2, 3])
+    np.testing.assert_allclose(found, row, atol=1e-6)
+    assert tally.fired == 0
+    found, tally = moved_row(replace(edit, need_visual_sink=False), row, sinks=[0], image=[2, 3])
+    np.testing.assert_allclose(found, [0.16, 0.05, 0.148, 0.592, 0.0, 0.05], atol=1e-6)
+    assert tally.fired == 1
+
+
+def test_who_receives():
+    row = [0.40, 0.05, 0.10, 0.40, 0.0, 0.05]
+    for receivers, at in (("image", [2, 3]), ("text", [1, 5]), ("all", [1, 2, 3, 5])):
+        edit = sk.Redistribute(receivers=receivers, need_visual_sink=False, start_layer=0, skip_last=False)
+        found, _ = moved_row(edit, row, sinks=[0], image=[2, 3])
+        expected = np.array(row)
+        expected[0] = 0.16
+        expected[at] += 0.24 * expected[at] / expected[at].sum()
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def moved_row(edit, row, sinks, image):
+    """The last row of a map under an edit whose sinks are given, through a whole plan."""
+    n = len(row)
+    weights = [[float(i == j) for j in range(n)] for i in range(n - 1)] + [row]
+    call = call_of(weights)
+    roles = torch.tensor([[ROLE_INDEX["image" if j in image else "text"] for j in range(n)]], dtype=torch.int8)
+    batch = Batch({}, torch.ones(1, n).bool(), roles, (0,))
+    tower = Tower(
+        "text", (AttentionSite(0, "a", 1, 1, n, True),), (ResidualSite("embed", "b", True),), 4096, (Block(0, "b"),)
+    )
+    plan = Plan([edit], tower, None, batch)
+    state = sheet_states()[None, :n].clone()
+    state[:] = 1.0
+    state[0, sinks, 1415] = 60.0
+    for hook in plan.residual["embed"]:
+        hook(state)
+    edits = plan.call_edits(0, call)
+    context = Context(batch.real, torch.zeros(1, n).long(), (0,))
+    found = attend(call, Wants(Ask("map", {"heads": (0,)})), context, edits)[1]["map"][0, 0, -1].numpy()
+    return found, plan.tallies[0]
+
+
+def test_the_relative_rule_of_act():
+    # Five tokens: 0.1 absolute is 0.5 relative. For other lengths they part.
+    for threshold in (0.1, 0.2):
+        absolute, _ = under(sk.CalibrateSinks(threshold), A5)
+        relative, _ = under(sk.CalibrateSinks(5 * threshold, rule="relative"), A5)
+        np.testing.assert_allclose(relative, absolute, atol=1e-6)
+    model, prompts = model_and_prompts("llama", lengths=(6, 12))
+    together = sk.run(model, prompts, [sk.Logits()], [sk.CalibrateSinks(1.5, rule="relative")], batch_size=2)
+    for row, length in enumerate(prompts.lengths):
+        alone = sk.run(model, prompts.subset([row]), [sk.Logits()], [sk.CalibrateSinks(1.5 / length)])
+        np.testing.assert_allclose(together.logits[row], alone.logits[0], atol=1e-4)
+
+
 def llava():
     model = load_model(tiny("llava"))
     return model, sk.Prompts.from_inputs(inputs(model.model), model)
@@ -219,7 +313,18 @@ def test_redistribute_that_finds_nothing_changes_nothing_and_says_so():
     model, prompts = llava()
     reading = sk.run(model, prompts, [sk.Logits()], [sk.Redistribute()])  # width 32: phi is at most 5.7
     np.testing.assert_array_equal(reading.logits, sk.run(model, prompts, [sk.Logits()]).logits)
-    assert reading.attrs["edit_notes"] == "Redistribute() acted on 0 rows"
+    assert reading.attrs["edit_notes"] == (
+        "Redistribute() acted on 0 rows; "
+        "Redistribute(): tau 20 is never reached: in a model of width 32 phi is at most 5.657"
+    )
+
+
+def test_a_start_layer_beyond_the_model_is_refused():
+    model, prompts = llava()
+    with pytest.raises(EditError, match=r"Redistribute\(start_layer=99\): no layer is left .* and the last layer"):
+        sk.run(model, prompts, [sk.Logits()], [sk.Redistribute(start_layer=99)])
+    with pytest.raises(EditError, match=r"no layer is left to change"):
+        sk.run(model, prompts, [sk.Logits()], [sk.Redistribute(layers=[0, 1])])
 
 
 def test_redistribute_skips_the_last_layer_and_the_first_two():
@@ -269,6 +374,19 @@ def test_wrong_arguments_are_refused():
         sk.Redistribute(rule="both")
     with pytest.raises(EditError, match="start_layer must be a layer number of at least 0"):
         sk.Redistribute(start_layer=-1)
+    for wrong in (True, 1.0, "2"):
+        with pytest.raises(EditError, match="start_layer must be whole numbers"):
+            sk.Redistribute(start_layer=wrong)
+    with pytest.raises(EditError, match=r"Redistribute\(tau=0\): tau must be a finite number .* every token a sink"):
+        sk.Redistribute(tau=0)
+    with pytest.raises(EditError, match=r"receivers must be one of \['image', 'text', 'all'\]"):
+        sk.Redistribute(receivers="sinks")
+    with pytest.raises(EditError, match=r"rule must be one of \['absolute', 'relative'\]"):
+        sk.CalibrateSinks(rule="both")
+    with pytest.raises(EditError, match=r"SteerKeys\(mode='exclude'\): keys must be given"):
+        sk.SteerKeys(0.1)
+    with pytest.raises(EditError, match=r"SteerKeys\(keys=2\): mode='generation' acts on all prompt keys"):
+        sk.SteerKeys(0.1, keys=[2], mode="generation")
     with pytest.raises(EditError, match=r"exempt must be one of \['initial', 'first_hit'\]"):
         sk.CalibrateSinks(exempt="none")
     with pytest.raises(EditError, match=r"CalibrateSinks\(beta=2\): beta must be a finite number from 0 to 1"):

@@ -296,3 +296,14 @@ def test_layers_heads_and_positions_beyond_the_model_are_refused():
         sk.run(model, prompts, edits=[sk.MaskKeys("first", heads={7: [0]})])
     with pytest.raises(EditError, match=r"MaskKeys\(keys=99\): position 99 is beyond a prompt of 9 tokens"):
         sk.run(model, prompts, edits=[sk.MaskKeys([99])])
+
+
+@pytest.mark.parametrize("wrong", [True, 1.0, [0, True], [1.5], {1.0: [0]}, {True: [0]}, "3"])
+def test_layers_and_heads_are_whole_numbers(wrong):
+    with pytest.raises(EditError, match=r"must be (whole|layer) numbers"):
+        sk.MaskKeys("first", heads=wrong)
+    if not isinstance(wrong, dict):
+        with pytest.raises(EditError, match="layers must be whole numbers"):
+            sk.MaskKeys("first", layers=wrong)
+        with pytest.raises(EditError, match="dims must be whole numbers"):
+            sk.SetActivations("0.post", dims=wrong)

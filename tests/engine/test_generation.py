@@ -8,7 +8,7 @@ import torch
 
 import sinkscope as sk
 from sinkscope import applied, generate
-from sinkscope.errors import EditError, EditHasNoEffect, PromptError
+from sinkscope.errors import EditError, EditHasNoEffect, ModelError, PromptError, UnsupportedModelError
 from sinkscope.models.handle import load_model
 from sinkscope.testing import inputs, tiny
 from tests.edits.dense import model_and_prompts
@@ -147,6 +147,60 @@ def test_what_cannot_be_generated_is_refused():
     encoder, words = model_and_prompts("bert_base")
     with pytest.raises(PromptError, match=r"\(BertModel\) generates no text\. Use a decoder"):
         generate(encoder, words)
+
+
+def test_generation_mode_turns_attention_to_what_was_written():
+    model, prompts = model_and_prompts("llama", lengths=(6,))
+    written = generate(model, prompts, max_new_tokens=4)
+    mode = sk.SteerKeys(0.01, mode="generation")
+    assert mode == sk.SteerKeys(0.01, keys="generated", mode="generation")
+    steered = sk.run(model, written, [sk.RoleShare(queries="generated")], [mode])
+    plain = sk.run(model, written, [sk.RoleShare(queries="generated")])
+    assert float((steered.role_share - plain.role_share).sel(role="generated").min()) > 0
+    by_hand = sk.run(model, written, [sk.Logits()], [sk.ScaleKeys(0.01, keys=list(range(6)))])
+    np.testing.assert_allclose(sk.run(model, written, [sk.Logits()], [mode]).logits, by_hand.logits, atol=1e-5)
+    assert generate(model, prompts, [mode], max_new_tokens=4).lengths == (10,)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_a_static_cache_is_refused_with_a_way_out(name):
+    model, prompts = model_and_prompts(name)
+    with pytest.raises(UnsupportedModelError, match="the dynamic cache gives the same tokens"):
+        generate(model, prompts, max_new_tokens=2, cache_implementation="static")
+    ids = torch.tensor(prompts.ids[0])[None]
+    alone = prompts.subset([0])
+    with (
+        pytest.raises(UnsupportedModelError, match="Leave cache_implementation out"),
+        applied(model, [sk.ScaleKeys(0.1)], alone),
+    ):
+        model.model.generate(ids, max_new_tokens=2, cache_implementation="static", pad_token_id=0)
+    expected = generate(model, prompts, [sk.ScaleKeys(0.1)], max_new_tokens=3)
+    model.model.generation_config.cache_implementation = "static"
+    try:
+        found = generate(model, prompts, [sk.ScaleKeys(0.1)], max_new_tokens=3)
+    finally:
+        model.model.generation_config.cache_implementation = None
+    assert [row.tolist() for row in found.ids] == [row.tolist() for row in expected.ids]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_an_error_not_padding(bad):
+    network = tiny("llama")
+    with torch.no_grad():
+        network.lm_head.weight[5] = bad
+    model = load_model(network)
+    prompts = sk.Prompts.from_ids([[1, 5, 6, 7], [1, 9, 12]], model)
+    with pytest.raises(ModelError, match=r"generate: the logits of .* are NaN or infinite at token 4"):
+        generate(model, prompts, max_new_tokens=2)
+    with pytest.raises(ModelError, match="NaN or infinite"):
+        generate(model, prompts, [sk.ScaleKeys(0.5)], max_new_tokens=2, do_sample=True)
+
+
+@pytest.mark.parametrize("size", [0, -1, True, 1.5, "2"])
+def test_a_wrong_batch_size_is_refused(size):
+    model, prompts = model_and_prompts("llama")
+    with pytest.raises(PromptError, match=r"batch_size=.*: use a whole number of at least 1"):
+        generate(model, prompts, max_new_tokens=1, batch_size=size)
 
 
 def test_beams_run_edited():

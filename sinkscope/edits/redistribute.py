@@ -1,7 +1,8 @@
-"""Edits that act only on what they find: VAR (visual sinks of a row) and ACT (sinks of a head)."""
+"""VAR: give the attention that sinks take to the other tokens of the image, in heads that look at it."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar
 
@@ -29,17 +30,11 @@ class FoundTokens:
 
 
 @dataclass
-class FoundKeys:
-    """Keys found in each head of the prompt, by layer and call: (batch, head, key)."""
-
-    at: dict[tuple[int, int], Bool[torch.Tensor, "batch head key"]] = field(
-        default_factory=dict[tuple[int, int], torch.Tensor]
-    )
-
-
-@dataclass
 class MoveShare:
-    """In rows that qualify, move a part of the weight on sinks to the other visual keys (Kang et al. 2025, VAR)."""
+    """In rows that qualify, move a part of the weight on sinks to other keys (Kang et al. 2025, VAR).
+
+    ``to`` holds the keys that may receive, those of the image unless told otherwise.
+    """
 
     sinks: Bool[torch.Tensor, "batch key"]
     image: Bool[torch.Tensor, "batch key"]
@@ -47,6 +42,7 @@ class MoveShare:
     heads: Bool[torch.Tensor, " head"]
     edit: Redistribute
     tally: Tally
+    to: Bool[torch.Tensor, "batch key"] | None = None
 
     def __call__(
         self, weights: Float[torch.Tensor, "flat query key"], tile: Tile
@@ -54,12 +50,15 @@ class MoveShare:
         """Return the weights with the share moved; rows keep their sums."""
         sinks = self.sinks[tile.batch][:, None, tile.cols].to(weights.dtype)
         image = self.image[tile.batch][:, None, tile.cols].to(weights.dtype)
+        clear = (weights * image * (1 - sinks)).sum(-1)
         receivers = image * (1 - sinks)
+        if self.to is not None:
+            receivers = self.to[tile.batch][:, None, tile.cols].to(weights.dtype) * (1 - sinks)
         mass, spare = (weights * image).sum(-1), (weights * receivers).sum(-1)
         on_sinks = (weights * sinks).sum(-1)
         where = self.rows[tile.batch, tile.rows] & self.heads[tile.head][:, None]
         where = where & (mass >= self.edit.min_image_mass - TIE) & (spare > 0) & (on_sinks > 0)
-        share = spare / mass.clamp(min=1e-38)
+        share = clear / mass.clamp(min=1e-38)
         if self.edit.rule == "non_sink":
             where = where & (share >= self.edit.rho - TIE)
             moved = self.edit.p
@@ -82,11 +81,21 @@ class Redistribute(AttentionEdit):
 
     For each head and each row after the image: sinks are keys whose phi (:class:`sinkscope.SinkDims`, on the residual
     stream entering the layer, over ``dims`` or all dimensions) is at least ``tau``; text sinks are freed too. The row
-    must give at least ``min_image_mass`` to visual tokens. ``rule="non_sink"`` (the paper) acts where the share of that
-    mass on non-sinks is at least ``rho``, and moves the part ``p`` of the sinks' weight. ``rule="sink"`` (the released
-    code) acts where the sink share is at most ``rho``, and ``p`` is the part a sink keeps. Rows keep their sums. A
-    layer whose prompt has no visual sink, layers before ``start_layer`` and, with ``skip_last``, the last layer are
-    left alone. At decoding steps keys of the prompt keep their phi, and each new token gets its own.
+    must give at least ``min_image_mass`` to visual tokens.
+
+    ``rule="non_sink"`` (the paper) acts where the share of that mass on visual tokens that are no sinks is at least
+    ``rho``, and moves the part ``p`` of the sinks' weight. ``rule="sink"`` (the released code) acts where the sink
+    share is at most ``rho``, and ``p`` is the part a sink keeps. A layer whose prompt has no visual sink is left alone,
+    as the released code does; the paper's formula gives a non-sink share of 1 there, so that text sinks are freed all
+    the same: ``need_visual_sink=False``. The rules select the same rows as
+    :func:`sinkscope.metrics.image_centric_heads`: its definition "paper" is ``"non_sink"`` with
+    ``need_visual_sink=False``, its "released_code" is ``"sink"``.
+
+    ``receivers`` says who gets what is freed: the ``"image"``'s other tokens, those of the ``"text"`` (all that are not
+    visual), or ``"all"``; sinks receive nothing. Rows keep their sums. Layers before ``start_layer`` and, with
+    ``skip_last``, the last layer are left alone. At decoding steps keys of the prompt keep their phi, and each new
+    token gets its own. phi is at most the square root of the model's width: a ``tau`` beyond it never acts, and the
+    reading's ``edit_notes`` say so.
     """
 
     papers = ("kang2025",)
@@ -98,6 +107,8 @@ class Redistribute(AttentionEdit):
     tau: float = 20.0
     dims: Any = None
     rule: str = "non_sink"
+    receivers: str = "image"
+    need_visual_sink: bool = True
     skip_last: bool = True
     start_layer: int = 2
 
@@ -105,8 +116,9 @@ class Redistribute(AttentionEdit):
         """Check the numbers, the rule and the selectors."""
         for name in ("p", "rho", "min_image_mass"):
             self._number(name, 0.0, 1.0)
-        self._number("tau", low=0.0)
+        self._number("tau", low=1e-30, hint="phi is never negative: tau=0 would call every token a sink.")
         self._choice("rule", ("non_sink", "sink"))
+        self._choice("receivers", ("image", "text", "all"))
         (start,) = whole_numbers([self.start_layer], self._asked("start_layer"), "start_layer")
         if start < 0:
             raise EditError(f"{self._asked('start_layer')}: start_layer must be a layer number of at least 0.")
@@ -123,6 +135,13 @@ class Redistribute(AttentionEdit):
     def check(self, tower: Tower) -> None:
         """Refuse layers, heads and dimensions that do not exist."""
         super().check(tower)
+        last = tower.attention[-1].layer
+        if not self.layers_in(tower) and not self.selects_nothing:
+            left_out = f", and the last layer {last} is left out by skip_last=True" if self.skip_last else ""
+            raise EditError(
+                f"{self._asked('start_layer')}: no layer is left to change. This model has layers 0..{last}{left_out}. "
+                "Use a smaller start_layer, or layers from it on."
+            )
         wrong = [d for d in self.dims or () if not 0 <= d < tower.d_model]
         if wrong:
             raise EditError(
@@ -135,6 +154,13 @@ class Redistribute(AttentionEdit):
         last = tower.attention[-1].layer
         named = super().layers_in(tower)
         return tuple(n for n in named if n >= self.start_layer and not (self.skip_last and n == last))
+
+    def notes(self, tower: Tower) -> tuple[str, ...]:
+        """Say where ``tau`` is beyond what phi can reach."""
+        most = math.sqrt(tower.d_model)
+        if self.tau <= most:
+            return ()
+        return (f"tau {self.tau:g} is never reached: in a model of width {tower.d_model} phi is at most {most:.4g}",)
 
     def sites_in(self, tower: Tower) -> tuple[str, ...]:
         """Return the inputs of the layers it acts in, where phi is read."""
@@ -157,108 +183,27 @@ class Redistribute(AttentionEdit):
         known[stream.site] = found
 
     def change_attention(self, call: EditedCall) -> None:
-        """Move weights where the prompt has a visual sink."""
+        """Move weights where there are sinks, of the image where one is needed."""
         found = call.state(FoundTokens).at_site.get(_input_of(call.layer))
         if found is None:
             return
         image = call.tokens.named("image")
-        width = image.shape[1]
-        # Rows of padding have no phi; a batch row without a visual sink is left alone as a whole.
-        real = call.tokens.batch.real.repeat_interleave(len(found) // len(image), 0)
+        width, each = image.shape[1], len(found) // len(image)
+        # Rows of padding have a phi as well: only real tokens count.
+        real = call.tokens.batch.real.repeat_interleave(each, 0)
         found = torch.cat([found[:, :width] & real, found[:, width:]], dim=1)
-        visual = found[:, :width] & image.repeat_interleave(len(found) // len(image), 0)
-        found = found & visual.any(-1, keepdim=True)
+        if self.need_visual_sink:
+            visual = found[:, :width] & image.repeat_interleave(each, 0)
+            found = found & visual.any(-1, keepdim=True)
         if not bool(found.any()):
             return
         rows = call.queries("after_image")
         assert rows is not None
-        sinks, image = call.along_keys(found, False), call.along_keys(image, False)
-        call.written.weights.append(MoveShare(sinks, image, rows, call.heads, self, call.tally))
+        sinks, seen = call.along_keys(found, False), call.along_keys(image, False)
+        to = {"image": None, "text": ~seen, "all": torch.ones_like(seen)}[self.receivers]
+        call.written.weights.append(MoveShare(sinks, seen, rows, call.heads, self, call.tally, to))
 
 
 def _input_of(layer: int) -> str:
     """The residual site that a layer's block reads."""
     return f"{layer - 1}.post" if layer > 0 else "embed"
-
-
-@dataclass
-class DampSinks:
-    """Multiply the weight on detected keys by ``beta`` and give what is freed to the others (Yu et al. 2024, ACT)."""
-
-    sinks: Bool[torch.Tensor, "batch head key"]
-    rows: Bool[torch.Tensor, "batch query"] | None
-    beta: float
-    tally: Tally
-
-    def __call__(
-        self, weights: Float[torch.Tensor, "flat query key"], tile: Tile
-    ) -> Float[torch.Tensor, "flat query key"]:
-        """Return the weights with the sinks damped; rows keep their sums."""
-        sinks = self.sinks[tile.batch, tile.head][:, None, tile.cols].to(weights.dtype)
-        share = (weights * sinks).sum(-1)
-        rest = (weights * (1 - sinks)).sum(-1)
-        where = share > 0
-        if self.rows is not None:
-            where = where & self.rows[tile.batch, tile.rows]
-        self.tally.spared += int((where & (rest <= 0)).sum())
-        where = where & (rest > 0)
-        fired = int(where.sum())
-        if not fired:
-            return weights
-        self.tally.fired += fired
-        self.tally.touched += fired
-        gain = 1 + (1 - self.beta) * share / rest.clamp(min=1e-38)
-        new = weights * torch.where(sinks > 0, torch.full_like(gain, self.beta)[..., None], gain[..., None])
-        return torch.where(where[..., None], new, weights)
-
-
-@dataclass(frozen=True, repr=False)
-class CalibrateSinks(AttentionEdit):
-    """Damp the sinks of each head other than the initial token (Yu et al. 2024, ACT).
-
-    Per prompt and head, sinks are keys whose mean attention over the queries that see them (``key_mass``, as the edits
-    standing before this one leave it) exceeds ``threshold``. Their weight is multiplied by ``beta``; what is freed goes
-    to all other keys, the initial token among them, in proportion. ``exempt="initial"`` spares the first token;
-    ``"first_hit"`` (the released code) spares the first detected key, whichever it is. A row that sees only sinks is
-    left unchanged. At decoding steps the sinks found in the prompt hold.
-    """
-
-    papers = ("yu2024",)
-    conditional: ClassVar[bool] = True
-    threshold: float = 0.1
-    _: KW_ONLY
-    beta: float = 0.4
-    exempt: str = "initial"
-
-    def __post_init__(self) -> None:
-        """Check the numbers, the choice and the selectors."""
-        self._number("threshold", low=0.0)
-        self._number("beta", 0.0, 1.0)
-        self._choice("exempt", ("initial", "first_hit"))
-        super().__post_init__()
-
-    @property
-    def identity(self) -> bool:
-        """Beta 1."""
-        return self.beta == 1.0
-
-    def change_attention(self, call: EditedCall) -> None:
-        """Find the sinks in a first pass over the call, then damp them."""
-        start, length = call.call.mask.kv_offset, call.call.key.shape[2]
-        known = call.state(FoundKeys).at
-        if call.diagonal <= 0 or call.place not in known:
-            known[call.place] = torch.nn.functional.pad(self._detect(call), (start, 0))
-        found = known[call.place]
-        sinks = torch.nn.functional.pad(found, (0, max(0, start + length - found.shape[-1])))
-        sinks = sinks[..., start : start + length]
-        if bool(sinks.any()):
-            call.written.weights.append(DampSinks(sinks, call.queries(), self.beta, call.tally))
-
-    def _detect(self, call: EditedCall) -> Bool[torch.Tensor, "batch head key"]:
-        stats = call.statistics("key_sum", "key_viewers")
-        mass = stats["key_sum"] / stats["key_viewers"].clamp(min=1)[:, None]
-        real = call.along_keys(call.tokens.batch.real, True)
-        found = (mass > self.threshold) & real[:, None] & call.heads[None, :, None]
-        if self.exempt == "initial":
-            return found & ~call.along_keys(call.tokens.named("first"), False)[:, None]
-        return found & (found.long().cumsum(-1) > 1)
