@@ -47,8 +47,8 @@ class SetActivations(ResidualEdit):
         self._set_dims()
 
     def _set_dims(self) -> None:
-        given = [self.dims] if isinstance(self.dims, int) else list(self.dims)
         dims = whole_numbers(self.dims, self._asked("dims"), "dims")
+        given = [self.dims] if isinstance(self.dims, int) else list(self.dims)
         if isinstance(self.value, str | float):
             self._set("dims", dims)
             return

@@ -94,8 +94,8 @@ class Redistribute(AttentionEdit):
     ``receivers`` says who gets what is freed: the ``"image"``'s other tokens, those of the ``"text"`` (all that are not
     visual), or ``"all"``; sinks receive nothing. Rows keep their sums. Layers before ``start_layer`` and, with
     ``skip_last``, the last layer are left alone. At decoding steps keys of the prompt keep their phi, and each new
-    token gets its own. phi is at most the square root of the model's width: a ``tau`` beyond it never acts, and the
-    reading's ``edit_notes`` say so.
+    token gets its own. phi is at most the square root of the model's width: a ``tau`` beyond it never acts. The
+    reading's ``edit_notes`` say so, and where a model is too shallow for ``start_layer``.
     """
 
     papers = ("kang2025",)
@@ -135,13 +135,9 @@ class Redistribute(AttentionEdit):
     def check(self, tower: Tower) -> None:
         """Refuse layers, heads and dimensions that do not exist."""
         super().check(tower)
-        last = tower.attention[-1].layer
-        if not self.layers_in(tower) and not self.selects_nothing:
-            left_out = f", and the last layer {last} is left out by skip_last=True" if self.skip_last else ""
-            raise EditError(
-                f"{self._asked('start_layer')}: no layer is left to change. This model has layers 0..{last}{left_out}. "
-                "Use a smaller start_layer, or layers from it on."
-            )
+        asked = self.layers is not None or self.start_layer != type(self).start_layer
+        if asked and not self.layers_in(tower) and not self.selects_nothing:
+            raise EditError(f"{self._asked('start_layer')}: {self._none_left(tower)}. Use a smaller start_layer.")
         wrong = [d for d in self.dims or () if not 0 <= d < tower.d_model]
         if wrong:
             raise EditError(
@@ -156,11 +152,21 @@ class Redistribute(AttentionEdit):
         return tuple(n for n in named if n >= self.start_layer and not (self.skip_last and n == last))
 
     def notes(self, tower: Tower) -> tuple[str, ...]:
-        """Say where ``tau`` is beyond what phi can reach."""
+        """Say where no layer is left to change, and where ``tau`` is beyond what phi can reach."""
+        said: list[str] = []
+        if not self.layers_in(tower) and not self.selects_nothing:
+            said.append(self._none_left(tower))
         most = math.sqrt(tower.d_model)
-        if self.tau <= most:
-            return ()
-        return (f"tau {self.tau:g} is never reached: in a model of width {tower.d_model} phi is at most {most:.4g}",)
+        if self.tau > most:
+            said.append(
+                f"tau {self.tau:g} is never reached: in a model of width {tower.d_model} phi is at most {most:.4g}"
+            )
+        return tuple(said)
+
+    def _none_left(self, tower: Tower) -> str:
+        last = tower.attention[-1].layer
+        left_out = f", and skip_last leaves out the last layer {last}" if self.skip_last else ""
+        return f"no layer is left to change: this model has layers 0..{last}, it starts at {self.start_layer}{left_out}"
 
     def sites_in(self, tower: Tower) -> tuple[str, ...]:
         """Return the inputs of the layers it acts in, where phi is read."""

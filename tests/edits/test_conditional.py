@@ -315,16 +315,17 @@ def test_redistribute_that_finds_nothing_changes_nothing_and_says_so():
     np.testing.assert_array_equal(reading.logits, sk.run(model, prompts, [sk.Logits()]).logits)
     assert reading.attrs["edit_notes"] == (
         "Redistribute() acted on 0 rows; "
+        "Redistribute(): no layer is left to change: this model has layers 0..2, it starts at 2, and skip_last leaves "
+        "out the last layer 2; "
         "Redistribute(): tau 20 is never reached: in a model of width 32 phi is at most 5.657"
     )
 
 
-def test_a_start_layer_beyond_the_model_is_refused():
+@pytest.mark.parametrize("wrong", [{"start_layer": 99}, {"layers": [0, 1]}, {"start_layer": 3, "skip_last": False}])
+def test_layers_asked_for_that_leave_none_are_refused(wrong):
     model, prompts = llava()
-    with pytest.raises(EditError, match=r"Redistribute\(start_layer=99\): no layer is left .* and the last layer"):
-        sk.run(model, prompts, [sk.Logits()], [sk.Redistribute(start_layer=99)])
-    with pytest.raises(EditError, match=r"no layer is left to change"):
-        sk.run(model, prompts, [sk.Logits()], [sk.Redistribute(layers=[0, 1])])
+    with pytest.raises(EditError, match=r"Redistribute\(start_layer=\d+\): no layer is left .* Use a smaller"):
+        sk.run(model, prompts, [sk.Logits()], [sk.Redistribute(**wrong)])
 
 
 def test_redistribute_skips_the_last_layer_and_the_first_two():
@@ -385,7 +386,7 @@ def test_wrong_arguments_are_refused():
         sk.CalibrateSinks(rule="both")
     with pytest.raises(EditError, match=r"SteerKeys\(mode='exclude'\): keys must be given"):
         sk.SteerKeys(0.1)
-    with pytest.raises(EditError, match=r"SteerKeys\(keys=2\): mode='generation' acts on all prompt keys"):
+    with pytest.raises(EditError, match=r"SteerKeys\(keys=\[2\]\): mode='generation' acts on all prompt keys"):
         sk.SteerKeys(0.1, keys=[2], mode="generation")
     with pytest.raises(EditError, match=r"exempt must be one of \['initial', 'first_hit'\]"):
         sk.CalibrateSinks(exempt="none")

@@ -263,7 +263,9 @@ def test_other_numbers_are_checked_too():
         sk.ShiftLogits(-math.inf)
     with pytest.raises(EditError, match="alpha must be a finite number of at least 1e-30"):
         sk.SteerKeys(0, keys="text")
-    with pytest.raises(EditError, match=r"mode must be one of \['include', 'exclude'\]"):
+    with pytest.raises(EditError, match=r"mode must be one of \['include', 'exclude', 'generation'\]"):
+        sk.SteerKeys(0.1, keys="text", mode="generated")
+    with pytest.raises(EditError, match="mode='generation' acts on all prompt keys"):
         sk.SteerKeys(0.1, keys="text", mode="generation")
     with pytest.raises(EditError, match=r"ZeroValues\(queries='last'\): a value vector is the same for every query"):
         sk.ZeroValues("first", queries="last")
