@@ -5,6 +5,9 @@ is computed in float64. The streaming pass never forms a map; these functions se
 and head, and the test vectors of the papers.
 """
 
+# What xarray leaves untyped is not counted against this file.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import numpy as np
@@ -30,7 +33,9 @@ def importance_score(attention: ArrayLike) -> Array:
     """
     weights = _square(attention, "importance_score")
     size = weights.shape[-1]
-    return np.tril(weights).sum(-2) / (size - np.arange(size))
+    column_sums: Array = np.tril(weights).sum(-2)
+    viewers = size - np.arange(size, dtype=np.float64)
+    return column_sums / viewers
 
 
 def row_entropy(attention: ArrayLike) -> Array:
@@ -39,7 +44,7 @@ def row_entropy(attention: ArrayLike) -> Array:
     Source: Guo et al. (guo2024). A head's score is the mean over its rows.
     """
     weights = _square(attention, "row_entropy")
-    visible = np.log(np.arange(1, weights.shape[-1] + 1))
+    visible: Array = np.log(np.arange(1, weights.shape[-1] + 1, dtype=np.float64))
     return np.divide(entr(weights).sum(-1), visible, out=np.zeros(weights.shape[:-1]), where=visible > 0)
 
 
@@ -49,9 +54,9 @@ def column_entropy(attention: ArrayLike) -> Array:
     Source: Guo et al. (guo2024). A sink-like head has low row entropy and a high largest column entropy.
     """
     weights = np.tril(_square(attention, "column_entropy"))
-    total = weights.sum(-2, keepdims=True)
+    total: Array = weights.sum(-2, keepdims=True)
     share = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
-    rows = np.log(weights.shape[-1] - np.arange(weights.shape[-1]))
+    rows: Array = np.log(weights.shape[-1] - np.arange(weights.shape[-1], dtype=np.float64))
     return np.divide(entr(share).sum(-2), rows, out=np.zeros(share.shape[:-2] + rows.shape), where=rows > 0)
 
 
@@ -76,7 +81,7 @@ def sink_logit_gap(logits: ArrayLike, tokens: ArrayLike, bos: int) -> dict[int, 
     """
     scores = _square(logits, "sink_logit_gap")
     ids = np.asarray(tokens)
-    others = np.array([scores[i, 1:i].mean() if i > 1 else np.nan for i in range(len(ids))])
+    others: Array = np.array([scores[i, 1:i].mean() if i > 1 else np.nan for i in range(len(ids))])
     result: dict[int, tuple[float, float]] = {}
     for token in sorted({*ids.tolist(), bos}):
         at = (ids == token) & np.isfinite(others)
@@ -94,8 +99,9 @@ def matrix_entropy(states: ArrayLike, without: int | None = None) -> float:
     matrix = np.asarray(states, dtype=np.float64)
     if without is not None:
         matrix = np.delete(matrix, without, axis=0)
-    energy = np.linalg.svd(matrix, compute_uv=False) ** 2
-    return float(entr(energy / energy.sum()).sum()) if energy.sum() > 0 else float("nan")
+    energy = np.asarray(np.linalg.svd(matrix, compute_uv=False), dtype=np.float64) ** 2
+    total = float(energy.sum())
+    return float(entr(energy / total).sum()) if total > 0 else float("nan")
 
 
 def collapse(values: ArrayLike) -> float:

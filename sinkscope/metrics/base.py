@@ -1,11 +1,14 @@
 """What every metric shares: looking up what a reading holds, exact joins, means that count, and labels on results."""
 
+# What xarray leaves untyped is not counted against this file.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import MISSING, fields
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 import xarray as xr
@@ -56,7 +59,7 @@ def exact(function: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-def require(ds: xr.Dataset, metric: str, *variables: str) -> None:
+def require(ds: object, metric: str, *variables: str) -> None:
     """Check that a reading holds the variables a metric needs.
 
     Raises:
@@ -159,6 +162,12 @@ def dims_over(values: xr.DataArray, over: str | Iterable[Hashable], metric: str)
     return wanted
 
 
+def coords_within(array: xr.DataArray, dims: Iterable[Hashable]) -> dict[Hashable, xr.Variable]:
+    """Return the coordinates of an array that need no other dims than these."""
+    kept = set(dims)
+    return {name: array[name].variable for name in array.coords if kept.issuperset(array[name].dims)}
+
+
 def mean_over(values: xr.DataArray, over: Sequence[Hashable]) -> xr.DataArray:
     """Average finite values over dims; a mean over nothing is NaN. The coordinate ``n`` counts what went in."""
     count = values.notnull().sum(list(over))
@@ -192,13 +201,12 @@ def stamp(result: xr.DataArray, metric: str, name: str, n: int | None = None, **
     return result
 
 
-def plain(value: object) -> str | int | float:
+def plain(value: Any) -> str | int | float:
     """Make a parameter storable as a netCDF attribute."""
-    if isinstance(value, bool | np.bool_):
-        return int(value)
-    if isinstance(value, int | float | str):
-        return value
-    return str(value)
+    scalar = cast(object, value.item() if isinstance(value, np.generic) else value)
+    if isinstance(scalar, bool):
+        return int(scalar)
+    return scalar if isinstance(scalar, int | float | str) else str(scalar)
 
 
 def no_leading(array: xr.DataArray, dims: tuple[str, ...], metric: str) -> None:

@@ -3,21 +3,24 @@
 diptest and scikit-learn do the statistics; this module is the rule that combines them.
 """
 
+# What xarray and scikit-learn leave untyped is not counted against this file.
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
+
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import xarray as xr
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from sinkscope.definitions import Definition, define
-from sinkscope.metrics.base import dims_over, metric
+from sinkscope.metrics.base import coords_within, dims_over, metric
 
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture
@@ -79,13 +82,12 @@ def bimodality(values: xr.DataArray | ArrayLike, *, over: str | Iterable[str] | 
     data = array.transpose(*kept, *pooled).values.astype(np.float64)
     shape = data.shape[: len(kept)]
     cells = [judge(data[at].ravel()) for at in np.ndindex(*shape)]
-    coords = {name: coord.variable for name, coord in array.coords.items() if set(coord.dims) <= set(kept)}
     result = xr.Dataset(
         {
             field.name: (kept, np.array([asdict(cell)[field.name] for cell in cells]).reshape(shape))
             for field in fields(Bimodality)
         },
-        coords=coords,
+        coords=coords_within(array, kept),
     )
     verdicts = {cell.bimodal for cell in cells}
     definition = define("bimodality", "combined")
@@ -122,10 +124,10 @@ def judge(sample: np.ndarray) -> Bimodality:
     rule = define("bimodality", "combined")
     two, gain = _mixtures(x[:, None])
     order = np.argsort(np.asarray(two.means_)[:, 0])
-    mean = np.asarray(two.means_)[order, 0]
+    mean: NDArray[np.float64] = np.asarray(two.means_)[order, 0]
     std, weight = np.sqrt(np.asarray(two.covariances_)[order, 0, 0]), np.asarray(two.weights_)[order]
-    grid = np.linspace(mean[0], mean[1], GRID)
-    least = int(two.score_samples(grid[:, None]).argmin())
+    grid: NDArray[np.float64] = np.linspace(float(mean[0]), float(mean[1]), GRID, dtype=np.float64)
+    least = int(np.argmin(cast(NDArray[np.float64], two.score_samples(grid[:, None]))))
     interior = 0 < least < GRID - 1
     separation = float(math.sqrt(2) * (mean[1] - mean[0]) / math.hypot(*std))
     dip, p = (float(v) for v in diptest.diptest(x)[:2])  # type: ignore[index]

@@ -1,9 +1,12 @@
 """Is it different, by how much, and how sure: paired comparison of readings. scipy does the statistics."""
 
+# What xarray leaves untyped is not counted against this file.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +16,7 @@ from scipy import stats
 
 from sinkscope.definitions import Definition, define
 from sinkscope.errors import MetricError, SinkscopeWarning
-from sinkscope.metrics.base import dims_over, metric
+from sinkscope.metrics.base import coords_within, dims_over, metric
 
 SIGNIFICANT = 0.05
 """Level below which a q-value is usually called significant; only the warning on too few pairs uses it."""
@@ -111,8 +114,10 @@ def _test_differences(difference: xr.DataArray, pooled: Sequence[Hashable], test
         mean = np.where(count > 0, np.nansum(cells, axis=1) / np.maximum(count, 1), np.nan)
     low, high, p = _test_cells(cells, test, how)
     columns = {"difference": mean, "low": low, "high": high, "p_value": p, "q_value": _q_values(p), "n": count}
-    coords = {name: coord.variable for name, coord in difference.coords.items() if set(coord.dims) <= set(kept)}
-    return xr.Dataset({name: (kept, column.reshape(shape)) for name, column in columns.items()}, coords=coords)
+    return xr.Dataset(
+        {name: (kept, column.reshape(shape)) for name, column in columns.items()},
+        coords=coords_within(difference, kept),
+    )
 
 
 def _select(array: xr.DataArray, sel: Mapping[Hashable, Any]) -> xr.DataArray:
@@ -150,7 +155,7 @@ def _power(result: xr.Dataset, test: str, how: Resampling) -> dict[str, Any]:
     return {"family": family, "tests": tests, "smallest_p": least, "smallest_q": least, "smallest_q_alone": alone}
 
 
-def _pick(readings: xr.Dataset | xr.DataArray, variable: str | None) -> xr.DataArray:
+def _pick(readings: object, variable: str | None) -> xr.DataArray:
     if isinstance(readings, xr.DataArray):
         return readings
     if not isinstance(readings, xr.Dataset):
@@ -191,7 +196,7 @@ def _pair(
         if extra:
             raise MetricError(f"compare: 'to' has the dims {extra}, which the readings lack. Select one label of them.")
         return plain, other
-    labels = plain["edit"].values.tolist() if "edit" in plain.dims else []
+    labels: list[str] = plain["edit"].values.tolist() if "edit" in plain.dims else []
     if to not in labels:
         raise MetricError(
             f"compare(to={to!r}): the labels of the dim 'edit' are {labels}. Name one, or pass a reading as 'to'."
@@ -273,7 +278,7 @@ def rank_correlation(
     Raises:
         MetricError: labels or dims differ, or an unknown method.
     """
-    functions = {"spearman": stats.spearmanr, "kendall": stats.kendalltau}
+    functions: dict[str, Callable[..., Any]] = {"spearman": stats.spearmanr, "kendall": stats.kendalltau}
     definition = define("rank_correlation", method)
     if set(a.dims) != set(b.dims):
         raise MetricError(

@@ -1,5 +1,8 @@
 """Who gets the attention, text or image: dominance and efficiency indices, and the positional trend."""
 
+# What xarray leaves untyped is not counted against this file.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from sinkscope.definitions import Definition, define
 from sinkscope.errors import MetricError
@@ -49,7 +52,8 @@ def modality_dominance(
     """
     require(ds, "modality_dominance", "role_share")
     share = ds["role_share"].astype("float64").mean("head")
-    attention, tokens = [], []
+    attention: list[xr.DataArray] = []
+    tokens: list[xr.DataArray] = []
     for roles in (list(text), [other] if isinstance(other, str) else list(other)):
         held = [role for role in roles if role in ds["role"].values.tolist()]
         if not held:
@@ -60,9 +64,9 @@ def modality_dominance(
         attention.append(share.sel(role=held).sum("role", min_count=1))
         tokens.append(of_role(ds, "modality_dominance", roles).sum("key").reset_coords(drop=True).astype("float64"))
     (a_t, a_o), (n_t, n_o) = attention, tokens
-    both = (n_t > 0) & (n_o > 0)
+    both: xr.DataArray = (n_t > 0) & (n_o > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        data = {
+        data: dict[str, xr.DataArray] = {
             "mdi": (a_t / n_t) / (a_o / n_o),
             "aei_text": (a_t / (a_t + a_o)) / (n_t / (n_t + n_o)),
             "aei_other": (a_o / (a_t + a_o)) / (n_o / (n_t + n_o)),
@@ -120,4 +124,5 @@ def positional_trend(scores: ArrayLike) -> Trend:
 def debias(scores: ArrayLike, trend: Trend) -> np.ndarray:
     """Divide scores ``(..., token)`` by the trend at their rank. Source: Zhao et al. (zhao2025)."""
     values = np.asarray(scores, dtype=np.float64)
-    return values / (trend.mu * np.exp(trend.sigma * np.arange(values.shape[-1]) / values.shape[-1]))
+    rank: NDArray[np.float64] = np.arange(values.shape[-1], dtype=np.float64) / values.shape[-1]
+    return values / (trend.mu * np.exp(trend.sigma * rank))

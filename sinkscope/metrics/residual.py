@@ -1,5 +1,8 @@
 """Sink positions by the residual stream: phi, its bound, its distribution, and which state each layer reads."""
 
+# What xarray leaves untyped is not counted against this file.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -103,5 +106,5 @@ def at_block_inputs(array: xr.DataArray, layers: Sequence[int]) -> xr.DataArray:
             "Read all sites, or fewer layers."
         )
     picked = array.sel(site=wanted)
-    picked = picked.drop_vars([name for name, coord in picked.coords.items() if "site" in coord.dims])
+    picked = picked.drop_vars([name for name in picked.coords if "site" in picked[name].dims])
     return picked.rename(site="layer").assign_coords(layer=list(layers))

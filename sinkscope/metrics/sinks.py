@@ -1,10 +1,14 @@
 """Where the sinks are: the share of heads with a sink, and which tokens are sinks."""
 
+# What xarray and pandas leave untyped is not counted against this file.
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
+
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -136,13 +140,14 @@ def sink_tokens(
             "even": even_key_mass(ds, "sink_tokens").values[real],
         }
     )  # fmt: skip
-    found = {(names[p, k], k) for p, k in zip(prompt.tolist(), position.tolist(), strict=True)}
-    rows = table.groupby(["token", "role", "position"], sort=False).agg(
+    found: set[tuple[str, int]] = {(names[p, k], k) for p, k in zip(prompt.tolist(), position.tolist(), strict=True)}
+    grouped: Any = table.groupby(["token", "role", "position"], sort=False)
+    rows: Any = grouped.agg(
         share=("share", "mean"), mass=("mass", "mean"), even=("even", "mean"), n=("share", "size")
-    )
-    rows = rows.reset_index()
+    ).reset_index()
     kept = np.array([pair in found for pair in zip(rows["token"], rows["position"], strict=True)], dtype=bool)
-    rows = rows.loc[kept].sort_values(by=["share", "mass"], ascending=False, kind="stable").reset_index(drop=True)
+    rows = rows.loc[kept].sort_values(by=["share", "mass"], ascending=False, kind="stable")
+    rows = rows.reset_index(drop=True)
     rows.attrs = dict(mask.attrs)
     return rows
 

@@ -1,12 +1,15 @@
 """Visual attention: which heads look at the image, which sit on its sinks, and whether sinks lie on background."""
 
+# What xarray leaves untyped is not counted against this file.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import xarray as xr
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from sinkscope.definitions import Definition, define
 from sinkscope.errors import MetricError
@@ -103,7 +106,9 @@ def max_visual_attention(ds: xr.Dataset, *, reduce: str = "mean", over: str | It
     """
     require(ds, "max_visual_attention", "max_attention")
     values = ds["max_attention"].astype("float64").reset_coords(drop=True)
-    reductions = {"mean": lambda a: a.mean("query"), "max": lambda a: a.max("query"), "last": _last}
+    reductions: dict[str, Callable[[xr.DataArray], xr.DataArray]] = {
+        "mean": lambda a: a.mean("query"), "max": lambda a: a.max("query"), "last": _last,
+    }  # fmt: skip
     if reduce not in reductions:
         raise MetricError(f"max_visual_attention(reduce={reduce!r}): choose one of {sorted(reductions)}.")
     reduced = reductions[reduce](values)
@@ -247,8 +252,8 @@ def patch_background(mask: ArrayLike, rows: int, cols: int, *, rule: str = "majo
         raise MetricError(
             f"patch_background: a mask of shape {pixels.shape} cannot be cut into {rows} x {cols} patches."
         )
-    row = ((np.arange(pixels.shape[0]) + 0.5) * rows / pixels.shape[0]).astype(int)
-    col = ((np.arange(pixels.shape[1]) + 0.5) * cols / pixels.shape[1]).astype(int)
+    row: NDArray[np.intp] = ((np.arange(pixels.shape[0], dtype=np.float64) + 0.5) * rows / pixels.shape[0]).astype(int)
+    col: NDArray[np.intp] = ((np.arange(pixels.shape[1], dtype=np.float64) + 0.5) * cols / pixels.shape[1]).astype(int)
     flat = (row[:, None] * cols + col[None, :]).ravel()
     size = np.bincount(flat, minlength=rows * cols)
     covered = np.bincount(flat, weights=pixels.ravel(), minlength=rows * cols)

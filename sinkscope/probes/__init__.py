@@ -7,7 +7,7 @@ from sinkscope.probes.output import *
 from sinkscope.probes.residual import *
 from sinkscope.probes.vectors import *
 
-__all__ = []
+__all__: list[str] = []
 __all__ += base.__all__
 __all__ += attention.__all__
 __all__ += output.__all__

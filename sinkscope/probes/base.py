@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class ProbeContext:
 
     batch: Batch
     tower: Tower
-    _known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    _known: dict[Any, Any] = field(default_factory=dict[Any, Any], repr=False, compare=False)
 
     def chosen(self, selection: Any, probe: Probe, field: str) -> Bool[torch.Tensor, "batch key"]:
         """Resolve a selection of this probe against the batch; the same tensor in every layer."""
@@ -126,7 +126,8 @@ def whole_numbers(value: Any, asked: str) -> tuple[int, ...]:
     Raises:
         ProbeError: anything else; 1.5 is not cut to 1, and True is no number. ``asked`` opens the message.
     """
-    items = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    items: list[Any] = list(cast(Iterable[Any], value)) if several else [value]
     if any(not isinstance(item, int | np.integer) or isinstance(item, bool) for item in items):
         raise ProbeError(f"{asked}={_short(value)}): whole numbers are needed. Give a list of them, or a range.")
     return tuple(dict.fromkeys(int(item) for item in items))
@@ -141,10 +142,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, xr.DataArray):
         return f"DataArray{tuple(value.dims)} with {int(value.sum())} selected"
     if isinstance(value, tuple | list | range):
-        return [_plain(item) for item in value]
+        return [_plain(item) for item in cast(Iterable[Any], value)]
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
+        return {str(k): _plain(v) for k, v in cast(Mapping[Any, Any], value).items()}
+    return value if isinstance(value, str | int | float) or value is None else str(value)
 
 
 def _short(value: Any) -> str:

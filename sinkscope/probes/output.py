@@ -90,7 +90,7 @@ class Logits(Probe):
         if logits.ndim == 2:
             return {"logits": logits[:, None].float()}
         real = context.batch.real
-        rows = []
+        rows: list[torch.Tensor] = []
         for scores, mask in zip(logits, real, strict=True):
             own = scores[mask[-scores.shape[0] :]] if scores.shape[0] != int(mask.sum()) else scores
             if self.positions == "all":

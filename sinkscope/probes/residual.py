@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ class ResidualNorm(Probe):
         self, hidden: Float[torch.Tensor, "batch key d_model"], context: ProbeContext
     ) -> dict[str, torch.Tensor]:
         """Return the norm over the width."""
-        return {"residual_norm": torch.linalg.vector_norm(hidden.float(), dim=-1)}
+        return {"residual_norm": torch.linalg.vector_norm(hidden.float(), dim=-1)}  # pyright: ignore[reportUnknownMemberType]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,8 @@ class SinkDims(Probe):
     ) -> dict[str, torch.Tensor]:
         """Return the ratio of the largest named entry to the root mean square."""
         hidden = hidden.float()
-        scale = (torch.linalg.vector_norm(hidden, dim=-1).square() / hidden.shape[-1] + PHI_EPSILON).sqrt()
+        norm = cast(torch.Tensor, torch.linalg.vector_norm(hidden, dim=-1))  # pyright: ignore[reportUnknownMemberType]
+        scale = (norm.square() / hidden.shape[-1] + PHI_EPSILON).sqrt()
         entries = hidden if self.dims is None else hidden[..., list(self.dims)]
         return {"phi": _largest_magnitude(entries) / scale}
 
