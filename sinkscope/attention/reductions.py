@@ -189,7 +189,7 @@ class KeyNorms(CallStatistic):
 class WriteNorm(CallStatistic):
     """Norm of what each head writes for each key, |W_O v|, once the backend has put W_O to it.
 
-    The pass hands over the values; see :func:`sinkscope.models.backends.base.add_written`.
+    The pass hands over the values; see :mod:`sinkscope.models.backends.written`.
     """
 
     name = "write_norm"

@@ -75,7 +75,7 @@ def sinkscope_attention(  # noqa: PLR0913 - the library fixes this signature
     session.calls.append(module)
     if session.observe is not None:
         session.observe(module, call)
-    context = session.context or _everything_real(key)
+    context = session.context or everything_real(key)
     wants, edits = session.wants(module), session.edits(module, call)
     if isinstance(edits, RowEdits):
         out, stats = edits.attend(call, wants, context, attend)
@@ -87,7 +87,8 @@ def sinkscope_attention(  # noqa: PLR0913 - the library fixes this signature
     return out.contiguous(), None
 
 
-def _everything_real(key: torch.Tensor) -> Context:
+def everything_real(key: torch.Tensor) -> Context:
+    """Return the context of a call of which nothing is known: every key is a real token."""
     shape = (key.shape[0], key.shape[2])
     return Context(
         torch.ones(shape, dtype=torch.bool, device=key.device), torch.zeros(shape, device=key.device).long(), (0,)
@@ -120,4 +121,14 @@ def entered(model: torch.nn.Module, session: Session) -> Iterator[Session]:
     finally:
         for config, old in before:
             config._attn_implementation_internal = old
+        _active.reset(token)
+
+
+@contextmanager
+def replaced(session: Session) -> Iterator[Session]:
+    """Answer calls by another session inside an entered one: a module asked again what it makes of other outputs."""
+    token = _active.set(session)
+    try:
+        yield session
+    finally:
         _active.reset(token)

@@ -21,6 +21,7 @@ from sinkscope.engine.effect import check_edits
 from sinkscope.engine.plan import Plan
 from sinkscope.errors import EditError, UnsupportedModelError
 from sinkscope.models.backends.base import Instruments, Tower
+from sinkscope.models.backends.collector import Collector
 from sinkscope.prompts import PAD, Batch, Prompts
 from sinkscope.prompts.identity import check_prompts
 from sinkscope.roles import ROLE_INDEX
@@ -91,8 +92,6 @@ class _Live:
         return None if self.collector is None else self.collector.session.edits(module, call)
 
     def _before(self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        from sinkscope.models.backends.transformers import _Collector
-
         self.depth += 1
         if self.depth > 1:
             return
@@ -104,7 +103,7 @@ class _Live:
             self.plan.tallies[:] = self.tallies
         self.plan.begin(offset)
         instruments = Instruments(edits=self.plan.call_edits, residual=self.plan.residual)
-        self.collector = _Collector(self.model.backend, self.tower, instruments)
+        self.collector = Collector(self.model.model, self.tower, instruments, self.model.backend.write_factor)
         self.pass_hooks = ExitStack()
         rows = len(_main_input(args, kwargs)[1])
         self.pass_hooks.enter_context(self.model.backend._hooked(self.tower, instruments, rows))

@@ -162,6 +162,8 @@ def check_finite(model: torch.nn.Module, name: str) -> None:
         ModelError: a weight is NaN or infinite.
     """
     for key, tensor in model.state_dict().items():
+        if not isinstance(tensor, torch.Tensor):  # quantised layers keep types and packed weights here
+            continue
         if not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta:
             continue
         low, high = torch.aminmax(tensor)  # NaN and infinity both show in the extremes, with no second copy in memory

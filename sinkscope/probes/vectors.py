@@ -55,6 +55,9 @@ class Contribution(Probe):
     """What each role writes: sum over its keys of |weight x value x W_O|, mean over queries (Kang et al. 2025, B2).
 
     Makes ``contribution`` (prompt, layer, head, role). Divide by the number of tokens of a role for the mean per token.
+    W_O is what the attention module does to the outputs of its heads: adapters, gates of each query and norms before
+    the projection, at the statistics they have, are part of it; scaling and norms behind the module are not. A head
+    whose output an edit replaces by something else is NaN.
     """
 
     variables: ClassVar[Mapping[str, Variable]] = {

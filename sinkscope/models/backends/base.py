@@ -195,21 +195,3 @@ class Backend(Protocol):
     ) -> Output:
         """Run the model once. ``logits`` is None, ``"last"`` or ``"all"``."""
         ...
-
-
-def add_written(
-    stats: LayerStats, site: AttentionSite, factor_of: Callable[[AttentionSite], torch.Tensor | None]
-) -> LayerStats:
-    """Turn the values behind ``write_norm`` into norms of what each head writes for each key, (batch, head, key).
-
-    ``factor_of`` gives per head a matrix R with |R v| = |W_O v|; None where there is no output projection.
-    """
-    if "write_norm" not in stats:
-        return stats
-    factor, value = factor_of(site), stats["write_norm"].float()
-    if factor is None:
-        del stats.values["write_norm"]
-        return stats
-    value = value.repeat_interleave(site.heads // value.shape[1], dim=1)
-    stats["write_norm"] = torch.linalg.vector_norm(torch.einsum("hde,bhke->bhkd", factor, value), dim=-1)
-    return stats

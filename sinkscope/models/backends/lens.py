@@ -11,7 +11,6 @@ import copy
 import importlib.util
 import inspect
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from jaxtyping import Float
 
 from sinkscope.attention import seam
 from sinkscope.errors import EditError, UnsupportedModelError
-from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower, add_written, carried
+from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower, carried
 from sinkscope.models.backends.discovery import trial_inputs
 from sinkscope.models.backends.lens_discovery import explore, split_inputs
 from sinkscope.models.backends.lens_hooks import NamedHook, Seat, attention_hooks, residual_hook
@@ -77,11 +76,7 @@ class LensBackend:
             EditError: see :meth:`forward`.
         """
         self._check(instruments)
-        collect = instruments.collect
-        written = replace(
-            instruments, collect=lambda site, stats: collect(site, add_written(stats, site, self.write_factor))
-        )
-        hooks = attention_hooks(self.seats, written)
+        hooks = attention_hooks(self.seats, instruments, self.write_factor)
         residual = carried(instruments.residual)
         for site in tower.residual:
             if residual.get(site.name):

@@ -22,6 +22,8 @@ from sinkscope.attention.rows import RowEdits
 from sinkscope.attention.view import Ask, Context, LayerStats, Wants
 from sinkscope.errors import EditError, UnsupportedModelError
 from sinkscope.models.backends.base import AttentionSite, Instruments, ResidualHook
+from sinkscope.models.backends.projections import Factor, write_norms
+from sinkscope.models.backends.written import HeadOutputs, add_written
 
 NamedHook = tuple[str, Callable[..., Any]]
 """Name of a hook point and the function that goes there, as ``run_with_hooks`` takes them."""
@@ -59,21 +61,28 @@ def residual_hook(hooks: Sequence[ResidualHook]) -> Callable[..., torch.Tensor |
     return run
 
 
-def attention_hooks(seats: Sequence[Seat], instruments: Instruments) -> list[NamedHook]:
-    """Hooks that read and edit the attention of every layer that some probe or edit concerns."""
+def attention_hooks(
+    seats: Sequence[Seat], instruments: Instruments, factor_of: Callable[[AttentionSite], Factor | None]
+) -> list[NamedHook]:
+    """Hooks that read and edit the attention of every layer that some probe or edit concerns.
+
+    ``factor_of`` gives what W_O does to each head's output, see :mod:`sinkscope.models.backends.written`.
+    """
     hooks: list[NamedHook] = []
     for seat in seats:
         wants = instruments.wants.get(seat.site.layer, Wants())
         if wants.anything or instruments.edits is not None:
-            hooks += _Layer(seat, wants, instruments).hooks()
+            hooks += _Layer(seat, wants, instruments, factor_of).hooks()
     return hooks
 
 
 class _Layer:
     """Holds one layer's tensors from the first of its hooks to the last, and no longer."""
 
-    def __init__(self, seat: Seat, wants: Wants, instruments: Instruments) -> None:
-        self.seat, self.wants, self.instruments = seat, wants, instruments
+    def __init__(
+        self, seat: Seat, wants: Wants, instruments: Instruments, factor_of: Callable[[AttentionSite], Factor | None]
+    ) -> None:
+        self.seat, self.wants, self.instruments, self.factor_of = seat, wants, instruments, factor_of
         self.value: torch.Tensor | None = None
         self.key: torch.Tensor | None = None
         self.scores: torch.Tensor | None = None
@@ -127,6 +136,9 @@ class _Layer:
                 lse = self.scores.detach().float().masked_fill(~visible[:, None], -torch.inf).logsumexp(-1)
             vectors = (self.key, self.value.detach())
             stats, changed = reduce_map(weights, self.wants, context, visible, vectors=vectors, lse=lse), None
+            factor = self._factor()
+            if factor is not None:
+                stats["write_norm"] = write_norms(factor, stats["write_norm"])
         self.value = self.scores = self.key = None
         if self.wants.anything:
             self.instruments.collect(self.seat.site, stats)
@@ -162,12 +174,20 @@ class _Layer:
         """Run the edited call, keep its output for ``hook_z``, and return statistics and the new pattern."""
         every = Ask("map", {"heads": tuple(range(self.seat.site.heads))})
         wants = Wants(*self.wants.asks.values(), every)
-        if isinstance(edits, RowEdits):
-            self.output, stats = edits.attend(call, wants, context, attend)
+        factor, outputs = self._factor(), HeadOutputs(self.seat.site)
+        watched = edits if factor is None else outputs.watch(call, edits)
+        if isinstance(watched, RowEdits):
+            self.output, stats = watched.attend(call, wants, context, attend)
         else:
-            self.output, stats = attend(call, wants, context, edits)
+            self.output, stats = attend(call, wants, context, watched)
+        if factor is not None:
+            outputs.read = self.output.detach()  # at this hook W_O reads what is put there
+            add_written(outputs, stats, factor, context)
         pattern = stats.values.pop(wants.add(every))
         return LayerStats(stats.values, "dense"), pattern.to(call.value.dtype)
+
+    def _factor(self) -> Factor | None:
+        return self.factor_of(self.seat.site) if "write_norm" in self.wants else None
 
     def _visible(
         self, weights: Float[torch.Tensor, "batch head query key"], context: Context

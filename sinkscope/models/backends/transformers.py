@@ -10,17 +10,11 @@ import inspect
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
 
 from sinkscope.attention import seam
-from sinkscope.attention.call import Call
-from sinkscope.attention.call_edits import CallEdits
-from sinkscope.attention.rows import RowEdits
-from sinkscope.attention.view import LayerStats, Wants, join
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends import vision
 from sinkscope.models.backends.base import (
@@ -30,10 +24,11 @@ from sinkscope.models.backends.base import (
     ResidualHook,
     ResidualSite,
     Tower,
-    add_written,
     carried,
 )
+from sinkscope.models.backends.collector import Collector
 from sinkscope.models.backends.discovery import discover, no_cache
+from sinkscope.models.backends.projections import Factor, OutputProjections
 
 
 class TransformersBackend:
@@ -52,13 +47,13 @@ class TransformersBackend:
         self.reading = "streaming" if self.towers else "none"
         self.edits = bool(self.towers)
         self.default_tower = next(iter(self.towers), "text")
-        self._factors: dict[str, tuple[tuple[int, int], torch.Tensor]] = {}
+        self._projections = OutputProjections(model)
 
     def forward(
         self, inputs: Mapping[str, torch.Tensor], tower: Tower, instruments: Instruments, logits: str | None = None
     ) -> Output:
         """Run the model once under ``instruments``; see :class:`sinkscope.models.backends.base.Backend`."""
-        collector = _Collector(self, tower, instruments)
+        collector = Collector(self.model, tower, instruments, self.write_factor)
         alone = self._alone(tower, inputs)
         if alone is not None:
             vision.Portions(collector.session, collector.site_of)
@@ -67,6 +62,7 @@ class TransformersBackend:
             session = None
             if instruments.wants or instruments.edits:
                 session = stack.enter_context(seam.entered(self.model, collector.session))
+                stack.enter_context(collector.listening())
             hidden, scores = self._run(inputs, logits) if alone is None else (_hidden(alone(**inputs)), None)
         collector.flush()
         return Output(hidden, scores, frozenset(session.paths if session else {"native"}))
@@ -114,78 +110,13 @@ class TransformersBackend:
             for handle in handles:
                 handle.remove()
 
-    def write_factor(self, site: AttentionSite) -> Float[torch.Tensor, "head rank dim"] | None:
+    def write_factor(self, site: AttentionSite) -> Factor | None:
         """Triangular factor of each head's slice of W_O: |R v| = |W_O v| at head width instead of model width."""
-        if site.output_path is None:
-            return None
-        module: Any = self.model.get_submodule(site.output_path)
-        state = id(module.weight), 0 if module.weight.is_inference() else module.weight._version
-        if self._factors.get(site.output_path, (None,))[0] != state:
-            weight = module.weight.detach().double()
-            if weight.shape[0] == site.heads * site.head_dim and type(module).__name__ == "Conv1D":
-                weight = weight.T
-            per_head = weight.reshape(weight.shape[0], site.heads, site.head_dim).permute(1, 0, 2)
-            self._factors[site.output_path] = state, torch.linalg.qr(per_head, mode="r").R.float()
-        return self._factors[site.output_path][1]
+        return self._projections.factor(site)
 
     def vision_root(self) -> str | None:
         """Return the path of the vision part inside a larger model, or None."""
         return vision.vision_root(self.model)
-
-
-class _Collector:
-    """Turns module calls into statistics of attention sites: joins windows, tells apart the sites of one module.
-
-    A module may stand for several layers (ALBERT, Zamba) or be called twice in one (DiffLlama); its calls then come in
-    the order of its sites. A module with one site may be called once for each window or image.
-    """
-
-    def __init__(self, backend: TransformersBackend, tower: Tower, instruments: Instruments) -> None:
-        model = backend.model
-        self.tower, self.instruments, self.factor_of = tower, instruments, backend.write_factor
-        self.sites: dict[int, list[AttentionSite]] = {}
-        for site in tower.attention:
-            self.sites.setdefault(id(model.get_submodule(site.path)), []).append(site)
-        self.count: dict[int, int] = {}
-        self.pending: tuple[AttentionSite, list[LayerStats]] | None = None
-        self.session = seam.Session(
-            wants=self._wants, context=instruments.context, edits=self._edits, collect=self._collect
-        )
-
-    def site_of(self, module: torch.nn.Module) -> AttentionSite | None:
-        """Site that the next call of ``module`` belongs to; None where the tower has none."""
-        sites = self.sites.get(id(module))
-        return None if sites is None else sites[self.count.get(id(module), 0) % len(sites)]
-
-    def _wants(self, module: torch.nn.Module) -> Wants:
-        site = self.site_of(module)
-        return Wants() if site is None else self.instruments.wants.get(site.layer, Wants())
-
-    def _edits(self, module: torch.nn.Module, call: Call) -> CallEdits | RowEdits | None:
-        site = self.site_of(module)
-        if site is None:
-            return None
-        self.count[id(module)] = self.count.get(id(module), 0) + 1
-        edits = self.instruments.edits
-        return None if edits is None else edits(site.layer, replace(call, index=site.call))
-
-    def _collect(self, module: torch.nn.Module, stats: LayerStats) -> None:
-        sites = self.sites[id(module)]
-        site = sites[(self.count.get(id(module), 1) - 1) % len(sites)]
-        if self.pending is not None and self.pending[0] is not site:
-            self.flush()
-        if self.pending is None:
-            self.pending = (site, [])
-        self.pending[1].append(stats)
-
-    def flush(self) -> None:
-        """Hand over the site whose calls are complete."""
-        if self.pending is not None:
-            site, calls = self.pending
-            self.pending = None
-            stats = join(calls, self.instruments.wants[site.layer])
-            add_written(stats, site, self.factor_of)
-            self.instruments.collect(site, stats)
 
 
 def _hook(module: torch.nn.Module, site: ResidualSite, hooks: Any, batch: int) -> Any:

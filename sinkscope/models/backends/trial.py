@@ -115,9 +115,14 @@ class Record:
         """The first projection that reads an input of heads x width after a call is that call's W_O."""
         if not self.calls or self.calls[-1].output is not None or given is None:
             return
-        linear = isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
-        if linear and given.shape[-1] == self.calls[-1].heads * self.calls[-1].head_dim:
+        if is_projection(module) and given.shape[-1] == self.calls[-1].heads * self.calls[-1].head_dim:
             self.calls[-1].output = module
+
+
+def is_projection(module: torch.nn.Module) -> bool:
+    """True for a linear layer under whatever name: plain, quantised, or wrapped by an adapter."""
+    sized = all(isinstance(getattr(module, name, None), int) for name in ("in_features", "out_features"))
+    return sized or type(module).__name__ == "Conv1D"
 
 
 def watch(model: torch.nn.Module, run: Callable[[], Any]) -> Record:
