@@ -1,9 +1,9 @@
 """Time and peak memory of reading attention, side by side in one run: ``python benchmarks/overhead.py --help``.
 
 Times are interleaved (A B C A B C ...) in one process and compared pair by pair with the plain pass, so drift of the
-machine cancels; the median ratio is printed. Peaks are measured in a process of their own with the allocator's
-thresholds pinned (without that they vary twofold), above the loaded model. A way that needs over ``--limit`` GiB for
-its maps is left out and the table says so.
+machine cancels; the median ratio and the middle half of the ratios are printed, of processor seconds and of wall time.
+Peaks are measured in a process of their own with the allocator's thresholds pinned (without that they vary twofold),
+above the loaded model. A way that needs over ``--limit`` GiB for its maps is left out and the table says so.
 """
 
 from __future__ import annotations
@@ -11,26 +11,35 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
+import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 PINNED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
-MAPPED = ("transformers: output_attentions", "TransformerLens: pattern cache")
+PLAN = (
+    "reference:float32:128,512,1024,2048,4096", "smollm2-135m:float32:128,512,1024,2048",
+    "gemma3-270m:float32:128,512,1024,2048", "minilm:float32:128,512", "reference:bfloat16:1024",
+)  # fmt: skip
+HEADING = "| way | CPU s | x plain (middle half) | wall, x plain | peak MiB | x plain |\n|---|---|---|---|---|---|"
 
 
-def peak_of(way: str, dtype: str, length: int) -> int:
-    """Peak memory of one run above the loaded model, in bytes, measured in this process."""
+def peak_of(way: str, model: str, dtype: str, length: int) -> int:
+    """Return the peak memory of one run above the loaded model, in bytes, measured in this process."""
     import torch
-    from reference import WAYS
+    from subjects import subject
+    from ways import WAYS
 
     torch.set_num_threads(1)
-    warm = WAYS[way](dtype, 64)
+    warm = WAYS[way](subject(model, dtype, 64))
     warm()
-    once = WAYS[way](dtype, length)
+    once = WAYS[way](subject(model, dtype, length))
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     once()
@@ -44,75 +53,101 @@ def _status(name: str) -> int:
     raise SystemExit(f"/proc/self/status has no {name}: peaks need Linux")
 
 
-def peak(way: str, dtype: str, length: int) -> float:
-    """Peak in MiB, measured in a process of its own."""
-    command = [sys.executable, __file__, "--peak", way, dtype, str(length)]
+def peak(way: str, model: str, dtype: str, length: int) -> float:
+    """Return the peak in MiB, measured in a process of its own."""
+    command = [sys.executable, __file__, "--peak", way, model, dtype, str(length)]
     out = subprocess.run(command, env=os.environ | PINNED, capture_output=True, text=True, check=True)
     return int(json.loads(out.stdout.splitlines()[-1])) / 2**20
 
 
-def times(ways: list[str], dtype: str, length: int, repeats: int) -> dict[str, list[float]]:
-    """Processor seconds of each way, interleaved."""
+def times(ways: list[str], model: str, dtype: str, length: int, repeats: int) -> dict[str, np.ndarray]:
+    """Return (processor, wall) seconds of each way, one pair a row, interleaved."""
     import torch
-    from reference import WAYS
+    from subjects import subject
+    from ways import WAYS
 
     torch.set_num_threads(1)
-    ready = {way: WAYS[way](dtype, length) for way in ways}
-    taken: dict[str, list[float]] = {way: [] for way in ways}
+    read = subject(model, dtype, length)
+    ready = {way: WAYS[way](read) for way in ways}
+    taken: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     for turn in range(repeats + 1):
         for way, once in ready.items():
-            start = time.process_time()
+            start = time.process_time(), time.perf_counter()
             once()
             if turn:
-                taken[way].append(time.process_time() - start)
-    return taken
+                taken[way].append((time.process_time() - start[0], time.perf_counter() - start[1]))
+    return {way: np.array(rows) for way, rows in taken.items()}
 
 
-def row(way: str, base: str, taken: dict[str, list[float]], peaks: dict[str, float]) -> str:
-    """One line of the table."""
-    ratio = statistics.median(a / b for a, b in zip(taken[way], taken[base], strict=True))
+def row(way: str, base: str, taken: dict[str, np.ndarray], peaks: dict[str, float]) -> str:
+    """Return one line of the table."""
+    processor, wall = (taken[way] / taken[base]).T
+    low, middle, high = np.quantile(processor, [0.25, 0.5, 0.75])
+    memory = f"{peaks[way]:.0f} | {peaks[way] / peaks[base]:.2f}" if peaks else " | "
+    seconds = f"{np.median(taken[way][:, 0]):.2f}"
+    return f"| {way} | {seconds} | {middle:.2f} ({low:.2f} to {high:.2f}) | {np.median(wall):.2f} | {memory} |"
+
+
+def section(model: str, dtype: str, length: int, given: argparse.Namespace) -> Iterator[str]:
+    """Yield the table of one model at one length."""
+    from subjects import subject
+    from ways import MAPS, WAYS
+
+    base = next(iter(WAYS))
+    size = subject(model, dtype, length).map_bytes / 2**30
+    chosen = [w for w in WAYS if w == base or not given.only or any(word in w for word in given.only)]
+    # TransformerLens has no adapter for a BERT without a language-model head.
+    chosen = [w for w in chosen if not (model == "minilm" and w == MAPS[1])]
+    ways = [w for w in chosen if w not in MAPS or size <= given.limit]
+    taken = times(ways, model, dtype, length, given.repeats)
+    peaks = {} if given.no_peaks else {way: peak(way, model, dtype, length) for way in ways}
+    yield f"## {model}, {dtype}, {length} tokens\n\n{HEADING}"
+    yield from (row(way, base, taken, peaks) for way in ways)
+    yield from (f"| {w} | maps would take {size:.0f} GiB | | | | |" for w in chosen if w not in ways)
+    yield ""
+
+
+def about(repeats: int) -> str:
+    """Return what was measured, when, with what."""
+    names = ("torch", "transformers", "transformer-lens", "sinkscope")
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        found = [x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")]
+        processor = found[0] if found else processor
+    busy = ", ".join(f"{load:.1f}" for load in os.getloadavg())
     return (
-        f"| {way} | {statistics.median(taken[way]):.2f} | {ratio:.2f} | {peaks[way]:.0f} | "
-        f"{peaks[way] / peaks[base]:.2f} |"
+        f"Measured {date.today()} by `make bench` on one thread of {processor} ({os.cpu_count()} cores; load averages "
+        f"at the end {busy}), {repeats} interleaved repeats, medians of paired ratios. "
+        f"{', '.join(f'{name} {version(name)}' for name in names)}, Python {platform.python_version()}. Every way runs "
+        "the model without its output head. Peaks are above the loaded model, each in a process of its own. The models "
+        "are in `benchmarks/subjects.py`, the ways in `benchmarks/ways.py`.\n"
     )
 
 
 def main() -> None:
     """Measure and print the tables; write them to a file where one is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096])
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--plan", nargs="+", default=PLAN, metavar="MODEL:DTYPE:LENGTH,...", help="what to measure")
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--limit", type=float, default=6.0, help="GiB of maps beyond which a way is left out")
     parser.add_argument("--only", nargs="+", help="words; ways whose name holds one of them, besides the plain pass")
+    parser.add_argument("--no-peaks", action="store_true", help="times alone")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--peak", nargs=3, metavar=("WAY", "DTYPE", "LENGTH"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.peak:
-        print(peak_of(args.peak[0], args.peak[1], int(args.peak[2])))
+    parser.add_argument("--peak", nargs=4, metavar=("WAY", "MODEL", "DTYPE", "LENGTH"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.peak:
+        print(peak_of(*given.peak[:3], int(given.peak[3])))
         return
-    from reference import HEADS, LAYERS, WAYS
-
-    base = next(iter(WAYS))
-    chosen = [w for w in WAYS if w == base or not args.only or any(word in w for word in args.only)]
-    lines = [f"Measured {date.today()}, one thread, {args.repeats} interleaved repeats, median of paired ratios.", ""]
-    for dtype in args.dtypes:
-        for length in args.lengths:
-            size = 4 * LAYERS * HEADS * length**2 / 2**30
-            ways = [w for w in chosen if w not in MAPPED or size <= args.limit]
-            taken = times(ways, dtype, length, args.repeats)
-            peaks = {way: peak(way, dtype, length) for way in ways}
-            lines += [
-                f"## {dtype}, {length} tokens",
-                "",
-                "| way | s | x plain | peak MiB | x plain |",
-                "|---|---|---|---|---|",
-            ]
-            lines += [row(way, base, taken, peaks) for way in ways]
-            lines += [f"| {w} | maps would take {size:.0f} GiB | | | |" for w in chosen if w not in ways] + [""]
-            print("\n".join(lines[-len(ways) - 6 :]), flush=True)
-    if args.output:
-        args.output.write_text("# What reading attention costs\n\n" + "\n".join(lines))
+    lines: list[str] = []
+    for entry in given.plan:
+        model, dtype, lengths = entry.split(":")
+        for length in map(int, lengths.split(",")):
+            for line in section(model, dtype, length, given):
+                print(line, flush=True)
+                lines.append(line)
+    if given.output:
+        given.output.write_text("\n".join(["# What reading attention costs\n", about(given.repeats), *lines]))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ at a time, and accumulation is float32 whatever the dtype of the model. The iden
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
@@ -21,7 +22,7 @@ from sinkscope.attention.statistic import CallFacts, Gatherer, WeightTile
 from sinkscope.attention.tile import Scratch, Tile, TileInputs
 from sinkscope.attention.view import Context, LayerStats, Wants
 
-TILE = {"cpu": 1 << 20, "cuda": 1 << 25}
+TILE = {"cpu": 1 << 19, "cuda": 1 << 25}
 """Numbers per tile: few enough to stay near a core on CPU, enough to fill the chip elsewhere."""
 
 
@@ -30,8 +31,7 @@ def attend(
 ) -> tuple[Float[torch.Tensor, "batch query head vdim"], LayerStats]:
     """Run one call blockwise and return its output (batch, query, head, dim) and its statistics.
 
-    With a gradient wanted the same tiles run out of place, so autograd keeps
-    them: memory is then that of the map.
+    With a gradient wanted the same tiles run out of place, so autograd keeps them: memory is then that of the map.
     """
     batch, heads, rows, _ = call.query.shape
     keys = call.key.shape[2]
@@ -39,60 +39,102 @@ def attend(
     learned = edits is not None and edits.needs_grad
     grad = torch.is_grad_enabled() and (call.query.requires_grad or call.value.requires_grad or learned)
     block = min(BLOCK, rows)
-    per_tile = max(1, min(batch * heads, TILE.get(call.query.device.type, TILE["cpu"]) // (block * keys)))
-    scratch = None if grad else Scratch(per_tile * block * keys, call.query.device)
-    outputs: list[torch.Tensor] = []
+    device = call.query.device
+    per_tile = max(1, min(batch * heads, TILE.get(device.type, TILE["cpu"]) // (block * keys)))
+    size = per_tile * block
+    scratch = None if grad else Scratch.take(size * keys, size * call.value.shape[-1], device)
+    out = _Output(call, edits, grad)
     start = 0
     with torch.set_grad_enabled(grad):
-        for of_batch, of_head in _chunks(batch, heads, per_tile):
-            where, (query, key, value) = _operands(call, of_batch, of_head, edits)
-            pieces = []
+        for chunk in _chunks(batch, call.group, heads, per_tile):
+            where, key, value = _operands(call, chunk, edits)
             for begin in range(0, rows, BLOCK):
-                inputs = TileInputs(query, key, value, where, slice(begin, min(begin + BLOCK, rows)), scratch)
-                pieces.append(_tile(call, (gather, start), inputs, wants, edits))
-            outputs.append(torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0])
-            start += len(query)
-        out = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-        out = rearrange(out, "(batch head) query dim -> batch query head dim", batch=batch)
-        for gate in edits.gates if edits else ():
-            out = gate(out)
-    return out.to(call.query.dtype), LayerStats(gather.finish(), "blockwise")
+                span = slice(begin, min(begin + BLOCK, rows))
+                # Scaling the thin query costs less than scaling a tile of logits.
+                query = (call.query[chunk.batch, chunk.heads, span].float() * call.scale).flatten(0, 1)
+                inputs = TileInputs(query, key, value, where, span, scratch)
+                out.put(_tile(call, (gather, start), inputs, wants, edits), chunk, span)
+            start += len(where[0])
+        result = out.whole(edits)
+    if scratch is not None:
+        scratch.give_back()
+    return result.to(call.query.dtype), LayerStats(gather.finish(), "blockwise")
 
 
-def _chunks(batch: int, heads: int, per_tile: int) -> Iterator[tuple[slice, slice]]:
-    """Whole prompts where a tile holds all their heads, else some heads of one prompt."""
+@dataclass(frozen=True)
+class _Chunk:
+    """Heads that share a tile: of whole prompts, of some key-value groups of one prompt, or of one group."""
+
+    batch: slice
+    heads: slice
+    kv_heads: slice
+
+
+def _chunks(batch: int, group: int, heads: int, per_tile: int) -> Iterator[_Chunk]:
+    """Cut the heads so that a tile never holds a part of one group beside another group."""
     if per_tile >= heads:
         step = per_tile // heads
         for first in range(0, batch, step):
-            yield slice(first, min(first + step, batch)), slice(0, heads)
+            yield _Chunk(slice(first, min(first + step, batch)), slice(0, heads), slice(0, heads // group))
         return
+    step = per_tile // group * group or per_tile
     for row in range(batch):
-        for first in range(0, heads, per_tile):
-            yield slice(row, row + 1), slice(first, min(first + per_tile, heads))
+        for base in range(0, heads, max(step, group)):
+            stop = min(base + max(step, group), heads)
+            for first in range(base, stop, step):
+                last = min(first + step, stop)
+                yield _Chunk(slice(row, row + 1), slice(first, last), slice(first // group, (last - 1) // group + 1))
 
 
 def _operands(
-    call: Call, of_batch: slice, of_head: slice, edits: CallEdits | None
-) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Batch and head of each flat head of a chunk, and its query (scaled), key and value, (flat, token, dim)."""
+    call: Call, chunk: _Chunk, edits: CallEdits | None
+) -> tuple[tuple[Int[torch.Tensor, " flat"], Int[torch.Tensor, " flat"]], torch.Tensor, torch.Tensor]:
+    """Batch and head of each flat head of a chunk, and keys and values of its key-value heads, (kv, token, dim)."""
     device = call.query.device
-    group = call.group
-    rows, heads = (torch.arange(s.start, s.stop, device=device) for s in (of_batch, of_head))
+    rows, heads = (torch.arange(s.start, s.stop, device=device) for s in (chunk.batch, chunk.heads))
     where = rows.repeat_interleave(len(heads)), heads.repeat(len(rows))
+    key = call.key[chunk.batch, chunk.kv_heads].flatten(0, 1).float()
+    value = call.value[chunk.batch, chunk.kv_heads].flatten(0, 1).float()
+    if edits and edits.values:
+        # Heads of a group may now have different values, so each head gets its own.
+        value = value.repeat_interleave(len(where[0]) // len(value), 0)
+        for change in edits.values:
+            chosen = change.keys[where]
+            change.count(chosen)
+            value = torch.where(chosen[..., None], value * change.scale, value)
+    return where, key, value
 
-    def of_kv(tensor: torch.Tensor) -> torch.Tensor:
-        # Grouped-query heads: key-value heads are repeated for the heads of one chunk, never for the whole call.
-        part = tensor[of_batch]
-        part = part[:, of_head] if group == 1 else part[:, heads // group]
-        return part.flatten(0, 1).float()
 
-    # Scaling the thin query costs less than scaling a tile of logits.
-    query, value = call.query[of_batch, of_head].flatten(0, 1).float() * call.scale, of_kv(call.value)
-    for change in edits.values if edits else ():
-        chosen = change.keys[where]
-        change.count(chosen)
-        value = torch.where(chosen[..., None], value * change.scale, value)
-    return where, (query, of_kv(call.key), value)
+class _Output:
+    """The output of a call as its tiles come in: written at its place, or kept in pieces where autograd wants them."""
+
+    def __init__(self, call: Call, edits: CallEdits | None, grad: bool) -> None:
+        batch, heads, rows, _ = call.query.shape
+        self.pieces: list[list[torch.Tensor]] = []
+        # Gates work on float32; without one every tile is rounded to the model's type as it is written.
+        dtype = torch.float32 if edits and edits.gates else call.query.dtype
+        shape = (batch, rows, heads, call.value.shape[-1])
+        self.batch, self.out = batch, None if grad else torch.empty(shape, dtype=dtype, device=call.query.device)
+
+    def put(self, tile: Float[torch.Tensor, "flat query vdim"], chunk: _Chunk, rows: slice) -> None:
+        """Take one tile."""
+        if self.out is not None:
+            target = self.out[chunk.batch, rows, chunk.heads].transpose(1, 2)
+            target.copy_(tile.view(target.shape))
+            return
+        if rows.start == 0:
+            self.pieces.append([])
+        self.pieces[-1].append(tile)
+
+    def whole(self, edits: CallEdits | None) -> Float[torch.Tensor, "batch query head vdim"]:
+        """Return the output, gated."""
+        out = self.out
+        if out is None:
+            flat = torch.cat([torch.cat(pieces, dim=1) for pieces in self.pieces])
+            out = rearrange(flat, "(batch head) query dim -> batch query head dim", batch=self.batch)
+        for gate in edits.gates if edits else ():
+            out = gate(out)
+        return out
 
 
 def _tile(
@@ -114,7 +156,7 @@ def _tile(
         on_keys = None
     for change in edits.weights if edits else ():
         weights = change(weights, tile)
-    out = torch.bmm(weights, inputs.value[:, tile.cols])
+    out = inputs.product_with_values(weights, tile.cols)
     if on_keys is not None:
         # Nobody looks at the weights themselves: scaling the output is a scaling of dim numbers a row, not of keys.
         out = out * on_keys[..., None]
@@ -137,24 +179,23 @@ def _detached(
 
 
 def _logits(call: Call, inputs: TileInputs, tile: Tile) -> Float[torch.Tensor, "flat query key"]:
-    query, key = inputs.query[:, tile.rows], inputs.key[:, tile.cols].transpose(1, 2)
-    if inputs.scratch is None:
-        logits = torch.bmm(query, key)
-    else:
-        out = inputs.scratch.view(inputs.scratch.logits, len(query), query.shape[1], key.shape[2])
-        logits = torch.bmm(query, key, out=out)
+    logits = inputs.product_with_keys(tile.cols)
+    kept = inputs.scratch is None
     if call.softcap is not None:
-        logits = torch.tanh(logits / call.softcap) * call.softcap
+        if kept:
+            logits = torch.tanh(logits / call.softcap) * call.softcap
+        else:
+            logits = logits.div_(call.softcap).tanh_().mul_(call.softcap)
     if call.bias is not None:
         # After the soft cap and before the mask, as in the models that have both.
         bias = call.bias.expand(call.query.shape[0], call.query.shape[1], *call.bias.shape[2:])
-        logits = logits + bias[tile.batch, tile.head][:, tile.rows, tile.cols].float()
-    hidden = call.mask.hidden(tile.rows, tile.cols)
-    if hidden is None:
+        logits = logits + bias[:, :, tile.rows, tile.cols][tile.batch, tile.head].float()
+    found = call.mask.hidden(tile.rows, tile.cols) if kept else call.mask.penalty(tile.rows, tile.cols)
+    if found is None:
         return logits
-    edge, block = hidden
+    edge, block = found
     block = block if len(block) == 1 else block[tile.batch]
-    if inputs.scratch is None:
+    if kept:
         return torch.cat([logits[:, :, :edge], logits[:, :, edge:].masked_fill(block, HIDDEN_LOGIT)], dim=-1)
-    logits[:, :, edge:].masked_fill_(block, HIDDEN_LOGIT)
+    logits[:, :, edge:].add_(block)
     return logits

@@ -82,7 +82,7 @@ def denominator(
     Every implicit sink is one more term of the denominator, so it never needs a column of its own: the softmax over the
     keys is computed as ever and scaled by this share. Working on logarithms keeps it exact when a sink takes all.
     """
-    head, rows = inputs.where[1], inputs.rows
+    head = inputs.where[1]
     total = lse
     if call.sink_logits is not None:
         total = torch.logaddexp(total, call.sink_logits.float()[head][:, None])
@@ -94,13 +94,11 @@ def denominator(
     if edits is not None and edits.null_logits is not None:
         total = torch.logaddexp(total, edits.null_logits[head][:, None].expand_as(total))
     if call.extra_key is not None:
-        own = torch.einsum("fqd,fd->fq", inputs.query[:, rows], call.extra_key.float()[head])
-        total = torch.logaddexp(total, own)
+        total = torch.logaddexp(total, inputs.logit_of(call.extra_key))
     extras = edits.extra_keys if edits else []
     logits = []
     for each in extras:
-        logit = torch.einsum("fqd,fd->fq", inputs.query[:, rows], each.key.float()[head])
-        logits.append(logit.masked_fill(~each.heads[head][:, None], -math.inf))
+        logits.append(inputs.logit_of(each.key).masked_fill(~each.heads[head][:, None], -math.inf))
         total = torch.logaddexp(total, logits[-1])
     # Sigmoid and relu weigh each key by itself: there is no denominator for a further key to take mass from.
     alone = [heads[head][:, None] for heads in heads_without_softmax(call, edits).values()]

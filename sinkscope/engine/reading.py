@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -52,7 +53,7 @@ class ReadingBuilder:
                 part = values[row]
                 real = batch.real[row].cpu().numpy()
                 for axis, dim in enumerate(axes):
-                    if dim in ("key", "query") and part.shape[axis] == len(real):
+                    if dim in ("key", "query") and part.shape[axis] == len(real) and not real.all():
                         part = np.compress(real, part, axis=axis)
                 slots = [slice(0, size) for size in part.shape]
                 array[(prompt, *place, *self._slots(name, axes, slots))] = part
@@ -113,26 +114,28 @@ class ReadingBuilder:
         """Make the reading's variables and coordinates."""
         data = {name: (self._dims(name), array, _attrs(self.variables[name])) for name, array in self.arrays.items()}
         ds = xr.Dataset(data)
-        ds = ds.assign_coords(prompt=np.arange(len(self.lengths)), prompt_hash=("prompt", prompts.prompt_digests()))
+        # One assignment for all coordinates: xarray aligns everything anew at each, milliseconds a time.
+        coords: dict[str, Any] = {
+            "prompt": np.arange(len(self.lengths)), "prompt_hash": ("prompt", prompts.prompt_digests()),
+        }  # fmt: skip
         if "layer" in ds.dims:
             layers = list(self._layers(next(name for name, v in self.variables.items() if "layer" in v.dims)))
-            ds = ds.assign_coords(layer=layers, block_kind=("layer", [self.tower.kind(layer) for layer in layers]))
+            coords |= {"layer": layers, "block_kind": ("layer", [self.tower.kind(layer) for layer in layers])}
         if "call" in ds.dims:
-            ds = ds.assign_coords(call=range(self.tower.calls))
+            coords["call"] = range(self.tower.calls)
         if "head" in ds.dims:
-            ds = self._head_coords(ds)
+            coords |= self._head_coords(ds.sizes["head"])
         if "site" in ds.dims:
-            names = [site.name for site in self.tower.residual]
-            lens = [site.lens_name for site in self.tower.residual]
-            kinds = [self._site_kind(site) for site in self.tower.residual]
-            ds = ds.assign_coords(site=names, site_name=("site", lens), site_kind=("site", kinds))
+            coords["site"] = [site.name for site in self.tower.residual]
+            coords["site_name"] = ("site", [site.lens_name for site in self.tower.residual])
+            coords["site_kind"] = ("site", [self._site_kind(site) for site in self.tower.residual])
         if "role" in ds.dims:
-            ds = ds.assign_coords(role=list(MEASURED_ROLES))
+            coords["role"] = list(MEASURED_ROLES)
         if "position" in ds.dims:
             labels = list(next(part["position"] for part in self.parts.values() if "position" in part))
-            ds = ds.assign_coords(position=labels if len(labels) == ds.sizes["position"] else [-1])
-        ds = ds.assign_coords({name: ("prompt", values) for name, values in prompts.origin.items()})
-        return self._token_coords(ds, prompts)
+            coords["position"] = labels if len(labels) == ds.sizes["position"] else [-1]
+        coords |= {name: ("prompt", values) for name, values in prompts.origin.items()}
+        return ds.assign_coords(coords | self._token_coords(prompts))
 
     def _site_kind(self, site: ResidualSite) -> str:
         """Kind of the block that writes to the stream before a site; the first one is written by the embedding."""
@@ -142,14 +145,14 @@ class ReadingBuilder:
         dims = self.variables[name].dims
         return (*dims[:2], "call", *dims[2:]) if "layer" in dims and self._call_size() else dims
 
-    def _head_coords(self, ds: xr.Dataset) -> xr.Dataset:
+    def _head_coords(self, count: int) -> dict[str, Any]:
         named = next(self.parts[name].get("head") for name, v in self.variables.items() if "head" in v.dims)
-        heads = list(named) if named is not None and self._apart() else list(range(ds.sizes["head"]))
+        heads = list(named) if named is not None and self._apart() else list(range(count))
         site = max(self.tower.attention, key=lambda s: s.heads)
         group = site.heads // site.kv_heads
-        return ds.assign_coords(head=heads, kv_of_head=("head", [head // group for head in heads]))
+        return {"head": heads, "kv_of_head": ("head", [head // group for head in heads])}
 
-    def _token_coords(self, ds: xr.Dataset, prompts: Prompts) -> xr.Dataset:
+    def _token_coords(self, prompts: Prompts) -> dict[str, Any]:
         shape = (len(self.lengths), self.longest)
         token, role = np.full(shape, "", dtype=object), np.full(shape, "pad", dtype=object)
         grid = {name: np.full(shape, np.nan, dtype=np.float32) for name in GRID}
@@ -160,13 +163,10 @@ class ReadingBuilder:
             if found is not None:
                 for name, values in _grid_axes(found).items():
                     grid[name][i, :length] = values
-        ds = ds.assign_coords(
-            token=(("prompt", "key"), token.astype(str)), token_role=(("prompt", "key"), role.astype(str))
-        )
+        per_token = {"token": token.astype(str), "token_role": role.astype(str)}
         if np.isfinite(grid["grid_row"]).any():
-            known = {name: values for name, values in grid.items() if np.isfinite(values).any()}
-            ds = ds.assign_coords({name: (("prompt", "key"), values) for name, values in known.items()})
-        return ds
+            per_token |= {name: values for name, values in grid.items() if np.isfinite(values).any()}
+        return {name: (("prompt", "key"), values) for name, values in per_token.items()}
 
 
 def _grid_axes(grid: Any) -> dict[str, np.ndarray]:
@@ -221,6 +221,7 @@ def _declared(probes: Sequence[Probe]) -> dict[str, Variable]:
     }
 
 
+@functools.cache  # reading a package's metadata takes longer than a layer of a small model
 def _version(name: str) -> str:
     try:
         return version(name)

@@ -239,8 +239,9 @@ class _Reader:
     def residual(self) -> dict[str, list[Callable[[torch.Tensor], None]]]:
         """One reading hook per site that some probe reads."""
         hooks: dict[str, list[Callable[[torch.Tensor], None]]] = {}
+        sites = [(probe, frozenset(probe.sites(self.tower))) for probe in self.probes]
         for index, name in enumerate(self.tower.site_names):
-            readers = [probe for probe in self.probes if name in probe.sites(self.tower)]
+            readers = [probe for probe, names in sites if name in names]
             if readers:
                 hooks[name] = [self._site_hook(readers, index)]
         return hooks

@@ -5,6 +5,7 @@ Read by hooks on the blocks, never from ``hidden_states``, whose last entry is a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
@@ -175,7 +176,12 @@ def midpoint_median(values: Float[torch.Tensor, " entry"]) -> Float[torch.Tensor
 
 
 def _bracketed(numbers: Float[np.ndarray, " entry"], low_rank: int, high_rank: int) -> float:
-    sample = np.sort(numbers[:: len(numbers) >> 12])
+    stride = len(numbers) >> 12
+    # A stride that shares a factor with the width would see the same few dimensions of every token, and the dimensions
+    # of a trained model differ in size: the bracket would miss.
+    while math.gcd(stride, len(numbers)) > 1:
+        stride += 1
+    sample = np.sort(numbers[::stride])
     low, high = sample[int(len(sample) * 0.47)], sample[int(len(sample) * 0.53)]
     below = int(np.count_nonzero(numbers < low))
     inside = numbers[(numbers >= low) & (numbers <= high)]

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 
 from attention.calls import MASKS, PADDING, cases, make, wants
 from sinkscope.attention.blockwise import attend
+from sinkscope.attention.tile import Scratch
 from sinkscope.attention.view import Wants
 
 laws = settings(max_examples=60, deadline=None, derandomize=True)
@@ -190,3 +191,27 @@ def test_many_tiles_give_what_one_tile_gives(monkeypatch):
     for name in ("key_sum", "entropy", "role_share", "map"):
         torch.testing.assert_close(tiles[1][name], whole[1][name], rtol=1e-6, atol=1e-6)
     assert math.prod(tiles[1]["entropy"].shape) == 2 * 4 * 130
+
+
+def test_buffers_serve_the_next_call_of_the_thread_and_never_two_at_once():
+    case = make(length=20)
+    attend(case.call, wants(case), case.context)
+    first = Scratch.take(16, 16, torch.device("cpu"))
+    second = Scratch.take(16, 16, torch.device("cpu"))
+    assert first.logits.data_ptr() != second.logits.data_ptr()
+    first.give_back()
+    again = Scratch.take(16, 16, torch.device("cpu"))
+    assert again is first
+    again.give_back()
+
+
+@pytest.mark.parametrize("tile", [1, 130 * 128 * 2, 130 * 128 * 5, 130 * 128 * 6])
+def test_groups_are_never_cut_unevenly(monkeypatch, tile):
+    """Tiles of less than a group, of whole groups, and of a prompt and a half: the same numbers."""
+    case = make(length=130, batch=3, kv_heads=2, group=3, padding="left")
+    whole = attend(case.call, wants(case), case.context)
+    monkeypatch.setattr("sinkscope.attention.blockwise.TILE", {"cpu": tile})
+    tiles = attend(case.call, wants(case), case.context)
+    torch.testing.assert_close(tiles[0], whole[0])
+    for name in ("key_sum", "entropy", "role_share", "map"):
+        torch.testing.assert_close(tiles[1][name], whole[1][name], rtol=1e-6, atol=1e-6)

@@ -141,3 +141,19 @@ def test_dimensions_that_are_not_there_are_refused(probe, message):
 
 def test_a_single_dimension_needs_no_list():
     assert sk.SinkDims(dims=3) == sk.SinkDims(dims=[3, 3])
+
+
+def test_the_sample_sees_every_dimension_of_the_stream(monkeypatch):
+    """Dimensions of trained models differ in size: a stride that divides the width would sample a few of them."""
+    generator = torch.Generator().manual_seed(0)
+    for tokens, width in ((1024, 576), (2048, 512), (1024, 640)):
+        size = torch.randn(width, generator=generator).mul(1.5).exp()
+        values = (torch.randn(tokens, width, generator=generator) * size).abs().flatten()
+        expected = float(np.median(values.numpy()))
+
+        def whole(numbers, *_, **__):
+            raise AssertionError("the bracket missed, all values were ranked")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("sinkscope.probes.residual.np.median", whole)
+            assert midpoint_median(values).item() == expected
