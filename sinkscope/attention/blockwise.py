@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
-from sinkscope.attention.masks import BLOCK, HIDDEN_LOGIT
+from sinkscope.attention.masks import BLOCK, HIDDEN_LOGIT, penalty
 from sinkscope.attention.normalise import denominator, has_mass_off_keys, heads_without_softmax, normalise
 from sinkscope.attention.statistic import CallFacts, Gatherer, WeightTile
 from sinkscope.attention.tile import Scratch, Tile, TileInputs
@@ -190,7 +190,7 @@ def _logits(call: Call, inputs: TileInputs, tile: Tile) -> Float[torch.Tensor, "
         # After the soft cap and before the mask, as in the models that have both.
         bias = call.bias.expand(call.query.shape[0], call.query.shape[1], *call.bias.shape[2:])
         logits = logits + bias[:, :, tile.rows, tile.cols][tile.batch, tile.head].float()
-    found = call.mask.hidden(tile.rows, tile.cols) if kept else call.mask.penalty(tile.rows, tile.cols)
+    found = call.mask.hidden(tile.rows, tile.cols) if kept else penalty(call.mask, tile.rows, tile.cols)
     if found is None:
         return logits
     edge, block = found

@@ -115,23 +115,6 @@ class MaskSpec:
             self._cache[key] = (col >= row + lead)[None]
         return edge, self._cache[key]
 
-    def penalty(self, rows: slice, cols: slice) -> tuple[int, Float[torch.Tensor, "batch query key"]] | None:
-        """Return :meth:`hidden` as numbers to add to logits: adding is many times faster than filling by a mask.
-
-        In float32 a logit plus -1e30 is -1e30, digit for digit.
-        """
-        found = self.hidden(rows, cols)
-        if found is None:
-            return None
-        edge, block = found
-        if self.kind != "causal" or self.padding is not None:
-            return edge, block.float().mul_(HIDDEN_LOGIT)
-        # A causal corner is rendered once per size, and so are its numbers.
-        key = ("penalty", id(block))
-        if key not in self._cache:
-            self._cache[key] = block.float().mul_(HIDDEN_LOGIT)
-        return edge, self._cache[key]
-
     def _apply(
         self, q: Int[torch.Tensor, " query"], kv: Int[torch.Tensor, " key"]
     ) -> Bool[torch.Tensor, "batch query key"]:
@@ -208,6 +191,24 @@ class MaskSpec:
                     dead[:, rows] = ~seen.any(-1)
             self._cache["dead"] = dead if bool(dead.any()) else None
         return self._cache["dead"]
+
+
+def penalty(mask: MaskSpec, rows: slice, cols: slice) -> tuple[int, Float[torch.Tensor, "batch query key"]] | None:
+    """Return :meth:`MaskSpec.hidden` as numbers to add to logits: adding is many times faster than filling by a mask.
+
+    In float32 a logit plus -1e30 is -1e30, digit for digit.
+    """
+    found = mask.hidden(rows, cols)
+    if found is None:
+        return None
+    edge, block = found
+    if mask.kind != "causal" or mask.padding is not None:
+        return edge, block.float().mul_(HIDDEN_LOGIT)
+    # A causal corner is rendered once per size, and so are its numbers.
+    key = ("penalty", id(block))
+    if key not in mask._cache:
+        mask._cache[key] = block.float().mul_(HIDDEN_LOGIT)
+    return edge, mask._cache[key]
 
 
 def sinkscope_mask(  # noqa: PLR0913 - the library fixes this signature
