@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 
 from sinkscope.definitions import references_of
+from sinkscope.errors import ProbeError
 from sinkscope.models.backends.base import AttentionSite, ResidualSite, Tower
 from sinkscope.probes.base import Probe, dumps
 from sinkscope.prompts import Batch, Prompts
@@ -104,8 +105,23 @@ class ReadingBuilder:
         most = max(site.heads for site in self.tower.attention)
         return self.parts[name]["head"] if self._apart() else range(most)
 
+    def refuse_large_maps(self, variants: int = 1) -> None:
+        """Refuse attention maps that would not fit: the only variables that grow with the square of the length.
+
+        Raises:
+            ProbeError: the maps of all variants together take more than ``MAP_LIMIT`` bytes.
+        """
+        size = variants * self.map_bytes()
+        if size > MAP_LIMIT:
+            several = f" of {variants} variants" if variants > 1 else ""
+            raise ProbeError(
+                f"AttentionMap: the maps{several} would take {size / 2**30:.1f} GiB, the limit is "
+                f"{MAP_LIMIT / 2**30:.0f} GiB. Name fewer layers, heads{', variants' if several else ''} or tokens, "
+                "or read maps without other probes."
+            )
+
     def map_bytes(self) -> int:
-        """Return the size of what this run will keep with both a query and a key axis: attention maps."""
+        """Return the size of what one pass will keep with both a query and a key axis: attention maps."""
         maps = [name for name, v in self.variables.items() if {"layer", "head", "query", "key"} <= set(v.dims)]
         each = 4 * max(1, self.tower.calls) * len(self.lengths) * self.longest**2
         return sum(each * len(self._layers(name)) * len(self._heads(name)) for name in maps)

@@ -12,11 +12,12 @@ from tqdm.auto import tqdm
 
 from sinkscope import registry
 from sinkscope.attention.view import Ask, Context, LayerStats, Wants
-from sinkscope.engine.reading import MAP_LIMIT, ReadingBuilder, provenance
-from sinkscope.errors import ModelError, ProbeError, PromptError, UnsupportedModelError, did_you_mean
+from sinkscope.engine.reading import ReadingBuilder, provenance
+from sinkscope.errors import ModelError, ProbeError, UnsupportedModelError, did_you_mean
 from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower
 from sinkscope.probes.base import Probe, ProbeContext
 from sinkscope.prompts import Batch, Prompts
+from sinkscope.prompts.data import check_batch_size
 from sinkscope.prompts.identity import check_prompts
 from sinkscope.roles import MEASURED_ROLES, ROLE_INDEX
 from sinkscope.schema import validate
@@ -55,11 +56,7 @@ def run(
     check_request(model, prompts, probes, where, batch_size)
     prompts = prompts.seen_by(inner_module(model, where), model)
     builder = ReadingBuilder(probes, where, prompts.lengths)
-    if builder.map_bytes() > MAP_LIMIT:
-        raise ProbeError(
-            f"AttentionMap: the maps would take {builder.map_bytes() / 2**30:.1f} GiB, the limit is "
-            f"{MAP_LIMIT / 2**30:.0f} GiB. Name fewer layers, heads or tokens, or run it without other probes."
-        )
+    builder.refuse_large_maps()
     paths: set[str] = set()
     guard = _guard(model, where, prompts, edits)
     with torch.no_grad(), model.evaluating():
@@ -111,8 +108,7 @@ def find_tower(model: Model, name: str | None) -> Tower:
 def check_request(model: Model, prompts: Prompts, probes: Sequence[Probe], tower: Tower, batch_size: int) -> None:
     """Refuse what cannot be served, before anything runs."""
     check_prompts(prompts, model, "run")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise PromptError(f"run(batch_size={batch_size!r}): use a whole number of at least 1.")
+    check_batch_size(batch_size, "run")
     made: dict[str, str] = {}
     known = registry.Table("statistic")
     for probe in probes:

@@ -170,8 +170,7 @@ class PromptFields:
         Raises:
             PromptError: ``batch_size`` is no whole number of at least 1.
         """
-        if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1:
-            raise PromptError(f"batch_size={batch_size!r}: use a whole number of at least 1.")
+        check_batch_size(batch_size)
         size = len(self) if self.whole is not None else 1 if self.one_by_one else int(batch_size)
         return [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
 
@@ -200,6 +199,17 @@ class PromptFields:
 
     def _repr_html_(self) -> str:
         return show.render_html(self.tokens, self.roles)
+
+
+def check_batch_size(batch_size: Any, caller: str = "") -> None:
+    """Refuse what is no number of prompts; the message opens with the ``caller`` that was asked.
+
+    Raises:
+        PromptError: ``batch_size`` is no whole number of at least 1.
+    """
+    if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1:
+        asked = f"batch_size={batch_size!r}"
+        raise PromptError(f"{f'{caller}({asked})' if caller else asked}: use a whole number of at least 1.")
 
 
 def _hash_tensors(total: Any, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -206,7 +206,7 @@ def test_what_is_not_there_is_refused(model, prompts, probe, message):
 
 
 def test_maps_beyond_the_limit_are_refused_with_their_size(model, monkeypatch):
-    monkeypatch.setattr("sinkscope.engine.run.MAP_LIMIT", 4 * 2 * 2 * 36 - 1)
+    monkeypatch.setattr("sinkscope.engine.reading.MAP_LIMIT", 4 * 2 * 2 * 36 - 1)
     prompts = sk.Prompts.from_ids(IDS[:1], model)
     message = r"AttentionMap: the maps would take 0\.0 GiB, the limit is 0 GiB\. Name fewer layers, heads or tokens"
     with pytest.raises(ProbeError, match=message):

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from sinkscope.engine.effect import EffectGuard
-from sinkscope.engine.reading import MAP_LIMIT, ReadingBuilder
+from sinkscope.engine.reading import ReadingBuilder
 from sinkscope.engine.run import batches
 from sinkscope.engine.sweep import cache, executors
 from sinkscope.engine.sweep.runner import Result, Runner
 from sinkscope.engine.sweep.variants import Variant
-from sinkscope.errors import EditError, ProbeError
+from sinkscope.errors import EditError
 from sinkscope.models.backends.base import Tower
 from sinkscope.probes.base import Probe
 from sinkscope.prompts import Batch, Prompts
@@ -85,12 +85,7 @@ class Sweep:
         Raises:
             ProbeError: the maps of all variants together are too large.
         """
-        maps = ReadingBuilder(self.probes, self.tower, self.prompts.lengths).map_bytes() * len(self.variants)
-        if maps > MAP_LIMIT:
-            raise ProbeError(
-                f"AttentionMap: the maps of {len(self.variants)} variants would take {maps / 2**30:.1f} GiB, the limit "
-                f"is {MAP_LIMIT / 2**30:.0f} GiB. Name fewer layers, heads, tokens or variants."
-            )
+        ReadingBuilder(self.probes, self.tower, self.prompts.lengths).refuse_large_maps(variants=len(self.variants))
         tokens = max(batch.real.numel() for batch in self.batches)
         size = self.model.dtype.itemsize * self.tower.d_model * tokens
         starts = self.runner.starts
