@@ -17,16 +17,20 @@ ROLES: tuple[str, ...] = (
     "special",  # separator, end-of-sequence, chat markup, image row or tile separators
     "register",  # trained register tokens of a vision encoder
     "generated",  # produced by the model after the prompt
+    "answer",  # given after the prompt as if the model had produced it (teacher-forced)
     "pad",  # not a real token; never measured
 )
 """All role names, in the order of the ``role`` dimension (``pad`` never appears there)."""
 
 ROLE_INDEX: dict[str, int] = {name: i for i, name in enumerate(ROLES)}
 
-MEASURED_ROLES: tuple[str, ...] = ROLES[:-1]
-"""Roles a reading may hold a share of: all but ``pad``."""
+ATTENDED_ROLES: tuple[str, ...] = ROLES[:-1]
+"""Roles a real token can have: all but ``pad``."""
 
-TEXT_ROLES: tuple[str, ...] = ("system", "user", "text", "punctuation", "newline", "generated")
+MEASURED_ROLES: tuple[str, ...] = ATTENDED_ROLES[:-1]
+"""Roles that every reading holds a share of; ``answer`` follows where a prompt has one."""
+
+TEXT_ROLES: tuple[str, ...] = ("system", "user", "text", "punctuation", "newline", "generated", "answer")
 """Roles that carry language. ``"text"`` alone selects only the role of that name."""
 
 SELECTIONS: tuple[str, ...] = ("all", "first", "last", "after_image")

@@ -20,7 +20,7 @@ from sinkscope.errors import ProbeError
 from sinkscope.models.backends.base import AttentionSite, ResidualSite, Tower
 from sinkscope.probes.base import Probe, dumps
 from sinkscope.prompts import Batch, Prompts
-from sinkscope.roles import MEASURED_ROLES, ROLES
+from sinkscope.roles import ATTENDED_ROLES, MEASURED_ROLES, ROLE_INDEX, ROLES
 from sinkscope.schema import SCHEMA_VERSION, Variable, declare
 
 GRID = ("grid_row", "grid_col", "grid_tile", "grid_image", "box_left", "box_top", "box_right", "box_bottom")
@@ -146,12 +146,15 @@ class ReadingBuilder:
             coords["site_name"] = ("site", [site.lens_name for site in self.tower.residual])
             coords["site_kind"] = ("site", [self._site_kind(site) for site in self.tower.residual])
         if "role" in ds.dims:
-            coords["role"] = list(MEASURED_ROLES)
+            coords["role"] = list(ATTENDED_ROLES)
         if "position" in ds.dims:
             labels = list(next(part["position"] for part in self.parts.values() if "position" in part))
             coords["position"] = labels if len(labels) == ds.sizes["position"] else [-1]
         coords |= {name: ("prompt", values) for name, values in prompts.origin.items()}
-        return ds.assign_coords(coords | self._token_coords(prompts))
+        ds = ds.assign_coords(coords | self._token_coords(prompts))
+        if "role" in ds.dims and not any((roles == ROLE_INDEX["answer"]).any() for roles in prompts.roles):
+            ds = ds.sel(role=list(MEASURED_ROLES))
+        return ds
 
     def _site_kind(self, site: ResidualSite) -> str:
         """Kind of the block that writes to the stream before a site; the first one is written by the embedding."""

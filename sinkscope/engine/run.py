@@ -19,7 +19,7 @@ from sinkscope.probes.base import Probe, ProbeContext
 from sinkscope.prompts import Batch, Prompts
 from sinkscope.prompts.data import check_batch_size
 from sinkscope.prompts.identity import check_prompts
-from sinkscope.roles import MEASURED_ROLES, ROLE_INDEX
+from sinkscope.roles import ATTENDED_ROLES, ROLE_INDEX
 from sinkscope.schema import validate
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sinkscope.engine.plan import Plan
     from sinkscope.models.handle import Model
 
-ALL_ROLES = tuple(ROLE_INDEX[name] for name in MEASURED_ROLES)
+ALL_ROLES = tuple(ROLE_INDEX[name] for name in ATTENDED_ROLES)
 
 
 def run(

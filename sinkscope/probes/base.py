@@ -27,7 +27,7 @@ from sinkscope.models.backends.base import Tower
 from sinkscope.prompts import Batch
 from sinkscope.prompts.selection import select
 from sinkscope.references import Reference
-from sinkscope.roles import MEASURED_ROLES, ROLES
+from sinkscope.roles import ATTENDED_ROLES, ROLES
 from sinkscope.schema import Variable
 
 __all__ = ["Probe"]
@@ -52,7 +52,7 @@ class ProbeContext:
     def role_columns(self) -> Float[torch.Tensor, "batch key role"]:
         """Return which role each real token has, as columns in the order of the dimension ``role``."""
         if "roles" not in self._known:
-            one_hot = torch.nn.functional.one_hot(self.batch.roles.long(), len(ROLES))[..., : len(MEASURED_ROLES)]
+            one_hot = torch.nn.functional.one_hot(self.batch.roles.long(), len(ROLES))[..., : len(ATTENDED_ROLES)]
             self._known["roles"] = (one_hot * self.batch.real[..., None]).float()
         return self._known["roles"]
 

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import jinja2
 import numpy as np
 import torch
+from jaxtyping import Bool
 from PIL import Image
 
 from sinkscope.errors import PromptError
@@ -24,7 +26,7 @@ from sinkscope.prompts.text import check_ids, check_list, check_text, describe_k
 from sinkscope.prompts.vocabulary import Vocabulary, image_token_ids
 from sinkscope.roles import ROLE_INDEX
 
-_KEYS = ("image", "text", "system")
+_KEYS = ("image", "text", "system", "answer")
 _RUNNING = np.array([ROLE_INDEX[name] for name in ("text", "punctuation", "newline")], dtype=np.int8)
 _TYPED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 """Families that need ``mm_token_type_ids``; Qwen2.5-VL would silently use text positions without it."""
@@ -55,14 +57,15 @@ def fields_of_chat(items: Any, model: PromptModel) -> PromptFields:
         places,
         key0=describe_key0(ids, roles, vocabulary),
         pad_id=vocabulary.pad_id,
-        images=image_settings(model) if any(extras) else None,
+        images=image_settings(model) if any("pixel_values" in extra for extra in extras) else None,
     )
 
 
 def _one_chat(item: Any, which: int, model: PromptModel, vocabulary: Vocabulary) -> tuple[Any, ...]:
-    images, text, system = _read_item(item, which)
+    images, turn = _read_item(item, which)
     processor = model.processor
-    rendered = _render(processor, len(images), text, system)
+    # The answer is tokenised where it stands: by itself many a tokenizer would put a space in front of it.
+    rendered = _render(processor, len(images), turn)
     placeholder = getattr(processor, "image_token", None) or getattr(processor.tokenizer, "image_token", None)
     found = rendered.count(str(placeholder))
     if found != len(images):
@@ -93,42 +96,99 @@ def _one_chat(item: Any, which: int, model: PromptModel, vocabulary: Vocabulary)
     sizes = [(float(image.height), float(image.width)) for image in images]
     visual = roles == ROLE_INDEX["image"]
     grid = grids.place(model.config, processor.image_processor, visual, sizes, extras, which)
-    roles = mark_chat(roles, [vocabulary.bytes_of(int(i)) for i in row], text, system)
+    pieces = [vocabulary.bytes_of(int(i)) for i in row]
+    answered = _mark_answer(pieces, turn.answer, which)
+    roles = np.where(answered, roles, mark_chat(roles, _without(pieces, answered), turn.text, turn.system))
+    roles = np.where(answered, ROLE_INDEX["answer"], roles).astype(np.int8)
     return row, mark_separators(roles, grid), tokens, extras, grid
 
 
-def _read_item(item: Any, which: int) -> tuple[list[Image.Image], str, str | None]:
+class Turn(NamedTuple):
+    """What is said in one chat: a question, a system message if one is given, and the answer it is held to."""
+
+    text: str
+    system: str | None
+    answer: str
+
+
+def _read_item(item: Any, which: int) -> tuple[list[Image.Image], Turn]:
     given = cast("Mapping[Any, Any]", item) if isinstance(item, Mapping) else None
     if given is None or set(given) - set(_KEYS) or "text" not in given:
         raise PromptError(
-            f"prompt {which}: expected a mapping with 'text' and, if wanted, 'image' (one or a list) and 'system', "
-            f"got {type(cast(object, item)).__name__ if given is None else sorted(map(str, given))}."
+            f"prompt {which}: expected a mapping with 'text' and, if wanted, 'image' (one or a list), 'system' and "
+            f"'answer', got {type(cast(object, item)).__name__ if given is None else sorted(map(str, given))}."
         )
-    text, system, image = given["text"], given.get("system"), given.get("image")
+    text, system, image, answer = given["text"], given.get("system"), given.get("image"), given.get("answer")
     if not isinstance(text, str) or not text:
         raise PromptError(f"prompt {which}: 'text' must be a text of at least one character.")
     if system is not None and not isinstance(system, str):
         raise PromptError(f"prompt {which}: 'system' must be a text, got {type(system).__name__}.")
-    check_text(text, which)
-    check_text(system or "", which)
+    if answer is not None and (not isinstance(answer, str) or not answer.strip()):
+        raise PromptError(
+            f"prompt {which}: 'answer' must be a text that is not blank. Leave it out to ask without one."
+        )
+    turn = Turn(text, system or None, answer or "")
+    for part in (text, system or "", turn.answer):
+        check_text(part, which)
     if image is None:
         listed: list[Any] = []
     else:
         listed = list(cast("list[Any]", image)) if isinstance(image, list | tuple) else [image]
     names = [f"prompt {which}, image {n}" if len(listed) > 1 else f"prompt {which}, image" for n in range(len(listed))]
-    return [load_image(one, name) for one, name in zip(listed, names, strict=True)], text, system
+    return [load_image(one, name) for one, name in zip(listed, names, strict=True)], turn
 
 
-def _render(processor: Any, images: int, text: str, system: str | None) -> str:
-    """Write the conversation as the model's chat template does; without a template, plainly."""
-    if getattr(processor, "chat_template", None):
-        content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
-        turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        if system:
-            turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
-        return str(processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    placeholder = str(getattr(processor, "image_token", None) or processor.tokenizer.image_token)
-    return "\n".join([*([system] if system else []), *[placeholder] * images, text])
+def _render(processor: Any, images: int, turn: Turn) -> str:
+    """Write the conversation as the model's chat template does, with the answer begun; without a template, plainly."""
+    if not getattr(processor, "chat_template", None):
+        placeholder = str(getattr(processor, "image_token", None) or processor.tokenizer.image_token)
+        parts = [turn.system, *[placeholder] * images, turn.text, turn.answer]
+        return "\n".join(part for part in parts if part)
+    content = [{"type": "image"}] * images + [{"type": "text", "text": turn.text}]
+    turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    if turn.system:
+        turns.insert(0, {"role": "system", "content": [{"type": "text", "text": turn.system}]})
+    asked = str(processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    return asked + _gap(processor, turns, asked, turn.answer) + turn.answer if turn.answer else asked
+
+
+def _gap(processor: Any, turns: list[dict[str, Any]], asked: str, answer: str) -> str:
+    """Give what the template itself writes between its opening of the model's turn and an answer: often a space."""
+    said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+    try:
+        whole = str(processor.apply_chat_template([*turns, said], tokenize=False))
+    except (jinja2.TemplateError, TypeError, ValueError, KeyError):  # a template of one question only
+        whole = ""
+    before = whole[: max(whole.rfind(answer), 0)]
+    if before.startswith(asked):
+        return before[len(asked) :]
+    return "" if asked[-1:].isspace() else " "
+
+
+def _mark_answer(pieces: list[bytes], answer: str, which: int) -> Bool[np.ndarray, " token"]:
+    """Say which tokens spell the answer: the last ones of the prompt, white space in front of it aside."""
+    marked = np.zeros(len(pieces), dtype=bool)
+    if answer:
+        found = _find(pieces, answer, last=True)
+        if found is None or found[-1] != len(pieces) - 1 - _blank_end(pieces):
+            raise PromptError(
+                f"prompt {which}: the tokenizer rewrites the answer {answer[:40]!r}, so its tokens cannot be told from "
+                "the question's. Write it as the tokenizer does (lower case, composed characters)."
+            )
+        marked[found[0] :] = True
+    return marked
+
+
+def _blank_end(pieces: list[bytes]) -> int:
+    """Count the blank tokens at the end: an answer may end in white space, which is not compared."""
+    count = 0
+    while count < len(pieces) and not pieces[-1 - count].strip():
+        count += 1
+    return count
+
+
+def _without(pieces: list[bytes], answered: Bool[np.ndarray, " token"]) -> list[bytes]:
+    return [b"" if gone else piece for piece, gone in zip(pieces, answered, strict=True)]
 
 
 def mark_chat(roles: np.ndarray, pieces: list[bytes], text: str, system: str | None) -> np.ndarray:

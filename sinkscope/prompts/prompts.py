@@ -71,12 +71,18 @@ class Prompts(PromptFields):
         Words of the question have the role ``text``, those of a system message ``system``, image placeholders
         ``image``, and everything that the template adds ``special``.
 
+        An ``answer`` is written after the template's opening of the model's turn, tokenised where it stands, without an
+        end of turn; its tokens have the role ``answer``. The loss of a caption is ``TokenLoss`` at the queries whose
+        next token is one: ``reading.token_loss.where(reading.token_role.shift(key=-1).values == "answer")``.
+
         Args:
-            items: mappings with ``text``, and if wanted ``image`` (path, PIL image, or a list of them) and ``system``.
+            items: mappings with ``text``, and if wanted ``image`` (path, PIL image, or a list of them), ``system`` and
+                ``answer``.
             model: a ``sinkscope.models.handle.Model`` of a vision-language model with its processor.
 
         Raises:
-            PromptError: not such a model, no processor, a malformed item, a broken image, or placeholders in the text.
+            PromptError: not such a model, no processor, a malformed item, a broken image, placeholders in the text, or
+                an answer that the tokenizer rewrites.
         """
         return cls(**vars(fields_of_chat(items, model)))
 

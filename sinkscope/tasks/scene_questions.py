@@ -11,6 +11,7 @@ import xarray as xr
 
 from sinkscope.errors import PromptError
 from sinkscope.prompts import Prompts
+from sinkscope.roles import ROLE_INDEX
 from sinkscope.tasks import scenes as made
 from sinkscope.tasks.examples import Examples
 
@@ -106,16 +107,14 @@ def scene_questions(
         scale = max(1, int(side if isinstance(side, int) else side[0]) // made.SIDE)
     items = [{"image": s.image(scale), "text": q.text} for s, q in zip(scenes, asked, strict=True)]
     prompts = Prompts.from_chat(items, model)
-    return SceneQuestions(Examples(prompts, tuple(_answer(model, q.answer) for q in asked)), asked, scenes, scale)
+    return SceneQuestions(Examples(prompts, _answers(model, asked)), asked, scenes, scale)
 
 
-def _answer(model: Model, word: str) -> int:
-    """First token of a word that follows a colon, whichever way the tokenizer writes the space between."""
-    assert model.tokenizer is not None
-    before, whole = (
-        model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Answer:", f"Answer: {word}")
-    )
-    return int(whole[len(before)])
+def _answers(model: Model, asked: Sequence[made.Question]) -> tuple[int, ...]:
+    """First token of each answer where the model's template puts it (after ChatML's newline, after a colon)."""
+    given = Prompts.from_chat([{"text": question.text, "answer": question.answer} for question in asked], model)
+    firsts = [int((roles == ROLE_INDEX["answer"]).argmax()) for roles in given.roles]
+    return tuple(int(ids[first]) for ids, first in zip(given.ids, firsts, strict=True))
 
 
 def received(reading: xr.Dataset) -> xr.DataArray:

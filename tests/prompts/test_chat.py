@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 from vlm_models import FAMILIES, image, vlm
 
+import sinkscope as sk
 from sinkscope.errors import PromptError
+from sinkscope.models.handle import Model
 from sinkscope.prompts import Prompts
 from sinkscope.prompts.chat import mark_chat
 from sinkscope.roles import ROLE_INDEX, ROLES
@@ -115,6 +117,98 @@ def test_a_question_without_an_image():
     assert set(prompts.batch([0]).inputs) == {"input_ids"}
 
 
+ANSWERED = {"image": image(64, 48), "text": "What color is the square?", "answer": "the square. cat"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_is_tokenised_where_it_stands(family):
+    model = vlm(family)
+    asked = Prompts.from_chat([{k: v for k, v in ANSWERED.items() if k != "answer"}], model)
+    prompts = Prompts.from_chat([ANSWERED], model)
+    length = asked.lengths[0]
+    np.testing.assert_array_equal(prompts.ids[0][:length], asked.ids[0])
+    np.testing.assert_array_equal(prompts.roles[0][:length], asked.roles[0])
+    assert (prompts.roles[0][length:] == ROLE_INDEX["answer"]).all()
+    assert "".join(prompts.tokens[0][length:]) == "the square. cat"
+    # After ChatML's newline there is no space in front of the word; that token is another one.
+    whole = model.tokenizer("assistant\nthe square. cat", add_special_tokens=False)["input_ids"]
+    assert prompts.ids[0][length:].tolist() == whole[-(prompts.lengths[0] - length) :]
+
+
+def test_an_answer_gets_the_space_that_the_template_writes():
+    model = vlm("llava")
+    model.processor.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {% for c in m.content %}{% if c.type == 'image' %}<image>{% else %}"
+        "{{ c.text }}{% endif %}{% endfor %}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    spaced = Prompts.from_chat([{"text": "What?", "answer": "cat"}], model)
+    assert [t for t, r in zip(spaced.tokens[0], spaced.roles[0], strict=True) if r == ROLE_INDEX["answer"]] == [" cat"]
+    model.processor.chat_template = (
+        "{{ raise_exception('one question only') if messages|length > 1 }}Q: {{ messages[0].content[0].text }} A:"
+    )
+    fallen_back = Prompts.from_chat([{"text": "What?", "answer": "cat"}], model)
+    assert fallen_back.tokens[0][-1] == " cat"
+
+
+@torch.no_grad()
+def test_prompts_without_answers_read_as_before():
+    made = vlm("llava")
+    model = Model(made.model, tokenizer=made.tokenizer, processor=made.processor)
+    asked = Prompts.from_chat([{"text": "What color?"}], model)
+    probes = [sk.RoleShare(queries="all"), sk.Contribution()]
+    plain = sk.run(model, asked, probes)
+    old = ["bos", "system", "user", "text", "image", "punctuation", "newline", "special", "register", "generated"]
+    assert plain.role.values.tolist() == old
+    answered = sk.run(model, Prompts.from_chat([{"text": "What color?", "answer": "cat"}], model), probes)
+    assert answered.role.values.tolist() == [*old, "answer"]
+    np.testing.assert_allclose(answered.role_share.sum("role"), 1, atol=1e-5)
+    assert float(answered.contribution.sel(role="answer").max()) > 0
+
+
+@pytest.mark.parametrize(("text", "answer"), [("the cat", "the cat"), ("cat", "a cat cat"), ("What?", "cat. \n ")])
+def test_question_and_answer_are_told_apart(text, answer):
+    prompts = Prompts.from_chat([{"text": text, "answer": answer}], vlm("llava"))
+    assert by_role(prompts, "answer").replace("\\n", "\n").strip() == answer.strip()
+    assert by_role(prompts, "text") == text.replace("?", "")
+
+
+@torch.no_grad()
+def test_the_loss_of_an_answer_is_the_models_own():
+    made = vlm("llava")
+    model = Model(made.model, tokenizer=made.tokenizer, processor=made.processor)
+    prompts = Prompts.from_chat([ANSWERED, {"text": "What?", "answer": "cat"}], model)
+    reading = sk.run(model, prompts, [sk.TokenLoss(), sk.RoleShare(queries="answer")], batch_size=1)
+    own = reading["token_loss"].where(reading["token_role"].shift(key=-1).values == "answer")
+    for which in range(2):
+        inputs = prompts.batch([which]).inputs
+        labels = inputs["input_ids"].where(torch.from_numpy(prompts.roles[which] == ROLE_INDEX["answer"]), -100)
+        expected = made.model(**inputs, labels=labels).loss
+        assert float(own[which].mean()) == pytest.approx(float(expected), abs=1e-5)
+        assert int(own[which].notnull().sum()) == int((prompts.roles[which] == ROLE_INDEX["answer"]).sum())
+    assert float(reading["role_share"].sel(role="answer").min()) > 0
+
+
+def test_an_answer_that_the_tokenizer_rewrites_is_refused():
+    model = vlm("llava")
+    original = model.processor
+    model.processor = Shouting(original)
+    with pytest.raises(
+        PromptError, match=r"prompt 0: the tokenizer rewrites the answer 'cat', so its tokens cannot be"
+    ):
+        Prompts.from_chat([{"text": "What?", "answer": "cat"}], model)
+
+
+class Shouting:
+    def __init__(self, processor):
+        self._processor = processor
+
+    def __call__(self, text, **given):
+        return self._processor(text=text.replace("cat", "CAT"), **given)
+
+    def __getattr__(self, name):
+        return getattr(self._processor, name)
+
+
 def test_files_and_pictures_give_the_same_prompt(tmp_path):
     picture = image(64, 48)
     picture.save(tmp_path / "a.png")
@@ -140,6 +234,8 @@ BAD = [
     ([{"image": "a.png"}], r"got \['image'\]"),
     ([{"text": "a", "images": []}], r"got \['images', 'text'\]"),
     ([{"text": ""}], "prompt 0: 'text' must be a text of at least one character"),
+    ([{"text": "a", "answer": " "}], "prompt 0: 'answer' must be a text that is not blank"),
+    ([{"text": "a", "answer": 3}], "prompt 0: 'answer' must be a text that is not blank"),
     ([{"text": "a", "system": 3}], "'system' must be a text, got int"),
     ([{"text": "a"}, {"text": "a", "image": ["/nowhere/x.png", 4]}], r"prompt 1, image 0 \(/nowhere/x.png\): no such"),
     ([{"text": "<image> a", "image": Image.new("RGB", (8, 8))}], "1 images but 2 placeholders '<image>' in its text"),
