@@ -16,15 +16,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-import xarray as xr
 
 from sinkscope.errors import OutputError, SchemaError, did_you_mean
 from sinkscope.files import replacing
 from sinkscope.roles import ROLES
+
+if TYPE_CHECKING:  # they take half a second, which the command line's help should not wait for
+    import pandas as pd
+    import xarray as xr
 
 SCHEMA_VERSION = 2
 
@@ -156,6 +158,8 @@ def open(path: str | os.PathLike[str]) -> xr.Dataset:
     source = Path(path)
     if not source.is_file():
         raise SchemaError(f"{source}: no such file. Readings are written by sinkscope.save or `sinkscope run`.")
+    import xarray as xr
+
     try:
         with xr.open_dataset(source, engine="h5netcdf") as ds:
             loaded = ds.load()
@@ -183,6 +187,8 @@ def concat(readings: Sequence[xr.Dataset], dim: str = "prompt") -> xr.Dataset:
                 f"concat: the readings differ in {name}: {' and '.join(repr(text[:60]) for text in found[:2])}. Join "
                 "those made in one way; for runs under several edits use sinkscope.sweep, which has a dim for them."
             )
+    import xarray as xr
+
     joined = xr.concat(
         _same_lengths(readings), dim=dim, join="outer", data_vars="all", coords="different", compat="equals",
         combine_attrs="override",

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from cyclopts import App, CycloptsError
 from cyclopts.config import Toml
 
@@ -150,6 +149,8 @@ def checkpoints(
     if prompts.image:
         raise PromptError("checkpoints: --image is not read along training. Give --text, --text-file or --ids.")
     texts: Sequence[Any] = [numbers(text) for text in prompts.ids] or prompts.texts()
+
+    import pandas as pd
 
     from sinkscope.training import read_checkpoints, summary
 

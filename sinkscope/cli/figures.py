@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import xarray as xr
-
 from sinkscope.files import replacing
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.figure import Figure
 
     from sinkscope.report import Sinks
@@ -109,6 +108,7 @@ def draw_stages(traced: xr.Dataset, source: xr.Dataset, target: Path) -> None:
 def draw_overview(ds: xr.Dataset, sinks: Sinks | None, target: Path) -> None:
     """Draw three panels side by side: where the sink is, how its values are drained, what grows with depth."""
     import matplotlib.pyplot as plt
+    import xarray as xr
 
     from sinkscope import plot
 

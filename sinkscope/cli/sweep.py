@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import pandas as pd
 from cyclopts import Group, Parameter
 
 from sinkscope import textform
@@ -15,6 +14,7 @@ from sinkscope.cli.options import Texts, leading_dims
 from sinkscope.errors import EditError
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray as xr
 
     from sinkscope.edits import Edit
@@ -107,4 +107,6 @@ def means(ds: xr.Dataset) -> dict[tuple[str, ...], pd.DataFrame]:
             continue  # a baseline beside a grid has none of its dims; labels have no mean
         one = array.isel(key=0) if name == "key_mass" else array
         columns.setdefault(kept, {})[str(name)] = one.mean([dim for dim in one.dims if dim not in kept]).to_series()
+    import pandas as pd
+
     return {dims: pd.DataFrame(series) for dims, series in columns.items()}
