@@ -22,7 +22,7 @@ from sinkscope.models.facts import (
     name_of,
 )
 from sinkscope.models.fingerprint import fingerprint, visible_state
-from sinkscope.models.locks import lock_of
+from sinkscope.models.locks import evaluation_mode, lock_of
 from sinkscope.models.sources.base import module_folder
 
 BackendName = Literal["auto", "transformers", "lens"]
@@ -146,15 +146,8 @@ class Model:
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Have the model for this thread alone, dropout switched off; each module then gets its own mode back."""
-        with self.exclusive():
-            training = [module for module in self.model.modules() if module.training]
-            for module in training:
-                module.training = False
-            try:
-                yield
-            finally:
-                for module in training:
-                    module.training = True
+        with self.exclusive(), evaluation_mode(self.model):
+            yield
 
     def _make_backend(self) -> Any:
         from sinkscope.models.backends.transformers import TransformersBackend

@@ -1,7 +1,7 @@
 """One thread at a time drives a model: hooks and edits are put on its modules, which all threads share.
 
 Without this a plain run in one thread would carry the edits of another. Whoever waits is served in the order of asking,
-and a thread that has the model may take it again.
+and a thread that has the model may take it again. A model's mode (training, evaluation) is shared in the same way.
 """
 
 from __future__ import annotations
@@ -67,3 +67,16 @@ def lock_of(network: torch.nn.Module) -> FairLock:
     """Return the lock of a network; two handles on one network share it."""
     with _making:
         return _locks.setdefault(network, FairLock())
+
+
+@contextmanager
+def evaluation_mode(network: torch.nn.Module) -> Iterator[None]:
+    """Switch dropout off; each module then gets its own mode back, which ``train()`` would give to all alike."""
+    training = [module for module in network.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -22,6 +22,7 @@ from sinkscope.models.backends.base import AttentionSite, Instruments, Output, T
 from sinkscope.models.backends.discovery import trial_inputs
 from sinkscope.models.backends.lens_discovery import explore, split_inputs
 from sinkscope.models.backends.lens_hooks import NamedHook, Seat, attention_hooks, residual_hook
+from sinkscope.models.locks import evaluation_mode
 
 TRIAL_LENGTH = 16
 """Tokens on which a new bridge is compared with the model it was made from."""
@@ -176,14 +177,9 @@ def _check_same(hf_model: torch.nn.Module, bridge: Any) -> None:
         steps = torch.arange(TRIAL_LENGTH, device=inputs["input_ids"].device)[None]
         inputs["input_ids"] = (inputs["input_ids"] + 7 * steps) % vocabulary
     first, rest = split_inputs(inputs)
-    modes = {module: module.training for module in hf_model.modules()}
-    try:
-        with torch.no_grad():
-            own = hf_model.eval()(**inputs)
-            given = bridge.forward(first, return_type="logits", **rest).float()
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with torch.no_grad(), evaluation_mode(hf_model):
+        own = hf_model(**inputs)
+        given = bridge.forward(first, return_type="logits", **rest).float()
     found = getattr(own, "logits", None)
     expected = (own[0] if found is None else found).float()
     exact = next(hf_model.parameters()).dtype in (torch.float32, torch.float64)
