@@ -35,8 +35,8 @@ docs: .venv/.docs ## HTML pages in docs/_build/html, notebooks executed, warning
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo 'docs/_build/html/index.html'
 
-figures: .venv/.user ## every figure and claim of analyses/, computed anew, and the pages that show them
-	@grep -l 'Study(__doc__' analyses/*/*.py | OMP_NUM_THREADS=1 xargs -P $(JOBS) -I{} $(BIN)/python {} --fresh
+figures: .venv/.models ## figures and claims of analyses/ that are missing or changed (FRESH=1: all), and the pages that show them
+	$(BIN)/python analyses/figures.py --jobs $(JOBS) $(if $(FRESH),--fresh)
 	$(BIN)/python analyses/collect.py
 
 bench: .venv/.dev ## time and memory beside the plain forward pass and the peers

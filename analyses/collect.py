@@ -33,31 +33,34 @@ WIDTH, COLOURS = 1000, 255
 """Most pixels along a figure's width, and colours it keeps: figures are flat, so a palette makes a small file."""
 VERDICTS = ("agrees", "differs", "can't be seen here")
 TABLE = (
-    "| figure | claim | paper | found here | |",
-    "|---|---|---|---|---|",
+    "| figure | claim | paper | model | found here | |",
+    "|---|---|---|---|---|---|",
 )
+COLUMNS = ("smollm2-135m", "gemma3-270m", "zoo:lm-python")
+"""Models with a column of their own in the table of claims; what was found on others stands together in the last."""
 
 README_HEAD = """# Analyses
 
 <!-- made by analyses/collect.py; do not edit -->
 
-The papers' figures and claims, one script each. `make figures` runs them all. To ask your own model, change one
-argument:
+The papers' figures and claims, one script each. `make figures` runs those that are missing or changed. To ask your own
+model, change one argument:
 
     python analyses/FOLDER/NAME.py --model path/or/hub-id --output out/mine
 
-{counted} The models that come with sinkscope are small; a claim that they cannot show is marked so, and a constructed
-model shows that the instrument finds what is there, nothing about trained ones. The figures are in the
-[gallery](../docs/gallery.md).
+{counted} A cell is what was found on that model, with interval and n where it is a number; the papers' pages in the
+[gallery](../docs/gallery.md) say it at length, with the figures. These models are small, which is one reason why a
+claim about a large one may differ; a constructed model shows that the instrument finds what is there, nothing about
+trained ones. Rows without a paper are controls and checks of this project and are not counted.
 """
 GALLERY_HEAD = """# Gallery
 
 <!-- made by analyses/collect.py; do not edit -->
 
-Figures of the papers, redrawn by one script each on the models that come with sinkscope. {counted} The page of a paper
-says what it claims, what was found here, and the command that draws the figure; give that command `--model` to ask your
-own. The models here are small, some of them constructed: a picture says something about the model in its caption, not
-about large ones.
+Figures of the papers, redrawn by one script each on small models, pretrained or of the zoo. {counted} The page of a
+paper says what it claims, what was found here, and the command that draws the figure; give that command `--model` to
+ask your own. The models here are small, some of them constructed: a picture says something about the model in its
+caption, not about large ones.
 """
 
 
@@ -156,18 +159,15 @@ def pages(place: Place) -> dict[Path, str]:
 
 
 def table(papers: dict[str, list[dict[str, Any]]], place: Place) -> str:
-    """Give analyses/README.md: how to run a script, and each claim beside what was found."""
-    everything = [claim for group in papers.values() for data in group for claim in data["claims"]]
+    """Give analyses/README.md: how to run a script, and each claim beside what was found on each model."""
+    everything = [claim for group in papers.values() for data in group for claim in rows(data).values()]
     lines = [README_HEAD.format(counted=counted(everything))]
     for key, group in papers.items():
-        lines += [
-            f"## {heading(key)}\n",
-            "| script | figure | claim | paper | found here | |",
-            "|---|---|---|---|---|---|",
-        ]
-        for data in group:
-            link = f"[{Path(data['script']).stem}]({data['script']})"
-            lines += [f"| {link} {row(claim)}" for claim in data["claims"]]
+        found = [(data, claim) for data in group for claim in rows(data).values()]
+        models = [model for model in COLUMNS if any(model_of(one, d) == model for d, claim in found for one in claim)]
+        columns = ["claim", "paper", *(f"`{model}`" for model in models), "other models"]
+        lines += [f"## {heading(key)}\n", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+        lines += [matrix_row(claim, data, models) for data, claim in found]
         lines.append("")
     seen = {data["script"] for group in papers.values() for data in group}
     rest = [path for path in sorted(place.scripts.glob("*/[a-z]*.py")) if f"{path.parent.name}/{path.name}" not in seen]
@@ -183,9 +183,48 @@ def table(papers: dict[str, list[dict[str, Any]]], place: Place) -> str:
     return "\n".join(lines)
 
 
+def rows(data: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Give the claims of a script: one list per claim, with what was found on each model."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for claim in data["claims"]:
+        found.setdefault((claim["figure"], claim["claim"]), []).append(claim)
+    return found
+
+
+def model_of(claim: dict[str, Any], data: dict[str, Any]) -> str:
+    """Name the model that a claim is about."""
+    return claim.get("model") or ", ".join(data["models"])
+
+
+def matrix_row(claim: list[dict[str, Any]], data: dict[str, Any], models: list[str]) -> str:
+    """Give one claim as a row of the table: what was found on each of ``models``, then on all others."""
+    first = claim[0]
+    link = f"[{Path(data['script']).stem}]({data['script']}), {cell(first['figure'])}: {cell(first['claim'])}"
+    cells = [" <br> ".join(found(one) for one in claim if model_of(one, data) == model) for model in models]
+    left_out = data.get("left_out", {})
+    cells = [
+        text or (f"left out: {cell(left_out[model].removeprefix(f'{model}: '))}" if model in left_out else "")
+        for text, model in zip(cells, models, strict=True)
+    ]
+    rest = [f"`{model_of(one, data)}`: {found(one)}" for one in claim if model_of(one, data) not in models]
+    return f"| {' | '.join([link, cell(first['paper']), *cells, ' <br> '.join(rest)])} |"
+
+
+def found(claim: dict[str, Any]) -> str:
+    """Give one cell: the verdict, and the number behind it or why there is none."""
+    if claim["agrees"] is None:
+        return f"{marked(claim)}: {cell(claim.get('reason') or claim['found'])}"
+    return f"{marked(claim)}: {cell(claim.get('number') or claim['found'])}"
+
+
+def marked(claim: dict[str, Any]) -> str:
+    """Give the verdict, bold unless the claim is borne out."""
+    return claim["verdict"] if claim["agrees"] else f"**{claim['verdict']}**"
+
+
 def index(papers: dict[str, list[dict[str, Any]]]) -> str:
     """Give docs/gallery.md: one card per analysis, with its first figure."""
-    everything = [claim for group in papers.values() for data in group for claim in data["claims"]]
+    everything = [claim for group in papers.values() for data in group for claim in rows(data).values()]
     lines = [GALLERY_HEAD.format(counted=counted(everything))]
     for key, group in papers.items():
         lines += [f"## [{heading(key)}](gallery/{key}.md)\n", ":::::{grid} 1 2 3 3", ":gutter: 2\n"]
@@ -213,7 +252,7 @@ def paper_page(key: str, group: list[dict[str, Any]]) -> str:
             image = f"{Path(data['script']).with_suffix('')}/{figure['file']}"
             lines.append(f"![{cell(figure['says']).replace('[', '(').replace(']', ')')}]({image})\n")
         if data["claims"]:
-            lines += [*TABLE, *(row(claim) for claim in data["claims"]), ""]
+            lines += [*TABLE, *(row(claim, model_of(claim, data)) for claim in data["claims"]), ""]
         about = data["description"].partition("\n")[2].strip()
         if about:
             lines += [cell(about) + "\n"]
@@ -232,19 +271,25 @@ def short(title: str) -> str:
     return (found.group(0) if found else title).strip().rstrip(".")
 
 
-def row(claim: dict[str, Any]) -> str:
-    """Give one claim as a row of a table."""
-    verdict = claim["verdict"] if claim["verdict"] == "agrees" else f"**{claim['verdict']}**"
-    return f"| {' | '.join(cell(claim[name]) for name in ('figure', 'claim', 'paper', 'found'))} | {verdict} |"
+def row(claim: dict[str, Any], model: str) -> str:
+    """Give what was found of one claim on one model as a row of the paper's page."""
+    said = claim["found"]
+    if claim.get("reason") and claim["reason"] != said:
+        said += f" ({claim['reason']})"
+    middle = (claim["figure"], claim["claim"], claim["paper"])
+    return f"| {' | '.join(map(cell, middle))} | `{model}` | {cell(said)} | {marked(claim)} |"
 
 
-def counted(claims: list[dict[str, Any]]) -> str:
-    """Say how many claims agree, differ, or cannot be seen."""
+def counted(claims: list[list[dict[str, Any]]]) -> str:
+    """Say how many of the papers' claims agree or differ on every model that shows them, or cannot be seen on any."""
     if not claims:
         return "No claim is stored yet: run `make figures`."
-    verdicts = [claim["verdict"] for claim in claims]
-    agrees, differs, unseen = (verdicts.count(name) for name in VERDICTS)
-    return f"{len(claims)} claims of the papers: {agrees} borne out, {differs} not, {unseen} can't be seen here."
+    verdicts = [{one["agrees"] for one in claim if one["agrees"] is not None} for claim in claims if claim[0]["paper"]]
+    both, agrees, differs, unseen = (verdicts.count(kind) for kind in ({True, False}, {True}, {False}, set()))
+    return (
+        f"{len(verdicts)} claims of the papers: {agrees} borne out on every model that shows them, {both} on some, "
+        f"{differs} on none, {unseen} can't be seen here."
+    )
 
 
 def heading(key: str) -> str:

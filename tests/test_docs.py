@@ -65,9 +65,11 @@ def test_pages_of_the_api_are_linked_and_headed_by_the_modules_docstring(tmp_pat
 
 
 CLAIM = {
-    "figure": "Fig. 2", "claim": "Sinks at <s> | first", "paper": "most", "found": "21% of 24 heads", "agrees": True,
-    "verdict": "agrees",
+    "figure": "Fig. 2", "claim": "Sinks at <s> | first", "paper": "most", "found": "21% of 24 heads; more words",
+    "agrees": True, "verdict": "agrees", "model": "zoo:lm-python", "number": "21% of 24 heads", "reason": "",
 }  # fmt: skip
+
+DIFFERS = {"agrees": False, "verdict": "differs", "number": "", "found": "other", "model": "b"}
 
 
 def analysis(root: Path, name: str, **changes: Any) -> Path:
@@ -82,7 +84,7 @@ def analysis(root: Path, name: str, **changes: Any) -> Path:
         "script": f"gu2025/{name}.py", "paper": "gu2025", "title": "Where the sinks are.",
         "description": "Where the sinks are.\n\nCost: ``seconds`` for <s>.", "models": ["zoo:lm-python"],
         "quick": False, "seconds": 1.5, "figures": [{"file": "map.png", "says": "n = 3 [a]"}],
-        "claims": [CLAIM, CLAIM | {"agrees": False, "verdict": "differs", "found": "other"}],
+        "claims": [CLAIM, CLAIM | DIFFERS],
     }  # fmt: skip
     (folder / "claims.json").write_text(json.dumps(data | changes))
     return folder
@@ -96,18 +98,23 @@ def collected(root: Path, *options: str) -> int:
 def test_claims_become_the_table_the_gallery_and_the_papers_page(tmp_path: Path) -> None:
     analysis(tmp_path, "sink_map")
     assert collected(tmp_path) == 0
-    row = "| Fig. 2 | Sinks at &lt;s&gt; \\| first | most | 21% of 24 heads | agrees |"
     table = (tmp_path / "analyses" / "README.md").read_text()
-    assert f"| [sink_map](gu2025/sink_map.py) {row}\n" in table
-    assert "| other | **differs** |" in table
-    assert "2 claims of the papers: 1 borne out, 1 not, 0 can't be seen here." in table
+    assert "| claim | paper | `zoo:lm-python` | other models |\n" in table
+    row = "| [sink_map](gu2025/sink_map.py), Fig. 2: Sinks at &lt;s&gt; \\| first | most | agrees: 21% of 24 heads | "
+    assert f"{row}`b`: **differs**: other |\n" in table
+    assert (
+        "1 claims of the papers: 0 borne out on every model that shows them, 1 on some, 0 on none, "
+        "0 can't be seen here."
+    ) in table
     gallery = (tmp_path / "docs" / "gallery.md").read_text()
     assert (
         ":img-top: gallery/gu2025/sink_map/map.png\n\nWhere the sinks are.\n:::{card-footer}\n1 agrees, 1 differs\n"
         in gallery
     )
     page = (tmp_path / "docs" / "gallery" / "gu2025.md").read_text()
-    assert f"\n{row}\n" in page
+    about = "| Fig. 2 | Sinks at &lt;s&gt; \\| first | most |"
+    assert f"\n{about} `zoo:lm-python` | 21% of 24 heads; more words | agrees |\n" in page
+    assert f"\n{about} `b` | other | **differs** |\n" in page
     assert "![n = 3 (a)](gu2025/sink_map/map.png)" in page
     assert "Cost: `seconds` for &lt;s&gt;." in page
     with Image.open(tmp_path / "docs" / "gallery" / "gu2025" / "sink_map" / "map.png") as image:
@@ -116,11 +123,28 @@ def test_claims_become_the_table_the_gallery_and_the_papers_page(tmp_path: Path)
     assert "seconds" not in stored  # it differs from run to run
 
 
+def test_the_table_counts_claims_not_cells_and_none_of_this_projects_own(tmp_path: Path) -> None:
+    unseen = CLAIM | {"agrees": None, "verdict": "can't be seen here", "reason": "3 pairs", "number": "0.7"}
+    claims = [
+        CLAIM, CLAIM | {"model": "smollm2-135m"}, CLAIM | {"claim": "b", "agrees": False, "verdict": "differs"},
+        unseen | {"claim": "c"}, CLAIM | {"claim": "control", "paper": ""},
+    ]  # fmt: skip
+    analysis(tmp_path, "sink_map", claims=claims, left_out={"smollm2-135m": "smollm2-135m: it is not here."})
+    assert collected(tmp_path) == 0
+    table = (tmp_path / "analyses" / "README.md").read_text()
+    assert (
+        "3 claims of the papers: 1 borne out on every model that shows them, 0 on some, 1 on none, "
+        "1 can't be seen here."
+    ) in table
+    assert "| claim | paper | `smollm2-135m` | `zoo:lm-python` | other models |\n" in table
+    assert "| most | left out: it is not here. | **can't be seen here**: 3 pairs |  |\n" in table
+
+
 def test_one_script_that_ran_again_replaces_its_own_part_and_a_removed_one_goes(tmp_path: Path) -> None:
     first, second = analysis(tmp_path, "first"), analysis(tmp_path, "second")
     assert collected(tmp_path) == 0
     (first / "claims.json").unlink()
-    analysis(tmp_path, "second", claims=[CLAIM | {"found": "anew"}])
+    analysis(tmp_path, "second", claims=[CLAIM | {"number": "anew"}])
     assert collected(tmp_path) == 0
     table = (tmp_path / "analyses" / "README.md").read_text()
     assert "[first](gu2025/first.py)" in table
@@ -177,7 +201,7 @@ def test_the_stored_claims_stand_in_the_table_and_on_the_papers_page() -> None:
         data = json.loads(path.read_text(encoding="utf-8"))
         page = (ROOT / "docs" / "gallery" / f"{data['paper']}.md").read_text(encoding="utf-8")
         for claim in data["claims"]:
-            assert collect.row(claim) in table
-            assert collect.row(claim) in page
+            assert collect.found(claim) in table
+            assert collect.row(claim, collect.model_of(claim, data)) in page
         for figure in data["figures"]:
             assert (path.parent / figure["file"]).stat().st_size < 300_000

@@ -22,6 +22,8 @@ from sinkscope.methods.residual import residual_stream
 DELIMITERS = ("punctuation", "newline")
 EARLY = 1 / 4
 """Part of the depth that counts as early: block 8 of 32."""
+STEADY = 0.1
+"""Most standard deviation over mean that counts as hardly depending on the input; the paper's is 0.055."""
 SUDDEN = 3.0
 """Least factor from one block to the next that counts as coming within one block."""
 
@@ -114,7 +116,7 @@ def judge_depth(study: Study, stages: xr.Dataset, curves: xr.DataArray) -> None:
         level = curves.sel(dim=dim).values
         rises.append(level[first] / level[first - 1] if first else np.inf)
         told.append(
-            f"{dim} in blocks {first} to {last} ({float(row['magnitude']):.3g}, times {rises[-1]:.2g} on entry)"
+            f"{dim} in blocks {first} to {last} ({float(row['magnitude']):.3g}, at least times {rises[-1]:.2g} on entry)"
         )
     start = int(stages["first"].min())
     study.claim(
@@ -144,7 +146,7 @@ def judge_constancy(study: Study, model: sk.Model, prompts: sk.Prompts, stages: 
         "Constancy", "They hardly depend on the input", paper="variation of 5.5 %",
         found=f"dimension {dim} at {site}: standard deviation {float(spread[dim]):.1%} of the mean, median of the "
         f"token's other entries {others:.0%} (n = {len(some)} prompts)",
-        agrees=float(spread[dim]) < 0.2 * others if sees else "the same first token in every prompt sees only itself",
+        agrees=float(spread[dim]) < STEADY if sees else "the same first token in every prompt sees only itself",
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 from collections.abc import Sequence
@@ -71,3 +72,18 @@ def digest(data: Any) -> str:
         return [value.dims, value.values.tolist()] if isinstance(value, xr.DataArray) else str(value)
 
     return hashlib.sha256(json.dumps(data, sort_keys=True, default=plain).encode()).hexdigest()[:24]
+
+
+def code_of(script: Path) -> str:
+    """Return a short name for a script's code: its text, that of the modules beside it that it imports, the version."""
+    texts, waiting = {}, [script]
+    while waiting:
+        path = waiting.pop()
+        if path in texts or not path.is_file():
+            continue
+        texts[path] = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(texts[path])):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            waiting += [script.parent / f"{name}.py" for name in names]
+    return digest([__version__, sorted((path.name, text) for path, text in texts.items())])

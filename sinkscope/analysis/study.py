@@ -16,7 +16,7 @@ import xarray as xr
 
 from sinkscope import schema
 from sinkscope.analysis.claims import Claim, Estimate, Verdict, judged
-from sinkscope.analysis.store import ReadingStore, digest
+from sinkscope.analysis.store import ReadingStore, code_of, digest
 from sinkscope.analysis.texts import TextKind, token_rows
 from sinkscope.errors import SinkscopeError, UnsupportedModelError
 from sinkscope.files import replacing
@@ -78,7 +78,7 @@ class Study:
         self._figures: list[dict[str, str]] = []
         self._claims: list[Claim] = []
         self._store = ReadingStore(self.given.output / "readings", fresh=self.given.fresh)
-        self._code = digest(script.read_text(encoding="utf-8"))[:8] if script.is_file() else ""
+        self._code = code_of(script)
         self._stack = ExitStack()
         self._started = time.monotonic(), time.process_time()
 
@@ -256,6 +256,8 @@ class Study:
             "models": sorted({*self._ids, *(claim.model for claim in self._claims)}),
             "left_out": self._left_out,
             "quick": self.quick,
+            "asked": self._asked,
+            "code": self._code,
             "seconds": round(wall, 1),
             "figures": self._figures,
             "claims": [dataclasses.asdict(claim) | {"verdict": claim.verdict} for claim in self._claims],
