@@ -54,12 +54,6 @@ def change(readings: xr.Dataset, baseline: str = "baseline") -> xr.DataArray:
     return out.rename("change").assign_attrs(units="1", long_name="cosine distance of the embedding")
 
 
-def texts(study: Study, n: int = 48) -> sk.Prompts:
+def texts(study: Study, n: int = 32) -> sk.Prompts:
     """Code for the language models of the zoo, which know nothing else; prose for any other model."""
     return study.texts("code" if study.model.id.startswith("zoo:lm-") else "prose", n=n)
-
-
-def told(row: xr.Dataset) -> str:
-    """One comparison in words: difference, interval, n."""
-    low, high = float(row["low"]), float(row["high"])
-    return f"{float(row['difference']):+.3g} [{low:.3g}, {high:.3g}], n = {int(row['n'])}"

@@ -116,7 +116,8 @@ def judge_depth(study: Study, stages: xr.Dataset, curves: xr.DataArray) -> None:
         level = curves.sel(dim=dim).values
         rises.append(level[first] / level[first - 1] if first else np.inf)
         told.append(
-            f"{dim} in blocks {first} to {last} ({float(row['magnitude']):.3g}, at least times {rises[-1]:.2g} on entry)"
+            f"{dim} in blocks {first} to {last} ({float(row['magnitude']):.3g}, "
+            f"at least times {rises[-1]:.2g} on entry)"
         )
     start = int(stages["first"].min())
     study.claim(

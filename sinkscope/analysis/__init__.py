@@ -13,10 +13,10 @@ A script states what a paper claims, measures it on models of the reader's choic
 """
 
 from sinkscope.analysis.claims import Claim, Estimate, with_intervals
-from sinkscope.analysis.common import describe_difference, has_sign, highest_tokens, spread_layers
+from sinkscope.analysis.common import describe_difference, has_sign, heads_that_change, highest_tokens, spread_layers
 from sinkscope.analysis.study import LANGUAGE_MODELS, Study, need
 
 __all__ = [
-    "LANGUAGE_MODELS", "Claim", "Estimate", "Study", "describe_difference", "has_sign", "highest_tokens", "need",
-    "spread_layers", "with_intervals",
+    "LANGUAGE_MODELS", "Claim", "Estimate", "Study", "describe_difference", "has_sign", "heads_that_change",
+    "highest_tokens", "need", "spread_layers", "with_intervals",
 ]  # fmt: skip

@@ -1,8 +1,12 @@
 """Ablation scripts on the shipped language model, at their smallest."""
 
-import pytest
+import runpy
+import sys
 
-from analyses.scripts import run
+import pytest
+import xarray as xr
+
+from analyses.scripts import ANALYSES, run
 
 SCRIPTS = (
     "mask_sinks", "massive_activations", "sink_dimension_search", "gamma_per_head", "gamma_by_layer_group",
@@ -26,29 +30,60 @@ def verdict(results, name, words):
 def test_numbers_with_n_and_a_figure(results, name):
     said, figures = results[name]
     assert said["models"] == ["zoo:lm-python"]
-    assert all("n = " in claim["found"] or "heads" in claim["found"] for claim in said["claims"])
+    assert all("n = " in claim["found"] or claim["agrees"] is None for claim in said["claims"])
     assert figures
     assert said["figures"][0]["says"].startswith("model zoo:lm-python; n = ")
 
 
 def test_masking_the_sinks_costs_more_than_masking_random_tokens(results):
-    agrees, found = verdict(results, "mask_sinks", "sinks masked")
+    agrees, found = verdict(results, "mask_sinks", "Sinks masked change")
     assert agrees is True
-    assert "zoo:lm-python" in found
+    assert "no other sink forms, position 1 (sink rate there 0.00 to 0.00)" in found, "the mass went nowhere"
+    assert "position 0 keeps most of the attention" in verdict(results, "mask_sinks", "masked in the late")[1]
+    papers = [claim["paper"] for claim in results["mask_sinks"][0]["claims"]]
+    assert papers == ["they matter", "", "", "", "", "they matter"]
 
 
-def test_the_massive_activation_is_the_same_in_every_text_of_a_decoder(results):
-    assert verdict(results, "massive_activations", "to its mean")[1].endswith("the same in every text, so nothing")
-    assert verdict(results, "massive_activations", "to zero")[0] is True
+def test_a_sink_that_moves_is_no_evidence_that_masking_it_matters_little(monkeypatch):
+    monkeypatch.syspath_prepend(str(ANALYSES / "ablations"))
+    monkeypatch.delitem(sys.modules, "common", raising=False)
+    mask = runpy.run_path(str(ANALYSES / "ablations" / "mask_sinks.py"))
+    row = xr.Dataset({"origin": 0, "target": 1, "moved": True, "rate_before": 0.0, "rate": 0.73})
+    assert mask["gone"](row) == ("the sink moves to position 1 (sink rate there 0.00 to 0.73)", True)
+
+
+def test_the_mean_of_an_entry_that_is_the_same_everywhere_shows_nothing(results):
+    agrees, found = verdict(results, "massive_activations", "to its mean")
+    assert agrees is None, "it was counted as borne out without a measurement"
+    assert "dimension 77 at 2.post" in found
+    assert verdict(results, "massive_activations", "Set to zero")[0] is True
 
 
 def test_the_first_token_is_needed_in_late_layers(results):
-    assert verdict(results, "gamma_by_layer_group", "late layers")[0] is True
+    assert verdict(results, "gamma_by_layer_group", "hidden in the late layers")[0] is True
+    papers = {claim["claim"]: claim["paper"] for claim in results["gamma_by_layer_group"][0]["claims"]}
+    assert sum(bool(paper) for paper in papers.values()) == 2, "what the paper does not say is not counted as its claim"
+    assert {claim["figure"] for claim in results["gamma_by_layer_group"][0]["claims"]} == {"Fig. 4"}
 
 
-def test_one_backward_pass_ranks_the_heads(results):
-    assert verdict(results, "gamma_per_head", "one backward pass")[0] is True
+def test_heads_are_tested_over_prompts_and_what_could_be_found_is_said(results):
+    agrees, found = verdict(results, "gamma_per_head", "sign of the effect")
+    assert agrees is None, "four prompts show nothing"
+    assert "mean effects from 0.0" in found
+    assert {claim["figure"] for claim in results["gamma_per_head"][0]["claims"]} == {"Fig. 5"}
+    assert verdict(results, "gamma_per_head", "One backward pass")[0] is True
 
 
-def test_sigmoid_put_in_after_training_costs_most(results):
-    assert "change of the loss per token +" in verdict(results, "null_key_and_normalisers", "sigmoid")[1]
+def test_attention_that_sums_to_more_than_one_is_divided_before_it_is_compared(results):
+    agrees, found = verdict(results, "null_key_and_normalisers", "sigmoid")
+    assert agrees is True, "raw sigmoid weights of .59 looked like more attention than softmax's .22"
+    assert "rows sum to 16.7" in found
+    names = [claim["claim"].split(",")[0] for claim in results["null_key_and_normalisers"][0]["claims"]]
+    assert names == ["softmax1 (null key", "null key", "null key", "sigmoid", "relu"], "logit 0 is softmax1 itself"
+    assert all(claim["paper"] == "" for claim in results["null_key_and_normalisers"][0]["claims"])
+
+
+def test_a_dimension_is_only_named_when_zeroing_it_takes_the_sink_away(results):
+    agrees, found = verdict(results, "sink_dimension_search", "One dimension")
+    assert agrees is False
+    assert "128 dimensions tried" in found
