@@ -2,10 +2,10 @@
 
 Paper: Guo et al. 2024, the two-domain figure (Llama-2-7B, layer 16, head 25: attention on the first token in Wikipedia
 text, elsewhere in GitHub code). Claims: such a switch exists; zeroing the head costs loss where it is active only.
-Cost: one pass per domain for all heads, and one per zeroed head, under a minute.
+Cost: one pass per domain for all heads, and one per zeroed head, two minutes per language model.
 Different here: all heads are searched, on one half of the prompts; the other half tests the choice. Prose is SciPy's
-docstrings. Controls: the other heads of the same layer, zeroed one at a time. Intervals and tests are over prompts (two
-independent samples, bootstrap; false discoveries controlled over heads).
+docstrings. Controls: three other heads of the same layer, zeroed one at a time. Intervals and tests are over prompts
+(two independent samples, bootstrap; false discoveries controlled over heads).
 """
 
 import matplotlib.pyplot as plt
@@ -14,85 +14,92 @@ import xarray as xr
 from scipy import stats
 
 import sinkscope as sk
-from sinkscope.analysis import Study
+from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, need
 
-DOMAINS = ("prose", "code")
+DOMAINS = ("code", "prose")
+OTHERS = 3
 
 
-def contrast(code: np.ndarray, prose: np.ndarray) -> tuple[float, float, float]:
+def contrast(code: np.ndarray, prose: np.ndarray, unit: str = "") -> Estimate:
     """Difference of the means of two samples and its 95 % bootstrap interval."""
-    if np.ptp(code) == 0 and np.ptp(prose) == 0:
-        return (float(code.mean() - prose.mean()),) * 3
-    found = stats.bootstrap((code, prose), lambda a, b, axis: a.mean(axis) - b.mean(axis), rng=0, method="percentile")
-    return float(code.mean() - prose.mean()), *map(float, found.confidence_interval)
+    middle, ends = float(code.mean() - prose.mean()), (float(code.mean() - prose.mean()),) * 2
+    if np.ptp(code) or np.ptp(prose):
+        found = stats.bootstrap(
+            (code, prose), lambda a, b, axis: a.mean(axis) - b.mean(axis), rng=0, method="percentile"
+        )
+        ends = tuple(map(float, found.confidence_interval))
+    return Estimate(middle, *ends, len(code), unit, "+.3f")
 
 
-def halves(array: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
-    """Prompts to choose on, prompts to test on."""
-    return array.isel(prompt=slice(0, None, 2)), array.isel(prompt=slice(1, None, 2))
+def search(study: Study, prompts: dict[str, sk.Prompts]) -> tuple[xr.DataArray, dict[str, xr.DataArray]]:
+    """Attention on the first token: code less prose on the first halves (layer head), and all of the second halves."""
+    found = {kind: study.run(p, [sk.KeyMass()])["key_mass"].isel(key=0) for kind, p in prompts.items()}
+    found = {kind: mass.reset_coords(drop=True).transpose("prompt", "layer", "head") for kind, mass in found.items()}
+    first, second = ({k: mass.isel(prompt=slice(start, None, 2)) for k, mass in found.items()} for start in (0, 1))
+    return first["code"].mean("prompt") - first["prose"].mean("prompt"), second
 
 
-with Study(__doc__, paper="guo2024") as study:
-    model = study.model
-    prompts = {kind: study.texts(kind, n=96, tokens=64) for kind in DOMAINS}
-    maps = {
-        kind: study.reading(kind, lambda p=p: sk.run(model, p, [sk.KeyMass(), sk.TokenLoss()], batch_size=8))
-        for kind, p in prompts.items()
-    }
-    mass = {kind: halves(ds["key_mass"].isel(key=0).reset_coords(drop=True)) for kind, ds in maps.items()}
-    chosen_on = [mass[kind][0].mean("prompt") for kind in ("code", "prose")]
-    gap = chosen_on[0] - chosen_on[1]
-    test = [mass[kind][1].transpose("prompt", "layer", "head").values for kind in ("code", "prose")]
-    p = stats.ttest_ind(*test, equal_var=False).pvalue
-    q = stats.false_discovery_control(np.nan_to_num(p, nan=1.0).ravel()).reshape(p.shape)
-    layer, head = (int(i) for i in np.unravel_index(int(gap.values.argmin()), gap.shape))
-    switch = contrast(test[0][:, layer, head], test[1][:, layer, head])
+def costs(study: Study, prompts: sk.Prompts, layer: int, heads: list[int]) -> np.ndarray:
+    """Change of the loss with each head of a layer zeroed, on the second half of the prompts: (head, prompt)."""
+    test = prompts.subset(range(1, len(prompts), 2))
+    edits = {str(head): [sk.AblateHeads({layer: [head]})] for head in heads}
+    loss = study.run(test, [sk.TokenLoss()], edits)["token_loss"].mean("query")
+    return (loss.sel(edit=[str(h) for h in heads]) - loss.sel(edit="baseline")).transpose("edit", "prompt").values
 
-    count = maps["code"].sizes["head"]
-    costs = {}
-    for number in [head, *(h for h in range(count) if h != head)]:
-        edit = [sk.AblateHeads({layer: [number]})]
-        for kind in DOMAINS:
-            name = f"{kind}-without-{layer}-{number}"
-            ds = study.reading(
-                name, lambda p=prompts[kind], e=edit: sk.run(model, p, [sk.TokenLoss()], e, batch_size=8)
-            )
-            loss = (ds["token_loss"] - maps[kind]["token_loss"]).mean("query")
-            costs[number, kind] = halves(loss)[1].values
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4))
-    tested = (mass["code"][1].mean("prompt") - mass["prose"][1].mean("prompt")).assign_attrs(
-        long_name="code minus prose"
-    )
+def draw(
+    study: Study, test: dict[str, xr.DataArray], q: np.ndarray, lost: dict[str, np.ndarray], names: list[str]
+) -> None:
+    """Map of the difference over heads, and the cost of the zeroed ones."""
+    tested = test["code"].mean("prompt") - test["prose"].mean("prompt")
+    tested = tested.assign_attrs(long_name="code minus prose")
+    figure, axes = plt.subplots(1, 2, figsize=(11, max(4.4, 0.24 * tested.sizes["layer"])))
     marked = xr.DataArray(q < 0.05, dims=("layer", "head"), coords=tested.coords)
     sk.plot.effect_map(tested, marked=marked, title="Attention on the first token", ax=axes[0])
-    table = xr.DataArray(
-        [[costs[h, kind].mean() for kind in DOMAINS] for h in range(count)],
-        {"head": [f"head {h}" + (" (switch)" if h == head else "") for h in range(count)], "domain": list(DOMAINS)},
-        ("head", "domain"),
-    )
-    spread = np.array([[1.96 * stats.sem(costs[h, kind]) for kind in DOMAINS] for h in range(count)])
+    labels = {"head": names, "domain": list(DOMAINS)}
+    table = xr.DataArray(np.stack([lost[kind].mean(1) for kind in DOMAINS], 1), labels, ("head", "domain"))
+    spread = np.stack([1.96 * stats.sem(lost[kind], axis=1) for kind in DOMAINS], 1)
     sk.plot.grouped_bars(
-        table, interval=(table - spread, table + spread), ylabel="change of the loss [nat]",
-        title=f"Heads of layer {layer} zeroed", ax=axes[1],
+        table, interval=(table - spread, table + spread), ylabel="change of the loss [nat]", title="One head zeroed",
+        ax=axes[1],
     )  # fmt: skip
-    says = f"tested on {len(test[0])} prompts per domain; dots: q < 0.05 (Welch, false discovery rate); 95 % intervals"
-    study.figure(figure, "active_dormant", source=maps["code"].assign_attrs(n_prompts=len(test[0])), says=says)
+    n = test["code"].sizes["prompt"]
+    source = tested.assign_attrs(model_id=study.subject, n_prompts=n)
+    says = f"tested on {n} prompts per domain; dots: q < 0.05 (Welch, false discovery rate); 95 % intervals"
+    study.figure(figure, "active_dormant", source=source, says=says)
 
-    n = len(test[0])
-    means = [values[:, layer, head].mean() for values in test]
+
+def judge(study: Study, model: sk.Model) -> None:
+    """Find the switch on one half of the prompts, test it on the other, zero it."""
+    need(model, model.is_causal, "a decoder, whose loss per token it reads")
+    prompts = {kind: study.texts(kind, n=48, tokens=64) for kind in DOMAINS}
+    gap, test = search(study, prompts)
+    p = stats.ttest_ind(test["code"].values, test["prose"].values, equal_var=False).pvalue
+    q = stats.false_discovery_control(np.nan_to_num(p, nan=1.0).ravel()).reshape(p.shape)
+    layer, head = (int(i) for i in np.unravel_index(int(np.nanargmin(gap.values)), gap.shape))
+    heads = [head, *[h for h in range(gap.sizes["head"]) if h != head][:OTHERS]]
+    lost = {kind: costs(study, prompts[kind], layer, heads) for kind in DOMAINS}
+    names = [f"L{layer}H{h}" + (" (switch)" if h == head else "") for h in heads]
+    draw(study, test, q, lost, names)
+
+    at = {kind: values.isel(layer=layer, head=head).values for kind, values in test.items()}
+    switch, means = contrast(at["code"], at["prose"]), {kind: float(values.mean()) for kind, values in at.items()}
     study.claim(
-        "F10", "A head is dormant on prose and active on code", paper="L16H25 of Llama-2-7B (maps)",
-        found=f"layer {layer}, head {head}: attention on the first token {means[1]:.3f} in prose, {means[0]:.3f} in "
-        f"code, difference {switch[0]:+.3f} [{switch[1]:+.3f}, {switch[2]:+.3f}]; {int((q < 0.05).sum())} of {q.size} "
-        f"heads differ at q < 0.05 (n = {n} prompts each, not those it was chosen on)",
-        agrees=switch[2] < 0 and means[1] > 0.5 and means[0] < 0.5,
+        "F10", "A head is dormant on prose and active on code", paper="L16H25 of Llama-2-7B (maps)", number=switch,
+        found=f"layer {layer}, head {head}: attention on the first token {means['prose']:.3f} in prose, "
+        f"{means['code']:.3f} in code, on other prompts than it was chosen on; {int((q < 0.05).sum())} of {q.size} "
+        "heads differ at q < 0.05", agrees=switch.high < 0 and means["prose"] > 0.5 and means["code"] < 0.5,
     )  # fmt: skip
-    own = contrast(costs[head, "code"], costs[head, "prose"])
-    rest = [contrast(costs[h, "code"], costs[h, "prose"])[0] for h in range(count) if h != head]
+    own = contrast(lost["code"][0], lost["prose"][0], "nat")
+    rest = [contrast(*(lost[kind][i] for kind in DOMAINS)).value for i in range(1, len(heads))]
     study.claim(
         "F10", "Zeroing it costs loss on code, hardly on prose", paper="GitHub loss rises clearly, Wikipedia's hardly",
-        found=f"{costs[head, 'code'].mean():+.3f} nat on code, {costs[head, 'prose'].mean():+.3f} on prose, difference "
-        f"{own[0]:+.3f} [{own[1]:+.3f}, {own[2]:+.3f}]; other heads of the layer {min(rest):+.3f} to {max(rest):+.3f} "
-        f"(n = {n} prompts each)", agrees=own[1] > 0 and own[0] > max(rest),
+        number=own, found=f"code less prose; {lost['code'][0].mean():+.3f} nat on code, {lost['prose'][0].mean():+.3f} "
+        f"on prose; other heads of the layer {min(rest):+.3f} to {max(rest):+.3f}",
+        agrees=own.above(max(0.0, *rest)) if switch.high < 0 else "no head switches",
     )  # fmt: skip
+
+
+if __name__ == "__main__":
+    with Study(__doc__, paper="guo2024", model=LANGUAGE_MODELS) as study:
+        study.for_each(judge)

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import Study, with_intervals
+from sinkscope.analysis import Study, need, with_intervals
 from sinkscope.tasks.backcopy import SYMBOLS, sample, zipf_chain
 
 
@@ -49,6 +49,10 @@ def split_attention(ds: xr.Dataset, ids: np.ndarray, triggers: int) -> dict[str,
 
 with Study(__doc__, paper="guo2024", model="zoo:bb-1l") as study:
     model = study.model
+    made_for = hasattr(model.config, "sinkscope_triggers")
+    need(
+        model, made_for, "a model trained on Bigram-Backcopy, whose triggers are known, such as zoo:bb-1l or zoo:bb-3l"
+    )
     triggers = len(model.config.sinkscope_triggers)
     chain = zipf_chain(len(SYMBOLS), triggers)
     ids = sample(chain, 8 if study.quick else 48, model.config.n_positions, np.random.default_rng(7)).numpy()

@@ -4,28 +4,34 @@ Paper: Guo et al. 2024, residual norm along training (Adam, SGD, ReLU attention)
 (Llama-3.1-8B, norm of the first token at layer 24: 496, 34 without the MLP of layer 0, 27 without that of layer 1, 500
 without attention). Claims: Adam grows the peak about linearly, SGD and ReLU attention do not; MLPs of the first layers
 make it, attention plays no part.
-Cost: none for the curves; one pass per sublayer, seconds.
-Different here: three layers, width 64; the table is measured on a language model of six layers and on ``zoo:bb-3l``.
-The first token sees only itself, so its norm is one number, without an interval; others vary.
+Cost: none for the curves; one pass per sublayer, two minutes per language model.
+Different here: curves of models of three layers, width 64, at the block where the first token's norm is largest against
+the others'. The table is measured at that block too, sublayers up to it taken out one by one; "early" is the first half
+of them. A first token that is the same in every prompt sees only itself, so its norm is one number.
 """
 
-import matplotlib.pyplot as plt
 import numpy as np
+import torch
 import xarray as xr
 
 import sinkscope as sk
 from recipes import seeds
 from sinkscope import zoo
-from sinkscope.analysis import Study
-from sinkscope.methods.secondary_mlp import mlp_of
+from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study
+from sinkscope.engine.run import find_tower
+from sinkscope.errors import UnsupportedModelError
+from sinkscope.methods.secondary_mlp import MLP_NAMES
 
-ARMS = {"bb-3l": "Adam, softmax", "bb-3l-sgd": "SGD, softmax", "bb-3l-relu": "Adam, ReLU"}
+ARMS = {"bb-3l": ("Adam, softmax", True), "bb-3l-sgd": ("SGD, softmax", False), "bb-3l-relu": ("Adam, ReLU", False)}
+"""Runs of the zoo: what is said of them, and whether the paper says that the peak grows."""
 
 
 def curve(name: str, seed: int) -> xr.DataArray:
-    """Residual norm of <s> and mean of the others after the first block: dims (token, step)."""
+    """Residual norm of <s> and mean of the others after the block where their ratio is largest: dims (token, step)."""
     rows = zoo.curve(name, seed)
-    values = [[row[key][0] for row in rows] for key in ("bos_residual", "other_residual")]
+    pairs = np.array([[row["bos_residual"], row["other_residual"]] for row in rows])
+    peak = (pairs[:, 0] / pairs[:, 1]).argmax(-1)
+    values = pairs[np.arange(len(rows)), :, peak].T
     return xr.DataArray(values, {"token": ["sink", "others"], "step": [row["step"] for row in rows]}, ("token", "step"))
 
 
@@ -35,74 +41,105 @@ def runs(name: str) -> xr.DataArray:
     return xr.concat([curve(name, seed) for seed in known], dim=xr.Variable("seed", known))
 
 
-def table(study: Study, model: sk.Model, prompts: sk.Prompts) -> xr.DataArray:
-    """Norms of the first token and of the others at the last block input, without each sublayer: (arm, token)."""
-    layers = len(model.backend.towers[model.backend.default_tower].attention)
-    site, rows, names = f"{layers - 2}.post", [], ["nothing removed"]
-    names += [f"{layer} {part}" for layer in range(layers - 1) for part in ("attention", "MLP")]
-    for name in names:
-        layer = int(name.split()[0]) if name[0].isdigit() else None
-        edits = [sk.AblateHeads(range(_heads(model)), layers=[layer])] if name.endswith("attention") else []
-        slug = f"{model.id.replace(':', '-')}-{name.replace(' ', '-')}"
-        handles = []
-        if name.endswith("MLP") and layer is not None:
-            handles = [mlp_of(model, layer).register_forward_hook(lambda _m, _a, out: out * 0)]
-        norm = study.reading(slug, lambda e=edits: sk.run(model, prompts, [sk.ResidualNorm()], e))["residual_norm"]
-        for handle in handles:
+def mlp(model: sk.Model, layer: int) -> torch.nn.Module:
+    """The MLP of a block; a norm without bias behind it gives nothing where it gives nothing."""
+    block = model.model.get_submodule(find_tower(model, None).blocks[layer].path)
+    for name in MLP_NAMES:
+        if isinstance(getattr(block, name, None), torch.nn.Module):
+            return getattr(block, name)
+    raise UnsupportedModelError(f"{model.id}: block {layer} has no MLP named {' or '.join(MLP_NAMES)} to take out.")
+
+
+def table(model: sk.Model, prompts: sk.Prompts) -> xr.Dataset:
+    """Norm of the first token (arm prompt) and mean of the others where the peak is highest, without each sublayer.
+
+    ``site`` among the attributes is that block output.
+    """
+    plain = sk.run(model, prompts, [sk.ResidualNorm()])
+    norms = plain["residual_norm"].sel(site=[s for s in plain["site"].values if s.endswith("post")])
+    ratio = (norms.isel(key=0) / norms.isel(key=slice(1, None)).median("key")).median("prompt")
+    site = str(ratio["site"].values[int(ratio.values.argmax())])
+    last, heads = int(site.split(".")[0]), find_tower(model, None).attention[0].heads
+    rows, names = [norms.sel(site=site)], ["nothing"]
+    for layer in range(last + 1):
+        edit = [sk.AblateHeads(range(heads), layers=[layer])]
+        rows.append(sk.run(model, prompts, [sk.ResidualNorm()], edit)["residual_norm"].sel(site=site))
+        handle = mlp(model, layer).register_forward_hook(lambda _module, _args, out: out * 0)
+        try:
+            rows.append(sk.run(model, prompts, [sk.ResidualNorm()])["residual_norm"].sel(site=site))
+        finally:
             handle.remove()
-        norm = norm.sel(site=site)
-        rows.append([float(norm.isel(key=0).mean()), float(norm.isel(key=slice(1, None)).mean())])
-    return xr.DataArray(rows, {"arm": names, "token": ["sink", "others"]}, ("arm", "token"))
+        names += [f"attention {layer}", f"MLP {layer}"]
+    norm = xr.concat([row.reset_coords(drop=True) for row in rows], xr.Variable("arm", names))
+    found = {"sink": norm.isel(key=0), "others": norm.isel(key=slice(1, None)).mean("key")}
+    return xr.Dataset(found, attrs=plain.attrs | {"site": site})
 
 
-def _heads(model: sk.Model) -> int:
-    return model.backend.towers[model.backend.default_tower].attention[0].heads
+def by_layer(ds: xr.Dataset) -> xr.DataArray:
+    """Norm of the first token without the attention or the MLP of each layer, and with both: dims (out, layer)."""
+    mean = ds["sink"].mean("prompt")
+    layers = range((mean.sizes["arm"] - 1) // 2)
+    rows = [[float(mean.sel(arm=f"{part} {layer}")) for layer in layers] for part in ("attention", "MLP")]
+    rows.append([float(mean.sel(arm="nothing"))] * len(layers))
+    return xr.DataArray(rows, {"out": ["attention out", "MLP out", "nothing out"], "layer": layers}, ("out", "layer"))
 
 
-with Study(__doc__, paper="guo2024", model="zoo:lm-python") as study:
-    curves = {label: runs(name) for name, label in ARMS.items()}
-    own = table(study, study.model, study.texts("prose", n=8, tokens=48))
-    chain = study.load("zoo:bb-3l")
-    letters = study.texts("random", n=8, tokens=48, model=chain)
-    small = table(study, chain, letters)
-    figure, axes = plt.subplots(1, 3, figsize=(15, 5), width_ratios=(1, 1.5, 1))
-    both = xr.concat([c.sel(token="sink", drop=True).mean("seed") for c in curves.values()],
-                     dim=xr.Variable("arm", list(curves)), join="outer")  # fmt: skip
-    sk.plot.sweep_curve(both.interpolate_na("step"), x="step", reference=None, title="Residual norm of <s>", ax=axes[0])
-    for line in axes[0].lines:
-        line.set_marker("")
-    axes[0].set_ylabel("l2 norm after the first block")
-    for ax, (name, values) in zip(axes[1:], ((study.model.id, own), (chain.id, small)), strict=True):
-        sk.plot.grouped_bars(values, ylabel="l2 norm at the last block's input", title=name, ax=ax)
-        ax.tick_params(axis="x", rotation=90)
-        ax.set(ylim=(0, 1.3 * float(values.max())), xlabel="sublayer taken out")
-    source = own.assign_attrs(model_id=f"{study.model.id} and zoo:bb-3l arms", n_prompts=8)
-    study.figure(
-        figure,
-        "residual_peak",
-        source=source,
-        says="first token (sink) and mean of the others; left: mean of all seeds",
+def judge(study: Study, model: sk.Model) -> None:
+    """Take out each sublayer of a model, draw the peak, say what makes it."""
+    n = 4 if study.quick else 16
+    prompts = study.texts("random" if model.id.startswith("zoo:bb") else "prose", n=n, tokens=24, model=model)
+    ds = study.reading(f"peak-{model.id.replace(':', '-')}", lambda: table(model, prompts))
+    axes = sk.plot.layer_profile(
+        by_layer(ds), ylabel=f"norm of the first token at {ds.attrs['site']}", title=f"{model.id}, one sublayer out"
     )
-
-    for (label, values), claim in zip(curves.items(), ("grows", "stays flat", "stays flat"), strict=True):
-        sink, others = values.sel(token="sink"), values.sel(token="others")
-        times = (sink / others).isel(step=-1).values
-        fits = [np.corrcoef(values["step"].values, row)[0, 1] ** 2 for row in sink.values]
+    study.figure(axes, f"sublayers--{model.id.replace(':', '-')}", source=ds, says="mean over prompts")
+    full = ds["sink"].sel(arm="nothing", drop=True)
+    times, last = float((full / ds["others"].sel(arm="nothing")).mean()), int(ds.attrs["site"].split(".")[0])
+    for part, claim in (("MLP", "An early MLP makes the peak"), ("attention", "Attention plays no part in it")):
+        share = (ds["sink"].sel(arm=[f"{part} {layer}" for layer in range(last + 1)]) / full).reset_coords(drop=True)
+        which = str(share["arm"].values[int(share.mean("prompt").values.argmin())])
+        low = Estimate.mean(share.sel(arm=which, drop=True), ".2f")
+        early = int(which.split()[1]) <= last / 2
         study.claim(
-            "F6", f"{label}: the residual norm of <s> {claim}", paper="Adam linear to 140, others flat near 20",
-            found=f"{seeds.text(sink[:, -1].values, spec='.1f')} after {int(values['step'][-1])} steps, "
-            f"{', '.join(f'{t:.1f}' for t in times)} times the mean of the others, R2 of a line in the step "
-            f"{', '.join(f'{f:.2f}' for f in fits)} (n = {len(times)} seeds)",
-            agrees=bool(((times > 3) == (claim == "grows")).all()),
+            "F9", claim, paper="496; 34 and 27 without MLP 0 and 1, 500 without attention", number=low,
+            found=f"of the norm without {which}, the largest loss; {float(full.mean()):.1f} at {ds.attrs['site']}, "
+            f"{times:.1f} times the others",
+            agrees=(low.value < 0.5 and early) if part == "MLP" else low.value > 0.75,
         )  # fmt: skip
-    for name, values in ((study.model.id, own), (chain.id, small)):
-        peak = values.sel(token="sink")
-        full, times = float(peak[0]), float(peak[0]) / float(values.sel(token="others")[0])
-        for part, claim in (("MLP", "An early MLP makes the peak"), ("attention", "Attention plays no part in it")):
-            arms = peak[[i for i, arm in enumerate(peak["arm"].values) if arm.endswith(part)]]
-            low, which = float(arms.min()), str(arms["arm"].values[int(arms.values.argmin())])
-            study.claim(
-                "F9", claim, paper="496; 34 and 27 without MLP 0 and 1, 500 without attention",
-                found=f"{name}: {full:.1f} ({times:.1f} times the others), lowest {low:.1f}, without {which}",
-                agrees=low < 0.5 * full if part == "MLP" else low > 0.75 * full,
-            )  # fmt: skip
+
+
+def trained(study: Study) -> None:
+    """Draw and judge the norm along training."""
+    curves = {label: runs(name) for name, (label, _) in ARMS.items()}
+    both = xr.concat(
+        [c.sel(token="sink", drop=True).mean("seed") for c in curves.values()],
+        dim=xr.Variable("arm", list(curves)), join="outer",
+    )  # fmt: skip
+    axes = sk.plot.sweep_curve(both.interpolate_na("step"), x="step", reference=None, title="Residual norm of <s>")
+    for line in axes.lines:
+        line.set_marker("")
+    axes.set_ylabel("l2 norm at its peak")
+    source = both.assign_attrs(model_id=", ".join(f"zoo:{name}" for name in ARMS), n_prompts=64)
+    study.figure(
+        axes, "training", source=source, says="first token, at the block of the largest ratio, mean over seeds"
+    )
+    for name, (label, grows) in ARMS.items():
+        study.subject = f"zoo:{name}"
+        sink, others = curves[label].sel(token="sink"), curves[label].sel(token="others")
+        times = (sink / others).isel(step=-1).values
+        mean, ends = seeds.mean_and_interval(times)
+        found = Estimate(mean, *(ends or (mean, mean)), len(times), "", ".1f")
+        fits = [np.corrcoef(sink["step"].values, row)[0, 1] ** 2 for row in sink.values]
+        study.claim(
+            "F6", f"{label}: the residual norm of <s> {'grows' if grows else 'stays flat'}", number=found,
+            paper="Adam linear to 140, others flat near 20", agrees=found.above(3.0) if grows else found.below(3.0),
+            found=f"times the others' after {int(sink['step'][-1])} steps ({', '.join(f'{t:.1f}' for t in times)} by "
+            f"seed); norm {seeds.text(sink[:, -1].values, spec='.1f')}, R2 of a line in the step "
+            f"{', '.join(f'{f:.2f}' for f in fits)}",
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    with Study(__doc__, paper="guo2024", model=(*LANGUAGE_MODELS, "zoo:bb-3l")) as study:
+        study.for_each(judge)
+        trained(study)

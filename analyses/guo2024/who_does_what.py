@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import Study, with_intervals
+from sinkscope.analysis import Study, need, with_intervals
 from sinkscope.tasks.backcopy import SYMBOLS, risks, sample, zipf_chain
 
 
@@ -31,6 +31,10 @@ def without(model: sk.Model, part: str) -> Iterator[None]:
 
 with Study(__doc__, paper="guo2024", model="zoo:bb-1l") as study:
     model = study.model
+    made_for = hasattr(model.config, "sinkscope_triggers")
+    need(
+        model, made_for, "a model trained on Bigram-Backcopy, whose triggers are known, such as zoo:bb-1l or zoo:bb-3l"
+    )
     chain = zipf_chain(len(SYMBOLS), len(model.config.sinkscope_triggers))
     ids = sample(chain, 16 if study.quick else 64, model.config.n_positions, np.random.default_rng(7))
     prompts = sk.Prompts.from_ids(ids.tolist(), model)

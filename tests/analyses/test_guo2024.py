@@ -3,7 +3,8 @@ from PIL import Image
 
 from analyses.scripts import run
 
-SCRIPTS = {"backcopy_picture": 3, "who_does_what": 2, "dynamics": 5, "residual_peak": 7, "active_dormant": 2}
+SCRIPTS = {"backcopy_picture": 3, "who_does_what": 2, "dynamics": 6, "residual_peak": 7, "active_dormant": 2}
+MODELS = {"residual_peak": ("--model", "zoo:lm-python", "zoo:bb-3l"), "active_dormant": ("--model", "zoo:lm-python")}
 
 
 @pytest.fixture(scope="module")
@@ -11,7 +12,7 @@ def results(tmp_path_factory):
     """Every script once, on the model it is made for."""
     folder = tmp_path_factory.mktemp("guo2024")
     with pytest.MonkeyPatch.context() as patch:
-        return {name: run(f"guo2024/{name}.py", folder, patch) for name in SCRIPTS}
+        return {name: run(f"guo2024/{name}.py", folder, patch, *MODELS.get(name, ())) for name in SCRIPTS}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -19,7 +20,7 @@ def test_claims_and_a_figure_with_something_on_it(results, name):
     said, figures = results[name]
     assert said["paper"] == "guo2024"
     assert len(said["claims"]) == SCRIPTS[name]
-    assert len(figures) == 1
+    assert len(figures) == (3 if name == "residual_peak" else 1)
     with Image.open(figures[0]) as picture:
         assert min(picture.size) > 300
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 20
@@ -38,28 +39,54 @@ def test_attention_copies_and_the_mlp_knows_the_bigrams(results):
     assert [claim["agrees"] for claim in claims(results, "who_does_what")] == [True, True]
 
 
-def test_growth_of_the_sink_logit_is_told_from_a_line_in_time(results):
-    rise, law, drain, _, _ = claims(results, "dynamics")
+@pytest.mark.parametrize("name", ["backcopy_picture", "who_does_what"])
+def test_a_model_of_another_task_is_refused_in_one_line(tmp_path, monkeypatch, name):
+    with pytest.raises(SystemExit, match=r"all-MiniLM-L6-v2: this analysis needs a model trained on Bigram-Backcopy"):
+        run(f"guo2024/{name}.py", tmp_path, monkeypatch, "--model", "minilm")
+
+
+def test_training_curves_take_no_model(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run("guo2024/dynamics.py", tmp_path, monkeypatch, "--model", "minilm")
+    assert "unrecognized arguments: --model minilm" in capsys.readouterr().err
+
+
+def test_the_theorem_is_not_judged_on_runs_that_train_the_value(results):
+    rise, theorem, along, drain, *relu = claims(results, "dynamics")
     assert rise["agrees"] is True
-    assert law["agrees"] is False
-    assert "difference -" in law["found"]
-    assert law["found"].endswith("n = 3 seeds")
+    assert theorem["agrees"] is None
+    assert "held at zero; in these runs it is trained along" in theorem["reason"]
+    assert along["paper"] == ""
+    assert along["number"].startswith("-0.0")
     assert drain["agrees"] is True
-    assert drain["found"].endswith("n = 5 seeds")
+    assert drain["number"].endswith("(n = 5)")
+    assert {claim["model"] for claim in (rise, theorem, along)} == {"zoo:bb-3l"}
+    assert {claim["model"] for claim in relu} == {"zoo:bb-1l-relu"}
 
 
-def test_the_first_mlp_makes_the_peak(results):
+def test_relu_is_judged_over_seeds_and_not_by_the_worst_of_them(results):
+    sink = claims(results, "dynamics")[4]
+    assert sink["number"].endswith("(n = 5)")
+    assert sink["agrees"] is None, "one seed of five has a sink, so the interval over seeds decides"
+    assert "holds 0.05" in sink["reason"]
+
+
+def test_the_peak_is_looked_for_where_it_is_highest(results):
     found = claims(results, "residual_peak")
-    adam, sgd = found[:2]
-    assert adam["agrees"] is False, "one seed in three grows no peak, and the claim is about every seed"
-    assert "6.2, 0.4, 2.0 times the mean of the others" in adam["found"]
-    assert sgd["agrees"] is True
-    makers = [claim for claim in found if claim["claim"] == "An early MLP makes the peak"]
-    assert [claim["agrees"] for claim in makers] == [True, True]
-    assert all("without 0 MLP" in claim["found"] for claim in makers)
+    assert [claim["model"] for claim in found] == ["zoo:lm-python"] * 2 + ["zoo:bb-3l"] * 3 + [
+        "zoo:bb-3l-sgd",
+        "zoo:bb-3l-relu",
+    ]
+    assert "at 2.post" in found[0]["found"], "not at the last block's input"
+    assert "without MLP 0" in found[0]["found"]
+    adam = found[4]
+    assert adam["agrees"] is None, "one seed in three grows a peak"
+    assert "6.2, 1.7, 2.0 by seed" in adam["found"]
+    assert found[5]["agrees"] is True
 
 
 def test_the_switch_is_tested_on_prompts_it_was_not_chosen_on(results):
     switch, cost = claims(results, "active_dormant")
-    assert "n = 12 prompts each, not those it was chosen on" in switch["found"]
+    assert "on other prompts than it was chosen on" in switch["found"]
+    assert switch["number"].endswith("(n = 6)")
     assert "other heads of the layer" in cost["found"]
