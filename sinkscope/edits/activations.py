@@ -77,7 +77,9 @@ class SetActivations(ResidualEdit):
         """Return the residual stream with the dimensions set at the selected tokens."""
         dims = list(self.dims)
         mean = stream.state(PromptMean)
+        # Over all real tokens, the sink among them: one entry of 20,000 in 100 tokens lifts this mean by 200.
         if self.value == "mean" and (stream.offset == 0 or mean.value is None):
+            # The mean of the prompt, not of what is generated: at a decoding step one token would be its own mean.
             real = stream.prompt().float()
             total = torch.einsum("bkd,bk->bd", hidden[..., dims].float(), real)
             mean.value = total / real.sum(-1, keepdim=True).clamp(min=1)
@@ -88,4 +90,5 @@ class SetActivations(ResidualEdit):
         part = hidden[..., dims]
         values = torch.tensor(self.value, device=hidden.device) if mean.value is None else mean.value[:, None]
         new = torch.where(chosen[..., None], values.to(hidden.dtype).expand_as(part), part)
+        # A copy: the caller may hold the tensor (a residual branch, a cache of hidden states).
         return hidden.index_copy(2, torch.tensor(dims, device=hidden.device), new)

@@ -36,12 +36,14 @@ class DampSinks:
         self, weights: Float[torch.Tensor, "flat query key"], tile: Tile
     ) -> Float[torch.Tensor, "flat query key"]:
         """Return the weights with the sinks damped; rows keep their sums."""
+        # Per head: a key that is a sink in one head is an ordinary token in the next.
         sinks = self.sinks[tile.batch, tile.head][:, None, tile.cols].to(weights.dtype)
         share = (weights * sinks).sum(-1)
         rest = (weights * (1 - sinks)).sum(-1)
         where = share > 0
         if self.rows is not None:
             where = where & self.rows[tile.batch, tile.rows]
+        # No other key could receive what is freed; damping alone would change the row sum.
         self.tally.spared += int((where & (rest <= 0)).sum())
         where = where & (rest > 0)
         fired = int(where.sum())
@@ -101,6 +103,7 @@ class CalibrateSinks(AttentionEdit):
             call.written.weights.append(DampSinks(sinks, call.queries(), self.beta, call.tally))
 
     def _detect(self, call: EditedCall) -> Bool[torch.Tensor, "batch head key"]:
+        # ACT looks before it acts: the same pass, as the edits before this one leave it, then the damped one.
         stats = call.statistics("key_sum", "key_viewers")
         mass = stats["key_sum"] / stats["key_viewers"].clamp(min=1)[:, None]
         real = call.along_keys(call.tokens.batch.real, True)
@@ -110,4 +113,5 @@ class CalibrateSinks(AttentionEdit):
         found = (mass > least) & real[:, None] & call.heads[None, :, None]
         if self.exempt == "initial":
             return found & ~call.along_keys(call.tokens.named("first"), False)[:, None]
+        # The released code spares the first sink it meets, also where the first token is none.
         return found & (found.long().cumsum(-1) > 1)

@@ -31,6 +31,7 @@ def uniform(weights: Float[torch.Tensor, "flat query key"], tile: Tile) -> Float
     """Return each row's sum spread evenly over the keys the query sees."""
     visible = tile.visible
     seen = torch.ones_like(weights) if visible is None else visible.to(weights.dtype)
+    # The row keeps its sum, so that a model with an implicit sink keeps that sink: only the choice is taken away.
     return weights.sum(-1, keepdim=True) * seen / seen.sum(-1, keepdim=True).clamp(min=1)
 
 
@@ -94,6 +95,8 @@ class AblateHeads(AttentionEdit):
         """The mean over the prompt's own tokens; that of the prompt at decoding steps."""
         means = call.state(MeanOutputs).at
         if call.diagonal <= 0 or call.place not in means:
+            # No other prompt plays a part: a mean over the batch would make a reading depend on what stands beside
+            # it.
             real = call.rows(call.tokens.prompt, False).to(out.dtype)
             total = torch.einsum("bqhd,bq->bhd", out, real)
             means[call.place] = total / real.sum(-1).clamp(min=1)[:, None, None]

@@ -37,6 +37,8 @@ class ScaleKeys(AttentionEdit):
 
     def change_attention(self, call: EditedCall) -> None:
         """Add log gamma to the logits."""
+        # gamma w_k / (sum + (gamma - 1) w_k) is the softmax of z_k + log gamma: no map is needed to scale and
+        # renormalise.
         call.add_log_bias(call.keys(), math.log(self.gamma) if self.gamma > 0 else -math.inf)
 
 
@@ -72,6 +74,7 @@ class DropKeys(AttentionEdit):
 
     def change_attention(self, call: EditedCall) -> None:
         """Set the weights to 0."""
+        # After the softmax: the sink still takes its share, and what it took is lost instead of handed on.
         call.scale_weights(call.keys(), 0.0, self.keep_self)
 
 
@@ -92,6 +95,7 @@ class ZeroValues(AttentionEdit):
 
     def change_attention(self, call: EditedCall) -> None:
         """Set the values to 0."""
+        # The weights stay, so the sink keeps its use as a place where nothing is read, if its value was near zero.
         call.change_values(call.keys(), 0.0)
 
 
@@ -157,8 +161,11 @@ class SteerKeys(AttentionEdit):
     def change_attention(self, call: EditedCall) -> None:
         """Add log alpha to the logits of the prompt's keys that are not selected."""
         kept = call.tokens.choose(self.keys, lambda: self._asked("keys"), call.layer, call.head_count)
+        # As the released code: only keys of the prompt are steered, generated ones keep their weight.
         others = call.tokens.prompt[:, None] & ~kept
         if self.protect_sink:
+            # Damping the first token frees most of a late head's attention, which alone may explain what steering
+            # does.
             others = others & ~call.tokens.named("first")[:, None]
         log = math.log(self.alpha)
         keys = call.along_keys(others, False) & call.heads[None, :, None]

@@ -57,6 +57,7 @@ class MoveShare:
         mass, spare = (weights * image).sum(-1), (weights * receivers).sum(-1)
         on_sinks = (weights * sinks).sum(-1)
         where = self.rows[tile.batch, tile.rows] & self.heads[tile.head][:, None]
+        # A head that hardly looks at the image is no visual head, however its small share is spread.
         where = where & (mass >= self.edit.min_image_mass - TIE) & (spare > 0) & (on_sinks > 0)
         share = clear / mass.clamp(min=1e-38)
         if self.edit.rule == "non_sink":
@@ -64,12 +65,14 @@ class MoveShare:
             moved = self.edit.p
         else:
             where = where & (1 - share <= self.edit.rho + TIE)
+            # The released code keeps the part p on the sinks where the paper moves the part p away.
             moved = 1 - self.edit.p
         fired = int(where.sum())
         if not fired:
             return weights
         self.tally.fired += fired
         self.tally.touched += fired
+        # In proportion to what they have: tokens the head did not look at get nothing out of nowhere.
         gain = 1 + moved * on_sinks / spare.clamp(min=1e-38)
         new = weights * (1 - moved * sinks + (gain[..., None] - 1) * receivers)
         return torch.where(where[..., None], new, weights)
@@ -184,6 +187,7 @@ class Redistribute(AttentionEdit):
     def watch_residual(self, hidden: Hidden, stream: EditedStream) -> None:
         """Find the sinks at a layer's input; at decoding steps keys of the prompt keep what was found."""
         found, known = self.sinks(hidden), stream.state(FoundTokens).at_site
+        # phi of a prompt token is not seen again at a decoding step: its keys come from the cache.
         if stream.offset > 0 and stream.site in known:
             found = torch.cat([known[stream.site], found], dim=1)
         known[stream.site] = found

@@ -98,6 +98,7 @@ class _Live:
         if seam._active.get() is not self.session:
             raise EditError("sinkscope.run inside sinkscope.applied: a run takes its own edits. Pass it edits=[...].")
         offset = _cached_length(kwargs)
+        # A pass without a cache begins a new generation: what edits remember of the prompt is made anew.
         if offset == 0 or self.plan is None:
             self.plan = Plan(self.edits, self.tower, self.prompts, self._align(args, kwargs))
             self.plan.tallies[:] = self.tallies
@@ -147,6 +148,7 @@ class _Live:
                     f"applied: row {row} of the inputs is not prompt {row // each} ({len(own)} tokens). "
                     "Give applied the prompts that the model runs, in their order."
                 )
+            # What the model was given beyond the prompt it wrote itself.
             roles[row, places] = ROLE_INDEX["generated"]
             roles[row, places[: len(own)]] = torch.from_numpy(own).to(given.device)
         return Batch({name: given}, real, roles, tuple(row // each for row in range(rows)))

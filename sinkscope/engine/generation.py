@@ -51,6 +51,7 @@ def generate(
         for chosen in prompts.spans(1 if any(prompts.extras) else batch_size):
             part = prompts if prompts.whole is not None else prompts.subset(chosen)
             inputs = _left_padded(part, model.device)
+            # Greedy, so that two runs differ by their edits alone.
             settings = {"do_sample": False, "pad_token_id": prompts.pad_id, **options, "logits_processor": checks}
             if _static(getattr(model.model.generation_config, "cache_implementation", None)):
                 settings["cache_implementation"] = "dynamic"  # the same tokens; edits need the mask within the pass
@@ -122,6 +123,7 @@ def _left_padded(prompts: Prompts, device: torch.device) -> dict[str, torch.Tens
                 "generate: this processor output is padded on the right. Pad on the left, or use Prompts.from_chat."
             )
         return batch.inputs
+    # Padding goes to the left: generation goes on from the last column, which must be a token.
     order = (~real).long().argsort(dim=1, descending=True, stable=True)
     return {
         "input_ids": batch.inputs["input_ids"].gather(1, order),

@@ -35,6 +35,7 @@ class Plan:
         self.edits, self.tower, self.prompts = tuple(edits), tower, prompts
         self.neutral, self.values = neutral, dict(values or {})
         self.tallies = [Tally() for _ in self.edits]
+        # By the place in the list, not by value: the same edit twice has two memories.
         self.memories = [Memory() for _ in self.edits]
         self.tokens = Tokens(batch)
         self.offset = 0
@@ -84,6 +85,7 @@ class Plan:
     def _residual_hooks(self) -> dict[str, list[ResidualHook]]:
         """Hooks that change the stream in list order, then those that watch it, so these see what the layer gets."""
         hooks: dict[str, list[ResidualHook]] = {}
+        # A conditional edit must judge the stream that its layer will read, all changes of other edits included.
         for hook in (self._change, self._watch) if not self.neutral else (self._watch,):
             for index in self._active():
                 for site in self.edits[index].sites_in(self.tower):
@@ -94,6 +96,7 @@ class Plan:
         def hook(hidden: torch.Tensor) -> torch.Tensor | None:
             tally = self.tallies[index]
             new = self.edits[index].change_residual(hidden, self._stream(index, site, hidden))
+            # An edit may count for itself; where it did not, what differs is counted, for the guard needs a number.
             if new is not None and not tally.touched:
                 tally.touched = int((new != hidden).any(-1).sum())
             return new

@@ -71,6 +71,7 @@ class ReadingBuilder:
                 sizes = [len(self._layers(name)), *self._call_size(), *sizes]
             elif stack == "site":
                 sizes = [len(self.tower.residual), *sizes]
+            # NaN, not 0: what was not read (padding, other layers) must not enter a mean.
             self.arrays[name] = np.full((len(self.lengths), *sizes), np.nan, dtype=np.float32)
         return self.arrays[name]
 

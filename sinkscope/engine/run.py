@@ -58,6 +58,7 @@ def run(
     builder = ReadingBuilder(probes, where, prompts.lengths)
     builder.refuse_large_maps()
     paths: set[str] = set()
+    # An edit that changes nothing gives a convincing zero effect; the guard makes it an error.
     guard = _guard(model, where, prompts, edits)
     with torch.no_grad(), model.evaluating():
         for batch in progress(batches(prompts, batch_size, model.device), len(prompts.spans(batch_size)), 1):
@@ -160,6 +161,7 @@ def read_batch(
     asked = {probe.logits for probe in probes if probe.logits}
     wanted = "all" if "all" in asked else next(iter(asked), None)
     output = model.backend.forward(batch.inputs, tower, instruments, wanted)
+    # Before anything is stored: one NaN in the stream would become NaN in every mean, with no word of its source.
     check_finite(model, tower, batch, output)
     store_outputs(model, probes, output, context, builder)
     return replace(output, logits=None)

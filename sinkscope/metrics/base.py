@@ -170,6 +170,7 @@ def coords_within(array: xr.DataArray, dims: Iterable[Hashable]) -> dict[Hashabl
 
 def mean_over(values: xr.DataArray, over: Sequence[Hashable]) -> xr.DataArray:
     """Average finite values over dims; a mean over nothing is NaN. The coordinate ``n`` counts what went in."""
+    # Prompts differ in length: how many went into a mean differs from cell to cell.
     count = values.notnull().sum(list(over))
     total = values.astype("float64").sum(list(over), skipna=True)
     mean = total / count.where(count > 0)

@@ -49,6 +49,7 @@ class KeyMass(Probe):
 
     def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Divide the column sums by the number of queries that see the key."""
+        # A late key is seen by few rows: dividing by all T would make every first token look like a sink.
         mass = stats["key_sum"] / stats["key_viewers"][:, None]
         if self.keys is None:
             return {"key_mass": mass}
@@ -80,6 +81,7 @@ class RoleShare(Probe):
     def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Sum over the keys of each role, and average over the queries."""
         queries = context.chosen(self.queries, self, "queries")
+        # The same column sums serve every role: a pass per role would re-walk the map for each.
         total = torch.einsum("bhk,bkr->bhr", stats["key_sum"], context.role_columns())
         return {"role_share": total / queries.sum(-1)[:, None, None]}
 
@@ -99,6 +101,7 @@ class Entropy(Probe):
 
     def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Pass the rows through; rounding may not leave an entropy below zero."""
+        # H = log-sum-exp minus the mean logit: a row on one key gives a difference of equals, -1e-8 at times.
         return {"entropy": stats["entropy"].clamp(min=0.0)}
 
 
@@ -158,7 +161,9 @@ class MaxAttention(Probe):
     def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Keep the named queries."""
         queries = context.chosen(self.queries, self, "queries")
+        # A prompt without an image has no visual attention, which is not an attention of 0.
         queries = queries & context.chosen(self.keys, self, "keys").any(-1, keepdim=True)
+        # The pass starts its maxima at minus infinity; a causal row before the image keeps that.
         largest = stats["max_weight"].clamp(min=0.0)
         return {"max_attention": largest.masked_fill(~queries[:, None], torch.nan)}
 
@@ -207,6 +212,7 @@ class AttentionMap(Probe):
 
     def asks(self, context: ProbeContext, layer: int) -> Mapping[str, Ask]:
         """Maps of the named layers and heads."""
+        # In the other layers nothing is asked, so that they keep the path that forms no map.
         return {"map": Ask("map", {"heads": self.heads})} if layer in self.layers else {}
 
     def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:

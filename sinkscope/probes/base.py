@@ -43,6 +43,7 @@ class ProbeContext:
 
     def chosen(self, selection: Any, probe: Probe, field: str) -> Bool[torch.Tensor, "batch key"]:
         """Resolve a selection of this probe against the batch; the same tensor in every layer."""
+        # Resolved once per batch, not per layer: 80 layers would resolve the same role 80 times.
         key = (id(probe), field)
         if key not in self._known:
             asked = f"{type(probe).__name__}({field}={_short(selection)})"
@@ -52,6 +53,7 @@ class ProbeContext:
     def role_columns(self) -> Float[torch.Tensor, "batch key role"]:
         """Return which role each real token has, as columns in the order of the dimension ``role``."""
         if "roles" not in self._known:
+            # Padding has a role of its own, the last, and no column: its share would be 0 by construction.
             one_hot = torch.nn.functional.one_hot(self.batch.roles.long(), len(ROLES))[..., : len(ATTENDED_ROLES)]
             self._known["roles"] = (one_hot * self.batch.real[..., None]).float()
         return self._known["roles"]

@@ -45,9 +45,12 @@ class TokenLoss(Probe):
         loss = torch.full(real.shape, torch.nan, device=logits.device)
         for start in range(0, real.shape[1] - 1, CHUNK):
             stop = min(start + CHUNK, real.shape[1] - 1)
+            # In bfloat16 a loss has two digits; a vocabulary of 150,000 in float32 does not fit for all positions at
+            # once.
             scores = logits[:, start:stop].float()
             picked = scores.gather(-1, ids[:, start + 1 : stop + 1, None])[..., 0]
             loss[:, start:stop] = scores.logsumexp(-1) - picked
+        # With padding on the left the token before the prompt is none: both ends of a prediction must be real.
         target = torch.zeros_like(real)
         target[:, :-1] = real[:, :-1] & real[:, 1:]
         refuse_nan(loss[target], "TokenLoss()")
@@ -92,6 +95,7 @@ class Logits(Probe):
         real = context.batch.real
         rows: list[torch.Tensor] = []
         for scores, mask in zip(logits, real, strict=True):
+            # A model may give the logits of the last positions alone; they line up with the end of the mask.
             own = scores[mask[-scores.shape[0] :]] if scores.shape[0] != int(mask.sum()) else scores
             if self.positions == "all":
                 refuse_nan(own, "Logits()")

@@ -80,6 +80,7 @@ class Contribution(Probe):
 
     def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Weight the norms of what is written by the attention that each key gets, and sum over roles."""
+        # |w v W_O| = w |v W_O| as weights are not negative: the norm per key is taken once, not once per query.
         written = stats["key_sum"] * stats["write_norm"]
         total = torch.einsum("bhk,bkr->bhr", written, context.role_columns())
         return {"contribution": total / context.batch.real.sum(-1)[:, None, None]}
