@@ -19,6 +19,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
+from sinkscope.attention.keywords import check_functions, check_keywords
 from sinkscope.attention.masks import from_call, sinkscope_mask
 from sinkscope.attention.paths import attend
 from sinkscope.attention.rows import RowEdits
@@ -59,6 +60,7 @@ def sinkscope_attention(  # noqa: PLR0913 - the library fixes this signature
 ) -> tuple[torch.Tensor, None]:
     """Return the function registered with transformers: (batch, head, query, dim) in, (batch, query, head, dim) out."""
     session = _active.get() or Session()
+    check_keywords(module, kwargs)
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", False)
     mask, bias = from_call(attention_mask, query, key, bool(causal))
     if kwargs.get("position_bias") is not None:
@@ -111,7 +113,12 @@ def configs(model: torch.nn.Module) -> list[Any]:
 
 @contextmanager
 def entered(model: torch.nn.Module, session: Session) -> Iterator[Session]:
-    """Route the model's attention through ``session``; put every config back afterwards, whatever was raised."""
+    """Route the model's attention through ``session``; put every config back afterwards, whatever was raised.
+
+    Raises:
+        UnsupportedModelError: the model's attention is a function of somebody else's.
+    """
+    check_functions(configs(model))
     before = [(config, config._attn_implementation_internal) for config in configs(model)]
     token = _active.set(session)
     try:

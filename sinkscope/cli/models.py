@@ -15,15 +15,16 @@ _KINDS = {
 }
 
 
-def models(model: str | None = None, *, loading: ModelOptions | None = None) -> None:
+def models(model: str | None = None, *, verify: bool = False, loading: ModelOptions | None = None) -> None:
     """List the named models and the supported architectures, or say what can be read from one model.
 
     Args:
         model: A named model, a local folder, a GGUF file, ollama:NAME, or a hub id. Left out: the lists.
+        verify: Also compare with the model's own eager attention, on up to 512 tokens.
     """
     if model is not None:
         handle = load(model, loading or ModelOptions())
-        print(handle.capabilities())
+        print(handle.capabilities(verify=verify))
         if handle.origin:
             print(f"origin: {handle.origin}")
         return

@@ -37,7 +37,8 @@ class Capabilities:
         attention_calls: attention calls seen in the trial, all towers together.
         vision_tower: whether ``run(..., tower="vision")`` has something to read.
         context_length: longest prompt in tokens, ``None`` where nothing limits it.
-        why_not: why reading or edits are not possible; empty where they are.
+        why_not: why reading or edits are not possible, or which tower cannot be read; empty where all is.
+        verified: largest difference from the model's own eager attention, where that was asked for.
     """
 
     model: str
@@ -53,9 +54,10 @@ class Capabilities:
     vision_tower: bool
     context_length: int | None
     why_not: str
+    verified: str = ""
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return name and value of every entry as text, in order, leaving out an empty ``why_not``."""
+        """Return name and value of every entry as text, in order, leaving out what is empty."""
         pairs = [(field.name.replace("_", " "), getattr(self, field.name)) for field in fields(self)]
         return [(name, _plain(value)) for name, value in pairs if value != ""]
 

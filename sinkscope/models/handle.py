@@ -70,6 +70,7 @@ class Model:
         self._bridge = bridge
         self._backend: Any | None = None
         self._fingerprint: tuple[Any, str] | None = None
+        self._verified = ""
 
     @property
     def device(self) -> torch.device:
@@ -102,10 +103,18 @@ class Model:
                 self._fingerprint = (state, fingerprint(self.model))
             return self._fingerprint[1]
 
-    def capabilities(self) -> Capabilities:
-        """Say what can be read and changed in this model, and why not where not."""
+    def capabilities(self, *, verify: bool = False) -> Capabilities:
+        """Say what can be read and changed in this model, and why not where not. Never raises for what a model is.
+
+        ``verify=True`` also runs the model by its own eager attention, on a prompt that goes past its window where that
+        is within reach (three passes of 192 to 512 tokens), and says how far the instrument is from it; a model that
+        differs is not read from then on.
+        """
         backend = self.backend
-        tower = backend.towers.get(backend.default_tower)
+        if verify and backend.towers and not self._verified:
+            self._verify(backend)
+        towers, missing = self._towers(backend)
+        tower = towers.get(backend.default_tower)
         sites = tower.attention if tower is not None else ()
         return Capabilities(
             model=self.id,
@@ -117,10 +126,11 @@ class Model:
             layers=tower.depth if tower is not None else 0,
             heads=max((site.heads for site in sites), default=0),
             kv_heads=max((site.kv_heads for site in sites), default=0),
-            attention_calls=sum(len(each.attention) for each in backend.towers.values()),
-            vision_tower=self.kind in ("vision", "vlm") or "vision" in backend.towers,
+            attention_calls=sum(len(each.attention) for each in towers.values()),
+            vision_tower="vision" in towers,
             context_length=self.context_length,
-            why_not=backend.why_not,
+            why_not=" ".join([*([backend.why_not] if backend.why_not else []), *missing]),
+            verified=self._verified,
         )
 
     def to_bridge(self) -> Any:
@@ -148,6 +158,33 @@ class Model:
         """Have the model for this thread alone, dropout switched off; each module then gets its own mode back."""
         with self.exclusive(), evaluation_mode(self.model):
             yield
+
+    @staticmethod
+    def _towers(backend: Any) -> tuple[dict[str, Any], list[str]]:
+        """Towers that can be read, and of each other one why not."""
+        towers, missing = {}, []
+        for name in backend.towers:
+            try:
+                towers[name] = backend.towers[name]
+            except UnsupportedModelError as error:
+                missing.append(f"{name}: {error}")
+        return towers, missing
+
+    def _verify(self, backend: Any) -> None:
+        from sinkscope.models.backends.verify import verify
+
+        if self._bridge is not None:
+            self._verified = "not possible: this bridge has replaced the model's own attention"
+            return
+        try:
+            with torch.no_grad(), self.evaluating():
+                tower = backend.towers[backend.default_tower]
+                self._verified = str(verify(self.model, backend, tower, self.context_length))
+        except UnsupportedModelError as error:
+            backend.towers, backend.reading, backend.edits, backend.why_not = {}, "none", False, str(error)
+        except Exception as error:  # whatever a model's own eager path raises
+            told = f"{type(error).__name__}: {weights.first_line(error)}"
+            self._verified = f"not possible: its own eager attention raised {told}"
 
     def _make_backend(self) -> Any:
         from sinkscope.models.backends.transformers import TransformersBackend

@@ -144,6 +144,8 @@ def test_models_lists_what_is_there(folder: Path, capsys: pytest.CaptureFixture[
     assert all(f"zoo:{entry.name}" in said for entry in sk.zoo.entries())
     assert main(["models", str(folder)]) == 0
     assert "tiny-llama" in capsys.readouterr().out
+    assert main(["models", str(folder), "--verify"]) == 0
+    assert "verified         against eager on " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

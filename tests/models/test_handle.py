@@ -566,6 +566,35 @@ def test_capabilities_of_a_model_that_bypasses_the_interface():
     assert "GPTJForCausalLM" in found.why_not
 
 
+def test_capabilities_say_which_tower_cannot_be_read(monkeypatch):
+    network = testing.tiny("llava")
+
+    def broken(*args, **kwargs):
+        raise AttributeError("no such part")
+
+    monkeypatch.setattr(network.model.vision_tower, "forward", broken)
+    model = load_model(network)
+    found = model.capabilities()
+    assert (found.reading, found.layers, found.vision_tower) == ("streaming", 3, False)
+    assert found.why_not.startswith("vision: CLIPVisionModel, the vision part of this model, cannot be read alone")
+    with pytest.raises(UnsupportedModelError, match="AttributeError: no such part"):
+        model.backend.towers["vision"]
+
+
+@pytest.mark.parametrize("at", ["forward", "config"])
+def test_capabilities_of_a_model_that_breaks_while_it_is_looked_at(monkeypatch, at):
+    network = testing.tiny("llama")
+    model = load_model(network, backend="transformers")
+    if at == "config":
+        monkeypatch.setattr(type(network.config), "get_text_config", lambda *_, **__: {}["nothing"])
+    else:
+        monkeypatch.setattr(network.lm_head, "forward", lambda *_: {}["nothing"])
+    found = model.capabilities()
+    assert (found.reading, found.edits) == ("none", False)
+    assert "LlamaForCausalLM: " in found.why_not
+    assert "KeyError: 'nothing'" in found.why_not.replace("KeyError (", "KeyError: ")
+
+
 def test_capabilities_are_shown_as_a_table():
     model = load_model(testing.tiny("llama"))
     text = str(model.capabilities())

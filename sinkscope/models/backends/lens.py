@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 
 from sinkscope.attention import seam
+from sinkscope.attention.keywords import check_functions
 from sinkscope.errors import EditError, UnsupportedModelError
 from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower, carried
 from sinkscope.models.backends.discovery import trial_inputs
@@ -128,9 +129,10 @@ def to_bridge(hf_model: torch.nn.Module, tokenizer: Any | None = None) -> Any:
 
     Raises:
         UnsupportedModelError: TransformerLens does not list the architecture, cannot build it, needs a package that is
-            missing, or computes different logits.
+            missing, or computes different logits; or its attention is a function of somebody else's.
     """
     name = type(hf_model).__name__
+    check_functions(seam.configs(hf_model))
     _check_served(name)
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 

@@ -44,6 +44,11 @@ class TransformersBackend:
             self.towers = vision.Towers(model, discover(model))
         except UnsupportedModelError as error:
             self.why_not = str(error)
+        except Exception as error:  # whatever a model of unknown make raises while it is looked at
+            self.why_not = (
+                f"{type(model).__name__}: running one token ended in {type(error).__name__}: {str(error)[:120]}. "
+                "Run the model by itself first."
+            )
         self.reading = "streaming" if self.towers else "none"
         self.edits = bool(self.towers)
         self.default_tower = next(iter(self.towers), "text")

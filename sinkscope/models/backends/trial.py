@@ -139,6 +139,8 @@ def watch(model: torch.nn.Module, run: Callable[[], Any]) -> Record:
     try:
         with torch.no_grad(), seam.entered(model, seam.Session(observe=record.observe)):
             run()
+    except UnsupportedModelError:
+        raise
     except Exception as error:
         if not record.calls:
             raise bypass(model, error) from None
@@ -153,11 +155,15 @@ def watch(model: torch.nn.Module, run: Callable[[], Any]) -> Record:
 
 def bypass(model: torch.nn.Module, error: Exception | None) -> UnsupportedModelError:
     """The error for a model that calls no attention; ``error`` is what it raised instead."""
-    told = f" ({type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''})" if error else ""
+    told = f" ({type(error).__name__}: {_first_line(error)})" if error else ""
     return UnsupportedModelError(
         f"{type(model).__name__}: running one token made no call to transformers' attention interface{told}. "
         "The model has no attention, or computes it by itself; use backend='lens' where TransformerLens serves it."
     )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:120] if str(error) else ""
 
 
 def main_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str | None, torch.Tensor | None]:

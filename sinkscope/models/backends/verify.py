@@ -1,0 +1,161 @@
+"""Comparing the instrument with the model's own eager attention, on a prompt that reaches what its attention does.
+
+One token finds where attention is; whether it is computed right shows only on a prompt longer than the model's window
+or sparse pattern. Both runs see the same random tokens (or picture); logits are compared, and maps where the model
+returns them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sinkscope.attention import seam
+from sinkscope.attention.view import Ask, Wants
+from sinkscope.errors import UnsupportedModelError
+from sinkscope.models.backends.base import Backend, Instruments, Output, Tower
+from sinkscope.models.backends.discovery import no_cache, trial_inputs
+
+SHORTEST, LONGEST = 192, 512
+"""Tokens of the prompt: more than one block of rows, and past the longest pattern that the configuration names."""
+
+MAP_ENTRIES = 1 << 26
+"""Entries of all maps together up to which they are compared; above it logits alone are."""
+
+PATTERNS = re.compile(r"window|chunk|index_topk|block_size|local_attention")
+"""Names of configuration values that say how far attention looks, or in what pieces."""
+
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+"""Largest difference by type of the weights, relative to the largest logit where that is above 1."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Largest differences between the instrument and the model's own eager attention; ``maps`` None: not compared.
+
+    ``beyond`` is the length of the longest pattern where the prompt was shorter than it, else 0.
+    """
+
+    tokens: int
+    logits: float
+    maps: float | None
+    beyond: int
+
+    def __str__(self) -> str:
+        maps = "" if self.maps is None else f", maps {self.maps:.1g}"
+        beyond = f"; a pattern of {self.beyond} tokens was not reached" if self.beyond else ""
+        return f"against eager on {self.tokens} tokens: logits {self.logits:.1g}{maps}{beyond}"
+
+
+def verify(network: torch.nn.Module, backend: Backend, tower: Tower, longest: int | None) -> Verification:
+    """Run ``network`` by its own eager attention and under the instrument, and compare.
+
+    Args:
+        network: the model that ``backend`` drives.
+        backend: gives the instrumented pass.
+        tower: its attention is read.
+        longest: tokens that the model takes at most; None for no limit.
+
+    Raises:
+        UnsupportedModelError: the two differ.
+    """
+    inputs, beyond = _inputs(network, longest)
+    found, maps = _ours(backend, tower, inputs)
+    with _eager(network):
+        wanted = _own(network, backend, tower, inputs)
+        own_maps = _own_maps(network, inputs) if maps else []
+    tokens = int(inputs["input_ids"].shape[1]) if "input_ids" in inputs else found.hidden.shape[1]
+    kind = next(p.dtype for p in network.parameters() if p.is_floating_point())
+    logits = _difference(_answer(found), wanted)
+    same = [m.shape for m in maps] == [m.shape for m in own_maps]
+    worst = max(map(_difference, maps, own_maps), default=None) if same else None
+    if not max(logits, worst or 0.0) <= TOLERANCE.get(kind, 5e-2):
+        raise UnsupportedModelError(
+            f"{type(network).__name__}: under the instrument it computes something else than by its own eager "
+            f"attention (largest difference {max(logits, worst or 0.0):.2g} on {tokens} tokens), so nothing is "
+            "measured. Read it by transformers' own output_attentions=True."
+        )
+    return Verification(tokens, logits, worst, beyond)
+
+
+def _ours(backend: Backend, tower: Tower, inputs: dict[str, torch.Tensor]) -> tuple[Output, list[torch.Tensor]]:
+    """The instrumented pass; with every map where they are not too many, else with the norms of the keys."""
+    length = next(iter(inputs.values())).shape[1]
+    whole = "input_ids" not in inputs or sum(site.heads for site in tower.attention) * length**2 <= MAP_ENTRIES
+    heads = {site.layer: max(each.heads for each in tower.sites_of(site.layer)) for site in tower.attention}
+    every = {layer: Ask("map", {"heads": tuple(range(count))}) for layer, count in heads.items()}
+    maps: list[torch.Tensor] = []
+    instruments = Instruments(
+        wants={layer: Wants(ask if whole else "key_norm") for layer, ask in every.items()},
+        collect=lambda _, stats: maps.append(stats["map"]) if whole else None,
+    )
+    return backend.forward(inputs, tower, instruments, "all"), maps
+
+
+def _own(network: torch.nn.Module, backend: Backend, tower: Tower, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What the model itself answers; a bridge drives a copy, so the model is asked beside it."""
+    if backend.name == "transformers":
+        return _answer(backend.forward(inputs, tower, Instruments(), "all"))
+    out = network(**inputs, **no_cache(network))
+    logits = getattr(out, "logits", None)
+    return out[0] if logits is None else logits
+
+
+def _own_maps(network: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    try:
+        out = network(**inputs, **no_cache(network), output_attentions=True)
+    except TypeError:  # no such argument
+        return []
+    maps = getattr(out, "attentions", None) or ()
+    return [each for each in maps if isinstance(each, torch.Tensor) and each.ndim == 4]
+
+
+def _answer(output: Output) -> torch.Tensor:
+    return output.hidden if output.logits is None else output.logits
+
+
+def _difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Largest difference relative to the largest number above 1; NaN where either is NaN."""
+    wanted = wanted.float()
+    return float((found.float() - wanted).abs().max() / wanted.abs().max().clamp(min=1.0))
+
+
+def _inputs(network: torch.nn.Module, longest: int | None) -> tuple[dict[str, torch.Tensor], int]:
+    inputs = trial_inputs(network)[0]
+    if "input_ids" not in inputs:
+        noise = torch.randn(inputs["pixel_values"].shape, generator=torch.Generator().manual_seed(0))
+        return {"pixel_values": noise.to(inputs["pixel_values"])}, 0
+    config: Any = network.config
+    text = config.get_text_config()
+    sizes = [value for name, value in text.to_dict().items() if PATTERNS.search(name) and type(value) is int]
+    pattern = max(sizes, default=0)
+    length = min(max(SHORTEST, pattern + SHORTEST // 4), LONGEST, longest or LONGEST)
+    # Ids with a meaning (padding, places of an image) make a model do something else than read text.
+    special = {value for each in (config, text) for name, value in each.to_dict().items() if _is_id(name, value)}
+    ids = torch.tensor(sorted(set(range(text.vocab_size)) - special))
+    chosen = ids[torch.randint(len(ids), (1, length - 1), generator=torch.Generator().manual_seed(0))]
+    first = inputs["input_ids"]
+    inputs["input_ids"] = torch.cat([first, chosen.to(first.device)], dim=1)
+    return inputs, pattern if pattern >= length else 0
+
+
+def _is_id(name: str, value: Any) -> bool:
+    return name.endswith(("_token_id", "_token_index")) and isinstance(value, int)
+
+
+@contextmanager
+def _eager(network: torch.nn.Module) -> Iterator[None]:
+    """While inside, the model computes attention by its own eager function."""
+    before = [(config, config._attn_implementation_internal) for config in seam.configs(network)]
+    try:
+        for config, _ in before:
+            config._attn_implementation_internal = "eager"
+        yield
+    finally:
+        for config, old in before:
+            config._attn_implementation_internal = old
