@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
@@ -72,22 +72,24 @@ def _with_shares(call: Call, wants: Wants, context: Context) -> tuple[torch.Tens
         if ask.name == "log_sum_exp":
             stats[label] = lse
         elif ask.name == "key_sum":
-            stats[label] = _sum_of_few(call, key, lse, ask.of["keys"], facts.queries(ask))
+            stats[label] = _sum_of_few(call, lse, ask, facts)
     return rearrange(out, "batch head query dim -> batch query head dim"), stats
 
 
 def _sum_of_few(
-    call: Call, key: Float[torch.Tensor, "batch head key dim"], lse: Float[torch.Tensor, "batch head query"],
-    keys: Bool[torch.Tensor, "batch key"], queries: Bool[torch.Tensor, "batch query"],
-) -> Float[torch.Tensor, "batch head key"]:  # fmt: skip
+    call: Call, lse: Float[torch.Tensor, "batch head query"], ask: Ask, facts: CallFacts
+) -> Float[torch.Tensor, "batch head key"]:
     """Attention on a few keys, summed over the queries: their weights are exp(logit - log-sum-exp)."""
-    cols = keys.any(0).nonzero()[:, 0]
-    logits = torch.einsum("bhqd,bhkd->bhqk", call.query.float() * call.scale, key[:, :, cols].float())
-    weights = (logits - lse[..., None]).exp()
+    keys, queries = ask.of["keys"], facts.queries(ask)
+    cols = facts.once("columns", keys, lambda: keys.any(0).nonzero()[:, 0])
+    # Scaling the few keys costs less than scaling the queries.
+    few = (call.key[:, :, cols].float() * call.scale).repeat_interleave(call.group, 1)
+    weights = torch.matmul(call.query.float(), few.transpose(2, 3)).sub_(lse[..., None]).exp_()
     if call.causal:
         row = torch.arange(lse.shape[2], device=cols.device)
-        weights = weights.masked_fill(cols[None, :] > row[:, None], 0.0)
+        hidden = facts.once("later columns", keys, lambda: cols[None, :] > row[:, None])
+        weights = weights.masked_fill_(hidden, 0.0)
     # Keys that nobody asked about are NaN, never 0: a 0 would read as a key without attention.
-    total = torch.full((*lse.shape[:2], key.shape[2]), torch.nan, device=lse.device)
-    total[:, :, cols] = torch.einsum("bhqk,bq->bhk", weights, queries.expand(len(lse), -1).float())
+    total = torch.full((*lse.shape[:2], call.key.shape[2]), torch.nan, device=lse.device)
+    total[:, :, cols] = torch.matmul(queries[:, None, None].float(), weights)[:, :, 0]
     return total

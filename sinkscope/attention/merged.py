@@ -9,6 +9,7 @@ carries no gradient: with a gradient wanted this path is refused.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
@@ -54,12 +55,15 @@ def attend(call: Call, edits: CallEdits, first: int) -> tuple[Float[torch.Tensor
         value = torch.where(change.keys[..., None], value * change.scale, value)
     others, lse = _others(call, key, value, first)
     step = max(1, CHUNK // (call.query.shape[2] * (first + 2)))
+    apart = call.query, key[:, :, :first], value[:, :, :first], others, lse
+    flat = [tensor.flatten(0, 1) for tensor in apart]
     parts = []
     for start in range(0, batch * heads, step):
-        flat = torch.arange(start, min(start + step, batch * heads), device=call.query.device)
-        where = flat // heads, flat % heads
-        parts.append(_rows(call, edits, first, where, (key, value, others, lse)))
-    out = rearrange(torch.cat(parts), "(batch head) query dim -> batch query head dim", batch=batch)
+        span = slice(start, min(start + step, batch * heads))
+        place = torch.arange(span.start, span.stop, device=call.query.device)
+        parts.append(_rows(call, edits, (place // heads, place % heads), [tensor[span] for tensor in flat]))
+    out = torch.cat(parts) if len(parts) > 1 else parts[0]
+    out = rearrange(out, "(batch head) query dim -> batch query head dim", batch=batch)
     for gate in edits.gates:
         out = gate(out)
     return out.to(call.query.dtype), LayerStats(path="merged")
@@ -84,23 +88,25 @@ def _others(
 
 
 def _rows(
-    call: Call, edits: CallEdits, first: int, where: tuple[torch.Tensor, torch.Tensor],
-    operands: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
-) -> Float[torch.Tensor, "flat query dim"]:  # fmt: skip
+    call: Call, edits: CallEdits, where: tuple[torch.Tensor, torch.Tensor], operands: Sequence[torch.Tensor]
+) -> Float[torch.Tensor, "flat query dim"]:
     """Output of some heads: one softmax over the first keys, all others as one entry, null and extra keys."""
-    key, value, others, lse = (tensor[where] for tensor in operands)
-    head, length = where[1], call.query.shape[2]
-    query = call.query[where].float() * call.scale
+    query, key, value, others, lse = operands
+    head, length, first = where[1], query.shape[1], key.shape[1]
+    query = query.float()
     tile = Tile(where[0], head, slice(0, length), slice(0, first), call.mask)
-    own = torch.bmm(query, key[:, :first].float().transpose(1, 2))
-    if call.causal:
-        place = torch.arange(max(first, length), device=query.device)
-        own = own.masked_fill(place[None, :first] > place[:length, None], HIDDEN_LOGIT)
+    # Scaling the few keys costs less than scaling the queries.
+    own = torch.bmm(query, (key.float() * call.scale).transpose(1, 2))
+    if call.causal and first > 1:
+        # Only rows before the last of these keys miss one.
+        place = torch.arange(first, device=query.device)
+        rows = min(first, length)
+        own[:, :rows] = own[:, :rows].masked_fill(place[None, :] > place[:rows, None], HIDDEN_LOGIT)
     # The log-sum-exp of the others is a logit like any other: exp of it is their part of the denominator.
     logits = torch.cat([own, lse[..., None]], dim=-1)
     for bias in edits.biases:
         logits = bias.apply(logits, tile)
-    extra = [each.key.float()[head] for each in edits.extra_keys]
+    extra = [each.key.float()[head] * call.scale for each in edits.extra_keys]
     columns = [torch.einsum("fqd,fd->fq", query, each)[..., None] for each in extra]
     columns = [
         column.masked_fill(~each.heads[head][:, None, None], -math.inf)
@@ -114,7 +120,7 @@ def _rows(
         tile.off_keys = off_keys.sum(-1)
     for change in edits.weights:
         weights = change(weights, tile)
-    out = torch.bmm(weights[..., :first], value[:, :first].float())
+    out = torch.bmm(weights[..., :first], value.float())
     out.addcmul_(weights[..., first:], others.float())
     for place, each in enumerate(edits.extra_keys):
         share = off_keys[..., place]

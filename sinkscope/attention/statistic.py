@@ -53,18 +53,19 @@ class CallFacts:
         of other tokens than the prompt's (patches of an image inside a larger model): all of them are real.
         """
         real, rows = self.context.real, self.shape[2]
-        return self._kept(real, lambda: real[:, -rows:] if real.shape[1] >= rows else real.new_ones(len(real), rows))
+        own = real.shape[1] >= rows
+        return self.once("queries", real, lambda: real[:, -rows:] if own else real.new_ones(len(real), rows))
 
     def queries(self, ask: Ask) -> Bool[torch.Tensor, "batch query"]:
         """Return the real queries that a statistic is asked of: those of its argument ``queries``, or all."""
         asked = ask.of.get("queries")
         if asked is None:
             return self.real_queries
-        return self._kept(asked, lambda: asked[:, -self.shape[2] :] & self.real_queries)
+        return self.once("queries", asked, lambda: asked[:, -self.shape[2] :] & self.real_queries)
 
-    def _kept(self, mask: torch.Tensor, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Return the same tensor in every layer, so that what depends on it alone is computed once."""
-        key = ("queries", id(mask), self.shape[2])
+    def once(self, what: str, mask: torch.Tensor, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return what follows from a mask and the call's size alone: the same tensor in every layer, computed once."""
+        key = (what, id(mask), self.shape[2:])
         if key not in self.context.cache:
             self.context.cache[key] = mask, make()  # the mask is kept, so that its id is not given to another
         return self.context.cache[key][1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class Ask:
     name: str
     of: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def statistic(self) -> Any:
         """Return the class that gathers it, see :class:`sinkscope.attention.statistic.Statistic`.
 

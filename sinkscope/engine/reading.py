@@ -40,6 +40,7 @@ class ReadingBuilder:
         self.arrays: dict[str, np.ndarray] = {}
         self.parts = {name: probe.labels(self.longest) for probe in probes for name in probe.variables}
         """The labels by which each variable names the part of an axis that it reads."""
+        self._known: tuple[Batch, list[np.ndarray | None]] | None = None
 
     def put(self, found: Mapping[str, torch.Tensor], batch: Batch, at: AttentionSite | int | None = None) -> None:
         """Store tensors of one attention call, one residual site (by its place) or the output; batch comes first."""
@@ -50,14 +51,19 @@ class ReadingBuilder:
             values = tensor.detach().float().cpu().numpy()
             array = self._array(name, values.shape[1:], axes, dims[0] if stacked else "")
             place = self._place(name, at) if stacked else ()
-            for row, prompt in enumerate(batch.indices):
+            for row, (prompt, real) in enumerate(zip(batch.indices, self._padded(batch), strict=True)):
                 part = values[row]
-                real = batch.real[row].cpu().numpy()
                 for axis, dim in enumerate(axes):
-                    if dim in ("key", "query") and part.shape[axis] == len(real) and not real.all():
+                    if real is not None and dim in ("key", "query") and part.shape[axis] == len(real):
                         part = np.compress(real, part, axis=axis)
                 slots = [slice(0, size) for size in part.shape]
                 array[(prompt, *place, *self._slots(name, axes, slots))] = part
+
+    def _padded(self, batch: Batch) -> list[np.ndarray | None]:
+        """Which tokens of each prompt are real; None where all of them. Kept from one layer to the next."""
+        if self._known is None or self._known[0] is not batch:
+            self._known = batch, [None if real.all() else real for real in batch.real.cpu().numpy()]
+        return self._known[1]
 
     def _array(self, name: str, shape: Sequence[int], axes: Sequence[str], stack: str) -> np.ndarray:
         if name not in self.arrays:
@@ -68,7 +74,7 @@ class ReadingBuilder:
             if "head" in part:
                 sizes[axes.index("head")] = len(self._heads(name))
             if stack == "layer":
-                sizes = [len(self._layers(name)), *self._call_size(), *sizes]
+                sizes = [len(self._layers(name)), *self._call_size, *sizes]
             elif stack == "site":
                 sizes = [len(self.tower.residual), *sizes]
             # NaN, not 0: what was not read (padding, other layers) must not enter a mean.
@@ -78,20 +84,22 @@ class ReadingBuilder:
     def _place(self, name: str, at: AttentionSite | int | None) -> tuple[int, ...]:
         if not isinstance(at, AttentionSite):
             return (at or 0,)
-        call = (at.call,) if self._call_size() else ()
+        call = (at.call,) if self._call_size else ()
         return (list(self._layers(name)).index(at.layer), *call)
 
+    @functools.cached_property
     def _call_size(self) -> tuple[int, ...]:
         """Length of the axis ``call``, which is there where a block attends more than once."""
         return (self.tower.calls,) if self.tower.calls > 1 else ()
 
     def _slots(self, name: str, axes: Sequence[str], slots: list[slice]) -> list[slice] | list[Any]:
         """Where the part of a variable that is read lies in its array: named heads at their place among all."""
-        if "head" not in self.parts[name] or self._apart():
+        if "head" not in self.parts[name] or self._apart:
             return slots
         at = axes.index("head")
         return [*slots[:at], list(self.parts[name]["head"]), *slots[at + 1 :]]
 
+    @functools.cached_property
     def _apart(self) -> bool:
         """Whether all that has layers or heads names the same ones: their axes then hold just those, with no gaps."""
         parts = [self.parts[name] for name, v in self.variables.items() if {"layer", "head"} & set(v.dims)]
@@ -99,12 +107,12 @@ class ReadingBuilder:
 
     def _layers(self, name: str) -> Sequence[int]:
         """Blocks along the axis ``layer`` of a variable."""
-        return self.parts[name]["layer"] if self._apart() and "layer" in self.parts[name] else range(self.tower.depth)
+        return self.parts[name]["layer"] if self._apart and "layer" in self.parts[name] else range(self.tower.depth)
 
     def _heads(self, name: str) -> Sequence[int]:
         """Heads along the axis ``head`` of a variable that names some."""
         most = max(site.heads for site in self.tower.attention)
-        return self.parts[name]["head"] if self._apart() else range(most)
+        return self.parts[name]["head"] if self._apart else range(most)
 
     def refuse_large_maps(self, variants: int = 1) -> None:
         """Refuse attention maps that would not fit: the only variables that grow with the square of the length.
@@ -163,11 +171,11 @@ class ReadingBuilder:
 
     def _dims(self, name: str) -> tuple[str, ...]:
         dims = self.variables[name].dims
-        return (*dims[:2], "call", *dims[2:]) if "layer" in dims and self._call_size() else dims
+        return (*dims[:2], "call", *dims[2:]) if "layer" in dims and self._call_size else dims
 
     def _head_coords(self, count: int) -> dict[str, Any]:
         named = next(self.parts[name].get("head") for name, v in self.variables.items() if "head" in v.dims)
-        heads = list(named) if named is not None and self._apart() else list(range(count))
+        heads = list(named) if named is not None and self._apart else list(range(count))
         site = max(self.tower.attention, key=lambda s: s.heads)
         group = site.heads // site.kv_heads
         return {"head": heads, "kv_of_head": ("head", [head // group for head in heads])}

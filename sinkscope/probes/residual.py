@@ -145,18 +145,21 @@ class SinkDims(Probe):
 
 def _top(hidden: Float[torch.Tensor, "key d_model"], top: int) -> tuple[torch.Tensor, ...]:
     """Signed values, dims, positions and own medians of the ``top`` largest magnitudes, and the median of all."""
+    sizes = hidden.abs()
     # The top entries lie in the tokens with the largest maxima, so only those rows are ranked.
-    rows = _largest_magnitude(hidden).topk(min(top, len(hidden))).indices
-    found = hidden[rows].abs().flatten()
+    rows = sizes.amax(-1).topk(min(top, len(hidden))).indices
+    found = sizes[rows].flatten()
     order = found.topk(min(top, len(found))).indices
     position, dim = rows[order // hidden.shape[1]], order % hidden.shape[1]
-    own = [_medians(hidden[position].abs()), _medians(hidden[:, dim].abs().T)]
-    return hidden[position, dim], dim.float(), position.float(), *own, midpoint_median(hidden.abs().flatten())
+    own = [_medians(sizes[position]), _medians(sizes[:, dim].T)]
+    return hidden[position, dim], dim.float(), position.float(), *own, midpoint_median(sizes.flatten())
 
 
 def _medians(rows: Float[torch.Tensor, "entry value"]) -> Float[torch.Tensor, " entry"]:
-    """Mid-point median of each row."""
-    return torch.as_tensor(np.median(rows.cpu().numpy(), axis=1), dtype=rows.dtype, device=rows.device)
+    """Mid-point median of each row; np.median takes three times as long on rows this short."""
+    middle = [(rows.shape[1] - 1) // 2, rows.shape[1] // 2]
+    found = np.partition(rows.cpu().numpy(), middle, axis=1)[:, middle].mean(1)
+    return torch.as_tensor(found, dtype=rows.dtype, device=rows.device)
 
 
 def _largest_magnitude(hidden: Float[torch.Tensor, "*tokens dim"]) -> Float[torch.Tensor, "*tokens"]:
@@ -176,17 +179,21 @@ def midpoint_median(values: Float[torch.Tensor, " entry"]) -> Float[torch.Tensor
 
 
 def _bracketed(numbers: Float[np.ndarray, " entry"], low_rank: int, high_rank: int) -> float:
-    stride = len(numbers) >> 12
+    stride = max(1, len(numbers) >> 14)
     # A stride that shares a factor with the width would see the same few dimensions of every token, and the dimensions
     # of a trained model differ in size: the bracket would miss.
     while math.gcd(stride, len(numbers)) > 1:
         stride += 1
-    sample = np.sort(numbers[::stride])
-    low, high = sample[int(len(sample) * 0.47)], sample[int(len(sample) * 0.53)]
+    sample = numbers[::stride].copy()
+    # The rank of the median in a sample of n has a standard deviation of at most sqrt(n) / 2: four of them either side.
+    reach = 2 * math.sqrt(len(sample))
+    ends = [int(len(sample) / 2 - reach), int(len(sample) / 2 + reach)]
+    sample.partition(ends)
+    low, high = sample[ends]
     below = int(np.count_nonzero(numbers < low))
-    inside = numbers[(numbers >= low) & (numbers <= high)]
+    inside = numbers[np.flatnonzero((numbers >= low) & (numbers <= high))]
     if not below <= low_rank <= high_rank < below + len(inside):
         return float(np.median(numbers))
-    ranks = (low_rank - below, high_rank - below)
-    ranked = np.partition(inside, ranks)
-    return float((ranked[ranks[0]] + ranked[ranks[1]]) / 2)
+    ranks = [low_rank - below, high_rank - below]
+    inside.partition(ranks)
+    return float(inside[ranks].mean())

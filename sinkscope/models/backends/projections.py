@@ -7,6 +7,7 @@ it, and a module that is not linear is refused.
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 
 from sinkscope.errors import UnsupportedModelError
@@ -20,8 +21,11 @@ def write_norms(
     factor: Factor, value: Float[torch.Tensor, "batch kv_head key dim"]
 ) -> Float[torch.Tensor, "batch head key"]:
     """Return the norm of what each head writes for each key that it gives weight 1: |W_O v|."""
-    value = value.float().repeat_interleave(factor.shape[0] // value.shape[1], dim=1)
-    return torch.linalg.vector_norm(torch.einsum("hde,bhke->bhkd", factor, value), dim=-1)
+    heads, kv_heads = factor.shape[0], value.shape[1]
+    # The heads of a group read one value: their factors side by side make it one product, without repeated values.
+    factor = rearrange(factor, "(kv group) rank dim -> kv (group rank) dim", kv=kv_heads)
+    written = torch.einsum("hnd,bhkd->bhkn", factor, value.float()).unflatten(-1, (heads // kv_heads, -1))
+    return rearrange(torch.linalg.vector_norm(written, dim=-1), "batch kv key group -> batch (kv group) key")
 
 
 class OutputProjections:

@@ -67,6 +67,8 @@ class HeadOutputs:
 
     def whole(self, parts: Sequence[torch.Tensor]) -> Float[torch.Tensor, "batch query head dim"]:
         """Join the parts and windows of ``made`` or ``given``."""
+        if len(parts) == 1:
+            return parts[0].float()
         return torch.cat(list(parts), dim=0 if isinstance(self.calls[0][1], RowEdits) else 1).float()
 
     @property
@@ -80,7 +82,9 @@ class HeadOutputs:
         given = self.whole(self.given)
         if self.read is None or self.read.numel() != given.numel():
             return False
-        return torch.allclose(self.read.reshape(given.shape).float(), given, rtol=1e-3, atol=1e-6)
+        read = self.read.reshape(given.shape).float()
+        # Nearly every model reads them digit for digit, which one pass over them shows.
+        return torch.equal(read, given) or torch.allclose(read, given, rtol=1e-3, atol=1e-6)
 
     @property
     def edit_gate(self) -> Float[torch.Tensor, "batch query head"] | None:
