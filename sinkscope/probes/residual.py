@@ -179,7 +179,7 @@ def midpoint_median(values: Float[torch.Tensor, " entry"]) -> Float[torch.Tensor
 
 
 def _bracketed(numbers: Float[np.ndarray, " entry"], low_rank: int, high_rank: int) -> float:
-    stride = max(1, len(numbers) >> 14)
+    stride = max(16, len(numbers) >> 14)
     # A stride that shares a factor with the width would see the same few dimensions of every token, and the dimensions
     # of a trained model differ in size: the bracket would miss.
     while math.gcd(stride, len(numbers)) > 1:

@@ -7,7 +7,6 @@ it, and a module that is not linear is refused.
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 
 from sinkscope.errors import UnsupportedModelError
@@ -21,11 +20,11 @@ def write_norms(
     factor: Factor, value: Float[torch.Tensor, "batch kv_head key dim"]
 ) -> Float[torch.Tensor, "batch head key"]:
     """Return the norm of what each head writes for each key that it gives weight 1: |W_O v|."""
-    heads, kv_heads = factor.shape[0], value.shape[1]
-    # The heads of a group read one value: their factors side by side make it one product, without repeated values.
-    factor = rearrange(factor, "(kv group) rank dim -> kv (group rank) dim", kv=kv_heads)
-    written = torch.einsum("hnd,bhkd->bhkn", factor, value.float()).unflatten(-1, (heads // kv_heads, -1))
-    return rearrange(torch.linalg.vector_norm(written, dim=-1), "batch kv key group -> batch (kv group) key")
+    kv_heads = value.shape[1]
+    # The heads of a group read one value: their factors one below the other make it one product, without repeats.
+    stacked = factor.reshape(kv_heads, -1, factor.shape[-1])
+    written = torch.matmul(stacked, value.float().transpose(2, 3)).unflatten(2, (factor.shape[0] // kv_heads, -1))
+    return written.square_().sum(3).sqrt_().flatten(1, 2)
 
 
 class OutputProjections:

@@ -44,6 +44,7 @@ class HeadOutputs:
     given: list[torch.Tensor] = field(default_factory=list)
     read: torch.Tensor | None = None
     ones: torch.Tensor | None = None
+    _compared: tuple[tuple[int, bool], bool] | None = None
 
     def watch(self, call: Call, edits: CallEdits | RowEdits | None) -> CallEdits | RowEdits:
         """Take note of a call; return its edits, with a look at the outputs before and behind their gates."""
@@ -79,6 +80,12 @@ class HeadOutputs:
     @property
     def plain(self) -> bool:
         """True where W_O reads the outputs of the heads as they are given."""
+        seen = len(self.given), self.read is not None
+        if self._compared is None or self._compared[0] != seen:
+            self._compared = seen, self._compare()
+        return self._compared[1]
+
+    def _compare(self) -> bool:
         given = self.whole(self.given)
         if self.read is None or self.read.numel() != given.numel():
             return False
