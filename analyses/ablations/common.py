@@ -54,6 +54,6 @@ def change(readings: xr.Dataset, baseline: str = "baseline") -> xr.DataArray:
     return out.rename("change").assign_attrs(units="1", long_name="cosine distance of the embedding")
 
 
-def texts(study: Study, n: int = 32) -> sk.Prompts:
+def texts(study: Study, n: int = 16) -> sk.Prompts:
     """Code for the language models of the zoo, which know nothing else; prose for any other model."""
     return study.texts("code" if study.model.id.startswith("zoo:lm-") else "prose", n=n)

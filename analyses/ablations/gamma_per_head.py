@@ -20,7 +20,7 @@ from sinkscope.engine.run import find_tower
 from sinkscope.methods.profiling import profile_heads
 
 GAMMAS = (0.25, 4.0)
-MOST = 36
+MOST = 24
 """Heads that are scaled one by one; a random sample of larger models."""
 
 
@@ -49,7 +49,7 @@ def measure(study: Study, model: sk.Model, prompts: sk.Prompts) -> tuple[xr.Data
 def judge(study: Study, model: sk.Model) -> None:
     """Sweep, compare with the estimate, and draw both maps."""
     need(model, model.is_causal, "a decoder, whose loss per token it reads")
-    prompts = texts(study, 16)
+    prompts = texts(study, 12)
     effect, heads = measure(study, model, prompts)
     tested = {gamma: heads_that_change(effect.sel(gamma=gamma, drop=True)) for gamma in GAMMAS}
     words = [f"gamma {g:g}: {down} lower the loss, {up} raise it, mean effects from {least:.2g} nat could be found"

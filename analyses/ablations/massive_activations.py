@@ -57,7 +57,7 @@ def variants(model: sk.Model, held_out: sk.Prompts, entry: MassiveEntry, width: 
 
 def judge(study: Study, model: sk.Model) -> None:
     """Find the entry, edit it, compare with controls, and draw."""
-    prompts = texts(study, 64)
+    prompts = texts(study, 32)
     half = len(prompts) // 2
     held_out, test = prompts.subset(range(half)), prompts.subset(range(half, len(prompts)))
     plain = study.run(held_out, [sk.MassiveActivations()])

@@ -36,7 +36,7 @@ def measure(model: sk.Model, prompts: sk.Prompts, edits: list[sk.edits.Edit]) ->
 
 def judge(study: Study, model: sk.Model) -> None:
     """Swap, compare, draw."""
-    prompts = texts(study, 16)
+    prompts = texts(study, 12)
     names = ["baseline", *EDITS]
     slugs = {name: "".join(c for c in name if c.isalnum()) for name in names}
     parts = [study.reading(f"swapped-{slugs[n]}", lambda n=n: measure(model, prompts, EDITS.get(n, []))) for n in names]

@@ -3,8 +3,8 @@
 Claim: Sun et al. 2024, section 4, and Kang et al. 2025 name sink dimensions by their size; here they are found by what
 they cause. A dimension of the first token is zeroed alone at the input of the middle block, and the key mass of the
 first token in the later blocks is read. The dimension is found on one half of the texts and its effect told on the
-other. Of wide models the 32 dimensions that are largest there and 16 random ones are tried, of others all.
-Cost: one pass per dimension over half the blocks, 12 texts; a minute or two per model.
+other. Of wide models the 16 dimensions that are largest there and 8 random ones are tried, of others all.
+Cost: one pass per dimension over half the blocks, 8 texts; a minute or two per model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sinkscope as sk
 from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, with_intervals
 from sinkscope.methods.residual import residual_stream
 
-WIDE, LARGEST, RANDOM = 400, 32, 16
+WIDE, LARGEST, RANDOM = 400, 16, 8
 
 
 def candidates(model: sk.Model, prompts: sk.Prompts, site: str) -> tuple[list[int], int]:
@@ -32,7 +32,7 @@ def candidates(model: sk.Model, prompts: sk.Prompts, site: str) -> tuple[list[in
 
 def judge(study: Study, model: sk.Model) -> None:
     """Sweep the dimensions, rank them, and draw the first ten."""
-    prompts = texts(study, 12)
+    prompts = texts(study, 8)
     half = len(prompts) // 2
     start = max(1, len(model.backend.towers[model.backend.default_tower].attention) // 2)
     site = f"{start - 1}.post"

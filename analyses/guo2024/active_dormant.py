@@ -72,7 +72,7 @@ def draw(
 def judge(study: Study, model: sk.Model) -> None:
     """Find the switch on one half of the prompts, test it on the other, zero it."""
     need(model, model.is_causal, "a decoder, whose loss per token it reads")
-    prompts = {kind: study.texts(kind, n=48, tokens=64) for kind in DOMAINS}
+    prompts = {kind: study.texts(kind, n=32, tokens=64) for kind in DOMAINS}
     gap, test = search(study, prompts)
     p = stats.ttest_ind(test["code"].values, test["prose"].values, equal_var=False).pvalue
     q = stats.false_discovery_control(np.nan_to_num(p, nan=1.0).ravel()).reshape(p.shape)

@@ -86,7 +86,7 @@ def by_layer(ds: xr.Dataset) -> xr.DataArray:
 
 def judge(study: Study, model: sk.Model) -> None:
     """Take out each sublayer of a model, draw the peak, say what makes it."""
-    n = 4 if study.quick else 16
+    n = 4 if study.quick else 8
     prompts = study.texts("random" if model.id.startswith("zoo:bb") else "prose", n=n, tokens=24, model=model)
     ds = study.reading(f"peak-{model.id.replace(':', '-')}", lambda: table(model, prompts))
     axes = sk.plot.layer_profile(
