@@ -78,12 +78,12 @@ def main() -> None:
                 value, (words, better) = 100 * scores.mean("prompt"), told(scores, "none")
                 before, after = (float(value.sel(edit=edit)) for edit in ("none", "zerotuning"))
                 study.claim(
-                    which, f"ZeroTuning raises {said}", paper=PAPER[which] if score == "exact" else "not reported",
+                    which, f"ZeroTuning raises {said}", paper=PAPER[which] if score == "exact" else "",
                     found=f"{before:.1f} to {after:.1f} %: {words}, n = {scores.sizes['prompt']} questions; {chosen}",
                     agrees=better,
                 )  # fmt: skip
             scores = together(parts, "exact")
-            for rivals, paper in ((("act", "pasta"), "above both on average"), (SHOWN[5:], "no control reported")):
+            for rivals, paper in ((("act", "pasta"), "above both on average"), (SHOWN[5:], "")):
                 found = {rival: told(scores, rival) for rival in rivals if rival in scores["edit"]}
                 sure = [better for _, better in found.values()]
                 study.claim(

@@ -14,14 +14,25 @@ from sinkscope import tasks
 from sinkscope.analysis import Study
 from sinkscope.engine.sweep import EditGrid
 
-GAMMAS = (0.1, 0.3, 0.6, 1.0, 2.0, 6.0)
+GAMMAS = (0.1, 0.4, 1.0, 2.5, 6.0)
 PANELS = ("sst2", "boolq", "logiqa")
+LARGE = 20_000_000
+"""Parameters from which on a model is asked less: one task, fewer questions."""
+
+
+def amount(study: Study, model: sk.Model, *panels: str) -> tuple[tuple[str, ...], int]:
+    """Tasks that suit a model, and how many questions of each it is asked."""
+    names = tasks.suited(model, *panels)
+    if study.quick:
+        return names[-1:], 8
+    large = model.model.num_parameters() > LARGE
+    return (names[-1:], 24) if large else (names[-3:], 80)
 
 
 def evaluated(model: sk.Model, name: str, n: int, grid: EditGrid) -> xr.Dataset:
     """Scores of a task's calibration questions under a grid: nothing is chosen here, so the test part is left alone."""
     questions = tasks.Questions.of(tasks.load(name, calibration=n, test=1).calibration, model)
-    return tasks.evaluate(model, questions, grid, batch_size=16)
+    return tasks.evaluate(model, questions, grid, batch_size=8)
 
 
 def draw(
@@ -39,13 +50,11 @@ def draw(
         The figure; the last reading; the mean change of the log probability over gamma, by arm and prompt of all
         tasks; the tasks.
     """
-    names = tasks.suited(study.model, *PANELS)
-    names = ("copy",) if study.quick else names[-3:]
-    figure, axes = plt.subplots(1, len(names), figsize=(4.4 * len(names), 4), squeeze=False, sharey=True)
+    names, n = amount(study, study.model, *PANELS)
+    figure, axes = plt.subplots(1, len(names), figsize=(max(4.4 * len(names), 6), 4), squeeze=False, sharey=True)
     sizes, ds, (dim, arm) = [], xr.Dataset(), banded
     for panel, name in zip(axes[0], names, strict=True):
-        n = 8 if study.quick else 80
-        ds = study.reading(f"{stem}_{name}", lambda name=name, n=n: measure(name, n))
+        ds = study.reading(f"{stem}_{name}", lambda name=name: measure(name, n))
         share = tasks.rate(ds["exact"])
         curve = share["value"].rename("accuracy").assign_attrs(long_name="exact match")
         band = (share["low"].where(share[dim] == arm), share["high"].where(share[dim] == arm))

@@ -1,4 +1,4 @@
-"""Which model the scripts of this folder look at: the one asked for, or the constructed one where it has none."""
+"""What the scripts of this folder look at: a model with the secondary sinks found in it, or the constructed one."""
 
 from __future__ import annotations
 
@@ -15,31 +15,39 @@ from sinkscope.methods import secondary_sinks
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A model with secondary sinks, its prompts and what was found, and what the model asked for shows."""
+    """A model, its prompts and the sinks found in them."""
 
     model: sk.Model
     prompts: sk.Prompts
     found: xr.Dataset
-    constructed: bool
-    seen: str
+    constructed: bool = False
+
+    @property
+    def secondary(self) -> int:
+        """Number of secondary sinks."""
+        return int((self.found["kind"] == "secondary").sum())
+
+    def paper(self, text: str) -> str:
+        """What the paper says, or nothing: a claim about a constructed model is none of the paper's."""
+        return "" if self.constructed else text
 
 
-def choose(study: Study) -> Case:
-    """Look for secondary sinks in the model of ``--model``; take the constructed model if there are none."""
-    model = study.model
-    length = min(256, model.context_length or 256)
-    prompts = study.texts("code", n=24, tokens=length)
-    found = study.reading("found", lambda: secondary_sinks.detect(model, prompts))
-    count, seen = int((found["kind"] == "secondary").sum()), describe(found, model)
-    if count:
-        return Case(model, prompts, found, False, seen)
+def look(study: Study, model: sk.Model) -> Case:
+    """Look for secondary sinks in a model."""
+    length = min(192, model.context_length or 192)
+    prompts = study.texts("code", n=12, tokens=length)
+    return Case(model, prompts, study.reading("found", lambda: secondary_sinks.detect(model, prompts)))
+
+
+def built(study: Study) -> Case:
+    """The constructed model: truth for the detector, no evidence about models."""
     model = constructed.build(0)
+    study.subject = model.id
     prompts = sk.Prompts.from_ids(constructed.token_ids(2 if study.quick else 8, 48, 3), model)
-    found = study.reading("found-constructed", lambda: secondary_sinks.detect(model, prompts))
-    return Case(model, prompts, found, True, seen)
+    return Case(model, prompts, secondary_sinks.detect(model, prompts), True)
 
 
-def describe(found: xr.Dataset, model: sk.Model) -> str:
+def describe(found: xr.Dataset) -> str:
     """Say how many tokens became sinks, and how near the others came."""
     kind, layers = found["kind"].values, found["layer"].values
     cosine = np.abs(found["cosine"].values.transpose(0, 2, 1)[kind == ""])
@@ -49,9 +57,9 @@ def describe(found: xr.Dataset, model: sk.Model) -> str:
     ranges = stages(found)
     where = " and ".join(f"{layers[first]} to {layers[last]}" for first, last in ranges) or "none"
     inside = np.isin(np.arange(len(layers)), [x for first, last in ranges for x in range(first, last + 1)])
-    near = f"{np.nanmax(cosine[:, inside]):.2f}" if inside.any() else "-"
+    near = f"{np.nanmax(cosine[:, inside]):.2f}" if inside.any() and len(cosine) else "-"
     return (
-        f"{model.id}: {counts} among {tokens} tokens of {found.sizes['prompt']} prompts; primary in layers {where} of "
+        f"{counts} among {tokens} tokens of {found.sizes['prompt']} prompts; primary in layers {where} of "
         f"{len(layers)}; largest cosine of the rest {near}"
     )
 

@@ -3,11 +3,12 @@
 Paper: Wong et al. 2025, figures 1, 2 and 7. Claims: some later tokens become sinks in the middle layers, at a few
 discrete (first layer, lifetime) pairs; their residual norm is large, below the primary's, their keys and values are
 small; they draw attention, less than the primary.
-Cost: two passes per prompt, under a minute.
+Cost: two passes per prompt, some minutes per language model.
 Different here: models of up to 19 layers have none by the paper's thresholds, so they scale with depth, and a state
-must be 3 times the layer's median norm. If the model of ``--model`` has none, which is then said, a constructed model
-is drawn: it shows that the detector finds what was built in, and is no evidence about models. The control for the
-attention score is the nearest token on either side that is no sink.
+must be 3 times the layer's median norm; sinks are looked for in each stage of the primary one. A model without any is
+said to have none, and the other claims are not judged on it. A constructed model checks the detector: it shows that
+what was built in is found, is no evidence about models and counts as no claim. The control for the attention score is
+the nearest token on either side that is no sink.
 """
 
 import case
@@ -17,19 +18,14 @@ import numpy as np
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import Study
+from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study
 from sinkscope.methods import secondary_sinks
 
-with Study(__doc__, paper="wong2025") as study:
-    chosen = case.choose(study)
-    found, model = chosen.found, chosen.model
-    probes = [sk.ResidualNorm(), sk.KeyNorm(), sk.ValueNorm()]
-    slug = "constructed" if chosen.constructed else "model"
-    reading = study.reading(f"norms-{slug}", lambda: sk.run(model, chosen.prompts, probes, batch_size=4))
-    norms, levels = secondary_sinks.norm_profiles(reading, found), secondary_sinks.levels(found)
-    kind = found["kind"].values == "secondary"
-    life, score, beside = (found[name].values[kind] for name in ("lifetime", "score", "score_beside"))
 
+def draw(study: Study, chosen: case.Case, norms: xr.Dataset, levels: xr.DataArray) -> None:
+    """Norms by layer, levels, and the attention that the sinks get."""
+    kind = chosen.found["kind"].values == "secondary"
+    life, score, beside = (chosen.found[name].values[kind] for name in ("lifetime", "score", "score_beside"))
     figure, axes = plt.subplots(2, 2, figsize=(10.5, 7.6))
     for ax, name in zip(axes.ravel(), ("residual", "value"), strict=False):
         shown = norms[name].assign_coords(group=["primary", "secondary", "rest"])
@@ -49,49 +45,80 @@ with Study(__doc__, paper="wong2025") as study:
     axes[1, 1].set_xticks(sorted(set(life.tolist())))
     axes[1, 1].legend()
     study.figure(
-        figure, "levels_and_norms", source=found,
+        figure, "levels_and_norms--constructed" if chosen.constructed else "levels_and_norms", source=chosen.found,
         says="tokens with |cosine| above 0.9 to the primary sink's state, relative rule; attention over the layers "
         "that read them" + ("; a constructed model" if chosen.constructed else ""),
     )  # fmt: skip
 
-    study.claim(
-        "Table of counts", "Later tokens become sinks in the middle layers", paper="262 in 300 texts (14B)",
-        found=chosen.seen + ("; short texts, few layers" if chosen.constructed else ""),
-        agrees=None if chosen.constructed else True,
-    )  # fmt: skip
-    lead = "constructed, so built in: " if chosen.constructed else ""
-    if chosen.constructed:
-        planted = {(t, start, end - start) for t, start, _, end in constructed.LEVELS}
-        ids = np.array([row.tolist() for row in chosen.prompts.ids])
-        hits = set(zip(ids[kind].tolist(), found["start"].values[kind].tolist(), life.tolist(), strict=True))
-        tokens = int(np.isin(ids, [t for t, *_ in planted]).sum())
-        study.claim(
-            "Method", "The detector finds what was built in, with its level, and nothing else", paper="none",
-            found=f"{int(kind.sum())} found of {tokens} built in, token and level (first layer, lifetime) right in "
-            f"{len(hits & planted)} of {len(hits)} kinds", agrees=hits == planted and int(kind.sum()) == tokens,
-        )  # fmt: skip
+
+def judge_case(study: Study, chosen: case.Case) -> None:
+    """Draw and judge a model that has secondary sinks."""
+    found, model = chosen.found, chosen.model
+    probes = [sk.ResidualNorm(), sk.KeyNorm(), sk.ValueNorm()]
+    reading = sk.run(model, chosen.prompts, probes, batch_size=4)
+    norms, levels = secondary_sinks.norm_profiles(reading, found), secondary_sinks.levels(found)
+    draw(study, chosen, norms, levels)
+    kind = found["kind"].values == "secondary"
+    score, beside = (found[name].values[kind] for name in ("score", "score_beside"))
     pairs = [(int(s), int(k), int(levels.sel(start=s, lifetime=k))) for s, k in np.argwhere(levels.values)]
+    pairs.sort(key=lambda pair: -pair[2])
+    most = sum(count for *_, count in pairs[:6]) / kind.sum()
     study.claim(
-        "Fig. 2", "A few discrete levels", paper="(22, 23) x 114, (22, 22) x 98, (22, 24) x 45",
-        found=lead + ", ".join(f"({s}, {k}) x {c}" for s, k, c in pairs),
-        agrees=None if chosen.constructed else len(pairs) <= 6,
+        "Fig. 2", "A few discrete levels", paper=chosen.paper("(22, 23) x 114, (22, 22) x 98, (22, 24) x 45"),
+        found=f"{', '.join(f'({s}, {k}) x {c}' for s, k, c in pairs[:6])}: {most:.0%} of {int(kind.sum())} sinks in "
+        f"the six most frequent of {len(pairs)} levels", agrees=bool(most > 0.8),
     )  # fmt: skip
     middle = int(np.median(found["start"].values[kind])) + 1
+    middle = min(middle, norms.sizes["layer"] - 1)
     at = {g: [float(norms[name].sel(group=g).isel(layer=middle)) for name in ("residual", "key", "value")]
           for g in ("primary", "secondary", "others")}  # fmt: skip
     study.claim(
-        "Fig. 1", "Large residual norm, below the primary's; small keys and values", paper="picture",
-        found=f"{lead}layer {middle}: " + "; ".join(
+        "Fig. 1", "Large residual norm, below the primary's; small keys and values", paper=chosen.paper("picture"),
+        found=f"layer {middle}: " + "; ".join(
             f"{name} {at['primary'][i]:.1f}, {at['secondary'][i]:.1f}, {at['others'][i]:.1f}"
             for i, name in enumerate(("residual", "key", "value"))
         ) + f" (primary, secondary, others; n = {int(kind.sum())})",
-        agrees=None if chosen.constructed else at["primary"][0] > at["secondary"][0] > 2 * at["others"][0],
+        agrees=at["primary"][0] > at["secondary"][0] > 2 * at["others"][0],
     )  # fmt: skip
-    diff = xr.DataArray(score - beside, dims="sink")
-    row = sk.metrics.compare(diff, to=diff * 0, over="sink")
+    more = Estimate.mean(xr.DataArray(score - beside, dims="sink"), "+.3f")
     study.claim(
-        "Section 3", "They draw attention (detection does not look at it)", paper="less than the primary",
-        found=f"{lead}{float(np.nanmean(score)):.3f} against {float(np.nanmean(beside)):.3f} beside them, "
-        f"{float(row['difference']):+.3f} [{float(row['low']):+.3f}, {float(row['high']):+.3f}] (n = {len(score)})",
-        agrees=None if chosen.constructed else float(row["low"]) > 0,
+        "Section 3", "They draw attention (detection does not look at it)", paper=chosen.paper("less than the primary"),
+        number=more, found=f"{float(np.nanmean(score)):.3f} less that of the nearest token that is no sink",
+        agrees=more.above(0.0),
     )  # fmt: skip
+
+
+def judge(study: Study, model: sk.Model) -> None:
+    """Look for secondary sinks, and go on where there are some."""
+    chosen = case.look(study, model)
+    per_prompt = (chosen.found["kind"] == "secondary").sum("key").reset_coords(drop=True).astype(float)
+    count = Estimate.mean(per_prompt, ".2f")
+    study.claim(
+        "Table of counts", "Later tokens become sinks in the middle layers", paper="262 in 300 texts (14B)",
+        number=count, found=f"secondary sinks per prompt; {case.describe(chosen.found)}", agrees=count.above(0.0),
+    )  # fmt: skip
+    if chosen.secondary:
+        judge_case(study, chosen)
+
+
+def check(study: Study) -> None:
+    """Whether the detector finds what was built into the constructed model."""
+    chosen = case.built(study)
+    kind = chosen.found["kind"].values == "secondary"
+    planted = {(t, start, end - start) for t, start, _, end in constructed.LEVELS}
+    ids = np.array([row.tolist() for row in chosen.prompts.ids])
+    cells = (ids[kind], chosen.found["start"].values[kind], chosen.found["lifetime"].values[kind])
+    hits = set(zip(*(cell.tolist() for cell in cells), strict=True))
+    tokens = int(np.isin(ids, [t for t, *_ in planted]).sum())
+    study.claim(
+        "Method", "The detector finds what was built in, with its level, and nothing else", paper="",
+        found=f"{int(kind.sum())} found of {tokens} built in, token and level (first layer, lifetime) right in "
+        f"{len(hits & planted)} of {len(hits)} kinds", agrees=hits == planted and int(kind.sum()) == tokens,
+    )  # fmt: skip
+    judge_case(study, chosen)
+
+
+if __name__ == "__main__":
+    with Study(__doc__, paper="wong2025", model=LANGUAGE_MODELS) as study:
+        study.for_each(judge)
+        check(study)

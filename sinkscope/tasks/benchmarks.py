@@ -217,10 +217,14 @@ MULTIPLE_CHOICE = ("mmlu", "aqua", "mathqa", "logiqa", "cqa", "piqa", "arc-c")
 def suited(model: Model, *names: str) -> tuple[str, ...]:
     """Names of tasks for this model: ``names`` of benchmarks; for a model of the zoo those made here, which it can do.
 
+    Without the network (``HF_HUB_OFFLINE`` is set) every model gets those made here.
+
     A name stands for its kind: with one of ``CLASSIFICATION`` among ``names`` come the offline tasks with fixed labels,
     with one of ``MULTIPLE_CHOICE`` those with options of their own.
     """
-    if not model.id.startswith("zoo:"):
+    from huggingface_hub import constants
+
+    if not (model.id.startswith("zoo:") or constants.HF_HUB_OFFLINE):
         return names
     kinds = {CLASSIFICATION: FIXED_LABELS, MULTIPLE_CHOICE: tuple(n for n in OFFLINE if n not in FIXED_LABELS)}
     return tuple(task for kind, tasks in kinds.items() if set(kind) & set(names) for task in tasks)

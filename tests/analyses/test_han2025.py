@@ -2,15 +2,16 @@
 
 import functools
 import json
+import runpy
 
 import pytest
 import xarray as xr
 from PIL import Image
 
-from analyses.scripts import run
+from analyses.scripts import ANALYSES, run
 
 SCRIPTS = {
-    "han2025/scaled_token": 1, "han2025/layer_groups": 1, "han2025/head_profile": 2, "han2025/method_table": 8,
+    "han2025/scaled_token": 1, "han2025/layer_groups": 2, "han2025/head_profile": 2, "han2025/method_table": 8,
     "han2025/unsupervised": 1, "yu2024/other_sinks": 2, "yu2024/single_head": 1, "zhang2023/steering": 4,
 }  # fmt: skip
 
@@ -27,7 +28,7 @@ def results(folder):
     @functools.cache
     def result(name):
         with pytest.MonkeyPatch.context() as patch:
-            return run(f"{name}.py", folder, patch)
+            return run(f"{name}.py", folder, patch, "--model", "zoo:lm-python")
 
     return result
 
@@ -51,7 +52,22 @@ def verdicts(results, name):
 
 def test_the_first_token_moves_copying_more_than_another(results):
     assert verdicts(results, "han2025/scaled_token") == [True]
-    assert "n = 8 questions of copy" in results("han2025/scaled_token")[0]["claims"][0]["found"]
+    (claim,) = results("han2025/scaled_token")[0]["claims"]
+    assert claim["number"].endswith("(n = 8)")
+    assert "questions of copy" in claim["found"]
+
+
+def test_heads_are_counted_with_the_smallest_effect_that_could_be_found(results):
+    classes, shares = results("han2025/head_profile")[0]["claims"]
+    assert "effects from 0.0" in classes["found"]
+    assert shares["reason"] == "fewer than two tasks with heads that change"
+    assert "effects from " in results("yu2024/single_head")[0]["claims"][0]["found"]
+
+
+def test_keeping_the_first_token_is_no_control_where_every_focus_holds_it():
+    holds_first = runpy.run_path(str(ANALYSES / "zhang2023" / "steering.py"))["holds_first"]
+    assert holds_first(xr.DataArray([[True, False], [True, True]], dims=("prompt", "key")))
+    assert not holds_first(xr.DataArray([[True, False], [False, True]], dims=("prompt", "key")))
 
 
 def test_what_the_methods_answered_is_kept_and_told(results, folder):
@@ -64,9 +80,7 @@ def test_what_the_methods_answered_is_kept_and_told(results, folder):
     assert found.startswith(f"{before:.1f} to {after:.1f} %:")
     assert found.endswith(f"n = 8 questions; copy gamma {chosen:g}")
     assert after > before
-    assert claims["Table 1", "It raises exact match by more than random heads and random token"]["paper"] == (
-        "no control reported"
-    )
+    assert claims["Table 1", "It raises exact match by more than random heads and random token"]["paper"] == ""
 
 
 def test_later_sinks_are_punctuation_and_steering_to_the_list_helps_copying(results):

@@ -5,58 +5,63 @@ from PIL import Image
 import sinkscope as sk
 from analyses.scripts import run
 
-SCRIPTS = {"levels_and_norms": 5, "makers": 4}
+SCRIPTS = {"levels_and_norms": 5, "makers": 3}
+LANGUAGE = ("--model", "zoo:lm-python")
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """Both scripts once, on a language model without secondary sinks: they go on with the constructed model."""
-    folder = tmp_path_factory.mktemp("wong2025")
+def levels(tmp_path_factory):
+    """A language model without secondary sinks; then the constructed model, as a check of the detector."""
     with pytest.MonkeyPatch.context() as patch:
-        return {name: run(f"wong2025/{name}.py", folder, patch) for name in SCRIPTS}
+        return run("wong2025/levels_and_norms.py", tmp_path_factory.mktemp("wong2025"), patch, *LANGUAGE)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_claims_and_a_figure_with_something_on_it(results, name):
-    said, figures = results[name]
-    assert said["paper"] == "wong2025"
-    assert len(said["claims"]) == SCRIPTS[name]
-    assert len(figures) == 1
-    with Image.open(figures[0]) as picture:
-        assert min(picture.size) > 300
-        assert len(picture.convert("RGB").getcolors(1 << 24)) > 20
-    assert "a constructed model" in said["figures"][0]["says"]
-
-
-def test_none_in_the_language_model_is_said_with_how_near_it_came(results):
-    for name in SCRIPTS:
-        first = results[name][0]["claims"][0]
-        assert first["agrees"] is None
-        assert first["found"].startswith("zoo:lm-python: 0 secondary")
-        assert "largest cosine of the rest 0." in first["found"]
-
-
-def test_only_the_detector_is_judged_on_the_constructed_model(results):
-    claims = results["levels_and_norms"][0]["claims"]
-    assert claims[1]["agrees"] is True
-    assert claims[1]["found"].startswith("16 found of 16 built in")
-    for claim in [*claims[2:], *results["makers"][0]["claims"][1:]]:
-        assert claim["agrees"] is None
-        assert claim["found"].startswith("constructed, so built in: ")
-
-
-def test_the_levels_are_those_built_in(results):
-    assert results["levels_and_norms"][0]["claims"][2]["found"].endswith("(3, 3) x 8, (4, 4) x 8")
-
-
-def test_a_model_with_secondary_sinks_is_judged(tmp_path, monkeypatch):
+@pytest.fixture
+def with_sinks(monkeypatch):
+    """Every source gives the constructed model."""
     constructed = load()
     model = constructed.build(0)
     monkeypatch.setattr("sinkscope.analysis.Study.load", lambda self, source: model)
-    monkeypatch.setattr(
-        "sinkscope.analysis.Study.texts",
-        lambda self, *_, **__: sk.Prompts.from_ids(constructed.token_ids(2, 48, 3), model),
-    )
-    said, _ = run("wong2025/levels_and_norms.py", tmp_path, monkeypatch)
-    assert [claim["agrees"] for claim in said["claims"]] == [True] * 4
-    assert "constructed, so" not in str(said["claims"])
+    prompts = sk.Prompts.from_ids(constructed.token_ids(2, 48, 3), model)
+    monkeypatch.setattr("sinkscope.analysis.Study.texts", lambda self, *_, **__: prompts)
+
+
+def test_none_in_the_language_model_is_said_of_that_model_with_how_near_it_came(levels):
+    first = levels[0]["claims"][0]
+    assert first["model"] == "zoo:lm-python"
+    assert first["agrees"] is False
+    assert first["number"] == "0.00 [0.00, 0.00] (n = 3)"
+    assert "0 secondary" in first["found"]
+    assert "largest cosine of the rest 0." in first["found"]
+
+
+def test_what_a_constructed_model_shows_is_said_of_it_and_counts_as_no_claim(levels):
+    said, figures = levels
+    assert len(said["claims"]) == SCRIPTS["levels_and_norms"]
+    detector, steps, *rest = said["claims"][1:]
+    assert detector["agrees"] is True
+    assert detector["found"].startswith("16 found of 16 built in")
+    assert steps["found"].startswith("(3, 3) x 8, (4, 4) x 8: 100% of 16 sinks")
+    for claim in (detector, steps, *rest):
+        assert claim["paper"] == ""
+        assert claim["model"] == "constructed secondary sinks 0"
+    assert len(figures) == 1
+    assert "a constructed model" in said["figures"][0]["says"]
+    with Image.open(figures[0]) as picture:
+        assert min(picture.size) > 300
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 20
+
+
+def test_makers_leaves_out_a_model_without_any_in_one_line(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=r"zoo:lm-python: this analysis needs secondary sinks; none was found"):
+        run("wong2025/makers.py", tmp_path, monkeypatch, *LANGUAGE)
+
+
+def test_a_model_with_secondary_sinks_is_judged(tmp_path, monkeypatch, with_sinks):
+    said, figures = run("wong2025/levels_and_norms.py", tmp_path, monkeypatch, "--model", "any")
+    assert [claim["agrees"] for claim in said["claims"] if claim["paper"]] == [True] * 4
+    assert len(figures) == 2
+    said, _ = run("wong2025/makers.py", tmp_path, monkeypatch, "--model", "any")
+    judged = [claim for claim in said["claims"] if claim["paper"]]
+    assert len(judged) == SCRIPTS["makers"]
+    assert [claim["agrees"] for claim in judged] == [True] * 3

@@ -116,10 +116,13 @@ def test_an_unknown_name_lists_those_there_are():
         tasks.load("sst3")
 
 
-def test_tasks_made_here_are_loaded_by_name_and_suit_the_zoo():
+def test_tasks_made_here_are_loaded_by_name_and_suit_the_zoo(monkeypatch):
     assert tasks.load("copy", calibration=3, test=4) == tasks.offline("copy", calibration=3, test=4)
     zoo, other = SimpleNamespace(id="zoo:lm-python"), SimpleNamespace(id="llama")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     assert tasks.suited(other, "sst2", "logiqa") == ("sst2", "logiqa")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert tasks.suited(other, "sst2") == ("brackets", "keywords", "operators"), "no data set can be had"
     assert tasks.suited(zoo, "sst2", "boolq") == ("brackets", "keywords", "operators")
     assert tasks.suited(zoo, "sst2", "logiqa") == ("brackets", "keywords", "operators", "cloze", "copy")
 
