@@ -58,3 +58,11 @@ def test_the_maps_of_words_are_more_alike_than_those_of_pictures(results):
     assert float(low[1]) > 0
     assert "n = 12 prompts" in alike["found"]
     assert lit["agrees"] is False, "this model looks at what it is asked about"
+
+
+def test_a_handful_of_visual_sinks_shows_nothing(results):
+    claims = {claim["claim"]: claim for claim in results["sink_content"][0]["claims"]}
+    for words in ("write less than other visual tokens", "lie on background"):
+        few = claims[f"Visual sinks {words} (sinks: pass tau)"]
+        assert few["agrees"] is None
+        assert few["reason"].endswith("prompts are too few")

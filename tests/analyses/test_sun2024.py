@@ -4,7 +4,7 @@ from PIL import Image
 from analyses.scripts import run
 
 SCRIPTS = {"massive_picture": 6, "attention_before_after": 2, "implicit_bias": 1, "vision_registers": 2}
-LANGUAGE = ("--model", "zoo:lm-python")
+LANGUAGE, RANDOM = ("--model", "zoo:lm-python"), ("--model", "tiny:dinov2_with_registers")
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +13,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sun2024")
     with pytest.MonkeyPatch.context() as patch:
         return {
-            name: run(f"sun2024/{name}.py", folder, patch, *(() if name == "vision_registers" else LANGUAGE))
+            name: run(f"sun2024/{name}.py", folder, patch, *(RANDOM if name == "vision_registers" else LANGUAGE))
             for name in SCRIPTS
         }
 
@@ -61,6 +61,11 @@ def test_what_the_sink_adds_is_nearly_the_same_for_all_queries(results):
     assert claim["agrees"] is True
     assert "tokens beside it -" in claim["found"]
     assert claim["number"].endswith("(n = 6)")
+
+
+def test_a_language_model_is_refused_by_the_script_on_pictures(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=r"zoo:lm-python: this analysis needs a vision transformer"):
+        run("sun2024/vision_registers.py", tmp_path, monkeypatch, *LANGUAGE)
 
 
 def test_random_weights_show_nothing(results):
