@@ -27,7 +27,7 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     import shlex
 
     section = (ROOT / "README.md").read_text(encoding="utf-8").split("## On the command line")[1].split("##")[0]
-    commands = re.findall(r"^    sinkscope (.*)$", section, flags=re.MULTILINE)
+    commands = re.findall(r"^    sinkscope (.*(?:\n    (?!sinkscope).*)*)", section, flags=re.MULTILINE)
     assert len(commands) == 5
     monkeypatch.chdir(tmp_path)
     for command in commands:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ import xarray as xr
 from sinkscope import schema, zoo
 from sinkscope.cli import demo_language
 from sinkscope.cli.figures import draw_effects, draw_figure, draw_overview
-from sinkscope.cli.options import ModelOptions, load, quiet_libraries, split_text
+from sinkscope.cli.options import ModelOptions, load, quiet_libraries
 from sinkscope.edits import SetActivations
 from sinkscope.engine.run import run
 from sinkscope.engine.sweep import sweep
@@ -39,6 +38,7 @@ from sinkscope.probes import (
 from sinkscope.prompts import Prompts
 from sinkscope.report import available, find_sinks, findings, write_report
 from sinkscope.report.text import percent
+from sinkscope.tasks import corpora
 
 if TYPE_CHECKING:
     from sinkscope.models.handle import Model
@@ -98,7 +98,7 @@ def main(output: Path) -> bool:
 
 def pretrained(output: Path) -> xr.Dataset:
     """Measure the pretrained language model on the shipped texts: who is the sink, why, and what it is needed for."""
-    texts, name = language_texts(), demo_language.NAME
+    texts, name = corpora.texts(), demo_language.NAME
     _title(f"A language model that people know: {SOURCES[name].description}, on {len(texts)} short texts")
     model = load(name, ModelOptions())
     prompts = Prompts.from_texts(texts, model)
@@ -116,7 +116,7 @@ def pretrained(output: Path) -> xr.Dataset:
 
 def encoder(output: Path) -> xr.Dataset:
     """Measure the pretrained sentence encoder on the shipped texts; write reading, figures and report."""
-    texts = demo_texts()
+    texts = corpora.sentences()
     _title(f"A real model: the sentence encoder all-MiniLM-L6-v2, on {len(texts)} short texts")
     model = load("minilm", ModelOptions())
     prompts = Prompts.from_texts(texts, model)
@@ -134,7 +134,7 @@ def encoder(output: Path) -> xr.Dataset:
 
 def language_model(output: Path) -> xr.Dataset:
     """Measure the small language model that ships with the package, on code it was not trained on."""
-    texts = demo_code()
+    texts = corpora.snippets()
     _title(f"A small language model trained by this project: zoo:{LANGUAGE_MODEL}, on {len(texts)} pieces of Python")
     model = load(f"zoo:{LANGUAGE_MODEL}", ModelOptions())
     ds = run(model, Prompts.from_texts(texts, model), PROBES, batch_size=8)
@@ -245,25 +245,6 @@ def strongest_head(ds: xr.Dataset) -> AttentionMap:
     mass = ds["key_mass"].isel(key=0).mean("prompt")
     top = mass.where(mass == mass.max(), drop=True)
     return AttentionMap(layers=[int(top["layer"][0])], heads=[int(top["head"][0])])
-
-
-def demo_texts() -> list[str]:
-    """Give the texts that ship with the package."""
-    return split_text(_data("demo_texts.txt"), "paragraph")
-
-
-def language_texts() -> list[str]:
-    """Give the longer texts that ship with the package, of 30 tokens and more."""
-    return split_text(_data("language_texts.txt"), "paragraph")
-
-
-def demo_code() -> list[str]:
-    """Give the pieces of Python that ship with the package."""
-    return [part.strip("\n") for part in _data("demo_code.txt").split("# ----\n")]
-
-
-def _data(name: str) -> str:
-    return resources.files("sinkscope.data").joinpath(name).read_text(encoding="utf-8")
 
 
 def _write(ds: xr.Dataset, output: Path, name: str, title: str, sinks: Sinks | None) -> None:

@@ -1,8 +1,8 @@
-"""Text that lies on any machine with sinkscope: source code of the standard library, prose of a package's docstrings.
+"""Text that lies on any machine with sinkscope: short texts that are shipped, source code, prose of docstrings.
 
-The text itself is never shipped; it is read from the machine's own installation. Code: the CPython standard library
-(PSF licence), one file in twenty held out from the training of the zoo. Prose: the docstrings of SciPy (BSD licence),
-on which nothing here is trained.
+The short texts were written for this package, and nothing here is trained on them. Code and prose are never shipped but
+read from the machine's own installation. Code: the CPython standard library (PSF licence), one file in twenty held out
+from the training of the zoo. Prose: the docstrings of SciPy (BSD licence), on which nothing here is trained.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib.util
 import sysconfig
+from importlib import resources
 from pathlib import Path
 
 from sinkscope.errors import ModelError
@@ -53,6 +54,26 @@ def read_texts(files: list[Path]) -> list[str]:
         if len(text) >= 200:
             texts.append(text)
     return texts
+
+
+def texts() -> list[str]:
+    """Return 24 short texts of 30 to 60 tokens: prose, dialogue, lists, code."""
+    return _shipped("texts.txt", "\n\n")
+
+
+def sentences() -> list[str]:
+    """Return 24 texts of one or two sentences, for encoders of sentences."""
+    return _shipped("sentences.txt", "\n\n")
+
+
+def snippets() -> list[str]:
+    """Return short pieces of Python."""
+    return _shipped("snippets.txt", "# ----\n")
+
+
+def _shipped(name: str, between: str) -> list[str]:
+    content = resources.files("sinkscope.data").joinpath(name).read_text(encoding="utf-8")
+    return [part.strip("\n") for part in content.split(between) if part.strip()]
 
 
 def code() -> list[str]:

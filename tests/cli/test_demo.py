@@ -10,6 +10,7 @@ from sinkscope import cli, schema
 from sinkscope.cli import demo
 from sinkscope.models.sources import SOURCES
 from sinkscope.report.text import percent
+from sinkscope.tasks import corpora
 from sinkscope.testing import planted_sink
 
 
@@ -37,8 +38,8 @@ def test_it_writes_readings_figures_and_reports(said: str, output: Path) -> None
     pretrained = {"smollm2-135m.html"} if SOURCES["smollm2-135m"].here() else set()
     pages = {path.name for path in output.glob("*.html")}
     assert pages == {"minilm.html", "lm-python.html", "planted.html", *pretrained}
-    assert schema.open(output / "minilm.nc").sizes["prompt"] == len(demo.demo_texts()) == 24
-    assert len(demo.demo_code()) == 10
+    assert schema.open(output / "minilm.nc").sizes["prompt"] == len(corpora.sentences()) == 24
+    assert len(corpora.snippets()) == 10
     assert str(output) in said
 
 

@@ -9,6 +9,7 @@ import xarray as xr
 from sinkscope.cli import demo, demo_language
 from sinkscope.models.handle import load_model
 from sinkscope.models.sources import SOURCES, ModelSource
+from sinkscope.tasks import corpora
 
 
 def traced(value: list[float], other: list[float]) -> xr.Dataset:
@@ -43,7 +44,7 @@ def test_nothing_massive_is_no_stage() -> None:
 
 
 def test_every_text_is_long_enough() -> None:
-    texts = demo.language_texts()
+    texts = corpora.texts()
     assert len(texts) == 24
     assert min(len(text) for text in texts) > 100
     if SOURCES["smollm2-135m"].here():

@@ -1,3 +1,4 @@
+import re
 import sysconfig
 from pathlib import Path
 
@@ -27,3 +28,10 @@ def test_prose_is_docstrings_each_once():
 def test_prose_of_an_absent_package():
     with pytest.raises(ModelError, match=r"no docstrings under not_there/stats\. Install the package with its source"):
         corpora.prose("not_there")
+
+
+def test_the_shipped_texts_are_long_enough_to_tell_a_sink_from_even_attention() -> None:
+    texts = corpora.texts()
+    assert len(texts) == len(corpora.sentences()) == 24
+    assert all(len(re.findall(r"\w+|[^\w\s]|\n *", text)) >= 30 for text in texts), "see the quickstart"
+    assert all(text == text.strip("\n") and text for text in texts + corpora.sentences() + corpora.snippets())
