@@ -57,6 +57,24 @@ def test_the_callback_runs_inside_a_trainer_and_leaves_the_training_alone(name, 
     assert callback.history[0]["loss"] != callback.history[-1]["loss"]
 
 
+def test_the_callback_runs_while_peft_trains_an_adapter(tmp_path):
+    import peft
+
+    ids = rows(tiny("llama"))
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "o_proj"], task_type="CAUSAL_LM")
+    wrapped = peft.get_peft_model(tiny("llama"), config)
+    callback = SinkCallback(ids, every=2)
+    trained(wrapped, ids, callback, tmp_path, save_strategy="no", learning_rate=0.05)
+    assert [row["step"] for row in callback.history] == [0, 2, 3]
+    assert not any("failed" in row for row in callback.history)
+    with torch.no_grad():
+        logits = wrapped.eval()(ids).logits[:, :-1].double()
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    assert callback.history[-1]["loss"] == pytest.approx(float(loss), rel=1e-4)
+    assert callback.history[-1]["loss"] < callback.history[0]["loss"] - 0.01
+
+
 def test_its_numbers_are_those_of_a_second_opinion_and_of_run():
     model = tiny("llama")
     ids = rows(model, length=16)

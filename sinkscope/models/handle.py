@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sinkscope.errors import ModelError, UnsupportedModelError
-from sinkscope.models import processors, sources, weights
+from sinkscope.models import processors, sources, weights, wrappers
 from sinkscope.models.facts import (
     Capabilities,
     Kind,
@@ -32,12 +32,14 @@ class Model:
     """Handle on one model. Make it with :func:`load_model`.
 
     Attributes:
-        model: the transformers object. It is never changed; during a run its attention is routed through sinkscope.
+        model: the transformers object, without a wrapper. It is never changed; during a run its attention is routed
+            through sinkscope.
         tokenizer: its tokenizer, or ``None``.
         processor: its processor (for a vision encoder its image processor), or ``None``.
         config: the transformers configuration.
         id: name that readings carry: a hub id, the name of a named model, or the last part of a path.
-        origin: how the weights came about where that is more than a copy, such as "de-quantised from Q4_1 (...)".
+        origin: how the weights came about where that is more than a copy, such as "de-quantised from Q4_1 (...)" or
+            "with PEFT adapter default (LORA)".
         kind: ``decoder``, ``encoder``, ``vision`` or ``vlm``.
         is_causal: whether a token sees only what stands before it.
         bos_token_id: id that starts a text, or ``None``.
@@ -232,7 +234,8 @@ def load_model(  # noqa: PLR0913 (the public contract names them)
     Args:
         source: a named model (``"smollm2-135m"``, ``"gemma3-270m"``, ``"minilm"``, ``"dinov2-small"``, ``"zoo:NAME"``;
             ``sinkscope models`` lists them), a local folder (the network is never touched), a ``.gguf`` file,
-            ``"ollama:NAME[:TAG]"``, a hub id, a transformers model, or a TransformerLens ``TransformerBridge``.
+            ``"ollama:NAME[:TAG]"``, a hub id, a transformers model (PEFT's and torch's wrappers are read through,
+            adapters on), or a TransformerLens ``TransformerBridge``.
         tokenizer: use this one instead of the checkpoint's.
         processor: use this one instead of the checkpoint's.
         dtype: load the weights in this type; ``None`` keeps the checkpoint's own (float32 for the zoo and GGUF files).
@@ -312,11 +315,11 @@ def _take(
             "load_model(bridge, backend='transformers'): a TransformerBridge has replaced the model's own attention. "
             "Use backend='auto', or load the transformers model again."
         )
-    network = source if bridge is None else bridge.original_model
+    network, origin = wrappers.unwrapped(source if bridge is None else bridge.original_model)
     if not isinstance(network, PreTrainedModel):
         raise ModelError(
             f"load_model: {type(network).__name__} is not a transformers model. Give a PreTrainedModel, a "
-            "TransformerBridge, a folder or a hub id."
+            "PEFT model, a TransformerBridge, a folder or a hub id."
         )
     weights.check_config(network.config)
     model = Model(
@@ -333,6 +336,7 @@ def _take(
             "Convert it first with model.to(...), or load it from its folder."
         )
     weights.check_finite(network, model.id)
+    model.origin = origin
     return model
 
 
