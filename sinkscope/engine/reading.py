@@ -70,7 +70,13 @@ class ReadingBuilder:
             part = self.parts[name]
             # The logits of all positions are as many as the tokens of the prompts at hand, which may be shorter ones.
             whole = {"key", "query"} | ({"position"} if len(part.get("position", ())) == self.longest else set())
-            sizes = [self.longest if dim in whole else size for dim, size in zip(axes, shape, strict=True)]
+            # Later layers may have more heads than the first one seen (MiMo's windows); where there are fewer is NaN.
+            most = {"head": max(site.heads for site in self.tower.attention)} if stack == "layer" else {}
+            most |= {"kv_head": max(site.kv_heads for site in self.tower.attention)} if most else {}
+            sizes = [
+                self.longest if dim in whole else max(size, most.get(dim, 0))
+                for dim, size in zip(axes, shape, strict=True)
+            ]
             if "head" in part:
                 sizes[axes.index("head")] = len(self._heads(name))
             if stack == "layer":

@@ -25,18 +25,19 @@ def unwrapped(source: torch.nn.Module) -> tuple[torch.nn.Module, str]:
     Raises:
         UnsupportedModelError: the wrapper puts virtual tokens before each prompt (prompt tuning, prefix tuning).
     """
+    inside: Any = source
     origin = ""
-    while not isinstance(source, PreTrainedModel):
-        home, inner = type(source).__module__.split(".")[0], None
+    while not isinstance(inside, PreTrainedModel):
+        home, inner = type(inside).__module__.split(".")[0], None
         if home == "peft":
-            origin = origin or _adapters(source)
-            inner = source.get_base_model() if hasattr(source, "get_base_model") else getattr(source, "model", None)
+            origin = origin or _adapters(inside)
+            inner = inside.get_base_model() if hasattr(inside, "get_base_model") else getattr(inside, "model", None)
         elif home == "torch":
-            inner = getattr(source, SHELLS.get(type(source).__name__, ""), None)
-        if not isinstance(inner, torch.nn.Module) or inner is source:
+            inner = getattr(inside, SHELLS.get(type(inside).__name__, ""), None)
+        if not isinstance(inner, torch.nn.Module) or inner is inside:
             break
-        source = inner
-    return source, origin
+        inside = inner
+    return inside, origin
 
 
 def _adapters(source: Any) -> str:

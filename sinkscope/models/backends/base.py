@@ -54,6 +54,8 @@ class ResidualSite:
 
     ``turn`` counts the calls of a module that several layers share (ALBERT); None where each layer has its own.
     ``argument`` names the keyword by which the model hands the stream to the module; None where it stands first.
+    ``streams`` is the axis of parallel streams (Gemma-3n, DeepSeek-V4): their mean is read, and what an edit changes of
+    it is added to each of them. None where there is one stream.
     """
 
     name: str
@@ -61,6 +63,7 @@ class ResidualSite:
     before: bool
     turn: int | None = None
     argument: str | None = None
+    streams: int | None = None
 
     @property
     def layer(self) -> int:

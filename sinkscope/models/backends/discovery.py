@@ -213,11 +213,20 @@ def _residual_sites(record: Record, entries: list[ModuleCall], calls: list[list[
         if after is not None and fits:
             yield _before(record, f"{layer}.post", after)
         else:
-            yield ResidualSite(f"{layer}.post", entry.path, False, _turn(record, entry))
+            streams = _streams(entry.made)
+            yield ResidualSite(f"{layer}.post", entry.path, False, _turn(record, entry), streams=streams)
 
 
 def _before(record: Record, name: str, entry: ModuleCall) -> ResidualSite:
-    return ResidualSite(name, entry.path, True, _turn(record, entry), entry.argument)
+    return ResidualSite(name, entry.path, True, _turn(record, entry), entry.argument, _streams(entry.given))
+
+
+def _streams(state: torch.Tensor | None) -> int | None:
+    """Axis of parallel streams: of one prompt of one token, the only one of a 4-D state that is longer than 1."""
+    if state is None or state.ndim != 4:
+        return None
+    longer = [axis for axis, size in enumerate(state.shape[:3]) if size > 1]
+    return longer[0] if len(longer) == 1 else None
 
 
 def _mid_of(block: ModuleCall, calls: list[Seen]) -> ModuleCall | None:

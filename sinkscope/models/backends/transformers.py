@@ -133,6 +133,10 @@ def _hook(module: torch.nn.Module, site: ResidualSite, hooks: Any, batch: int) -
     def read(hidden: torch.Tensor) -> torch.Tensor:
         if hidden.ndim == 2:  # OPT flattens batch and tokens before its MLP
             return read(hidden.view(batch, -1, hidden.shape[-1])).flatten(0, 1)
+        if hidden.ndim == 4 and site.streams is not None:
+            mean = hidden.mean(site.streams)
+            new = read(mean)
+            return hidden if new is mean else hidden + (new - mean).unsqueeze(site.streams)
         for hook in hooks:
             new = hook(hidden)
             hidden = hidden if new is None else new
