@@ -5,6 +5,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from models.backends.lens_models import LISTS, bridge, bridged, differences, eager, logits_of, model, prompts
 from sinkscope import probes as p
@@ -15,6 +16,7 @@ from sinkscope.models.handle import load_model
 from sinkscope.prompts import Prompts
 from sinkscope.roles import MEASURED_ROLES
 from sinkscope.testing import pixels, tiny
+from sinkscope.testing.tiny import randomise
 
 BOTH = ("llama", "gpt2", "gpt_neox", "gemma2", "qwen2", "mistral", "gpt_oss")
 DELEGATED = ("opt", "bert")
@@ -316,3 +318,27 @@ def test_log_sum_exp_needs_scores():
 def test_probes_of_missing_parts_are_refused_as_elsewhere():
     with pytest.raises(ProbeError, match=r"AttentionMap\(layers=\[7\]\)"):
         run(bridged("llama"), prompts("llama"), [p.AttentionMap(layers=[7], heads=[0])])
+
+
+def gpt1():
+    settings = {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    network = AutoModelForCausalLM.from_config(AutoConfig.for_model("openai-gpt", **settings)).eval()
+    randomise(network, 0)
+    return network
+
+
+def test_a_bridge_that_computes_a_padded_batch_otherwise_is_refused_there_and_right_alone():
+    handle = load_model(gpt1())
+    asked = [p.KeyMass(), p.Logits(positions="all")]
+    pair = Prompts.from_ids([[1, 5, 9, 20, 7], [1, 6]], handle)
+    told = r"OpenAIGPTLMHeadModel: TransformerLens computes a prompt in a padded batch otherwise than alone\. Use"
+    for _ in range(2):
+        with pytest.raises(UnsupportedModelError, match=told):
+            run(handle, pair, asked, batch_size=2)
+    found = run(handle, pair, asked, batch_size=1)
+    for row, ids in enumerate([[1, 5, 9, 20, 7], [1, 6]]):
+        wanted = logits_of(handle.model, ids).logits[0]
+        np.testing.assert_allclose(found.logits[row, : len(ids)], wanted, atol=1e-5)
+    even = Prompts.from_ids([[1, 5, 9], [1, 6, 8]], handle)
+    together, apart = (run(handle, even, asked, batch_size=size) for size in (2, 1))
+    np.testing.assert_allclose(together.logits, apart.logits, atol=1e-5)
