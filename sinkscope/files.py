@@ -8,6 +8,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sinkscope.errors import OutputError
+
+
+def write(path: str | os.PathLike[str], content: bytes | str) -> Path:
+    """Write a file of which everything is at hand: whole, or not at all, and then what stood there is kept.
+
+    Libraries are asked for bytes and never write files themselves: HDF5, for one, crashes the interpreter when the disk
+    is full.
+
+    Raises:
+        OutputError: no room, or no leave to write.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: {len(data):,} bytes cannot be written ({error.strerror or error}). Make room, or choose another "
+            "place; nothing was changed."
+        ) from None
+    return Path(path)
+
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:

@@ -11,6 +11,7 @@ it returns, ``open`` on load. No torch here, so a reading can be checked, drawn 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sinkscope.errors import OutputError, SchemaError, did_you_mean
-from sinkscope.files import replacing
+from sinkscope.files import write
 from sinkscope.roles import ROLES
 
 if TYPE_CHECKING:  # they take half a second, which the command line's help should not wait for
@@ -29,6 +30,9 @@ if TYPE_CHECKING:  # they take half a second, which the command line's help shou
     import xarray as xr
 
 SCHEMA_VERSION = 2
+
+_SEAL = b"\nsinkscope sha256 "
+_SEAL_LENGTH = len(_SEAL) + 64 + 1
 
 
 @dataclass(frozen=True)
@@ -124,15 +128,22 @@ def _check_coordinates(ds: xr.Dataset) -> None:
 def save(ds: xr.Dataset, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Write a reading as netCDF, through a temporary file in the same folder, so a killed run leaves no half file.
 
+    A line with the hash of the content stands behind it, which ``open`` checks; programs that read netCDF or HDF5 look
+    no further than the content.
+
     Raises:
-        OutputError: the folder does not exist, cannot be written, or the file exists and ``overwrite`` is false.
+        OutputError: the folder does not exist, cannot be written, has no room, or the file exists and ``overwrite`` is
+            false.
         SchemaError: ``ds`` is not a valid reading.
     """
     validate(ds)
     target = check_output(path, overwrite=overwrite)
-    with replacing(target) as temporary:
-        ds.to_netcdf(temporary, engine="h5netcdf")
-    return target
+    content = bytes(ds.to_netcdf(engine="h5netcdf"))
+    return write(target, content + _seal(content))
+
+
+def _seal(content: bytes) -> bytes:
+    return _SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n"
 
 
 def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -144,6 +155,9 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Pa
         raise OutputError(f"{target}: the folder {target.parent} does not exist. Make it first.")
     if not os.access(target.parent, os.W_OK):
         raise OutputError(f"{target}: the folder {target.parent} cannot be written. Choose another one.")
+    if target.is_symlink() or (target.exists() and not target.is_file()):
+        what = f"a link to {os.readlink(target)}" if target.is_symlink() else "a device or a pipe, not a file"
+        raise OutputError(f"{target}: this is {what}, which is never replaced. Name a file.")
     if target.exists() and not overwrite:
         raise OutputError(f"{target}: the file exists. Pass overwrite=True (--overwrite) to replace it.")
     return target
@@ -153,7 +167,7 @@ def open(path: str | os.PathLike[str]) -> xr.Dataset:
     """Read a reading from disk into memory and validate it.
 
     Raises:
-        SchemaError: the file is absent, is not netCDF, or is not a sinkscope reading.
+        SchemaError: the file is absent, is damaged, is not netCDF, or is not a sinkscope reading.
     """
     source = Path(path)
     if not source.is_file():
@@ -161,9 +175,18 @@ def open(path: str | os.PathLike[str]) -> xr.Dataset:
     import xarray as xr
 
     try:
-        with xr.open_dataset(source, engine="h5netcdf") as ds:
+        content = source.read_bytes()
+    except OSError as error:
+        raise SchemaError(f"{source}: the file cannot be read ({error.strerror}). Ask who owns it.") from None
+    end = len(content) - _SEAL_LENGTH
+    if content[max(end, 0) :].startswith(_SEAL):  # readings of other programs, and of version 1.0, have none
+        content, seal = content[:end], content[end:]
+        if seal != _seal(content):
+            raise SchemaError(f"{source}: the file is damaged: its content is not what was written. Copy it again.")
+    try:
+        with xr.open_dataset(io.BytesIO(content), engine="h5netcdf") as ds:
             loaded = ds.load()
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of a damaged file, HDF5 and what reads it raise anything
         raise SchemaError(f"{source}: not a readable netCDF file ({error}). Was the copy cut short?") from None
     return validate(loaded)
 

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,13 +91,13 @@ def test_a_save_that_is_cut_short_leaves_what_was_there(reading, tmp_path, monke
         schema.save(reading[["key_mass"]], path)
     before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
 
-    def half(_self, target, **_kwargs):
-        with open(target, "wb") as file:
+    def half(self, _content):
+        with open(self, "wb") as file:
             file.write(b"\x89HDF half a file")
         raise raised
 
-    monkeypatch.setattr(xr.Dataset, "to_netcdf", half)
-    with pytest.raises(type(raised)):
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(OutputError if isinstance(raised, OSError) else type(raised)):
         schema.save(reading, path, overwrite=True)
     assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
 
@@ -241,3 +242,34 @@ def test_dims_of_a_grid_may_stand_in_front_of_a_variable_without_them(reading):
     behind = ds.assign(token_loss=ds["token_loss"].transpose("prompt", "query", "layer", "head"))
     with pytest.raises(SchemaError, match=r"token_loss: dims are \('prompt', 'query', 'layer', 'head'\)"):
         schema.validate(behind)
+
+
+def test_flipped_bits_are_never_other_numbers(tmp_path, reading):
+    """Each of 300 flips anywhere in the file is refused, or in the seal behind the content, which changes nothing."""
+    path, rng = schema.save(reading, tmp_path / "a.nc"), np.random.default_rng(0)
+    whole = path.read_bytes()
+    sealed = whole.rindex(b"\nsinkscope sha256 ")
+    for place in [*rng.integers(0, len(whole), 296).tolist(), sealed - 1, sealed, sealed + 3, len(whole) - 5]:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        if place < sealed or place == len(whole) - 5:
+            with pytest.raises(SchemaError, match=r"damaged: its content is not what was written\. Copy it again\."):
+                schema.open(path)
+            continue
+        try:
+            found = schema.open(path)
+        except SchemaError:
+            continue
+        xr.testing.assert_identical(found, reading)
+
+
+def test_other_programs_read_a_reading_by_its_path(tmp_path, reading):
+    path = schema.save(reading, tmp_path / "a.nc")
+    with xr.open_dataset(path, engine="h5netcdf") as found:
+        xr.testing.assert_identical(found.load(), reading)
+
+
+def test_a_reading_without_a_seal_is_read(tmp_path, reading):
+    reading.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
+    xr.testing.assert_identical(schema.open(tmp_path / "a.nc"), reading)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import App, CycloptsError
 from cyclopts.config import Toml
 
-from sinkscope import __version__, schema
+from sinkscope import __version__
 from sinkscope.cli.models import cache, models
 from sinkscope.cli.options import (
     FileOptions,
@@ -92,7 +92,7 @@ def run(
     handle = load(model, loading or ModelOptions())
     batch = make_prompts(prompts, texts, handle)
     ds = run_probes(handle, batch, probes, edits, batch_size=reading.batch_size, tower=reading.tower)
-    schema.save(ds, target, overwrite=file.overwrite)
+    file.save(ds)
     print(one_line(ds))
     print(f"Saved {target}: {', '.join(map(str, ds.data_vars))}.\nNext: sinkscope show {target}")
 
@@ -124,7 +124,7 @@ def sweep(
     batch = make_prompts(prompts, texts, handle)
     settings: dict[str, Any] = {"executor": variants.executor, "cache": variants.cache, "baseline": variants.baseline}
     ds = run_all(handle, batch, named, probes, batch_size=reading.batch_size, tower=reading.tower, **settings)
-    schema.save(ds, target, overwrite=file.overwrite)
+    file.save(ds)
     print(one_line(ds))
     sizes = ", ".join(f"{dim} ({ds.sizes[dim]})" for dim in leading_dims(ds))
     print(f"Saved {target}: {', '.join(map(str, ds.data_vars))}, by {sizes}.\nNext: sinkscope show {target}")
@@ -156,7 +156,7 @@ def checkpoints(
 
     probes = reading.probes() if reading.probe else None
     ds = read_checkpoints(folder, texts, probes, batch_size=reading.batch_size)
-    schema.save(ds, target, overwrite=file.overwrite)
+    file.save(ds)
     rows = [{"step": step, **summary(ds.sel(step=step))} for step in ds["step"].values.tolist()]
     print(pd.DataFrame(rows).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
     print(f"Saved {target}: {', '.join(map(str, ds.data_vars))}, by step ({ds.sizes['step']}).")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sinkscope.files import replacing
+from sinkscope.files import write
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -34,8 +34,7 @@ def figure_file(target: Path, style: Style) -> Iterator[list[Figure]]:
         with theme(style):
             yield holder
             holder[0].savefig(buffer, format=target.suffix[1:])
-        with replacing(target) as temporary:
-            temporary.write_bytes(buffer.getvalue())
+        write(target, buffer.getvalue())
     finally:
         plt.close("all")
 

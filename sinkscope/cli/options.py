@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from sinkscope import registry, schema, textform
-from sinkscope.errors import ProbeError, PromptError, SchemaError
+from sinkscope.errors import OutputError, ProbeError, PromptError, SchemaError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -157,6 +158,21 @@ class FileOptions:
             OutputError: as ``sinkscope.schema.check_output``.
         """
         return schema.check_output(self.output, overwrite=self.overwrite)
+
+    def save(self, ds: xr.Dataset) -> None:
+        """Write a reading; where that fails after the work is done, keep it in the folder for temporary files.
+
+        Raises:
+            OutputError: the place named cannot be written; the message says where the reading is now.
+        """
+        try:
+            schema.save(ds, self.output, overwrite=self.overwrite)
+        except OutputError as error:
+            try:
+                kept = schema.save(ds, Path(tempfile.mkdtemp(prefix="sinkscope-")) / self.output.name)
+            except (OutputError, OSError):
+                raise error from None
+            raise OutputError(f"{error} What was measured is kept in {kept}.") from None
 
 
 @Parameter(name="*", group=_MODEL)

@@ -12,6 +12,7 @@ from sinkscope.cli.figures import Style, draw_figure
 from sinkscope.cli.options import Output, image_files, leading_dims, selected
 from sinkscope.cli.sweep import means
 from sinkscope.errors import OutputError, SchemaError
+from sinkscope.files import write
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -47,7 +48,7 @@ def show(
         return
     frame = schema.to_dataframe(ds, table)
     if target is not None:
-        frame.to_csv(target, index=False)
+        write(target, frame.to_csv(index=False))
         print(f"Saved {target}: {len(frame):,} rows.")
         return
     ordered = frame.sort_values(table, key=abs, ascending=False, kind="stable")

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from sinkscope import schema
 from sinkscope.cli.options import FileOptions, ModelOptions, load
 
 
@@ -84,6 +83,6 @@ def tune(
         mode=how.mode, heads=how.heads, share=how.share, keys=how.keys, batch_size=how.batch_size
     )
     result = zerotune(load(model, loading or ModelOptions()), parts, settings)
-    schema.save(result.to_dataset(), target, overwrite=file.overwrite)
+    file.save(result.to_dataset())
     print(result.summary())
     print(f"Saved {target}: test scores, curve over gamma, profile of the heads.\nNext: sinkscope show {target}")

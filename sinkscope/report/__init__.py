@@ -11,7 +11,7 @@ import xarray as xr
 
 from sinkscope import schema
 from sinkscope.errors import SchemaError
-from sinkscope.files import replacing
+from sinkscope.files import write
 from sinkscope.report.figures import FIGURES, available, chosen, draw, figure
 from sinkscope.report.findings import Finding, findings
 from sinkscope.report.heads import head_data
@@ -67,9 +67,7 @@ def write_report(
     found = views(ds, images)
     drawn = pictures(ds, names, sinks=sinks, found=found)
     page = render(ds, title or f"{ds.attrs['model_id']}", told, sinks, drawn, head_data(ds, sinks, found))
-    with replacing(target) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return target
+    return write(target, page)
 
 
 def _check_leading(ds: xr.Dataset) -> None:
