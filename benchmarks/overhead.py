@@ -15,7 +15,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,8 @@ PLAN = (
     "reference:float32:128,512,1024,2048,4096", "smollm2-135m:float32:128,512,1024,2048",
     "gemma3-270m:float32:128,512,1024,2048", "minilm:float32:128,512", "reference:bfloat16:1024",
 )  # fmt: skip
-HEADING = "| way | CPU s | x plain (middle half) | wall, x plain | peak MiB | x plain |\n|---|---|---|---|---|---|"
+TIMES = ("way", "CPU s", "x plain (middle half)", "wall, x plain")
+PEAKS = ("peak MiB", "x plain")
 
 
 def peak_of(way: str, model: str, dtype: str, length: int) -> int:
@@ -83,9 +84,14 @@ def row(way: str, base: str, taken: dict[str, np.ndarray], peaks: dict[str, floa
     """Return one line of the table."""
     processor, wall = (taken[way] / taken[base]).T
     low, middle, high = np.quantile(processor, [0.25, 0.5, 0.75])
-    memory = f"{peaks[way]:.0f} | {peaks[way] / peaks[base]:.2f}" if peaks else " | "
     seconds = f"{np.median(taken[way][:, 0]):.2f}"
-    return f"| {way} | {seconds} | {middle:.2f} ({low:.2f} to {high:.2f}) | {np.median(wall):.2f} | {memory} |"
+    cells = [way, seconds, f"{middle:.2f} ({low:.2f} to {high:.2f})", f"{np.median(wall):.2f}"]
+    memory = [f"{peaks[way]:.0f}", f"{peaks[way] / peaks[base]:.2f}"] if peaks else []
+    return _line([*cells, *memory])
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def section(model: str, dtype: str, length: int, given: argparse.Namespace) -> Iterator[str]:
@@ -101,13 +107,15 @@ def section(model: str, dtype: str, length: int, given: argparse.Namespace) -> I
     ways = [w for w in chosen if w not in MAPS or size <= given.limit]
     taken = times(ways, model, dtype, length, given.repeats)
     peaks = {} if given.no_peaks else {way: peak(way, model, dtype, length) for way in ways}
-    yield f"## {model}, {dtype}, {length} tokens\n\n{HEADING}"
+    columns = TIMES + (PEAKS if peaks else ())
+    yield f"## {model}, {dtype}, {length} tokens\n\n{_line(columns)}\n{_line(['---'] * len(columns))}"
     yield from (row(way, base, taken, peaks) for way in ways)
-    yield from (f"| {w} | maps would take {size:.0f} GiB | | | | |" for w in chosen if w not in ways)
+    left = [""] * (len(columns) - 2)
+    yield from (_line([w, f"maps would take {size:.0f} GiB", *left]) for w in chosen if w not in ways)
     yield ""
 
 
-def about(repeats: int) -> str:
+def about(given: argparse.Namespace) -> str:
     """Return what was measured, when, with what."""
     names = ("torch", "transformers", "transformer-lens", "sinkscope")
     processor = platform.processor() or platform.machine()
@@ -116,12 +124,13 @@ def about(repeats: int) -> str:
         found = [x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")]
         processor = found[0] if found else processor
     busy = ", ".join(f"{load:.1f}" for load in os.getloadavg())
+    peaks = "" if given.no_peaks else " Peaks are above the loaded model, each in a process of its own."
     return (
-        f"Measured {date.today()} by `make bench` on one thread of {processor} ({os.cpu_count()} cores; load averages "
-        f"at the end {busy}), {repeats} interleaved repeats, medians of paired ratios. "
-        f"{', '.join(f'{name} {version(name)}' for name in names)}, Python {platform.python_version()}. Every way runs "
-        "the model without its output head. Peaks are above the loaded model, each in a process of its own. The models "
-        "are in `benchmarks/subjects.py`, the ways in `benchmarks/ways.py`.\n"
+        f"Measured {date.today()} by `python benchmarks/overhead.py --plan {' '.join(given.plan)}` on one thread of "
+        f"{processor} ({os.cpu_count()} cores; load averages at the end {busy}), {given.repeats} interleaved repeats, "
+        f"medians of paired ratios. {', '.join(f'{name} {version(name)}' for name in names)}, Python "
+        f"{platform.python_version()}. Every way runs the model without its output head.{peaks} The models are in "
+        "`benchmarks/subjects.py`, the ways in `benchmarks/ways.py`.\n"
     )
 
 
@@ -147,7 +156,7 @@ def main() -> None:
                 print(line, flush=True)
                 lines.append(line)
     if given.output:
-        given.output.write_text("\n".join(["# What reading attention costs\n", about(given.repeats), *lines]))
+        given.output.write_text("\n".join(["# What reading attention costs\n", about(given), *lines]))
 
 
 if __name__ == "__main__":
