@@ -74,6 +74,8 @@ def validate(ds: xr.Dataset, extra_dims: Sequence[str] = ()) -> xr.Dataset:
             f"not a sinkscope reading: attributes {missing} are missing. Use a dataset made by sinkscope.run or "
             "sinkscope.sweep, or read one with sinkscope.open."
         )
+    if ds.sizes.get("prompt", 1) == 0:
+        raise SchemaError("this reading has no prompts: nothing is left of it. Select at least one prompt.")
     declared = variables(ds)
     for name, array in ds.data_vars.items():
         if str(name) in declared:

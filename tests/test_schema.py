@@ -273,3 +273,8 @@ def test_other_programs_read_a_reading_by_its_path(tmp_path, reading):
 def test_a_reading_without_a_seal_is_read(tmp_path, reading):
     reading.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
     xr.testing.assert_identical(schema.open(tmp_path / "a.nc"), reading)
+
+
+def test_a_reading_without_prompts_is_refused(reading):
+    with pytest.raises(SchemaError, match=r"this reading has no prompts: nothing is left of it\. Select at least one"):
+        schema.validate(reading.isel(prompt=[]))

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import MISSING, fields
+from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
@@ -43,10 +46,16 @@ def metric(*definitions: Definition) -> Callable[[Callable[P, R]], Callable[P, R
 
 
 def exact(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a function with exact joins: readings whose labels differ are an error, never a silent intersection."""
+    """Run a function with exact joins: readings whose labels differ are an error, never a silent intersection.
+
+    Its parameters that are numbers must be finite: every comparison with NaN is false, so that a threshold of NaN would
+    find nothing, without a word.
+    """
+    signature = inspect.signature(function)
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        _check_numbers(signature, getattr(function, "__name__", "metric"), args, kwargs)
         try:
             with xr.set_options(arithmetic_join="exact", keep_attrs=False):
                 return function(*args, **kwargs)
@@ -57,6 +66,35 @@ def exact(function: Callable[P, R]) -> Callable[P, R]:
             ) from None
 
     return wrapped
+
+
+def _check_numbers(signature: inspect.Signature, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse what is no finite number where the signature says ``float`` or ``int``."""
+    try:
+        given = signature.bind(*args, **kwargs).arguments
+    except TypeError:
+        return  # the call itself says what is missing
+    for parameter in signature.parameters.values():
+        kinds = set(str(parameter.annotation).split(" | "))
+        if parameter.name not in given or not kinds <= _NUMBERS:
+            continue
+        value = given[parameter.name]
+        several: dict[str, Any] = value if parameter.kind is parameter.VAR_KEYWORD else {parameter.name: value}
+        whole = not kinds & {"float", "Sequence[float]"}
+        for label, one in several.items():
+            listed = isinstance(one, Sequence | np.ndarray | range) and not isinstance(one, str)
+            parts: list[Any] = list(cast(Iterable[Any], one)) if listed else [one]
+            if one is not parameter.default and not all(_is_number(part, whole) for part in parts):
+                raise MetricError(f"{name}({label}={one!r}): give {'a whole' if whole else 'a finite'} number.")
+
+
+_NUMBERS = {"float", "int", "None", "Sequence[int]", "Sequence[float]"}
+
+
+def _is_number(value: Any, whole: bool) -> bool:
+    if value is None or isinstance(value, bool | np.bool_):
+        return value is None
+    return isinstance(value, Integral if whole else Real) and math.isfinite(value)
 
 
 def require(ds: object, metric: str, *variables: str) -> None:

@@ -64,8 +64,6 @@ def sink_rate(
         MetricError: no ``key_mass``, a position that no prompt has, or an unknown definition or dim.
     """
     define("sink_rate", definition)
-    if not math.isfinite(epsilon):
-        raise MetricError(f"sink_rate(epsilon={epsilon}): give a finite threshold, such as 0.3 (Gu et al.).")
     require(ds, "sink_rate", "key_mass")
     mass = ds["key_mass"].drop_vars(["token", "token_role"], errors="ignore")
     size = mass.sizes["key"]
@@ -177,8 +175,6 @@ def sink_mask(
     chosen = define("sink_tokens", definition)
     require(ds, "sink_tokens", "key_mass")
     bound = chosen.default("threshold") if threshold is None else threshold
-    if not math.isfinite(bound):
-        raise MetricError(f"sink_tokens(threshold={threshold}): give a finite number.")
     if min_queries is None:
         min_queries = 8 if definition == "act_relative" or bound <= 0 else math.ceil(2 / bound)
     mass = ds["key_mass"]

@@ -68,6 +68,12 @@ def _where(ds: xr.Dataset, sinks: Sinks | None) -> Finding:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SinkscopeWarning)  # said in words here
         rate = sink_rate(ds)
+    if not int(rate.attrs["n"]):
+        return Finding(
+            "Nothing was measured",
+            "key_mass holds no number: no head was read at any token. Measure again, or select less narrowly.",
+            "missing", (rate.attrs,),
+        )  # fmt: skip
     if sinks is not None and sinks.short == ds.sizes["prompt"]:
         return Finding(
             "The prompts are too short to tell a sink",

@@ -58,3 +58,19 @@ def test_masks_are_joined_exactly():
 
 def test_attributes_are_plain():
     assert [plain(v) for v in (True, 2, 0.5, "a", None, [1])] == [1, 2, 0.5, "a", "None", "[1]"]
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), "a", True])
+@pytest.mark.parametrize(("name", "parameter"), [
+    ("sink_rate", "epsilon"), ("sink_mask", "threshold"), ("phi_sinks", "tau"), ("massive_activations", "factor"),
+])  # fmt: skip
+def test_what_is_no_finite_number_is_refused_before_anything_is_compared_with_it(name, parameter, wrong):
+    reading = from_maps(random_maps())
+    with pytest.raises(MetricError, match=rf"{name}\({parameter}={wrong!r}\): give a finite number\."):
+        getattr(metrics, name)(reading, **{parameter: wrong})
+
+
+@pytest.mark.parametrize("wrong", [1.5, "a", False])
+def test_a_position_is_a_whole_number(wrong):
+    with pytest.raises(MetricError, match=r"sink_rate\(position=.*\): give a whole number\."):
+        metrics.sink_rate(from_maps(random_maps()), position=wrong)

@@ -167,9 +167,9 @@ def test_short_prompts_warn_because_even_attention_passes():
 
 
 def test_thresholds_that_are_no_numbers_are_refused():
-    with pytest.raises(MetricError, match=r"sink_rate\(epsilon=nan\): give a finite threshold"):
+    with pytest.raises(MetricError, match=r"sink_rate\(epsilon=nan\): give a finite number"):
         sink_rate(two_heads(), float("nan"))
-    with pytest.raises(MetricError, match=r"sink_tokens\(threshold=inf\): give a finite number"):
+    with pytest.raises(MetricError, match=r"sink_mask\(threshold=inf\): give a finite number"):
         sink_mask(two_heads(), threshold=float("inf"))
 
 
