@@ -17,14 +17,17 @@ class QuestionOptions:
     """What is asked.
 
     Attributes:
-        file: Questions in a file (.jsonl or .parquet): in the benchmark's own format, or with the columns prompt,
-            options and answer. Give it twice for calibration and test apart; one file is split.
+        data: Questions of your own (.jsonl or .parquet): the columns prompt, options and answer (the right option or
+            its place, from 0), or a benchmark's own with its name as the task. Give it twice for calibration and test
+            apart; one file is split. --file is the same.
+        chat: Put each question through the model's chat template.
         calibration: At most how many questions to choose heads and gamma on.
         test: At most how many other questions to report on.
         seed: Of the draw.
     """
 
-    file: Annotated[list[Path], Parameter(negative=())] | None = None
+    data: Annotated[list[Path], Parameter(name=("--data", "--file"), negative=())] | None = None
+    chat: Annotated[bool, Parameter(negative=())] = False
     calibration: int = 100
     test: int = 500
     seed: int = 42
@@ -36,15 +39,17 @@ class TuningOptions:
     """How heads and gamma are chosen.
 
     Attributes:
-        mode: By what: the accuracy among the options, the paper's greedy token (exact), the loss, or the entropy of the
-            answer, which reads no label.
+        mode: By what: the accuracy among the options, the paper's greedy token (exact), the loss over the vocabulary or
+            among the options (option_loss), or the entropy of the answer, which reads no label.
+        profile_by: One pass per head (passes), or an estimate from one backward pass per question (gradient).
         heads: Which class is scaled; all needs no profile.
         share: At most this part of all heads, strongest first.
         keys: Which token is scaled.
         batch_size: Prompts per forward pass.
     """
 
-    mode: Literal["accuracy", "exact", "loss", "entropy"] = "accuracy"
+    mode: Literal["accuracy", "exact", "loss", "option_loss", "entropy"] = "accuracy"
+    profile_by: Literal["passes", "gradient"] = "passes"
     heads: Literal["dominant", "up", "down", "all"] = "dominant"
     share: float | None = None
     keys: str = "first"
@@ -53,7 +58,7 @@ class TuningOptions:
 
 def tune(
     model: str,
-    task: str,
+    task: str = "",
     *,
     questions: QuestionOptions | None = None,
     tuning: TuningOptions | None = None,
@@ -65,7 +70,7 @@ def tune(
     Args:
         model: A local folder, a hub id, or zoo:NAME of a decoder.
         task: A benchmark (sst2, boolq, mmlu ...; needs a network or a file), a task made here (brackets, keywords,
-            operators, cloze, copy), or any name with --file.
+            operators, cloze, copy, sentiment, topic, inference, choice), or any name with --data.
     """
     asked, how, file = questions or QuestionOptions(), tuning or TuningOptions(), file or FileOptions()
     target = file.check()
@@ -74,15 +79,20 @@ def tune(
     from sinkscope.errors import PromptError
     from sinkscope.methods.zerotuning import ZeroTuningSettings, zerotune
 
-    paths = asked.file or []
+    paths = asked.data or []
     if len(paths) > 2:
         raise PromptError(f"tune: {len(paths)} files. Give one that is split, or two: calibration and test.")
+    if not task and not paths:
+        raise PromptError(f"tune {model}: what to ask? Name a --task, or give questions of your own with --data FILE.")
+    task = task or paths[0].stem
     source = None if not paths else paths[0] if len(paths) == 1 else (paths[0], paths[1])
     parts = tasks.load(task, source, calibration=asked.calibration, test=asked.test, seed=asked.seed)
     settings = ZeroTuningSettings(
-        mode=how.mode, heads=how.heads, share=how.share, keys=how.keys, batch_size=how.batch_size
-    )
-    result = zerotune(load(model, loading or ModelOptions()), parts, settings)
+        mode=how.mode, profile_by=how.profile_by, heads=how.heads, share=how.share, keys=how.keys,
+        batch_size=how.batch_size,
+    )  # fmt: skip
+    loaded = load(model, loading or ModelOptions())
+    result = zerotune(loaded, tasks.in_chat(parts, loaded) if asked.chat else parts, settings)
     file.save(result.to_dataset())
     print(result.summary())
     print(f"Saved {target}: test scores, curve over gamma, profile of the heads.\nNext: sinkscope show {target}")

@@ -18,10 +18,10 @@ import xarray as xr
 
 from sinkscope import metrics
 from sinkscope.edits.keys import ScaleKeys
-from sinkscope.errors import PromptError
+from sinkscope.errors import MetricError, PromptError
 from sinkscope.methods.base import MethodResult
 from sinkscope.methods.zerotuning_gamma import GAMMAS, best_gamma, gamma_curve
-from sinkscope.methods.zerotuning_heads import check_measure, choose_heads, profile
+from sinkscope.methods.zerotuning_heads import check_measure, choose_heads, estimate, profile
 from sinkscope.registry import method
 from sinkscope.tasks import Questions, Task, evaluate, rate
 
@@ -38,9 +38,11 @@ class ZeroTuningSettings:
 
     Attributes:
         mode: what heads and gamma are chosen by: ``"accuracy"`` (label logits), ``"exact"`` (greedy token, the paper's
-            score), ``"loss"``, or ``"entropy"``, which reads no label.
+            score), ``"loss"``, ``"option_loss"`` (among the options), or ``"entropy"``, which reads no label.
         gammas: grid for the last choice.
         profile_gamma: gamma of the profile (Figure 5: 1.5).
+        profile_by: ``"passes"``, one for each head as in the paper, or ``"gradient"``, the first-order estimate from
+            one backward pass per question, for ``mode`` ``"loss"`` and ``"option_loss"``.
         heads: class that is scaled: ``"dominant"``, ``"up"``, ``"down"``, or ``"all"``, which needs no profile.
         share: at most this part of all heads; the paper finds 0.4 to 0.7 best. None: the whole class.
         ties: ``"separate"``, or ``"down"`` as in the paper.
@@ -51,6 +53,7 @@ class ZeroTuningSettings:
     mode: str = "accuracy"
     gammas: tuple[float, ...] = GAMMAS
     profile_gamma: float = 1.5
+    profile_by: str = "passes"
     heads: str = "dominant"
     share: float | None = None
     ties: str = "separate"
@@ -58,12 +61,19 @@ class ZeroTuningSettings:
     batch_size: int = 1
 
     def __post_init__(self) -> None:
-        """Check the mode.
+        """Check the mode and the way of profiling.
 
         Raises:
-            MetricError: no such mode.
+            MetricError: no such mode or way, or a gradient of a mode that has none.
         """
         check_measure(self.mode, "ZeroTuningSettings")
+        if self.profile_by not in ("passes", "gradient"):
+            raise MetricError(f"ZeroTuningSettings(profile_by={self.profile_by!r}): use 'passes' or 'gradient'.")
+        if self.profile_by == "gradient" and self.mode not in ("loss", "option_loss"):
+            raise MetricError(
+                f"ZeroTuningSettings(profile_by='gradient', mode={self.mode!r}): a derivative needs mode='loss' or "
+                "'option_loss'. Use one of them, or profile_by='passes'."
+            )
         object.__setattr__(self, "gammas", tuple(float(gamma) for gamma in self.gammas))
 
 
@@ -176,7 +186,10 @@ def zerotune(
     template = ScaleKeys(chosen.profile_gamma, keys=chosen.keys)
     found, kind = None, "all"
     if chosen.heads != "all":
-        found = profile(model, questions, template, by=chosen.mode, batch_size=chosen.batch_size, executor=executor)
+        if chosen.profile_by == "gradient":
+            found = estimate(model, questions, template, by=chosen.mode)
+        else:
+            found = profile(model, questions, template, by=chosen.mode, batch_size=chosen.batch_size, executor=executor)
         heads = choose_heads(found, chosen.heads, share=chosen.share, ties=chosen.ties)
         kind = str(heads.attrs["kind"]) if heads.any() else "none"
         listed = metrics.head_list(heads)

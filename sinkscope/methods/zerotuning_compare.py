@@ -21,8 +21,10 @@ from sinkscope import metrics
 from sinkscope.edits.base import AttentionEdit, Edit
 from sinkscope.edits.calibrate import CalibrateSinks
 from sinkscope.edits.keys import ScaleKeys, SteerKeys
+from sinkscope.errors import MetricError
+from sinkscope.methods.coarse_to_fine import SearchSettings, coarse_to_fine
 from sinkscope.methods.zerotuning import ZeroTuningResult, ZeroTuningSettings, zerotune
-from sinkscope.methods.zerotuning_heads import helpful_heads, other_heads, profile
+from sinkscope.methods.zerotuning_heads import estimate, helpful_heads, other_heads, profile
 from sinkscope.registry import method
 from sinkscope.tasks import Questions, Task, evaluate, rate
 
@@ -39,6 +41,10 @@ class BaselineSettings:
         beta: ACT: what a sink keeps of its weight (0.4 in the released scripts).
         alpha: PASTA: factor of the prompt's other keys (0.01 in the paper).
         share: PASTA: at most this part of all heads (the paper advises 50 to 150 of 1024, here a quarter).
+        search: how ACT and PASTA find their heads: ``"heads"``, each one alone as in the papers (PASTA's are
+            estimated where ``ZeroTuningSettings.profile_by`` is ``"gradient"``), or ``"layers"``: groups of
+            layers, then the layers of the best group, all heads of those that gain.
+        groups: of ``search="layers"``.
         draws: random draws of each control.
         seed: of the draws.
     """
@@ -47,8 +53,19 @@ class BaselineSettings:
     beta: float = 0.4
     alpha: float = 0.01
     share: float = 0.25
+    search: str = "heads"
+    groups: int = 6
     draws: int = 3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the search.
+
+        Raises:
+            MetricError: no such search.
+        """
+        if self.search not in ("heads", "layers"):
+            raise MetricError(f"BaselineSettings(search={self.search!r}): use 'heads' or 'layers'.")
 
 
 @method()
@@ -62,8 +79,11 @@ def act(
     chosen, values = settings or ZeroTuningSettings(), fixed or BaselineSettings()
     questions = Questions.of(task.calibration, model)
     template = CalibrateSinks(values.threshold, beta=values.beta)
-    found = profile(model, questions, template, by=chosen.mode, batch_size=chosen.batch_size)
-    heads = metrics.head_list(helpful_heads(found))
+    if values.search == "layers":
+        helpful = _by_layers(model, questions, template, chosen, values)
+    else:
+        helpful = helpful_heads(profile(model, questions, template, by=chosen.mode, batch_size=chosen.batch_size))
+    heads = metrics.head_list(helpful)
     return dataclasses.replace(template, heads=heads, allow_empty=not heads)
 
 
@@ -81,10 +101,25 @@ def pasta(
     chosen, values = settings or ZeroTuningSettings(), fixed or BaselineSettings()
     questions = Questions.of(task.calibration, model)
     template = SteerKeys(values.alpha, keys=questions.focus(model))
-    found = profile(model, questions, template, by=chosen.mode, batch_size=chosen.batch_size)
-    most = max(1, round(values.share * int((found["head_class"] != "").sum())))
-    heads = metrics.head_list(helpful_heads(found, most))
+    if values.search == "layers":
+        helpful = _by_layers(model, questions, template, chosen, values)
+    else:
+        if chosen.profile_by == "gradient":
+            others = ScaleKeys(values.alpha, keys=_unfocused(questions, model))
+            found = estimate(model, questions, others, by=chosen.mode)
+        else:
+            found = profile(model, questions, template, by=chosen.mode, batch_size=chosen.batch_size)
+        most = max(1, round(values.share * int((found["head_class"] != "").sum())))
+        helpful = helpful_heads(found, most)
+    heads = metrics.head_list(helpful)
     return lambda asked: SteerKeys(values.alpha, keys=asked.focus(model), heads=heads, allow_empty=not heads)
+
+
+def _by_layers(
+    model: Model, questions: Questions, template: AttentionEdit, chosen: ZeroTuningSettings, values: BaselineSettings
+) -> xr.DataArray:
+    search = SearchSettings(chosen.mode, values.groups, heads=False, batch_size=chosen.batch_size)
+    return coarse_to_fine(model, questions, template, search)
 
 
 def compare_methods(
@@ -142,16 +177,29 @@ def table(scores: xr.Dataset, score: str = "correct") -> xr.Dataset:
 def _controls(result: ZeroTuningResult, asked: Questions, fixed: BaselineSettings) -> dict[str, Sequence[Edit]]:
     out: dict[str, Sequence[Edit]] = {}
     seeds = range(fixed.seed, fixed.seed + fixed.draws)
-    if result.profile is not None:
-        among = result.profile["head_class"] != ""
-        taken = _as_map(result.edit, among)
-        for turn, seed in enumerate(seeds, 1):
-            drawn = other_heads(taken, among, seed)
-            if drawn is not None:
-                out[f"random heads {turn}"] = [dataclasses.replace(result.edit, heads=metrics.head_list(drawn))]
+    for turn, seed in enumerate(seeds, 1):
+        drawn = in_random_heads(result, seed)
+        if drawn is not None:
+            out[f"random heads {turn}"] = [drawn]
     for turn, seed in enumerate(seeds, 1):
         out[f"random token {turn}"] = [dataclasses.replace(result.edit, keys=asked.random_token(seed))]
     return out
+
+
+def in_random_heads(result: ZeroTuningResult, seed: int) -> ScaleKeys | None:
+    """Return the edit of ``result`` in as many random heads; None where it is in all heads or in none."""
+    if result.profile is None:
+        return None
+    among = result.profile["head_class"] != ""
+    drawn = other_heads(_as_map(result.edit, among), among, seed)
+    return None if drawn is None else dataclasses.replace(result.edit, heads=metrics.head_list(drawn))
+
+
+def _unfocused(questions: Questions, model: Model) -> xr.DataArray:
+    """The tokens of each question that are not its focus."""
+    focus = questions.focus(model)
+    lengths = xr.DataArray(list(questions.prompts.lengths), dims="prompt")
+    return ~focus & (xr.DataArray(range(focus.sizes["key"]), dims="key") < lengths)
 
 
 def _as_map(edit: ScaleKeys, like: xr.DataArray) -> xr.DataArray:

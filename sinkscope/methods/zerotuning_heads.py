@@ -12,22 +12,28 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 import xarray as xr
+from jaxtyping import Float
 
 from sinkscope.edits.base import AttentionEdit
+from sinkscope.edits.keys import ScaleKeys
 from sinkscope.engine.run import find_tower
 from sinkscope.errors import EditError, MetricError
+from sinkscope.methods.profiling import HeadProfileSettings, profile_heads
 from sinkscope.tasks import Questions, evaluate
 
 if TYPE_CHECKING:
+    from sinkscope.models.backends.base import Output
     from sinkscope.models.handle import Model
+    from sinkscope.prompts import Batch
 
 MEASURES: dict[str, tuple[str, float]] = {
     "accuracy": ("correct", 1.0), "exact": ("exact", 1.0), "loss": ("log_probability", -1.0),
-    "entropy": ("answer_entropy", 1.0),
+    "option_loss": ("option_log_probability", -1.0), "entropy": ("answer_entropy", 1.0),
 }  # fmt: skip
 """What a setting may be chosen by: the score it is the mean of, and the factor that makes the measure of it."""
-BETTER = {"accuracy": 1, "exact": 1, "loss": -1, "entropy": -1}
+BETTER = {"accuracy": 1, "exact": 1, "loss": -1, "option_loss": -1, "entropy": -1}
 """1 where more is better. ``entropy`` needs no labels."""
 TIE = 1e-9
 """Mean changes this small are no change: sums of 0 and 1 in double precision are no more exact."""
@@ -81,6 +87,44 @@ def profile(
     ds["gain"] = (BETTER[by] * (ds[by] - ds[f"baseline_{by}"])).assign_attrs(units=units_of(by))
     ds["head_class"] = (("layer", "head"), _classes(ds["gain"].values))
     ds.attrs = dict(scores.attrs) | {"by": by, "template": repr(template), "n": len(questions.items)}
+    return ds
+
+
+def estimate(model: Model, questions: Questions, template: ScaleKeys, *, by: str = "option_loss") -> xr.Dataset:
+    """Estimate :func:`profile` to first order, from one backward pass per question instead of one pass per head.
+
+    Scaling weights by gamma is a bias log gamma on their logits; the gain of a head is the derivative of the measure
+    with respect to that bias, at gamma 1, times log gamma. It ranks heads; the further gamma is from 1 the less it says
+    about sizes. Returns ``by``, ``gain``, ``head_class`` and ``baseline_BY`` as :func:`profile` does.
+
+    Raises:
+        MetricError: ``by`` is not ``"loss"`` or ``"option_loss"``, which alone have a derivative, or gamma is 0.
+    """
+    check_measure(by, "estimate")
+    if by not in ("loss", "option_loss") or template.gamma <= 0:
+        raise MetricError(
+            f"estimate(by={by!r}), gamma {template.gamma:g}: a derivative needs by='loss' or 'option_loss' and a gamma "
+            "above 0. For others use profile."
+        )
+
+    def right(output: Output, batch: Batch) -> Float[torch.Tensor, " batch"]:
+        assert output.logits is not None
+        (which,) = batch.indices
+        scores = output.logits[0, int(batch.real[0].nonzero().max())].float()
+        among = scores if by == "loss" else scores[list(questions.options[which])]
+        answer = int(questions.answers[which])
+        return among.log_softmax(-1)[questions.options[which][answer] if by == "loss" else answer][None]
+
+    found = profile_heads(model, questions.prompts, HeadProfileSettings(keys=template.keys, metric=right)).found
+    tower = find_tower(model, None)
+    found = found.sel(layer=sorted({site.layer for site in tower.attention}))
+    acts = found["layer"].isin(template.layers_in(tower))
+    gain = (math.log(template.gamma) * found["first_order"].mean("prompt")).where(acts)
+    ds = xr.Dataset({"gain": gain.astype("float64").assign_attrs(units="nat")})
+    ds[f"baseline_{by}"] = -float(found["metric"].mean())
+    ds[by] = ds[f"baseline_{by}"] - ds["gain"]
+    ds["head_class"] = (("layer", "head"), _classes(ds["gain"].values))
+    ds.attrs = {"by": by, "template": repr(template), "n": len(questions.items), "estimate": "first order"}
     return ds
 
 
@@ -151,7 +195,7 @@ def check_measure(by: str, asked: str) -> None:
 
 def units_of(measure: str) -> str:
     """Return the units of a measure: a share of the questions, or nats."""
-    return "nat" if measure in ("loss", "entropy") else "1"
+    return "nat" if measure in ("loss", "option_loss", "entropy") else "1"
 
 
 def _classes(gain: np.ndarray) -> np.ndarray:

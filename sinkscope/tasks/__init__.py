@@ -2,6 +2,7 @@
 
 task = sk.tasks.load("sst2")                      # through Hugging Face datasets, or a local file
 task = sk.tasks.offline("brackets")               # from the source code of the Python standard library
+task = sk.tasks.in_chat(sk.tasks.english("topic"), model)   # made here, through the model's chat template
 questions = sk.tasks.Questions.of(task.test, model)
 scores = sk.tasks.evaluate(model, questions, {"none": [], "scaled": [sk.ScaleKeys(2.0)]})
 sk.tasks.rate(scores["correct"])                  # value, Wilson interval, n
@@ -9,11 +10,13 @@ sk.tasks.rate(scores["correct"])                  # value, Wilson interval, n
 
 from sinkscope.tasks.base import Item, Task
 from sinkscope.tasks.benchmarks import BENCHMARKS, load, suited
+from sinkscope.tasks.chat import in_chat
+from sinkscope.tasks.english import ENGLISH, english
 from sinkscope.tasks.offline import OFFLINE, offline
 from sinkscope.tasks.questions import Answers, Questions
 from sinkscope.tasks.scores import collapse, evaluate, rate, scores
 
 __all__ = [
-    "BENCHMARKS", "OFFLINE", "Answers", "Item", "Questions", "Task", "collapse", "evaluate", "load", "offline", "rate",
-    "scores", "suited",
+    "BENCHMARKS", "ENGLISH", "OFFLINE", "Answers", "Item", "Questions", "Task", "collapse", "english", "evaluate",
+    "in_chat", "load", "offline", "rate", "scores", "suited",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sinkscope import registry
 from sinkscope.errors import PromptError, did_you_mean
 from sinkscope.tasks.base import Item, Task
+from sinkscope.tasks.english import ENGLISH
 from sinkscope.tasks.files import Source, Split, from_files, from_hub, plain_item
 from sinkscope.tasks.offline import FIXED_LABELS, OFFLINE
 
@@ -52,7 +53,7 @@ def load(name: str, source: Source | None = None, *, calibration: int = 100, tes
     """Read a task.
 
     Args:
-        name: one of ``BENCHMARKS`` or ``OFFLINE``, or a task of another package; or any name together with
+        name: one of ``BENCHMARKS``, ``OFFLINE`` or ``ENGLISH``, or a task of another package; or any name together with
             ``source``, a file whose rows have the columns ``prompt``, ``options``, ``answer`` and perhaps ``focus``, as
             :class:`Item` has.
         source: None for the hub (needs a network or a filled cache); a JSON-lines or parquet file in the benchmark's
@@ -72,7 +73,7 @@ def load(name: str, source: Source | None = None, *, calibration: int = 100, tes
     if name not in makers:
         raise PromptError(
             f"load({name!r}): there is no such task. Benchmarks are {sorted(BENCHMARKS)}, tasks made here "
-            f"{sorted(OFFLINE)}; a file of your own is named with source=.{did_you_mean(name, makers)}"
+            f"{sorted([*OFFLINE, *ENGLISH])}; a file of your own is named with source=.{did_you_mean(name, makers)}"
         )
     return makers[name](calibration=calibration, test=test, seed=seed)
 

@@ -98,8 +98,13 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def plain_item(row: Mapping[str, Any]) -> Item:
-    """A question of a row with the columns ``prompt``, ``options``, ``answer`` and perhaps ``focus``."""
-    return Item(str(row["prompt"]), tuple(map(str, row["options"])), int(row["answer"]), str(row.get("focus") or ""))
+    """A question of a row with the columns ``prompt``, ``options``, ``answer`` and perhaps ``focus``.
+
+    The answer is the right option, written as it stands among the options, or its place.
+    """
+    options, answer = tuple(map(str, row["options"])), row["answer"]
+    place = options.index(answer) if isinstance(answer, str) and answer in options else int(answer)
+    return Item(str(row["prompt"]), options, place, str(row.get("focus") or ""))
 
 
 def _items(rows: Iterable[Mapping[str, Any]], make: Make, where: str, count: int | None = None) -> list[Item]:

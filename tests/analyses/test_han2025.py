@@ -12,7 +12,8 @@ from analyses.scripts import ANALYSES, run
 
 SCRIPTS = {
     "han2025/scaled_token": 1, "han2025/layer_groups": 2, "han2025/head_profile": 2, "han2025/method_table": 8,
-    "han2025/unsupervised": 1, "yu2024/other_sinks": 2, "yu2024/single_head": 1, "zhang2023/steering": 4,
+    "han2025/unsupervised": 1, "han2025/instruct": 7, "yu2024/other_sinks": 2, "yu2024/single_head": 1,
+    "zhang2023/steering": 4,
 }  # fmt: skip
 
 

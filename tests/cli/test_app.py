@@ -367,10 +367,27 @@ def test_tune_gives_what_the_library_gives(questions: Path, tmp_path: Path, caps
     assert "--select" not in said
 
 
+def test_tune_with_task_data_and_gradient(
+    questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    few = ["--calibration", "4", "--test", "4", "--mode", "option_loss", "--profile-by", "gradient"]
+    own, made = tmp_path / "own.nc", tmp_path / "made.nc"
+    assert main(["tune", "zoo:lm-python", "--data", str(questions), *few, "-o", str(own)]) == 0
+    assert capsys.readouterr().out.startswith("mine: gamma ")
+    assert main(["tune", "zoo:lm-python", "--task", "copy", *few, "-o", str(made)]) == 0
+    assert capsys.readouterr().out.startswith("copy: gamma ")
+    assert json.loads(schema.open(made).attrs["settings"])["profile_by"] == "gradient"
+    told = refused(1, "tune", "zoo:lm-python", "--task", "topic", "--chat", *few, "-o", tmp_path / "chat.nc")
+    assert "has no chat template" in told
+
+
 def test_tune_refuses_before_a_model_is_loaded(refused: Callable[..., str], questions: Path, tmp_path: Path) -> None:
     target = tmp_path / "tuned.nc"
     assert "load('mine'): there is no such task" in refused(1, "tune", "nowhere", "mine", "-o", target)
-    three = ["--file", questions] * 3
+    assert "tune nowhere: what to ask? Name a --task, or give questions of your own with --data FILE" in refused(
+        1, "tune", "nowhere", "-o", target
+    )
+    three = ["--data", questions] * 3
     assert "tune: 3 files. Give one that is split, or two" in refused(
         1, "tune", "nowhere", "mine", *three, "-o", target
     )

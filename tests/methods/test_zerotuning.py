@@ -126,3 +126,18 @@ def test_what_is_refused():
         zerotune(model(), (copying().calibration, copying().test))
     with pytest.raises(MetricError, match=r"ZeroTuningSettings\(by='f1'\): measures are \['accuracy', 'entropy'"):
         ZeroTuningSettings(mode="f1")
+
+
+def test_heads_from_one_backward_pass_help_as_well():
+    by_gradient = dataclasses.replace(FAST, profile_by="gradient")
+    result = zerotune(model(), copying(), by_gradient)
+    assert result.profile.attrs["estimate"] == "first order"
+    assert (result.kind, result.gamma) == ("down", 0.3)
+    assert float(result.test["log_probability"].diff("edit").mean()) > 0.1
+
+
+def test_a_gradient_of_what_has_none_is_refused():
+    with pytest.raises(MetricError, match=r"ZeroTuningSettings\(profile_by='gradient', mode='accuracy'\)"):
+        ZeroTuningSettings(profile_by="gradient")
+    with pytest.raises(MetricError, match=r"profile_by='luck'\): use 'passes' or 'gradient'"):
+        ZeroTuningSettings(profile_by="luck")

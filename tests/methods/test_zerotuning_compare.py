@@ -57,6 +57,16 @@ def test_pasta_turns_to_the_focus_and_helps_copying():
     assert float(gain.mean()) > 0.1
 
 
+def test_pasta_by_gradient_takes_a_quarter_of_the_heads():
+    settings = ZeroTuningSettings(mode="loss", profile_by="gradient", gammas=(0.3, 1.0))
+    edit = pasta(model(), copying(), settings)(tasks.Questions.of(copying().test, model()))
+    assert 1 <= sum(len(heads) for heads in edit.heads.values()) <= 6
+    scores = tasks.evaluate(
+        model(), tasks.Questions.of(copying().test, model()), {"none": [], "pasta": [edit]}, batch_size=8
+    )
+    assert float(scores["log_probability"].diff("edit").mean()) > 0.1
+
+
 def test_act_takes_the_heads_in_which_it_helps():
     edit = act(model(), copying(), FAST)
     assert (edit.threshold, edit.beta) == (0.1, 0.4)

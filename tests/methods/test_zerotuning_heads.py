@@ -7,7 +7,7 @@ import xarray as xr
 import sinkscope as sk
 from sinkscope import tasks
 from sinkscope.errors import EditError, MetricError
-from sinkscope.methods.zerotuning_heads import choose_heads, helpful_heads, other_heads, profile
+from sinkscope.methods.zerotuning_heads import choose_heads, estimate, helpful_heads, other_heads, profile
 
 
 @cache
@@ -102,10 +102,26 @@ def test_other_heads_are_as_many_and_another_set():
 
 def test_what_is_refused():
     with pytest.raises(
-        MetricError, match=r"profile\(by='f1'\): measures are \['accuracy', 'entropy', 'exact', 'loss'\]"
+        MetricError, match=r"profile\(by='f1'\): measures are \['accuracy', 'entropy', 'exact', 'loss', 'option_loss'\]"
     ):
         profile(model(), questions(), sk.ScaleKeys(2.0), by="f1")
     with pytest.raises(EditError, match=r"choose_heads\('sideways', ties='separate'\): kinds are 'up', 'down'"):
         choose_heads(PROFILE, "sideways")
     with pytest.raises(EditError, match=r"choose_heads\(share=0\): a share of the heads is above 0 and at most 1"):
         choose_heads(PROFILE, share=0)
+
+
+@pytest.mark.parametrize("by", ["loss", "option_loss"])
+def test_the_estimate_is_the_profile_of_a_small_change(by):
+    template = sk.ScaleKeys(1.02, layers=[2, 3])
+    found, exact = (f(model(), questions(), template, by=by) for f in (estimate, profile))
+    np.testing.assert_allclose(found["gain"], exact["gain"], atol=2e-5)
+    assert float(abs(exact["gain"]).max()) > 2e-4
+    assert found[f"baseline_{by}"] == pytest.approx(float(exact[f"baseline_{by}"]), abs=1e-5)
+    assert set(found["head_class"].sel(layer=0).values.tolist()) == {""}
+
+
+def test_an_estimate_needs_a_derivative():
+    for by, gamma in (("accuracy", 1.5), ("loss", 0.0)):
+        with pytest.raises(MetricError, match=rf"estimate\(by='{by}'\), gamma .*: a derivative needs"):
+            estimate(model(), questions(), sk.ScaleKeys(gamma), by=by)

@@ -86,6 +86,8 @@ def test_a_file_of_ones_own(tmp_path):
     rows = [{"prompt": f"q{i}", "options": [" a", " b"], "answer": 1, "focus": f"{i}"} for i in range(4)]
     task = tasks.load("mine", write(tmp_path / "mine.jsonl", rows), calibration=2)
     assert {(i.options, i.answer) for i in task.test} == {((" a", " b"), 1)}
+    written = write(tmp_path / "texts.jsonl", [row | {"answer": " b"} for row in rows])
+    assert tasks.load("mine", written, calibration=2).test == task.test
     pd.DataFrame(rows).to_parquet(tmp_path / "mine.parquet")
     assert tasks.load("mine", tmp_path / "mine.parquet", calibration=2).test == task.test
 
