@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import Estimate, Study, need
+from sinkscope.analysis import Estimate, Study, heads_that_change, need
 from sinkscope.errors import PromptError
 
 
@@ -208,3 +208,18 @@ def test_a_reading_kept_by_probe_has_the_roles_of_its_tokens(argv):
         ds = study.run(study.texts("random", n=32, tokens=16), [sk.MassiveActivations()])
     assert ds["token_role"].dims == ("prompt", "key")
     assert sk.metrics.massive_stages(ds)["dim"].values.tolist() == sk.testing.planted_sink(0)[1].dims
+
+
+def test_heads_are_tested_over_prompts_and_say_what_could_have_been_found():
+    noise = np.random.default_rng(0).normal(0, 0.1, (24, 2, 3))
+    effect = xr.DataArray(noise, dims=("prompt", "layer", "head"))
+    effect[:, 0, 0] += 1.0
+    effect[:, 1, 1] -= 1.0
+    effect[:, 1, 2] = np.nan
+    tested, above, below, least = heads_that_change(effect)
+    assert (above, below) == (1, 1)
+    assert np.isnan(tested["q_value"][1, 2])
+    assert 0.05 < least < 0.15
+    few = heads_that_change(effect.isel(prompt=slice(4)))
+    assert few[1:3] == (0, 0), "four prompts cannot pass the correction"
+    assert few[3] > least
