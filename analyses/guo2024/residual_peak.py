@@ -88,11 +88,11 @@ def judge(study: Study, model: sk.Model) -> None:
     """Take out each sublayer of a model, draw the peak, say what makes it."""
     n = 4 if study.quick else 8
     prompts = study.texts("random" if model.id.startswith("zoo:bb") else "prose", n=n, tokens=24, model=model)
-    ds = study.reading(f"peak-{model.id.replace(':', '-')}", lambda: table(model, prompts))
+    ds = study.reading("peak", lambda: table(model, prompts))
     axes = sk.plot.layer_profile(
         by_layer(ds), ylabel=f"norm of the first token at {ds.attrs['site']}", title=f"{model.id}, one sublayer out"
     )
-    study.figure(axes, f"sublayers--{model.id.replace(':', '-')}", source=ds, says="mean over prompts")
+    study.figure(axes, "sublayers", source=ds, says="mean over prompts")
     full = ds["sink"].sel(arm="nothing", drop=True)
     times, last = float((full / ds["others"].sel(arm="nothing")).mean()), int(ds.attrs["site"].split(".")[0])
     for part, claim in (("MLP", "An early MLP makes the peak"), ("attention", "Attention plays no part in it")):
