@@ -52,9 +52,13 @@ def test_what_a_constructed_model_shows_is_said_of_it_and_counts_as_no_claim(lev
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 20
 
 
-def test_makers_leaves_out_a_model_without_any_in_one_line(tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match=r"zoo:lm-python: this analysis needs secondary sinks; none was found"):
-        run("wong2025/makers.py", tmp_path, monkeypatch, *LANGUAGE)
+def test_makers_says_that_a_model_has_none_and_checks_the_method(tmp_path, monkeypatch):
+    said, figures = run("wong2025/makers.py", tmp_path, monkeypatch, *LANGUAGE)
+    first, *check = said["claims"]
+    assert (first["model"], first["reason"]) == ("zoo:lm-python", "no secondary sink was found in its prompts")
+    assert [claim["agrees"] for claim in check] == [True] * SCRIPTS["makers"]
+    assert {claim["paper"] for claim in check} == {""}
+    assert len(figures) == 1
 
 
 def test_a_model_with_secondary_sinks_is_judged(tmp_path, monkeypatch, with_sinks):
