@@ -244,9 +244,19 @@ def from_call(
     """Turn whatever a model passed as its mask into a spec and, for additive masks, a bias.
 
     A missing mask means full attention, or top-left aligned causal attention where ``causal`` is set, as in PyTorch.
+
+    Raises:
+        UnsupportedModelError: the call has other queries or keys than its mask was made for.
     """
     batch, q_length, kv_length = query.shape[0], query.shape[2], key.shape[2]
     if isinstance(mask, MaskSpec):
+        if (mask.q_length, mask.kv_length) != (q_length, kv_length):
+            raise UnsupportedModelError(
+                f"this model attends from {q_length} queries to {kv_length} keys under a mask made for "
+                f"{mask.q_length} and {mask.kv_length}: it has keys of its own beside the tokens' (compressed ones, a "
+                "memory), and which of them a query sees is not known. Read it by transformers' own "
+                "output_attentions=True."
+            )
         return mask, None
     rule: Callable[..., Any] = causal_mask_function if causal and q_length > 1 else bidirectional_mask_function
     spec = MaskSpec(batch, q_length, kv_length, 0, 0, rule, None, False, query.device)

@@ -8,6 +8,7 @@ from transformers.masking_utils import causal_mask_function
 
 from attention.calls import MASKS, PADDING, make
 from sinkscope.attention.masks import MaskSpec, from_call, sinkscope_mask
+from sinkscope.errors import UnsupportedModelError
 
 laws = settings(max_examples=80, deadline=None, derandomize=True)
 LENGTHS = [1, 7, 128, 129, 260]
@@ -179,3 +180,11 @@ def test_an_additive_mask_is_split_into_what_is_hidden_and_a_bias():
 def test_a_spec_passes_through():
     case = make()
     assert from_call(case.call.mask, case.call.query, case.call.key, causal=True) == (case.call.mask, None)
+
+
+def test_a_mask_for_other_keys_than_the_call_has_is_refused():
+    query, key = torch.zeros(1, 2, 5, 4), torch.zeros(1, 1, 6, 4)
+    told = "from 5 queries to 6 keys under a mask made for 5 and 5: it has keys of its own beside the tokens'"
+    with pytest.raises(UnsupportedModelError, match=told):
+        from_call(sinkscope_mask(1, 5, 5), query, key, causal=True)
+    assert from_call(sinkscope_mask(1, 5, 6, q_offset=1), query, key, causal=True)[1] is None

@@ -6,6 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import sinkscope as sk
+from sinkscope.errors import UnsupportedModelError
 from sinkscope.testing.tiny import randomise
 
 IDS = [[1, 5, 9, 33, 7, 60, 12], [1, 8, 20, 4]]
@@ -25,10 +26,16 @@ GEMMA3N = {
     "layer_types": ["sliding_attention", "full_attention"] * 2, "altup_num_inputs": 3,
 }  # fmt: skip
 
+DEEPSEEK = {
+    "moe_intermediate_size": 32, "num_hidden_layers": 2, "q_lora_rank": 16, "num_experts_per_tok": 2,
+    "n_routed_experts": 4, "hc_mult": 3, "sliding_window": 64, "o_groups": 2, "o_lora_rank": 8, "index_n_heads": 2,
+    "index_head_dim": 16, "index_topk": 4, "qk_rope_head_dim": 8, "head_dim": 16, "max_position_embeddings": 512,
+}  # fmt: skip
+
 
 def made(model_type, **more):
     torch.manual_seed(0)
-    net = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SIZES, **more)).eval()
+    net = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **(SIZES | more))).eval()
     randomise(net, 0)
     return net
 
@@ -103,3 +110,27 @@ def test_an_edit_of_the_mean_is_added_to_every_stream():
     handle.remove()
     np.testing.assert_allclose(found.logits[0], wanted, rtol=1e-4, atol=1e-5)
     assert float((wanted - streams(net, IDS[0])[1]).abs().max()) > 0.01
+
+
+def test_streams_beside_the_model_width_are_read_as_their_mean_too():
+    net = made("deepseek_v4", **DEEPSEEK)
+    model = sk.load_model(net)
+    found = sk.run(model, sk.Prompts.from_ids(IDS[:1], model), [sk.ResidualNorm()])
+    kept = []
+    handle = net.model.layers[1].register_forward_pre_hook(lambda _m, args: kept.append(args[0]))
+    with torch.no_grad():
+        net(torch.tensor(IDS[:1]), use_cache=False)
+    handle.remove()
+    assert kept[0].shape == (1, 7, 3, 32)
+    read = found.residual_norm.sel(site="0.post")[0]
+    np.testing.assert_allclose(read, kept[0][0].mean(1).norm(dim=-1), rtol=1e-5)
+
+
+def test_keys_that_the_mask_does_not_know_are_refused_as_soon_as_there_are_any():
+    net = made("deepseek_v4", **DEEPSEEK)
+    model = sk.load_model(net)
+    sk.run(model, sk.Prompts.from_ids([[1, *range(5, 60)]], model), [sk.KeyMass()])
+    told = "attends from 140 queries to 141 keys under a mask made for 140 and 140: it has keys of its own"
+    with pytest.raises(UnsupportedModelError, match=told):
+        sk.run(model, sk.Prompts.from_ids([[1] + [5 + i % 80 for i in range(139)]], model), [sk.KeyMass()])
+    assert "keys of its own" in model.capabilities(verify=True).why_not
