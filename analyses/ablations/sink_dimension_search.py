@@ -50,7 +50,7 @@ def judge(study: Study, model: sk.Model) -> None:
         "section 4", "One dimension carries the sink, and it is the one of the largest entry", paper="yes", number=best,
         found=f"of a key mass of {float(plain.mean()):.3f} in blocks {start} and later, dimension {dim} zeroed; the "
         f"next dimension {second}; the largest entry is in dimension {named}; {len(dims)} dimensions tried",
-        agrees=dim == named and best.high < 2 * second.low if best.high < 0 else "no dimension takes the sink away",
+        agrees=dim == named and best.high < 2 * second.low if best.high < 0 else "none takes it away beyond doubt",
     )  # fmt: skip
     ten = ten.assign_coords(edit=[f"dim {d}" for d in ten["edit"].values])
     table: xr.Dataset = with_intervals(ten)

@@ -77,7 +77,7 @@ def test_heads_are_tested_over_prompts_and_what_could_be_found_is_said(results):
 def test_attention_that_sums_to_more_than_one_is_divided_before_it_is_compared(results):
     agrees, found = verdict(results, "null_key_and_normalisers", "sigmoid")
     assert agrees is True, "raw sigmoid weights of .59 looked like more attention than softmax's .22"
-    assert "rows sum to 16.7" in found
+    assert "rows sum to 17" in found
     names = [claim["claim"].split(",")[0] for claim in results["null_key_and_normalisers"][0]["claims"]]
     assert names == ["softmax1 (null key", "null key", "null key", "sigmoid", "relu"], "logit 0 is softmax1 itself"
     assert all(claim["paper"] == "" for claim in results["null_key_and_normalisers"][0]["claims"])
@@ -85,5 +85,5 @@ def test_attention_that_sums_to_more_than_one_is_divided_before_it_is_compared(r
 
 def test_a_dimension_is_only_named_when_zeroing_it_takes_the_sink_away(results):
     agrees, found = verdict(results, "sink_dimension_search", "One dimension")
-    assert agrees is False
+    assert agrees is None, "one prompt to test on has no interval"
     assert "128 dimensions tried" in found

@@ -88,5 +88,5 @@ def test_the_peak_is_looked_for_where_it_is_highest(results):
 def test_the_switch_is_tested_on_prompts_it_was_not_chosen_on(results):
     switch, cost = claims(results, "active_dormant")
     assert "on other prompts than it was chosen on" in switch["found"]
-    assert switch["number"].endswith("(n = 6)")
+    assert switch["number"].endswith("(n = 4)")
     assert "other heads of the layer" in cost["found"]
