@@ -82,9 +82,10 @@ def main(output: Path) -> bool:
         raise OutputError(f"demo --output {output}: the folder cannot be made: {error.strerror}.") from None
     schema.check_output(output / "minilm.nc", overwrite=True)
     quiet_libraries()
-    source = SOURCES[demo_language.NAME]
+    source, page = SOURCES[demo_language.NAME], "minilm.html"
     if source.here():
         pretrained(output)
+        page = f"{demo_language.NAME}.html"
     else:
         _say(
             f"* Left out: {source.description}.",
@@ -93,7 +94,9 @@ def main(output: Path) -> bool:
     encoder(output)
     if LANGUAGE_MODEL in {entry.name for entry in zoo.entries()}:
         language_model(output)
-    return planted(output)
+    agreed = planted(output)
+    print(f"\nFigures, readings and reports are in {output}. Open {output / page} in a browser.")
+    return agreed
 
 
 def pretrained(output: Path) -> xr.Dataset:
@@ -200,7 +203,6 @@ def planted(output: Path) -> bool:
     agreed = all(check.agrees for check in checks)
     verdict = "The planted sink was found, and none in its twin" if agreed else "NOT all that was planted was found"
     _say(f"* {verdict}.", "Each line above compares what was built into the weights with what the readings show.")
-    print(f"\nFigures, readings and reports are in {output}. Open {output / 'minilm.html'} in a browser.")
     return agreed
 
 
