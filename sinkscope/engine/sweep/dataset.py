@@ -28,6 +28,11 @@ def assemble(sweep: Sweep, axes: Mapping[str, Sequence[Any]] | None) -> xr.Datas
     builder.arrays = {name: array[0] for name, array in arrays.items()}
     ds = builder.dataset(sweep.prompts)
     dims = {name: ds[name].dims for name in arrays}
+    # The reading leaves out the last role where no prompt has it; the arrays of the other variants follow.
+    arrays = {
+        name: array[(slice(None), *(slice(ds.sizes[dim]) if dim == "role" else slice(None) for dim in dims[name]))]
+        for name, array in arrays.items()
+    }
     attrs = {name: ds[name].attrs for name in arrays}
     data: dict[str, Any] = {}
     labels = [variant.label for variant in sweep.variants]
