@@ -21,8 +21,9 @@ from sinkscope.attention.tile import Tile
 from sinkscope.attention.view import Context, LayerStats, Wants
 from sinkscope.edits.context import EditContext
 from sinkscope.edits.primitives import ChangedOutput, ChangedWeights
-from sinkscope.edits.tokens import TokenMask, beyond, place
+from sinkscope.edits.tokens import TokenMask, place
 from sinkscope.edits.values import asked
+from sinkscope.prompts.selection import beyond
 
 Weights = Float[torch.Tensor, "flat query key"]
 Outputs = Float[torch.Tensor, "batch query head dim"]
@@ -74,7 +75,7 @@ class CallMasks(EditContext):
         """Return the keys that field ``name`` of the edit selects, in the heads the edit acts on."""
         selection = getattr(self.edit, name)
         chosen = self.tokens.choose(selection, lambda: asked(self.edit, name), self.layer, self.head_count)
-        return self.along_keys(chosen, beyond(selection, self.tokens)) & self.heads[None, :, None]
+        return self.along_keys(chosen, beyond(selection, self.tokens.batch)) & self.heads[None, :, None]
 
     def along_keys(
         self, mask: Bool[torch.Tensor, "batch ... key"], fill: Bool[torch.Tensor, " batch"] | bool
@@ -102,7 +103,7 @@ class CallMasks(EditContext):
             chosen = self.tokens.choose(own, lambda: asked(self.edit, "queries")).any(1)
         else:
             chosen = self.tokens.named(selection)
-        return self.rows(chosen, beyond(selection, self.tokens))
+        return self.rows(chosen, beyond(selection, self.tokens.batch))
 
     def _along(
         self, mask: torch.Tensor, fill: Bool[torch.Tensor, " batch"] | bool, start: int, length: int

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool
 
 from sinkscope.edits.context import EditContext
-from sinkscope.edits.tokens import beyond, place
+from sinkscope.edits.tokens import place
 from sinkscope.edits.values import asked
+from sinkscope.prompts.selection import beyond
 
 
 @dataclass(eq=False, kw_only=True)
@@ -28,7 +29,7 @@ class EditedStream(EditContext):
         """Return the tokens of this pass that field ``name`` of the edit selects."""
         selection = getattr(self.edit, name)
         chosen = self.tokens.choose(selection, lambda: asked(self.edit, name)).any(1)
-        return place(chosen, beyond(selection, self.tokens), self.offset, self.length, self.rows)
+        return place(chosen, beyond(selection, self.tokens.batch), self.offset, self.length, self.rows)
 
     def prompt(self) -> Bool[torch.Tensor, "batch key"]:
         """Return the real tokens of this pass that the model did not generate."""

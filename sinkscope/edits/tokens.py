@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Bool
 
 from sinkscope.edits.values import Selection, labelled
 from sinkscope.errors import EditError
-from sinkscope.prompts import PAD, Batch, Prompts
+from sinkscope.prompts import Batch
 from sinkscope.prompts.selection import from_array, select
 from sinkscope.roles import ROLE_INDEX
 
@@ -35,16 +35,6 @@ class Tokens:
         real = torch.ones(rows, length, dtype=torch.bool, device=device)
         roles = torch.full((rows, length), ROLE_INDEX["image"], dtype=torch.int8, device=device)
         return Tokens(Batch({}, real, roles, tuple(range(rows))))
-
-    @staticmethod
-    def of(prompts: Prompts) -> Tokens:
-        """Return the tokens of all prompts, as far as selectors need them."""
-        lengths = torch.tensor(prompts.lengths)
-        real = torch.arange(int(lengths.max()))[None] < lengths[:, None]
-        roles = torch.full(real.shape, PAD, dtype=torch.int8)
-        for row, own in enumerate(prompts.roles):
-            roles[row, : len(own)] = torch.as_tensor(own)
-        return Tokens(Batch({}, real, roles, tuple(range(len(real)))))
 
     def choose(self, selection: Any, asked: Callable[[], str], layer: int | None = None, heads: int = 1) -> TokenMask:
         """Return the tokens that a selector names; the head axis is 1 where heads do not differ.
@@ -74,18 +64,6 @@ class Tokens:
     def prompt(self) -> Bool[torch.Tensor, "batch key"]:
         """Real tokens that the model did not generate."""
         return self.batch.real & (self.batch.roles != ROLE_INDEX["generated"])
-
-
-def beyond(selection: Any, tokens: Tokens) -> Bool[torch.Tensor, " batch"]:
-    """Return whether a selection holds for tokens that are generated after the prompt."""
-    rows = len(tokens.batch.real)
-    names: set[Any] = {selection} if isinstance(selection, str) else set()
-    if isinstance(selection, tuple):
-        names = set(cast("tuple[Any, ...]", selection))
-    held = selection is None or bool({"all", "generated"} & names)
-    if held or "after_image" not in names:
-        return torch.full((rows,), held, device=tokens.batch.real.device)
-    return ((tokens.batch.roles == ROLE_INDEX["image"]) & tokens.batch.real).any(-1)
 
 
 def place(

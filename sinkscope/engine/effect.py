@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sinkscope.attention.primitives import Tally
 from sinkscope.edits.base import Edit
-from sinkscope.edits.tokens import Tokens, beyond
-from sinkscope.edits.values import asked, is_empty
+from sinkscope.edits.values import Selection, asked, is_empty
 from sinkscope.engine.plan import Plan
 from sinkscope.errors import EditError, EditHasNoEffect, UnsupportedModelError
 from sinkscope.models.backends.base import Instruments, Output, ResidualHook, Tower
 from sinkscope.prompts import Batch, Prompts
+from sinkscope.prompts.selection import beyond, select, unpadded
 
 if TYPE_CHECKING:
     from sinkscope.models.handle import Model
@@ -39,7 +38,8 @@ class EffectGuard:
     """
 
     def __init__(self, model: Model, tower: Tower, prompts: Prompts, edits: Sequence[Edit]) -> None:
-        self.model, self.tower, self.prompts, self.edits = model, tower, prompts, tuple(edits)
+        self.model, self.tower, self.prompts = model, tower, prompts
+        self.edits = tuple(edits)
         check_edits(self.edits, tower, prompts)
         require_editable(model)
         self.active = [not (e.identity or e.selects_nothing) for e in self.edits]
@@ -152,7 +152,7 @@ def check_edits(edits: Sequence[Any], tower: Tower, prompts: Prompts | None = No
         EditError: something is no edit, names what the model does not have, or tokens that the prompts do not have.
         EditHasNoEffect: a selection is empty, and the edit does not allow it.
     """
-    tokens = None if prompts is None else Tokens.of(prompts)
+    tokens = None if prompts is None else unpadded(prompts.roles)
     for edit in edits:
         if not isinstance(edit, Edit):
             raise EditError(f"run: {edit!r} is no edit. Edits are values such as sinkscope.MaskKeys('first').")
@@ -161,7 +161,7 @@ def check_edits(edits: Sequence[Any], tower: Tower, prompts: Prompts | None = No
             _require_selection(edit, tower, tokens)
 
 
-def _require_selection(edit: Edit, tower: Tower, tokens: Tokens | None) -> None:
+def _require_selection(edit: Edit, tower: Tower, tokens: Batch | None) -> None:
     """Refuse an edit with an empty selection, written down so or empty in these prompts."""
     for name in (f.name for f in fields(edit)):
         value = getattr(edit, name)
@@ -172,7 +172,8 @@ def _require_selection(edit: Edit, tower: Tower, tokens: Tokens | None) -> None:
             )
         if tokens is None or name not in ("keys", "queries") or value is None or is_empty(value):
             continue
-        chosen = tokens.choose(value, partial(asked, edit, name))
+        named = value.array() if isinstance(value, Selection) else value
+        chosen = select(named, tokens, EditError, asked(edit, name))
         later = bool(beyond(value, tokens).any())  # tokens that are still to be generated
         if not edit.allow_empty and not later and not bool(chosen.any()):
             raise EditHasNoEffect(

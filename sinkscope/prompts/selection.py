@@ -18,7 +18,7 @@ import xarray as xr
 from jaxtyping import Bool, Int
 
 from sinkscope.errors import SinkscopeError
-from sinkscope.prompts.data import Batch
+from sinkscope.prompts.data import PAD, Batch
 from sinkscope.roles import ROLE_INDEX, SELECTIONS
 
 
@@ -52,6 +52,27 @@ def select(selection: Any, batch: Batch, error: type[SinkscopeError], asked: str
         f"{asked}: cannot select tokens by {selection!r}. Use a role, a list of roles or positions, one of "
         f"{list(SELECTIONS)}, or a boolean DataArray."
     )
+
+
+def unpadded(roles: Sequence[np.ndarray]) -> Batch:
+    """Return the tokens of all prompts, given by their roles, as far as selections need them: without model inputs."""
+    lengths = torch.tensor([len(own) for own in roles])
+    real = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+    filled = torch.full(real.shape, PAD, dtype=torch.int8)
+    for row, own in enumerate(roles):
+        filled[row, : len(own)] = torch.as_tensor(own)
+    return Batch({}, real, filled, tuple(range(len(real))))
+
+
+def beyond(selection: Any, batch: Batch) -> Bool[torch.Tensor, " batch"]:
+    """Return whether a selection holds for tokens that are generated after the prompt."""
+    names: set[Any] = {selection} if isinstance(selection, str) else set()
+    if isinstance(selection, tuple):
+        names = set(cast("tuple[Any, ...]", selection))
+    held = selection is None or bool({"all", "generated"} & names)
+    if held or "after_image" not in names:
+        return torch.full((len(batch.real),), held, device=batch.real.device)
+    return ((batch.roles == ROLE_INDEX["image"]) & batch.real).any(-1)
 
 
 def _named(name: str, batch: Batch, error: type[SinkscopeError], asked: str) -> Bool[torch.Tensor, "batch key"]:
