@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sinkscope.edits import MaskKeys as MaskKeys
     from sinkscope.edits import NullKey as NullKey
     from sinkscope.edits import Redistribute as Redistribute
+    from sinkscope.edits import ReplaceValues as ReplaceValues
     from sinkscope.edits import ScaleKeys as ScaleKeys
     from sinkscope.edits import SetActivations as SetActivations
     from sinkscope.edits import ShiftLogits as ShiftLogits
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from sinkscope.models.handle import minilm_path as minilm_path
     from sinkscope.probes import *
     from sinkscope.prompts import Prompts as Prompts
+    from sinkscope.prompts import label_tokens as label_tokens
     from sinkscope.schema import concat as concat
     from sinkscope.schema import open as open
     from sinkscope.schema import save as save
@@ -81,7 +83,7 @@ _SUBMODULES = (
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "models.handle": ("Model", "load_model", "minilm_path"),
-    "prompts": ("Prompts",),
+    "prompts": ("Prompts", "label_tokens"),
     "engine.run": ("run",),
     "engine.applied": ("applied",),
     "engine.generation": ("generate",),
@@ -91,7 +93,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "definitions": ("cite",),
     "edits": (
         "AblateHeads", "CalibrateSinks", "DropKeys", "GateHeads", "KeyValueBias", "MaskKeys", "NullKey", "Redistribute",
-        "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues",
+        "ReplaceValues", "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues",
     ),
     "errors": (
         "EditError", "EditHasNoEffect", "MetricError", "ModelError", "OutputError", "ProbeError", "PromptError",

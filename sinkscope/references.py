@@ -152,6 +152,7 @@ _ENTRIES: tuple[Reference, ...] = (
     Reference("arif2025", authors="Arif and Dip and Hussain and Zhang and Thomas", arxiv="2501.12206", note="PAINT"),
     Reference("moh", note="MoH: mixture-of-head attention"),
     Reference("dyvte", authors="Wu and Lin and Ye and Zhou and Sun and Ji", note="DyVTE: dynamic visual-token exit"),
+    Reference("registers2026", year=2026, arxiv="2604.14433", note="Zeroing overstates the need for registers"),
     Reference("survey", arxiv="2604.10098", note="Survey of attention sinks"),
 )  # fmt: skip
 

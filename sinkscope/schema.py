@@ -50,7 +50,7 @@ class Variable:
 
 
 DIMS: tuple[str, ...] = (
-    "edit", "prompt", "layer", "head", "kv_head", "site", "query", "key", "role", "rank", "position", "vocab",
+    "edit", "prompt", "layer", "head", "kv_head", "site", "query", "key", "role", "group", "rank", "position", "vocab",
 )  # fmt: skip
 """Dimension names, outermost first. A grid of edits may add dims of its own in front."""
 

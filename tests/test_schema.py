@@ -17,6 +17,7 @@ PROBES = [
     sk.KeyMass(), sk.RoleShare(queries="all"), sk.Entropy(), sk.MaxAttention(keys="all", queries="all"), RowSum(),
     LogSumExp(), sk.ValueNorm(), sk.KeyNorm(), sk.Contribution(), sk.ResidualNorm(), sk.MassiveActivations(top=3),
     sk.SinkDims(), sk.AttentionMap(layers=[1], heads=[0]), sk.TokenLoss(), sk.Logits(),
+    sk.TopKey(), sk.RoleShare(groups={"sink": "first"}),
 ]  # fmt: skip
 
 

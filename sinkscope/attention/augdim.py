@@ -46,9 +46,7 @@ def attend(call: Call, edits: CallEdits) -> tuple[Float[torch.Tensor, "batch que
         key, value = (tensor.repeat_interleave(call.group, 1) for tensor in (key, value))
     per_group = query.shape[1] // key.shape[1]
     for change in values:
-        chosen = change.keys[:, ::per_group]
-        change.count(chosen)
-        value = torch.where(chosen[..., None], value * change.scale, value)
+        value = change.apply(value, lambda tensor: tensor[:, ::per_group])
     columns = [_columns(bias, call, per_group) for bias in edits.biases]
     width = query.shape[-1]
     if columns:

@@ -99,9 +99,7 @@ def _operands(
         # Heads of a group may now have different values, so each head gets its own.
         value = value.repeat_interleave(len(where[0]) // len(value), 0)
         for change in edits.values:
-            chosen = change.keys[where]
-            change.count(chosen)
-            value = torch.where(chosen[..., None], value * change.scale, value)
+            value = change.apply(value, lambda tensor: tensor[where])
     return where, key, value
 
 

@@ -13,7 +13,6 @@ from sinkscope.attention.primitives import (
     KeyedWeightEdit,
     LogBias,
     Reweigh,
-    Tally,
     ValueScale,
     WeightEdit,
 )
@@ -73,7 +72,7 @@ class CallEdits:
         same = CallEdits(blockwise=self.blockwise or bool(set(self.normalisers) - {"softmax1"}))
         same.biases = [bias.neutral() for bias in self.biases]
         same.weights = [w.neutral() if isinstance(w, KeyedWeightEdit) else _keep for w in self.weights]
-        same.values = [replace(change, scale=1.0, tally=Tally()) for change in self.values]
+        same.values = [change.neutral() for change in self.values]
         same.gates = [_keep for _ in self.gates]
         same.extra_keys = [replace(each, heads=torch.zeros_like(each.heads)) for each in self.extra_keys]
         # exp(-inf) adds nothing to the denominator, so the key is there and weighs nothing.

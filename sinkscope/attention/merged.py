@@ -51,8 +51,7 @@ def attend(call: Call, edits: CallEdits, first: int) -> tuple[Float[torch.Tensor
     batch, heads = call.query.shape[:2]
     key, value = (t.repeat_interleave(call.group, 1) if call.group > 1 else t for t in (call.key, call.value))
     for change in edits.values:
-        change.count(change.keys)
-        value = torch.where(change.keys[..., None], value * change.scale, value)
+        value = change.apply(value)
     others, lse = _others(call, key, value, first)
     step = max(1, CHUNK // (call.query.shape[2] * (first + 2)))
     apart = call.query, key[:, :, :first], value[:, :, :first], others, lse

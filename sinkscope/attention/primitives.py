@@ -262,15 +262,30 @@ class DropWeights(KeyTarget, KeyedWeightEdit):
 
 @dataclass
 class ValueScale:
-    """Multiply the value vectors of the selected keys by ``scale`` (0 zeroes them). ``keys`` is (batch, head, key)."""
+    """Multiply the value vectors of the selected keys by ``scale`` (0 zeroes them). ``keys`` is (batch, head, key).
+
+    Where ``new`` is given, (batch, head, key, vdim), the vectors are replaced by it instead.
+    """
 
     keys: Bool[torch.Tensor, "batch head key"]
     scale: float = 0.0
     tally: Tally = field(default_factory=Tally)
+    new: Float[torch.Tensor, "batch head key vdim"] | None = None
 
-    def count(self, chosen: Bool[torch.Tensor, "*heads key"]) -> None:
-        """Note that values were changed."""
+    def neutral(self) -> ValueScale:
+        """Return the same with nothing changed."""
+        return replace(self, scale=1.0, new=None, tally=Tally())
+
+    def apply(
+        self,
+        values: Float[torch.Tensor, "*heads key vdim"],
+        cut: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+    ) -> Float[torch.Tensor, "*heads key vdim"]:
+        """Return the values, changed; ``cut`` brings (batch, head, ...) to the heads that ``values`` are of."""
+        chosen = cut(self.keys)
         self.tally.touched = self.tally.touched or int(chosen.sum())
+        changed = values * self.scale if self.new is None else cut(self.new).to(values.dtype)
+        return torch.where(chosen[..., None], changed, values)
 
 
 @dataclass

@@ -137,6 +137,17 @@ class MaxWeight(RowStatistic):
         return self.sets[id(ask)].largest(part.weights, part.tile)
 
 
+class TopColumn(RowStatistic):
+    """Column of the largest weight of each row; a row that sees no key has minus 1."""
+
+    name = "top_column"
+
+    def rows(self, part: WeightTile, ask: Ask) -> Float[torch.Tensor, "flat query"]:
+        """Look for the largest weight; of equal ones the first."""
+        best = part.weights.max(-1)
+        return torch.where(best.values > 0, best.indices + part.tile.cols.start, -1).to(part.weights.dtype)
+
+
 class Map(Statistic):
     """The weights themselves, of the query heads in ``heads``."""
 

@@ -15,12 +15,13 @@ from sinkscope.edits.keys import DropKeys, MaskKeys, ScaleKeys, ShiftLogits, Ste
 from sinkscope.edits.normalisers import KeyValueBias, NullKey, SwapNormaliser
 from sinkscope.edits.redistribute import Redistribute
 from sinkscope.edits.reference import mean_activations, mean_outputs
+from sinkscope.edits.replace import ReplaceValues
 from sinkscope.edits.stream import EditedStream
 from sinkscope.edits.text import dumps, loads, parse
 
 __all__ = [
     "EDITS", "AblateHeads", "AttentionEdit", "CalibrateSinks", "DropKeys", "Edit", "EditedCall", "EditedStream",
-    "GateHeads", "KeyValueBias", "MaskKeys", "NullKey", "Redistribute", "ResidualEdit", "ScaleKeys", "SetActivations",
-    "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues", "dumps", "loads", "mean_activations",
+    "GateHeads", "KeyValueBias", "MaskKeys", "NullKey", "Redistribute", "ReplaceValues", "ResidualEdit", "ScaleKeys",
+    "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues", "dumps", "loads", "mean_activations",
     "mean_outputs", "parse",
 ]  # fmt: skip

@@ -157,9 +157,12 @@ class EditedCall(CallMasks):
             ChangedWeights(function, self.heads, self.queries(queries), self.tally, self.edit.conditional)
         )
 
-    def change_values(self, keys: TokenMask, scale: float = 0.0) -> None:
-        """Multiply the value vectors of ``keys`` by ``scale``."""
-        self.written.values.append(ValueScale(keys, scale, self.tally))
+    def change_values(
+        self, keys: TokenMask, scale: float = 0.0, new: Float[torch.Tensor, "batch head_or_kv key vdim"] | None = None
+    ) -> None:
+        """Multiply the value vectors of ``keys`` by ``scale``, or put ``new`` ones there."""
+        per_head = None if new is None else new.repeat_interleave(self.head_count // new.shape[1], 1)
+        self.written.values.append(ValueScale(keys, scale, self.tally, per_head))
 
     def add_key(self, key: Float[torch.Tensor, "head dim"], value: Float[torch.Tensor, "head vdim"]) -> None:
         """Add a key and a value that every query of the heads sees; no position is applied to the key."""

@@ -165,6 +165,8 @@ class ReadingBuilder:
         if "position" in ds.dims:
             labels = list(next(part["position"] for part in self.parts.values() if "position" in part))
             coords["position"] = labels if len(labels) == ds.sizes["position"] else [-1]
+        if "group" in ds.dims:
+            coords["group"] = list(next(part["group"] for part in self.parts.values() if "group" in part))
         coords |= {name: ("prompt", values) for name, values in prompts.origin.items()}
         ds = ds.assign_coords(coords | self._token_coords(prompts))
         if "role" in ds.dims and not any((roles == ROLE_INDEX["answer"]).any() for roles in prompts.roles):

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import xarray as xr
 
 from sinkscope.attention.view import Ask, LayerStats
 from sinkscope.errors import ProbeError
 from sinkscope.models.backends.base import Tower
 from sinkscope.probes.base import Probe, ProbeContext, whole_numbers
+from sinkscope.prompts.selection import positions, select
 from sinkscope.schema import Variable
 
-__all__ = ["AttentionMap", "Entropy", "KeyMass", "LogSumExp", "MaxAttention", "RoleShare", "RowSum"]
+__all__ = ["AttentionMap", "Entropy", "KeyMass", "LogSumExp", "MaxAttention", "RoleShare", "RowSum", "TopKey"]
 
 
 @dataclass(frozen=True)
@@ -61,18 +63,62 @@ class RoleShare(Probe):
     """Attention on the keys of each role, mean over the named queries.
 
     Makes ``role_share`` (prompt, layer, head, role). Each token has one role, so the shares add up to the row sum. NaN
-    where a prompt has no such query.
+    where a prompt has no such query. ``groups`` are labels of your own instead of roles: a DataArray of strings over
+    (prompt, key), such as ``sk.label_tokens`` makes, or a mapping from names to selections; it makes ``group_share``
+    (prompt, layer, head, group). A token without a label (the empty string) is in no group, groups of a mapping may
+    overlap.
     """
 
     queries: Any = "text"
+    groups: Any = None
     variables: ClassVar[Mapping[str, Variable]] = {
         "role_share": Variable(
             ("prompt", "layer", "head", "role"),
             "attention weight",
             "attention on the keys of a role, mean over queries",
         ),
+        "group_share": Variable(
+            ("prompt", "layer", "head", "group"),
+            "attention weight",
+            "attention on the keys of a group that the user named, mean over queries",
+        ),
     }
     statistics: ClassVar[frozenset[str]] = frozenset({"key_sum"})
+
+    def __post_init__(self) -> None:
+        groups = self.groups
+        if isinstance(groups, xr.DataArray) and groups.dtype.kind not in "UO":
+            raise ProbeError(
+                f"RoleShare(groups=...): a DataArray here holds names, one per token; this one holds {groups.dtype}. "
+                "Make it with sinkscope.label_tokens, or give {name: selection}."
+            )
+        if groups is not None and not self._names():
+            raise ProbeError(
+                f"RoleShare(groups={groups!r:.40}): no group is named. Give an array of names over (prompt, key), or "
+                "{name: selection}."
+            )
+
+        # One of the two is made, so that shares of roles and of groups can be read in one run.
+        made = "role_share" if groups is None else "group_share"
+        object.__setattr__(self, "variables", {made: type(self).variables[made]})
+
+    def _names(self) -> list[str]:
+        if isinstance(self.groups, xr.DataArray):
+            return sorted({str(name) for name in self.groups.values.ravel()} - {""})
+        return [str(name) for name in self.groups] if isinstance(self.groups, Mapping) else []
+
+    def labels(self, longest: int) -> Mapping[str, Sequence[Any]]:
+        """Name the groups."""
+        return {} if self.groups is None else {"group": self._names()}
+
+    def _columns(self, context: ProbeContext) -> torch.Tensor:
+        """Return which group each real token is in, (batch, key, group)."""
+
+        def chosen(name: str) -> torch.Tensor:
+            given = self.groups == name if isinstance(self.groups, xr.DataArray) else self.groups[name]
+            return select(given, context.batch, ProbeError, f"RoleShare(groups[{name!r}])")
+
+        return context.once((id(self), "groups"), lambda: torch.stack([chosen(n) for n in self._names()], -1).float())
 
     def asks(self, context: ProbeContext, layer: int) -> Mapping[str, Ask]:
         """Sums over the named queries: of all keys at once, whatever their roles."""
@@ -81,9 +127,10 @@ class RoleShare(Probe):
     def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Sum over the keys of each role, and average over the queries."""
         queries = context.chosen(self.queries, self, "queries")
+        columns = context.role_columns() if self.groups is None else self._columns(context)
         # The same column sums serve every role: a pass per role would re-walk the map for each.
-        total = torch.einsum("bhk,bkr->bhr", stats["key_sum"], context.role_columns())
-        return {"role_share": total / queries.sum(-1)[:, None, None]}
+        total = torch.einsum("bhk,bkr->bhr", stats["key_sum"], columns)
+        return {"role_share" if self.groups is None else "group_share": total / queries.sum(-1)[:, None, None]}
 
 
 @dataclass(frozen=True)
@@ -166,6 +213,42 @@ class MaxAttention(Probe):
         # The pass starts its maxima at minus infinity; a causal row before the image keeps that.
         largest = stats["max_weight"].clamp(min=0.0)
         return {"max_attention": largest.masked_fill(~queries[:, None], torch.nan)}
+
+
+@dataclass(frozen=True)
+class TopKey(Probe):
+    """Which key each named query attends to most, and with which weight; no map is formed.
+
+    Makes ``top_key`` (prompt, layer, head, query), the position counted from the first real token, and ``top_weight``.
+    Of equal weights the first key. NaN at queries not named, and in rows that give no key anything. The rows of
+    generated tokens are those of ``sk.run`` on what ``sk.generate`` returned.
+    """
+
+    queries: Any = "all"
+    variables: ClassVar[Mapping[str, Variable]] = {
+        "top_key": Variable(
+            ("prompt", "layer", "head", "query"), "index", "position of the key with the largest weight", discrete=True
+        ),
+        "top_weight": Variable(("prompt", "layer", "head", "query"), "attention weight", "weight of that key"),
+    }
+    papers = ("wu2024",)
+    statistics: ClassVar[frozenset[str]] = frozenset({"top_column", "max_weight"})
+
+    def asks(self, context: ProbeContext, layer: int) -> Mapping[str, Ask]:
+        """The largest weight of each row and its column."""
+        real = context.chosen("all", self, "keys")
+        return {"top_column": Ask("top_column"), "max_weight": Ask("max_weight", {"keys": real})}
+
+    def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
+        """Number the columns from the first real token and keep the named queries."""
+        column = stats["top_column"].long()
+        place = positions(context.batch.real)[:, None, None].expand(*column.shape[:3], -1)
+        found = place.gather(-1, column.clamp(min=0)[..., None])[..., 0].float()
+        none = (column < 0) | ~context.chosen(self.queries, self, "queries")[:, None]
+        return {
+            "top_key": found.masked_fill(none, torch.nan),
+            "top_weight": stats["max_weight"].masked_fill(none, torch.nan),
+        }
 
 
 @dataclass(frozen=True)

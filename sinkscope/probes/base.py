@@ -11,7 +11,7 @@ numbers them from the first real token.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, cast
 
@@ -48,6 +48,12 @@ class ProbeContext:
         if key not in self._known:
             asked = f"{type(probe).__name__}({field}={_short(selection)})"
             self._known[key] = select(selection, self.batch, ProbeError, asked)
+        return self._known[key]
+
+    def once(self, key: Any, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return what follows from the batch alone: made for the first layer, kept for the others."""
+        if key not in self._known:
+            self._known[key] = make()
         return self._known[key]
 
     def role_columns(self) -> Float[torch.Tensor, "batch key role"]:
@@ -142,6 +148,8 @@ def dumps(probes: tuple[Probe, ...]) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, xr.DataArray):
+        if value.dtype.kind in "UO":
+            return f"DataArray{tuple(value.dims)} of names"
         return f"DataArray{tuple(value.dims)} with {int(value.sum())} selected"
     if isinstance(value, tuple | list | range):
         return [_plain(item) for item in cast(Iterable[Any], value)]

@@ -218,3 +218,21 @@ def test_an_array_from_other_prompts_is_refused(model, prompts):
     other = xr.DataArray(np.ones((1, 6), dtype=bool), dims=("prompt", "key"), coords={"prompt": [7]})
     with pytest.raises(ProbeError, match=r"the DataArray holds prompts \[7\], not prompt 0\. Use the same prompts\."):
         sk.run(model, prompts, [sk.KeyMass(keys=other)])
+
+
+def test_the_top_key_is_that_of_the_map_in_padded_batches(model, prompts, maps):
+    found = sk.run(model, prompts, [sk.TopKey()], batch_size=3)
+    for i, one in enumerate(maps):
+        np.testing.assert_array_equal(found.top_key[i, ..., : one.shape[-1]], one.argmax(-1))
+        np.testing.assert_allclose(found.top_weight[i, ..., : one.shape[-1]], one.amax(-1), atol=1e-5)
+        assert np.isnan(found.top_key[i, ..., one.shape[-1] :]).all()
+    last = sk.run(model, prompts, [sk.TopKey("last")]).top_key
+    np.testing.assert_array_equal(last[0, ..., 5], found.top_key[0, ..., 5])
+    assert np.isnan(last[0, ..., :5]).all()
+
+
+def test_the_top_key_of_generated_rows_is_that_of_the_text_so_far(model, prompts):
+    written = sk.generate(model, prompts.subset([0]), max_new_tokens=3)
+    whole = sk.run(model, written, [sk.TopKey()]).top_key
+    shorter = sk.Prompts.from_ids([written.ids[0][:-1].tolist()], model)
+    np.testing.assert_array_equal(whole[0, ..., -2], sk.run(model, shorter, [sk.TopKey()]).top_key[0, ..., -1])

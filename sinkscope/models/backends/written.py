@@ -115,7 +115,8 @@ def add_written(outputs: HeadOutputs, stats: LayerStats, factor: Factor, context
     Raises:
         UnsupportedModelError: what stands between the heads and W_O is neither a gate nor a norm.
     """
-    value, edited = stats["write_norm"].float(), outputs.edit_gate
+    value = _edited_values(outputs.edits, stats["write_norm"].float(), factor.shape[0])
+    edited = outputs.edit_gate
     if outputs.plain and edited is None:
         norms = write_norms(factor, value)
     else:
@@ -131,7 +132,7 @@ def add_written(outputs: HeadOutputs, stats: LayerStats, factor: Factor, context
             norms = _mean_over_tiles(
                 outputs, context, lambda weights, tile: _pairwise(weights, tile, factor, gate, value)
             )
-    stats["write_norm"] = norms * _value_scale(outputs.edits, norms)
+    stats["write_norm"] = norms
 
 
 def _gate_of(outputs: HeadOutputs) -> Float[torch.Tensor, "batch query head dim"]:
@@ -165,17 +166,18 @@ def _shared_gate(gate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None
     return (by_query.abs(), by_dim) if close else None
 
 
-def _value_scale(
-    edits: CallEdits | RowEdits | None, like: Float[torch.Tensor, "batch head key"]
-) -> Float[torch.Tensor, "batch head key"]:
-    scale = torch.ones_like(like)
-    if isinstance(edits, RowEdits):
-        for rows, part in edits.parts:
-            scale[rows] = _value_scale(part, like[rows])
-        return scale
-    for change in edits.values if edits else ():
-        scale = torch.where(change.keys.expand_as(scale), scale * abs(change.scale), scale)
-    return scale
+def _edited_values(
+    edits: CallEdits | RowEdits | None, value: Float[torch.Tensor, "batch kv_head key dim"], heads: int
+) -> Float[torch.Tensor, "batch head_or_kv key dim"]:
+    """The values as edits leave them, for each head where an edit changed any."""
+    parts = edits.parts if isinstance(edits, RowEdits) else [(slice(None), edits)]
+    if not any(part and part.values for _, part in parts):
+        return value
+    value = value.repeat_interleave(heads // value.shape[1], dim=1).clone()
+    for rows, part in parts:
+        for change in part.values if part else ():
+            value[rows] = change.apply(value[rows])
+    return value
 
 
 def _mean_over_tiles(
