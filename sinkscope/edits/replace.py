@@ -93,11 +93,12 @@ class ReplaceValues(AttentionEdit):
         count = int(place.max()) + 1
         drawn = np.random.default_rng([self.seed, layer]).standard_normal((count, values.shape[1] * values.shape[3]))
         noise = torch.as_tensor(drawn, dtype=values.dtype, device=values.device)[place]
-        return mean + spread * noise.unflatten(-1, (values.shape[1], values.shape[3])).transpose(1, 2)
+        return mean + spread * noise.view(*noise.shape[:2], values.shape[1], values.shape[3]).transpose(1, 2)
 
     def _shuffle(self, call: EditedCall, keys: TokenMask, values: Values) -> None:
         group, order = call.call.group, torch.arange(values.shape[2]).repeat(*keys.shape[:2], 1)
-        for row, head in keys.any(-1).nonzero().tolist():
+        pairs: list[list[int]] = keys.any(-1).nonzero().tolist()  # pyright: ignore[reportUnknownMemberType]
+        for row, head in pairs:
             chosen = keys[row, head].nonzero()[:, 0].cpu()
             if len(chosen) > 1:
                 # Each takes the value of the next one in a random order, so none keeps its own.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import xarray as xr
@@ -105,7 +105,8 @@ class RoleShare(Probe):
     def _names(self) -> list[str]:
         if isinstance(self.groups, xr.DataArray):
             return sorted({str(name) for name in self.groups.values.ravel()} - {""})
-        return [str(name) for name in self.groups] if isinstance(self.groups, Mapping) else []
+        named = cast("Mapping[Any, Any]", self.groups) if isinstance(self.groups, Mapping) else {}
+        return [str(name) for name in named]
 
     def labels(self, longest: int) -> Mapping[str, Sequence[Any]]:
         """Name the groups."""
