@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from sinkscope.engine.applied import applied as applied
     from sinkscope.engine.generation import generate as generate
     from sinkscope.engine.run import run as run
+    from sinkscope.engine.survey import SurveySettings as SurveySettings
+    from sinkscope.engine.survey import merge as merge
+    from sinkscope.engine.survey import survey as survey
     from sinkscope.engine.sweep import grid as grid
     from sinkscope.engine.sweep import sweep as sweep
     from sinkscope.errors import EditError as EditError
@@ -87,6 +90,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "engine.run": ("run",),
     "engine.applied": ("applied",),
     "engine.generation": ("generate",),
+    "engine.survey": ("SurveySettings", "merge", "survey"),
     "engine.sweep": ("grid", "sweep"),
     "hooks": ("fwd_hooks",),
     "schema": ("concat", "open", "save", "to_dataframe"),

@@ -20,6 +20,7 @@ ALLOWED_PARAMETERS = {
     "sinkscope/models/handle.py:load_model": 8,  # the public contract names them
     "sinkscope/metrics/comparison.py:compare": 7,  # one call is the whole interface
     "sinkscope/engine/sweep/driver.py:sweep": 9,  # one call is the whole interface
+    "sinkscope/engine/survey/driver.py:survey": 7,  # one call is the whole interface
     "sinkscope/attention/masks.py:sinkscope_mask": 9,  # transformers calls it with these
     "sinkscope/attention/seam.py:sinkscope_attention": 7,  # transformers calls it with these
 }

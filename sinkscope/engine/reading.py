@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,14 @@ GRID = ("grid_row", "grid_col", "grid_tile", "grid_image", "box_left", "box_top"
 
 MAP_LIMIT = 1 << 30
 """Bytes of attention maps that a reading may hold."""
+
+
+class Store(Protocol):
+    """What takes the numbers of a pass: a reading that holds them all, or statistics over them."""
+
+    def put(self, found: Mapping[str, torch.Tensor], batch: Batch, at: AttentionSite | int | None = None) -> None:
+        """Take tensors of one attention call, one residual site (by its place) or the output; batch comes first."""
+        ...
 
 
 class ReadingBuilder:
@@ -216,9 +224,12 @@ def _attrs(variable: Variable) -> dict[str, str]:
 
 
 def provenance(
-    model: Any, tower: Tower, prompts: Prompts, probes: tuple[Probe, ...], edits: str, paths: set[str]
+    model: Any, tower: Tower, prompts: Prompts | None, probes: tuple[Probe, ...], edits: str, paths: set[str]
 ) -> dict[str, Any]:
-    """Attributes every reading carries; structured ones as JSON strings, because netCDF takes no dict, None or bool."""
+    """Attributes every reading carries; structured ones as JSON strings, because netCDF takes no dict, None or bool.
+
+    Without ``prompts`` those that tell of them are empty.
+    """
     return {
         "sinkscope_version": _version("sinkscope"),
         "schema_version": SCHEMA_VERSION,
@@ -237,8 +248,8 @@ def provenance(
         "variables": declare(_declared(probes)),
         "definitions": json.dumps({n: v.meaning for p in probes for n, v in p.variables.items()}),
         "references": references_of(dumps(probes), edits),
-        "prompts_hash": prompts.digest,
-        "key0": prompts.key0,
+        "prompts_hash": "" if prompts is None else prompts.digest,
+        "key0": "" if prompts is None else prompts.key0,
         "seed": torch.initial_seed(),
         "versions": json.dumps(
             {name: _version(name) for name in ("torch", "transformers", "transformer-lens", "xarray", "numpy")}

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from sinkscope import registry
 from sinkscope.attention.view import Ask, Context, LayerStats, Wants
-from sinkscope.engine.reading import ReadingBuilder, provenance
+from sinkscope.engine.reading import ReadingBuilder, Store, provenance
 from sinkscope.errors import ModelError, ProbeError, UnsupportedModelError, did_you_mean
 from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower
 from sinkscope.probes.base import Probe, ProbeContext
@@ -154,7 +154,7 @@ def progress(items: Iterable[Batch], total: int, batch_size: int) -> Iterable[Ba
 
 
 def read_batch(
-    model: Model, tower: Tower, batch: Batch, probes: Sequence[Probe], builder: ReadingBuilder, plan: Plan | None
+    model: Model, tower: Tower, batch: Batch, probes: Sequence[Probe], builder: Store, plan: Plan | None
 ) -> Output:
     """One forward pass: reads, reduces and stores what the probes ask."""
     instruments, context = prepare(model, tower, batch, probes, builder, plan)
@@ -167,9 +167,7 @@ def read_batch(
     return replace(output, logits=None)
 
 
-def store_outputs(
-    model: Model, probes: Sequence[Probe], output: Output, context: ProbeContext, builder: ReadingBuilder
-) -> None:
+def store_outputs(model: Model, probes: Sequence[Probe], output: Output, context: ProbeContext, builder: Store) -> None:
     """Store what the probes take from the logits of a pass."""
     for probe in probes:
         if probe.logits:
@@ -179,7 +177,7 @@ def store_outputs(
 
 
 def prepare(
-    model: Model, tower: Tower, batch: Batch, probes: Sequence[Probe], builder: ReadingBuilder, plan: Plan | None
+    model: Model, tower: Tower, batch: Batch, probes: Sequence[Probe], builder: Store, plan: Plan | None
 ) -> tuple[Instruments, ProbeContext]:
     """What one forward pass over ``batch`` shall read into ``builder`` and change, and what the probes look at."""
     context = ProbeContext(batch, tower)
@@ -203,7 +201,7 @@ class _Reader:
     """Hands each layer's and site's numbers to the probes and their results to the builder."""
 
     def __init__(
-        self, model: Model, tower: Tower, probes: Sequence[Probe], builder: ReadingBuilder, context: ProbeContext
+        self, model: Model, tower: Tower, probes: Sequence[Probe], builder: Store, context: ProbeContext
     ) -> None:
         self.model, self.tower, self.probes, self.builder, self.context = model, tower, probes, builder, context
         self.labels: dict[int, list[dict[str, str]]] = {}

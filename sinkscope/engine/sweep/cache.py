@@ -60,7 +60,7 @@ def context_key(model: Model, tower: str, prompts_digest: str, probes: Sequence[
 
     libraries = [version(name) for name in ("torch", "transformers", "numpy")]
     model_is = [fingerprint(model.model), behaviour(model.model), model.backend.name, model.device.type, tower]
-    read = [_probe(probe) for probe in probes]
+    read = [probe_content(probe) for probe in probes]
     return _digest([FORMAT, __version__, libraries, model_is, prompts_digest, read])
 
 
@@ -73,8 +73,8 @@ def _digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
-def _probe(probe: Probe) -> dict[str, Any]:
-    """A probe as JSON data with the whole content of DataArrays, which its description only sums up."""
+def probe_content(probe: Probe) -> dict[str, Any]:
+    """Return a probe as JSON data with the whole content of DataArrays, which its description only sums up."""
     values = {f.name: getattr(probe, f.name) for f in dataclasses.fields(probe)}
     whole = {n: hashlib.sha256(repr(_content(v)).encode()).hexdigest() for n, v in values.items()}
     return probe.describe() | {"content": whole}
