@@ -103,8 +103,9 @@ def _background(kind: str, rng: np.random.Generator) -> NDArray[np.float32]:
     return base + mix[..., None] * (other - base)
 
 
-def _covers(thing: Thing) -> NDArray[np.bool_]:
-    x, y, r = _X - thing.x, _Y - thing.y, thing.radius
+def covers(thing: Thing, columns: NDArray[np.float32] = _X, rows: NDArray[np.float32] = _Y) -> NDArray[np.bool_]:
+    """Tell which pixels a shape covers, given the column and the row of each; bool, of the same shape."""
+    x, y, r = columns - thing.x, rows - thing.y, thing.radius
     if thing.shape == "circle":
         return x * x + y * y <= r * r
     if thing.shape == "square":
@@ -128,7 +129,7 @@ def make_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
     background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
     pixels, owner = _background(background, rng), np.full((SIDE, SIDE), -1, np.int8)
     for index, thing in enumerate(things):
-        mask = _covers(thing)
+        mask = covers(thing)
         pixels[mask] = np.array(COLOURS[thing.colour]) + rng.uniform(-20, 20)
         owner[mask] = index
     pixels = pixels + rng.normal(0, 4, pixels.shape)

@@ -1,0 +1,142 @@
+"""The recipe of the model made of pretrained parts: scenes, packing, what each stage changes, runs that go on."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import Dinov2Config, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from recipes import photo_scenes, vision_smol
+from recipes import vision_smol_model as parts
+from sinkscope.errors import PromptError
+from sinkscope.tasks import scenes as data
+
+TINY = vision_smol.VisionSmolConfig(pictures=4, passes=2, batch=2, align=0.5, warmup=1, rank=2)
+
+
+class Words:
+    """A tokenizer of single characters, the three special tokens apart."""
+
+    SPECIAL = ("<|im_start|>", "<|im_end|>", parts.IMAGE_TOKEN)
+
+    def __call__(self, text, add_special_tokens=False):
+        ids = []
+        while text:
+            special = next((t for t in self.SPECIAL if text.startswith(t)), text[0])
+            ids.append(self.convert_tokens_to_ids(special))
+            text = text[len(special) :]
+        return type("Encoding", (), {"input_ids": ids})
+
+    def convert_tokens_to_ids(self, token):
+        return self.SPECIAL.index(token) if token in self.SPECIAL else ord(token)
+
+
+def tiny(seed):
+    torch.manual_seed(seed)
+    vision = Dinov2Config(
+        hidden_size=8, num_hidden_layers=parts.VISION_LAYER, num_attention_heads=1, image_size=28, patch_size=14
+    )
+    text = LlamaConfig(
+        vocab_size=128, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, head_dim=4
+    )
+    return LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text)).eval()
+
+
+@pytest.fixture(autouse=True)
+def photographs(monkeypatch):
+    """Those of a package that is installed with the tests."""
+    before = photo_scenes.TRAINING, photo_scenes.HELD_OUT
+    monkeypatch.setattr(photo_scenes, "TRAINING", ("sklearn/flower.jpg",))
+    monkeypatch.setattr(photo_scenes, "HELD_OUT", ("sklearn/china.jpg",))
+    return before
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(parts, "build", tiny)
+    monkeypatch.setattr(parts, "load_tokenizer", Words)
+
+
+def test_shapes_are_small_and_in_their_cells():
+    for scene in photo_scenes.held_out(12):
+        assert (scene.owner >= 0).mean() < 0.15
+        for index, thing in enumerate(scene.things):
+            rows, columns = np.nonzero(scene.owner == index)
+            cell = int(rows.mean() * 3 // photo_scenes.SIDE), int(columns.mean() * 3 // photo_scenes.SIDE)
+            assert cell == divmod(thing.cell, 3)
+
+
+def test_no_photograph_is_both_trained_on_and_held_out(monkeypatch, photographs):
+    assert not set(photographs[0]) & set(photographs[1])
+    monkeypatch.setattr(photo_scenes, "module_folder", lambda package: None)
+    with pytest.raises(PromptError, match=r"skimage is not installed\. Run pip install scikit-image\."):
+        photo_scenes.photograph("skimage/coins.png")
+
+
+def test_a_question_sees_the_picture_and_itself():
+    packed = parts.Packer(Words())([("ab", "c"), ("d", "e")])
+    owner, sees = packed["owner"], packed["mask"][0, 0] == 0
+    assert int((owner == 0).sum()) == len("user\n") + 1 + parts.PATCHES
+    for query in range(len(owner)):
+        seen = set(owner[sees[query]].tolist())
+        assert seen <= {0, int(owner[query])}
+        assert sees[query].nonzero().max() == query
+    first = int((owner == 0).sum())
+    assert [int(packed["positions"][0, (owner == n).nonzero()[0, 0]]) for n in (1, 2)] == [first, first]
+    answered = packed["target"][packed["target"] >= 0].tolist()
+    assert answered == [ord("c"), 1, ord("e"), 1]
+
+
+def test_packed_questions_read_as_if_alone(small):
+    network, packer, scene = tiny(0), parts.Packer(Words()), photo_scenes.held_out(1)[0]
+    shown = parts.features(network, scene)
+    asked = [("ab", "c"), ("d", "e")]
+    together = parts.states(network, packer(asked), shown)
+    for number, one in enumerate(asked, start=1):
+        alone, packed = packer([one]), packer(asked)
+        found = parts.states(network, alone, shown)[alone["owner"] == 1]
+        torch.testing.assert_close(together[packed["owner"] == number], found, rtol=1e-4, atol=1e-5)
+
+
+def test_features_are_the_towers(small):
+    network, scene = tiny(0), photo_scenes.held_out(1)[0]
+    whole = network.model.vision_tower(parts.pixel_values(scene), output_hidden_states=True)
+    torch.testing.assert_close(parts.features(network, scene), whole.hidden_states[parts.VISION_LAYER][0, 1:])
+
+
+def test_every_pass_shows_every_picture():
+    config = vision_smol.VisionSmolConfig(pictures=6, passes=2, batch=4)
+    shown = [i for step in range(config.steps) for i in vision_smol.pictures_of_step(config, step)]
+    assert sorted(shown[:6]) == sorted(shown[6:]) == list(range(6))
+    assert shown[:6] != shown[6:]
+
+
+def test_the_rate_rises_twice_and_falls():
+    config = vision_smol.VisionSmolConfig()
+    rates = [config.rate(step) for step in range(config.steps)]
+    assert max(rates[: config.align_steps]) == config.align_lr
+    assert rates[config.align_steps] == pytest.approx(config.lr / config.warmup)
+    assert rates[-1] == pytest.approx(config.lr / 20)
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(small, tmp_path):
+    whole = vision_smol.train(TINY, tmp_path / "a", tmp_path / "features", held_out=2)
+    vision_smol.train(TINY, tmp_path / "b", tmp_path / "features", stop_at=3, held_out=2)
+    halves = vision_smol.train(TINY, tmp_path / "b", tmp_path / "features", held_out=2)
+    assert halves.step == TINY.steps == 4
+    for name, weight in whole.params.items():
+        assert torch.equal(weight, halves.params[name]), name
+    rows = [json.loads(line) for line in (tmp_path / "b" / "curve.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert all(0 <= row[f"accuracy_{family}"] <= 1 for row in rows for family in data.FAMILIES)
+    assert sorted(file.name for file in (tmp_path / "b").glob("weights-*")) == [
+        f"weights-{step:05d}.safetensors" for step in (0, 1, 2, 4)
+    ]
+
+
+def test_the_first_stage_changes_the_projector_alone(small, tmp_path):
+    before = vision_smol.Trainer(TINY, tmp_path / "none", tmp_path / "features")
+    after = vision_smol.train(TINY, tmp_path / "run", tmp_path / "features", stop_at=TINY.align_steps, held_out=2)
+    changed = {name for name, weight in after.params.items() if not torch.equal(weight, before.params[name])}
+    assert changed == {name for name in after.params if "multi_modal_projector" in name}
