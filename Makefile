@@ -20,7 +20,7 @@ demo: .venv/.user .venv/.smollm2 ## measure a language model, an encoder and a p
 	$(BIN)/sinkscope demo
 
 test: check .venv/.models ## checks, then the test suite
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 check: .venv/.dev ## style, types, import law
 	$(BIN)/ruff check .

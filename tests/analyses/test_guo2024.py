@@ -3,7 +3,14 @@ from PIL import Image
 
 from analyses.scripts import run
 
-SCRIPTS = {"backcopy_picture": 3, "who_does_what": 2, "dynamics": 6, "residual_peak": 7, "active_dormant": 2}
+SCRIPTS = {
+    "backcopy_picture": 3,
+    "who_does_what": 2,
+    "dynamics": 5,
+    "theorem": 1,
+    "residual_peak": 7,
+    "active_dormant": 2,
+}
 MODELS = {"residual_peak": ("--model", "zoo:lm-python", "zoo:bb-3l"), "active_dormant": ("--model", "zoo:lm-python")}
 
 
@@ -52,20 +59,25 @@ def test_training_curves_take_no_model(tmp_path, monkeypatch, capsys):
 
 
 def test_the_theorem_is_not_judged_on_runs_that_train_the_value(results):
-    rise, theorem, along, drain, *relu = claims(results, "dynamics")
+    rise, along, drain, *relu = claims(results, "dynamics")
     assert rise["agrees"] is True
-    assert theorem["agrees"] is None
-    assert "held at zero; in these runs it is trained along" in theorem["reason"]
     assert along["paper"] == ""
     assert along["number"].startswith("-0.0")
     assert drain["agrees"] is True
     assert drain["number"].endswith("(n = 5)")
-    assert {claim["model"] for claim in (rise, theorem, along)} == {"zoo:bb-3l"}
+    assert {claim["model"] for claim in (rise, along)} == {"zoo:bb-3l"}
     assert {claim["model"] for claim in relu} == {"zoo:bb-1l-relu"}
 
 
+def test_the_theorem_is_judged_on_a_value_that_is_held_at_zero(results):
+    (theorem,) = claims(results, "theorem")
+    assert theorem["agrees"] is True
+    assert theorem["number"].startswith("0.5")
+    assert theorem["model"] == "simplified model"
+
+
 def test_relu_is_judged_over_seeds_and_not_by_the_worst_of_them(results):
-    sink = claims(results, "dynamics")[4]
+    sink = claims(results, "dynamics")[3]
     assert sink["number"].endswith("(n = 5)")
     assert sink["agrees"] is None, "one seed of five has a sink, so the interval over seeds decides"
     assert "holds 0.05" in sink["reason"]

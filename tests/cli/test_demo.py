@@ -86,7 +86,8 @@ def test_it_would_notice(output: Path, said: str) -> None:
 def test_a_wrong_instrument_fails_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(demo, "encoder", lambda output: None)
+    for story in ("pretrained", "encoder", "language_model"):  # which say nothing of what was planted
+        monkeypatch.setattr(demo, story, lambda output: None)
     monkeypatch.setattr(demo, "planted", lambda output: False)
     assert cli.main(["demo", "-o", str(tmp_path)]) == 1
     assert "what was planted was not found as planted" in capsys.readouterr().err

@@ -8,8 +8,6 @@ from PIL import Image
 import sinkscope as sk
 from sinkscope.models.sources.base import module_folder
 
-pytestmark = pytest.mark.xdist_group("real")
-
 
 def picture(seed):
     """A picture with structure at several scales."""
