@@ -8,7 +8,6 @@ import pytest
 import sinkscope as sk
 from real import reference
 
-
 TEXTS = [
     "The committee had promised to publish its findings before the summer, but by the end of August nothing had been "
     "printed, and the members no longer answered letters about it.",

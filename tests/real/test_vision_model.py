@@ -1,7 +1,6 @@
 """DINOv2 out of the ONNX file gives what onnxruntime gives with that file, in every block."""
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
