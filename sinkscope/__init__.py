@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sinkscope.edits import KeyValueBias as KeyValueBias
     from sinkscope.edits import MaskKeys as MaskKeys
     from sinkscope.edits import NullKey as NullKey
+    from sinkscope.edits import Patch as Patch
     from sinkscope.edits import Redistribute as Redistribute
     from sinkscope.edits import ReplaceValues as ReplaceValues
     from sinkscope.edits import ScaleKeys as ScaleKeys
@@ -96,8 +97,9 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "schema": ("concat", "open", "save", "to_dataframe"),
     "definitions": ("cite",),
     "edits": (
-        "AblateHeads", "CalibrateSinks", "DropKeys", "GateHeads", "KeyValueBias", "MaskKeys", "NullKey", "Redistribute",
-        "ReplaceValues", "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues",
+        "AblateHeads", "CalibrateSinks", "DropKeys", "GateHeads", "KeyValueBias", "MaskKeys", "NullKey", "Patch",
+        "Redistribute", "ReplaceValues", "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser",
+        "ZeroValues",
     ),
     "errors": (
         "EditError", "EditHasNoEffect", "MetricError", "ModelError", "OutputError", "ProbeError", "PromptError",

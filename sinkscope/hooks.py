@@ -21,6 +21,7 @@ from sinkscope.engine.run import check_request, find_tower, prepare
 from sinkscope.errors import EditError, ProbeError, PromptError, UnsupportedModelError
 from sinkscope.models.handle import Model, load_model
 from sinkscope.probes.base import Probe
+from sinkscope.probes.gradient import GradientProbe
 from sinkscope.prompts import Prompts
 from sinkscope.schema import validate
 
@@ -87,7 +88,7 @@ class FwdHooks:
             )
         stand_in = self._asked or Prompts.from_ids([[self._model.bos_token_id or 0]], self._model)
         check_request(self._model, stand_in, self._probes, self._tower, 1)
-        with_logits = [type(probe).__name__ for probe in self._probes if probe.logits]
+        with_logits = [type(p).__name__ for p in self._probes if p.logits or isinstance(p, GradientProbe)]
         if with_logits:
             raise ProbeError(
                 f"fwd_hooks: {with_logits[0]}() reads the output logits, which run_with_hooks returns to you. "

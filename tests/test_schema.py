@@ -17,7 +17,7 @@ PROBES = [
     sk.KeyMass(), sk.RoleShare(queries="all"), sk.Entropy(), sk.MaxAttention(keys="all", queries="all"), RowSum(),
     LogSumExp(), sk.ValueNorm(), sk.KeyNorm(), sk.Contribution(), sk.ResidualNorm(), sk.MassiveActivations(top=3),
     sk.SinkDims(), sk.AttentionMap(layers=[1], heads=[0]), sk.TokenLoss(), sk.Logits(),
-    sk.TopKey(), sk.RoleShare(groups={"sink": "first"}),
+    sk.TopKey(), sk.AttentionGradient([1], [0]), sk.RoleShare(groups={"sink": "first"}),
 ]  # fmt: skip
 
 
@@ -223,7 +223,9 @@ def test_a_table_has_one_row_per_number(reading):
     assert one["key_mass"] == float(reading.key_mass[1, 2, 3, 1])
     assert (one["token"], one["token_role"], one["kv_of_head"]) == ("#8", "text", 1)
     assert not table["key_mass"].isna().any()
-    with pytest.raises(SchemaError, match=r"'mass' is not in this reading; it holds \['attention', 'contribution',"):
+    with pytest.raises(
+        SchemaError, match=r"'mass' is not in this reading; it holds \['attention', 'attention_gradient',"
+    ):
         schema.to_dataframe(reading, "mass")
 
 

@@ -13,6 +13,7 @@ from sinkscope.edits.call import EditedCall
 from sinkscope.edits.heads import AblateHeads, GateHeads
 from sinkscope.edits.keys import DropKeys, MaskKeys, ScaleKeys, ShiftLogits, SteerKeys, ZeroValues
 from sinkscope.edits.normalisers import KeyValueBias, NullKey, SwapNormaliser
+from sinkscope.edits.patch import Patch, record
 from sinkscope.edits.redistribute import Redistribute
 from sinkscope.edits.reference import mean_activations, mean_outputs
 from sinkscope.edits.replace import ReplaceValues
@@ -21,7 +22,7 @@ from sinkscope.edits.text import dumps, loads, parse
 
 __all__ = [
     "EDITS", "AblateHeads", "AttentionEdit", "CalibrateSinks", "DropKeys", "Edit", "EditedCall", "EditedStream",
-    "GateHeads", "KeyValueBias", "MaskKeys", "NullKey", "Redistribute", "ReplaceValues", "ResidualEdit", "ScaleKeys",
-    "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues", "dumps", "loads", "mean_activations",
-    "mean_outputs", "parse",
+    "GateHeads", "KeyValueBias", "MaskKeys", "NullKey", "Patch", "Redistribute", "ReplaceValues", "ResidualEdit",
+    "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues", "dumps", "loads",
+    "mean_activations", "mean_outputs", "parse", "record",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ size, or by the value of another token asks what this token's own content does.
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ class ReplaceValues(AttentionEdit):
 
     def _shuffle(self, call: EditedCall, keys: TokenMask, values: Values) -> None:
         group, order = call.call.group, torch.arange(values.shape[2]).repeat(*keys.shape[:2], 1)
-        pairs: list[list[int]] = keys.any(-1).nonzero().tolist()  # pyright: ignore[reportUnknownMemberType]
+        pairs: Any = cast(Any, keys.any(-1).nonzero()).tolist()
         for row, head in pairs:
             chosen = keys[row, head].nonzero()[:, 0].cpu()
             if len(chosen) > 1:

@@ -16,6 +16,7 @@ from sinkscope.engine.reading import ReadingBuilder, Store, provenance
 from sinkscope.errors import ModelError, ProbeError, UnsupportedModelError, did_you_mean
 from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower
 from sinkscope.probes.base import Probe, ProbeContext
+from sinkscope.probes.gradient import GradientProbe
 from sinkscope.prompts import Batch, Prompts
 from sinkscope.prompts.data import check_batch_size
 from sinkscope.prompts.identity import check_prompts
@@ -164,7 +165,26 @@ def read_batch(
     # Before anything is stored: one NaN in the stream would become NaN in every mean, with no word of its source.
     check_finite(model, tower, batch, output)
     store_outputs(model, probes, output, context, builder)
+    for probe in probes:
+        if isinstance(probe, GradientProbe):
+            _store_gradients(model, tower, probe, context, builder, plan)
     return replace(output, logits=None)
+
+
+def _store_gradients(
+    model: Model, tower: Tower, probe: GradientProbe, context: ProbeContext, builder: Store, plan: Plan | None
+) -> None:
+    """A second pass, under the same edits, of which autograd keeps the weights that the probe asks for."""
+    from sinkscope.engine.gradients import attention_gradients
+    from sinkscope.engine.plan import Plan
+
+    edits, prompts = ((), None) if plan is None else (plan.edits, plan.prompts)
+    again = Plan(edits, tower, prompts, context.batch)
+    found = attention_gradients(
+        model, context.batch, probe.gradient_layers, lambda logits: probe.objective(logits, context), plan=again
+    )
+    for layer, (weights, gradient) in found.items():
+        builder.put(probe.at_gradient(weights, gradient, context), context.batch, tower.sites_of(layer)[0])
 
 
 def store_outputs(model: Model, probes: Sequence[Probe], output: Output, context: ProbeContext, builder: Store) -> None:

@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from sinkscope import metrics
 from sinkscope.attention.call import Call
-from sinkscope.attention.call_edits import CallEdits
-from sinkscope.attention.tile import Tile
+from sinkscope.engine.gradients import attention_gradients
 from sinkscope.engine.run import find_tower
 from sinkscope.errors import PromptError
-from sinkscope.models.backends.base import Instruments, Tower
+from sinkscope.models.backends.base import Tower
 from sinkscope.roles import ROLE_INDEX
 
 if TYPE_CHECKING:
@@ -117,58 +115,39 @@ def measure_curves(model: Model, prompts: Prompts) -> xr.Dataset:
     )
 
 
-class _Keep:
-    """Keeps the weights of every tile in the graph, and the keys of every call."""
-
-    def __init__(self, tower: Tower) -> None:
-        self.tiles: dict[int, list[tuple[torch.Tensor, Tile]]] = {site.layer: [] for site in tower.attention}
-        self.keys: dict[int, torch.Tensor] = {}
-
-    def __call__(self, layer: int, call: Call) -> CallEdits:
-        """Edits of one call: they only look."""
-        self.keys[layer] = call.key.detach()[0]
-
-        def keep(weights: Float[torch.Tensor, "flat query key"], tile: Tile) -> Float[torch.Tensor, "flat query key"]:
-            self.tiles[layer].append((weights, tile))
-            return weights
-
-        return CallEdits(weights=[keep])
-
-
 def _curves_of(model: Model, tower: Tower, batch: Batch, which: int) -> dict[str, np.ndarray]:
     image = (batch.roles[0] == ROLE_INDEX["image"]) & batch.real[0]
     places = image.nonzero()[:, 0]
     if len(places) == 0 or int(places[-1]) + 2 >= image.shape[0]:
         raise PromptError(f"find_trigger: prompt {which} needs an image and at least two tokens after it.")
     after = int(places[-1]) + 1
-    kept, raw = _Keep(tower), {}
+    raw: dict[int, torch.Tensor] = {}
+    keys: dict[int, torch.Tensor] = {}
+
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        ids = batch.inputs["input_ids"][0, after + 1 :]
+        return torch.nn.functional.cross_entropy(logits[0, after:-1].float(), ids)
+
+    def look(layer: int, call: Call) -> None:
+        keys[layer] = call.key.detach()[0]
+
     handles = [
         module.register_forward_hook(_note(raw, site.layer))
         for site in tower.attention
         if (module := getattr(model.model.get_submodule(site.path), "k_proj", None)) is not None
     ]
-    frozen = [p for p in model.model.parameters() if not p.requires_grad]
     try:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        with torch.enable_grad(), model.evaluating():
-            output = model.backend.forward(batch.inputs, tower, Instruments(edits=kept), "all")
-            assert output.logits is not None
-            scores, ids = output.logits[0, after:-1].float(), batch.inputs["input_ids"][0, after + 1 :]
-            weights = [tensor for layer in kept.tiles.values() for tensor, _ in layer]
-            loss = torch.nn.functional.cross_entropy(scores, ids)
-            gradients = iter(torch.autograd.grad(loss, weights, allow_unused=True))
+        layers = [site.layer for site in tower.attention]
+        found = attention_gradients(model, batch, layers, loss, look=look)
     finally:
         for handle in handles:
             handle.remove()
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-    found = [_blocks([(next(gradients), tile) for _, tile in tiles], image, after) for tiles in kept.tiles.values()]
-    rotated = [kept.keys[site.layer][:, image].float().var(1, correction=0).mean(-1) for site in tower.attention]
+    blocks = [gradient[0, :, after:][:, :, image].flatten().float().cpu().numpy() for _, gradient in found.values()]
+    rotated = [keys[site.layer][:, image].float().var(1, correction=0).mean(-1) for site in tower.attention]
     plain = [_plain_variance(raw.get(site.layer), site.kv_heads, image) for site in tower.attention]
     return {
-        "sparsity": np.array([metrics.hoyer_sparsity(values) for values in found]),
-        "small": np.array([_share_small(values) for values in found]),
+        "sparsity": np.array([metrics.hoyer_sparsity(values) for values in blocks]),
+        "small": np.array([_share_small(values) for values in blocks]),
         "key_variance": np.stack(plain),
         "key_variance_rotated": torch.stack(rotated).cpu().numpy(),
     }
@@ -185,17 +164,6 @@ def _plain_variance(keys: torch.Tensor | None, heads: int, image: torch.Tensor) 
     if keys is None:
         return np.full(heads, np.nan, dtype=np.float32)
     return keys.unflatten(-1, (heads, -1))[image].float().var(0, correction=0).mean(-1).cpu().numpy()
-
-
-def _blocks(tiles: list[tuple[torch.Tensor | None, Tile]], image: torch.Tensor, after: int) -> np.ndarray:
-    """Gradient entries of rows after the image at visual keys; a key beyond a tile's columns is not visual there."""
-    parts = []
-    for gradient, tile in tiles:
-        if gradient is None:
-            continue
-        rows = torch.arange(tile.rows.start, tile.rows.stop, device=gradient.device) >= after
-        parts.append(gradient[:, rows][:, :, image[tile.cols]].flatten())
-    return torch.cat(parts).float().cpu().numpy() if parts else np.zeros(0)
 
 
 def _share_small(values: np.ndarray) -> float:

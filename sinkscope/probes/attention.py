@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 import xarray as xr
@@ -105,8 +105,8 @@ class RoleShare(Probe):
     def _names(self) -> list[str]:
         if isinstance(self.groups, xr.DataArray):
             return sorted({str(name) for name in self.groups.values.ravel()} - {""})
-        named = cast("Mapping[Any, Any]", self.groups) if isinstance(self.groups, Mapping) else {}
-        return [str(name) for name in named]
+        given: Any = self.groups
+        return [str(name) for name in given] if hasattr(given, "keys") else []
 
     def labels(self, longest: int) -> Mapping[str, Sequence[Any]]:
         """Name the groups."""

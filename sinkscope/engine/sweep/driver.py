@@ -14,8 +14,9 @@ from sinkscope.engine.sweep import executors
 from sinkscope.engine.sweep.dataset import assemble
 from sinkscope.engine.sweep.passes import Sweep
 from sinkscope.engine.sweep.variants import BASELINE, EditGrid, Variant, resolve
-from sinkscope.errors import EditError
+from sinkscope.errors import EditError, ProbeError
 from sinkscope.probes.base import Probe
+from sinkscope.probes.gradient import GradientProbe
 from sinkscope.prompts import Prompts
 
 if TYPE_CHECKING:
@@ -66,6 +67,11 @@ def sweep(  # noqa: PLR0913 - one call is the whole interface, as with run
     probes = as_tuple(probes, "probes")
     where = find_tower(model, tower)
     check_request(model, prompts, probes, where, batch_size)
+    if slow := next((probe for probe in probes if isinstance(probe, GradientProbe)), None):
+        raise ProbeError(
+            f"sweep: {type(slow).__name__} needs a backward pass, which variants cannot share. Use sinkscope.run for "
+            "each of them."
+        )
     executors.check_name(executor)
     prompts = prompts.seen_by(inner_module(model, where), model)
     listed = resolve(variants, where)

@@ -1,14 +1,4 @@
-"""Sinks along training: a callback for the transformers ``Trainer``, and readings of the checkpoints of a run.
-
-    from sinkscope.training import SinkCallback, read_checkpoints
-
-    watch = SinkCallback(texts, every=500, tokenizer=tokenizer, folder="sinks")
-    Trainer(model=model, args=args, train_dataset=data, callbacks=[watch]).train()
-    watch.history                              # one row per measurement
-    read_checkpoints("out", texts)             # the checkpoints of a run that is over: one reading with a dim "step"
-
-Both measure with the probes of :func:`sinkscope.run`, on any model that it reads.
-"""
+"""A callback for the transformers ``Trainer``, and readings of the checkpoints of a run."""
 
 from __future__ import annotations
 
