@@ -31,6 +31,7 @@ from sinkscope.cli.options import (
     numbers,
 )
 from sinkscope.cli.readings import cite, one_line, plot, report, show
+from sinkscope.cli.survey import merge, survey
 from sinkscope.cli.sweep import VariantOptions, edits_of
 from sinkscope.cli.tune import tune
 from sinkscope.errors import PromptError, SinkscopeError
@@ -60,6 +61,8 @@ app = App(
 
 for _key, _command in enumerate((show, plot, report), start=3):
     app.command(_command, sort_key=_key)
+app.command(survey, sort_key=2)
+app.command(merge, sort_key=2)
 app.command(tune, sort_key=7)
 app.command(models, sort_key=9)
 app.command(cache, sort_key=10)

@@ -257,7 +257,9 @@ def numbers(text: str) -> list[int]:
 
 
 def leading_dims(ds: xr.Dataset) -> list[str]:
-    """Name the dims that a sweep or a grid put in front: all that a single run does not have."""
+    """Name the dims that a sweep or a grid put in front: all that a single run, or a survey, does not have."""
+    if "survey" in ds.attrs:
+        return []
     return [str(dim) for dim in ds.dims if dim == "edit" or dim not in schema.DIMS]
 
 

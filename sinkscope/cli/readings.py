@@ -70,7 +70,9 @@ def plot(
 
     Args:
         figure: sink-map, sink-profile, role-share, value-drain, top-values, massive-activations, residual-norm,
-            entropy-map, max-attention, attention-map or image-patches.
+            entropy-map, max-attention, attention-map or image-patches. Of a survey: sink-rate-map,
+            attention-by-position, corpus-role-share, sink-tokens, value-norm-by-layer, corpus-residual-norm,
+            corpus-top-values or corpus-entropy-map.
         readings: File written by sinkscope run.
         output: File to write; its ending says which kind: png, pdf or svg.
         style: One column of a paper, a slide, or a page.

@@ -46,7 +46,12 @@ def _head_axes(ax: Axes, layers: Sequence[str], heads: Sequence[str], title: str
 
 @themed
 def sink_map(
-    array: xr.DataArray, *, vmax: float = 1.0, title: str = "Attention on the sink", ax: Axes | None = None
+    array: xr.DataArray,
+    *,
+    vmax: float = 1.0,
+    title: str = "Attention on the sink",
+    label: str = "mean attention weight",
+    ax: Axes | None = None,
 ) -> Axes:
     """Draw the mean attention that one key gets, for every layer and head (Gu et al. 2025, head-wise heat map).
 
@@ -54,11 +59,12 @@ def sink_map(
         array: dims ``(layer, head)``, for example ``ds.key_mass.isel(key=0).mean("prompt")``; attention weight 0 to 1.
         vmax: weight with the darkest colour; 1 keeps figures of different models comparable.
         title: title of the axes.
+        label: label of the colour bar.
         ax: axes to draw on; a new captioned figure if left out.
     """
     grid, layers, heads = _layer_head(array, "sink_map")
     axes = axes_for(array, ax, height=1.0)
-    _image(axes, grid.values, (0.0, vmax), SEQUENTIAL, "mean attention weight")
+    _image(axes, grid.values, (0.0, vmax), SEQUENTIAL, plain(label))
     _head_axes(axes, layers, heads, title)
     return axes
 

@@ -18,6 +18,7 @@ from sinkscope.report.heads import head_data
 from sinkscope.report.images import views
 from sinkscope.report.pictures import pictures
 from sinkscope.report.sinks import SinkKind, Sinks, find_sinks
+from sinkscope.report.survey_drawings import sink_rate_map as _  # noqa: F401 - registers the figures of surveys
 
 __all__ = [
     "FIGURES", "Finding", "SinkKind", "Sinks", "available", "draw", "figure", "find_sinks", "findings", "pictures",

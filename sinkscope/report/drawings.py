@@ -29,7 +29,8 @@ def _name(sinks: Sinks | None) -> str:
     return sinks.label if sinks is not None else "the first token"
 
 
-def _both(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
+def both(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
+    """Join what the sink's tokens and the others gave, as two lines of a figure."""
     return xr.concat([first, second], "tokens").assign_coords(tokens=["sink", "others"])
 
 
@@ -49,7 +50,7 @@ def sink_profile(ds: xr.Dataset, sinks: Sinks | None) -> Axes:
     from sinkscope import plot
 
     sink, others = (part.mean(["prompt", "key"]) for part in _groups(ds["key_mass"], sinks))
-    heads = _both(sink, others)
+    heads = both(sink, others)
     with warnings.catch_warnings():
         # A group without a token is drawn as a gap, not warned of.
         warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
@@ -106,7 +107,7 @@ def residual_norm(ds: xr.Dataset, sinks: Sinks | None) -> Axes:
 
     sink, others = (part.mean(["prompt", "key"]) for part in _groups(ds["residual_norm"], sinks))
     says = f"l2 norm of the residual stream of {_name(sinks)} and of the other tokens, mean"
-    return plot.norm_profile(plot.described(_both(sink, others), ds, says))
+    return plot.norm_profile(plot.described(both(sink, others), ds, says))
 
 
 @figure("Entropy of every head", needs=["entropy"])

@@ -18,6 +18,7 @@ from sinkscope.metrics.entropy import row_entropy
 from sinkscope.metrics.massive import massive_activations, massive_dims, massive_stages
 from sinkscope.metrics.sinks import implicit_sink, sink_rate
 from sinkscope.report.sinks import Sinks, find_sinks
+from sinkscope.report.surveys import is_survey, survey_texts
 from sinkscope.report.text import counted, number, percent
 
 
@@ -42,8 +43,11 @@ def findings(ds: xr.Dataset) -> tuple[list[Finding], Sinks | None]:
         ds: a reading without a dimension in front of ``prompt``.
 
     Returns:
-        The findings in the order of the page, and the sinks (None: ``key_mass`` was not measured).
+        The findings in the order of the page, and the sinks (None: ``key_mass`` was not measured, or this is a survey,
+        which keeps no prompt).
     """
+    if is_survey(ds):
+        return [Finding(*texts) for texts in survey_texts(ds)], None
     sinks = find_sinks(ds) if "key_mass" in ds else None
     steps: list[tuple[str, Callable[[], Finding]]] = [
         ("Where attention goes", lambda: _where(ds, sinks)),

@@ -16,6 +16,7 @@ from sinkscope.plot.theme import SEQUENTIAL_STOPS
 from sinkscope.report.findings import Finding
 from sinkscope.report.pictures import Picture
 from sinkscope.report.sinks import Sinks
+from sinkscope.report.surveys import corpus_of, is_survey
 from sinkscope.report.text import counted, percent
 from sinkscope.schema import variables
 
@@ -86,6 +87,8 @@ def summary(ds: xr.Dataset) -> str:
         parts.append(counted(ds.sizes["head"], "head"))
     if "prompt" in ds.sizes:
         parts.append(counted(ds.sizes["prompt"], "prompt"))
+    if is_survey(ds):
+        parts += [counted(corpus_of(ds)["prompts"], "prompt"), counted(corpus_of(ds)["tokens"], "token")]
     if "token_role" in ds.coords:
         roles = ds["token_role"].values.astype(str)
         parts.append(counted(int(((roles != "") & (roles != "pad")).sum()), "token"))

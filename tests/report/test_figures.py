@@ -9,8 +9,12 @@ import pytest
 from sinkscope.errors import SchemaError
 from sinkscope.report import FIGURES, available, draw, pictures
 
-ELSEWHERE = ("attention_map", "image_patches")
-"""Figures that need what the fake reading has not: stored maps, images."""
+OF_SURVEYS = (
+    "sink_rate_map", "attention_by_position", "corpus_role_share", "sink_tokens", "value_norm_by_layer",
+    "corpus_residual_norm", "corpus_top_values", "corpus_entropy_map",
+)  # fmt: skip
+ELSEWHERE = ("attention_map", "image_patches", *OF_SURVEYS)
+"""Figures that need what the fake reading has not: stored maps, images, statistics of a corpus."""
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +84,10 @@ def test_every_figure_is_drawn_from_a_reading_with_one_token(reading, name):
 
 
 def test_unknown_figure(reading):
-    with pytest.raises(SchemaError, match=r"figure 'sinkmap': there is no such figure. Use one of \['attention_map'"):
+    with pytest.raises(
+        SchemaError,
+        match=r"figure 'sinkmap': there is no such figure. Use one of \['attention_by_position', 'attention_map'",
+    ):
         draw(reading, "sinkmap")
     with pytest.raises(SchemaError, match=r"figure 'attention_map' needs \['attention'\].*Add AttentionMap\(layers"):
         draw(reading, "attention_map")
