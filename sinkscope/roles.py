@@ -18,6 +18,7 @@ ROLES: tuple[str, ...] = (
     "register",  # trained register tokens of a vision encoder
     "generated",  # produced by the model after the prompt
     "answer",  # given after the prompt as if the model had produced it (teacher-forced)
+    "audio",  # frame of audio, as the first block of an audio encoder gets it
     "pad",  # not a real token; never measured
 )
 """All role names, in the order of the ``role`` dimension (``pad`` never appears there)."""
@@ -27,8 +28,11 @@ ROLE_INDEX: dict[str, int] = {name: i for i, name in enumerate(ROLES)}
 ATTENDED_ROLES: tuple[str, ...] = ROLES[:-1]
 """Roles a real token can have: all but ``pad``."""
 
-MEASURED_ROLES: tuple[str, ...] = ATTENDED_ROLES[:-1]
-"""Roles that every reading holds a share of; ``answer`` follows where a prompt has one."""
+OPTIONAL_ROLES: tuple[str, ...] = ("answer", "audio")
+"""Roles that a reading holds a share of where a prompt has them."""
+
+MEASURED_ROLES: tuple[str, ...] = tuple(name for name in ATTENDED_ROLES if name not in OPTIONAL_ROLES)
+"""Roles that every reading holds a share of."""
 
 TEXT_ROLES: tuple[str, ...] = ("system", "user", "text", "punctuation", "newline", "generated", "answer")
 """Roles that carry language. ``"text"`` alone selects only the role of that name."""

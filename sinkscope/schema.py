@@ -218,7 +218,7 @@ def concat(readings: Sequence[xr.Dataset], dim: str = "prompt") -> xr.Dataset:
         _same_lengths(readings), dim=dim, join="outer", data_vars="all", coords="different", compat="equals",
         combine_attrs="override",
     )  # fmt: skip
-    for name, blank in (("token", ""), ("token_role", "pad")):
+    for name, blank in (("token", ""), ("token_role", "pad"), ("query_token", ""), ("query_role", "pad")):
         if name in joined.coords:
             joined[name] = joined[name].fillna(blank).astype(str)
     if dim == "prompt" and len(readings) > 1:

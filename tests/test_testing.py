@@ -18,6 +18,8 @@ def maps(network, **inputs):
         out = network(**inputs, output_attentions=True)
     parts = [out.get(name) for name in ("text_model_output", "vision_model_output")]
     found = out.get("attentions") or [each for part in parts if part is not None for each in part.attentions]
+    for name in ("encoder_attentions", "decoder_attentions", "cross_attentions"):
+        found = [*found, *(out.get(name) or ())]
     return list(found)
 
 
@@ -83,9 +85,10 @@ def test_tiny_shapes_are_the_traps_they_should_be():
 def test_names_by_kind():
     assert "llama" in testing.names("decoder")
     assert testing.names("bypass") == ["gptj", "gpt_neo", "falcon", "bloom", "mpt"]
+    assert testing.names("encoder-decoder") == ["t5", "bart", "pegasus", "mbart", "whisper", "moonshine"]
     assert (
         len(testing.names())
-        == sum(len(testing.names(k)) for k in ("decoder", "hybrid", "encoder", "vision", "dual", "vlm")) + 5
+        == sum(len(testing.names(k)) for k in ("decoder", "hybrid", "encoder", "vision", "dual", "vlm")) + 11
     )
 
 

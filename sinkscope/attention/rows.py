@@ -78,4 +78,5 @@ def _cut_context(context: Context, rows: slice) -> Context:
     # One row of context serves every batch row where all prompts have the same tokens in the same places.
     if len(context.real) == 1:
         return context
-    return replace(context, real=context.real[rows], roles=context.roles[rows])
+    queries = None if context.queries is None else context.queries[rows]
+    return replace(context, real=context.real[rows], roles=context.roles[rows], queries=queries)

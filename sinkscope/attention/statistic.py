@@ -52,6 +52,8 @@ class CallFacts:
         With a cache the queries are the last positions of what the context covers. A call with more rows than that is
         of other tokens than the prompt's (patches of an image inside a larger model): all of them are real.
         """
+        if self.context.queries is not None:
+            return self.context.queries
         real, rows = self.context.real, self.shape[2]
         own = real.shape[1] >= rows
         return self.once("queries", real, lambda: real[:, -rows:] if own else real.new_ones(len(real), rows))

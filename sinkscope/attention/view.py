@@ -104,12 +104,14 @@ class Context:
     """What a call must know of the batch: which tokens are real, and their roles.
 
     ``real`` and ``roles`` cover every position a key can have in this run; ``role_list`` gives the role indices that
-    occur, in the order of the role columns.
+    occur, in the order of the role columns. ``queries`` says which queries are real tokens where they are others than
+    the keys (cross-attention).
     """
 
     real: Bool[torch.Tensor, "batch key"]
     roles: Int[torch.Tensor, "batch key"]
     role_list: tuple[int, ...]
+    queries: Bool[torch.Tensor, "batch query"] | None = None
     cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What follows from the batch alone, computed by the first layer for all of them."""
 

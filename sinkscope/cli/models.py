@@ -11,6 +11,7 @@ _KINDS = {
     "vision": "vision encoders",
     "dual": "image-text encoders",
     "vlm": "vision-language models",
+    "encoder-decoder": "encoder-decoders",
     "bypass": "through TransformerLens",
 }
 

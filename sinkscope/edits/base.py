@@ -109,6 +109,10 @@ class AttentionEdit(Edit, ABC, abstract=True):
     def check(self, tower: Tower) -> None:
         """Refuse layers and heads that ``tower`` does not have."""
         self._check_layers(tower)
+        if tower.cross and getattr(self, "keep_self", False):
+            raise EditError(
+                f"{self._asked('keep_self')}: in cross-attention no query has a key of its own. Leave it out."
+            )
         for layer in self.layers_in(tower):
             total = min(site.heads for site in tower.sites_of(layer))
             if any(not 0 <= head < total for head in self.heads_in(layer, total)):
@@ -174,6 +178,11 @@ class ResidualEdit(Edit, ABC, abstract=True):
 
     def check(self, tower: Tower) -> None:
         """Refuse a site that ``tower`` does not have, or where a change could not be carried on."""
+        if tower.cross:
+            raise EditError(
+                f"{self._asked('site')}: cross-attention has no residual stream of its own. Change the decoder's with "
+                "tower='decoder', or the encoder's with tower='encoder'."
+            )
         if self.site not in tower.site_names:
             names = tower.site_names
             shown = list(names) if len(names) < 8 else f"{', '.join(names[:4])}, ... {names[-1]}"
@@ -182,6 +191,11 @@ class ResidualEdit(Edit, ABC, abstract=True):
             raise EditError(
                 f"{self._asked('site')}: this model normalises behind each sublayer, so a change between attention and "
                 f"MLP cannot be carried on. Use {self.site.replace('.mid', '.post')!r}."
+            )
+        if any(site.carry == "never" for site in tower.residual if site.name == self.site):
+            raise EditError(
+                f"{self._asked('site')}: behind self-attention this decoder reads the stream in two branches, and a "
+                f"change of one is not a change of the stream. Use {self.site.replace('.mid', '.post')!r}."
             )
 
     def sites_in(self, tower: Tower) -> tuple[str, ...]:

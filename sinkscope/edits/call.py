@@ -97,13 +97,13 @@ class CallMasks(EditContext):
         own = getattr(self.edit, "queries", None)
         selection = own if own is not None else default
         if selection is None:
-            real = self.tokens.batch.real
+            real = self.tokens.queries.batch.real
             return None if bool(real.all()) else self.rows(real, True)
         if own is not None:
-            chosen = self.tokens.choose(own, lambda: asked(self.edit, "queries")).any(1)
+            chosen = self.tokens.queries.choose(own, lambda: asked(self.edit, "queries")).any(1)
         else:
-            chosen = self.tokens.named(selection)
-        return self.rows(chosen, beyond(selection, self.tokens.batch))
+            chosen = self.tokens.queries.named(selection)
+        return self.rows(chosen, beyond(selection, self.tokens.queries.batch))
 
     def _along(
         self, mask: torch.Tensor, fill: Bool[torch.Tensor, " batch"] | bool, start: int, length: int

@@ -44,7 +44,7 @@ def mean_outputs(
     for batch in batches:
         inner = where.name == "vision" and "input_ids" in batch.inputs
 
-        def watch(layer: int, call: Call, real: torch.Tensor = batch.real, inner: bool = inner) -> CallEdits:
+        def watch(layer: int, call: Call, real: torch.Tensor = batch.queries.real, inner: bool = inner) -> CallEdits:
             rows, length = call.query.shape[0], call.query.shape[2]
             shown = real.new_ones(rows, length) if inner else place(real, real.new_ones(len(real)), 0, length, rows)
 
@@ -93,4 +93,6 @@ def _setting(model: Model, prompts: Prompts, batch_size: int, tower: str | None)
     if name not in towers:
         why = model.backend.why_not or f"its towers are {list(towers)}."
         raise UnsupportedModelError(f"tower={name!r}: {why}")
+    if model.kind == "encoder-decoder":
+        prompts = prompts.seen_by(name, model)
     return towers[name], (prompts.batch(span, model.device) for span in prompts.spans(batch_size))

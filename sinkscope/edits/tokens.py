@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -35,6 +36,11 @@ class Tokens:
         real = torch.ones(rows, length, dtype=torch.bool, device=device)
         roles = torch.full((rows, length), ROLE_INDEX["image"], dtype=torch.int8, device=device)
         return Tokens(Batch({}, real, roles, tuple(range(rows))))
+
+    @cached_property
+    def queries(self) -> Tokens:
+        """The tokens that the queries are: these themselves, but in cross-attention those of the target."""
+        return Tokens(self.batch.queries) if self.batch.cross else self
 
     def choose(self, selection: Any, asked: Callable[[], str], layer: int | None = None, heads: int = 1) -> TokenMask:
         """Return the tokens that a selector names; the head axis is 1 where heads do not differ.

@@ -52,6 +52,11 @@ def applied(
             f"applied: {model.id} is driven by {backend.name}; edits outside a run need the transformers backend. "
             f"{backend.why_not or 'Pass the edits to sinkscope.run.'}"
         )
+    if model.kind == "encoder-decoder":
+        raise UnsupportedModelError(
+            f"applied: {model.id} is an encoder-decoder, which encodes once and decodes in many calls; edits outside a "
+            "run are not carried over. Pass the edits to sinkscope.run or sinkscope.sweep with tower=."
+        )
     where = backend.towers[tower or backend.default_tower]
     check_edits(tuple(edits), where, prompts)
     live = _Live(model, where, prompts, tuple(edits))

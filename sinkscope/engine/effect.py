@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -153,6 +153,8 @@ def check_edits(edits: Sequence[Any], tower: Tower, prompts: Prompts | None = No
         EditHasNoEffect: a selection is empty, and the edit does not allow it.
     """
     tokens = None if prompts is None else unpadded(prompts.roles)
+    if tokens is not None and prompts is not None and prompts.other is not None and tower.cross:
+        tokens = replace(tokens, target=unpadded(prompts.other.roles), cross=True)
     for edit in edits:
         if not isinstance(edit, Edit):
             raise EditError(f"run: {edit!r} is no edit. Edits are values such as sinkscope.MaskKeys('first').")
@@ -173,7 +175,7 @@ def _require_selection(edit: Edit, tower: Tower, tokens: Batch | None) -> None:
         if tokens is None or name not in ("keys", "queries") or value is None or is_empty(value):
             continue
         named = value.array() if isinstance(value, Selection) else value
-        chosen = select(named, tokens, EditError, asked(edit, name))
+        chosen = select(named, tokens.queries if name == "queries" else tokens, EditError, asked(edit, name))
         later = bool(beyond(value, tokens).any())  # tokens that are still to be generated
         if not edit.allow_empty and not later and not bool(chosen.any()):
             raise EditHasNoEffect(
@@ -232,4 +234,5 @@ def _clear(edited: torch.Tensor, plain: torch.Tensor) -> bool:
 
 def _real(hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
     """The final hidden state at real tokens, or all of it where it has another shape."""
-    return hidden[batch.real] if hidden.shape[:2] == batch.real.shape else hidden
+    real = batch.queries.real
+    return hidden[real] if hidden.shape[:2] == real.shape else hidden

@@ -20,6 +20,7 @@ from sinkscope.errors import ProbeError
 from sinkscope.models.backends.base import AttentionSite, ResidualSite, Tower
 from sinkscope.probes.base import Probe, dumps
 from sinkscope.prompts import Batch, Prompts
+from sinkscope.prompts.data import PromptFields
 from sinkscope.roles import ATTENDED_ROLES, MEASURED_ROLES, ROLE_INDEX, ROLES
 from sinkscope.schema import SCHEMA_VERSION, Variable, declare
 
@@ -41,14 +42,16 @@ class Store(Protocol):
 class ReadingBuilder:
     """Arrays that grow into a reading. Everything starts as NaN, so what was never measured stays NaN."""
 
-    def __init__(self, probes: Sequence[Probe], tower: Tower, lengths: Sequence[int]) -> None:
+    def __init__(
+        self, probes: Sequence[Probe], tower: Tower, lengths: Sequence[int], queries: Sequence[int] | None = None
+    ) -> None:
         self.tower, self.lengths, self.probes = tower, lengths, probes
-        self.longest = max(lengths)
+        self.longest = {"key": max(lengths), "query": max(lengths if queries is None else queries)}
         self.variables: dict[str, Variable] = {n: v for probe in probes for n, v in probe.variables.items()}
         self.arrays: dict[str, np.ndarray] = {}
-        self.parts = {name: probe.labels(self.longest) for probe in probes for name in probe.variables}
+        self.parts = {name: probe.labels(self.longest["query"]) for probe in probes for name in probe.variables}
         """The labels by which each variable names the part of an axis that it reads."""
-        self._known: tuple[Batch, list[np.ndarray | None]] | None = None
+        self._known: dict[str, tuple[Batch, list[np.ndarray | None]]] = {}
 
     def put(self, found: Mapping[str, torch.Tensor], batch: Batch, at: AttentionSite | int | None = None) -> None:
         """Store tensors of one attention call, one residual site (by its place) or the output; batch comes first."""
@@ -59,30 +62,34 @@ class ReadingBuilder:
             values = tensor.detach().float().cpu().numpy()
             array = self._array(name, values.shape[1:], axes, dims[0] if stacked else "")
             place = self._place(name, at) if stacked else ()
-            for row, (prompt, real) in enumerate(zip(batch.indices, self._padded(batch), strict=True)):
+            for row, prompt in enumerate(batch.indices):
                 part = values[row]
                 for axis, dim in enumerate(axes):
-                    if real is not None and dim in ("key", "query") and part.shape[axis] == len(real):
+                    real = self._padded(batch, dim)[row] if dim in ("key", "query") else None
+                    if real is not None and part.shape[axis] == len(real):
                         part = np.compress(real, part, axis=axis)
                 slots = [slice(0, size) for size in part.shape]
                 array[(prompt, *place, *self._slots(name, axes, slots))] = part
 
-    def _padded(self, batch: Batch) -> list[np.ndarray | None]:
-        """Which tokens of each prompt are real; None where all of them. Kept from one layer to the next."""
-        if self._known is None or self._known[0] is not batch:
-            self._known = batch, [None if real.all() else real for real in batch.real.cpu().numpy()]
-        return self._known[1]
+    def _padded(self, batch: Batch, dim: str) -> list[np.ndarray | None]:
+        """Which keys or queries of each prompt are real; None where all of them. Kept from one layer to the next."""
+        if dim not in self._known or self._known[dim][0] is not batch:
+            tokens = batch.queries if dim == "query" else batch
+            self._known[dim] = batch, [None if real.all() else real for real in tokens.real.cpu().numpy()]
+        return self._known[dim][1]
 
     def _array(self, name: str, shape: Sequence[int], axes: Sequence[str], stack: str) -> np.ndarray:
         if name not in self.arrays:
             part = self.parts[name]
             # The logits of all positions are as many as the tokens of the prompts at hand, which may be shorter ones.
-            whole = {"key", "query"} | ({"position"} if len(part.get("position", ())) == self.longest else set())
+            whole = {"key", "query"} | (
+                {"position"} if len(part.get("position", ())) == self.longest["query"] else set()
+            )
             # Later layers may have more heads than the first one seen (MiMo's windows); where there are fewer is NaN.
             most = {"head": max(site.heads for site in self.tower.attention)} if stack == "layer" else {}
             most |= {"kv_head": max(site.kv_heads for site in self.tower.attention)} if most else {}
             sizes = [
-                self.longest if dim in whole else max(size, most.get(dim, 0))
+                self.longest.get(dim, self.longest["query"]) if dim in whole else max(size, most.get(dim, 0))
                 for dim, size in zip(axes, shape, strict=True)
             ]
             if "head" in part:
@@ -146,7 +153,7 @@ class ReadingBuilder:
     def map_bytes(self) -> int:
         """Return the size of what one pass will keep with both a query and a key axis: attention maps."""
         maps = [name for name, v in self.variables.items() if {"layer", "head", "query", "key"} <= set(v.dims)]
-        each = 4 * max(1, self.tower.calls) * len(self.lengths) * self.longest**2
+        each = 4 * max(1, self.tower.calls) * len(self.lengths) * self.longest["key"] * self.longest["query"]
         return sum(each * len(self._layers(name)) * len(self._heads(name)) for name in maps)
 
     def dataset(self, prompts: Prompts) -> xr.Dataset:
@@ -177,8 +184,8 @@ class ReadingBuilder:
             coords["group"] = list(next(part["group"] for part in self.parts.values() if "group" in part))
         coords |= {name: ("prompt", values) for name, values in prompts.origin.items()}
         ds = ds.assign_coords(coords | self._token_coords(prompts))
-        if "role" in ds.dims and not any((roles == ROLE_INDEX["answer"]).any() for roles in prompts.roles):
-            ds = ds.sel(role=list(MEASURED_ROLES))
+        if "role" in ds.dims:
+            ds = ds.sel(role=_roles_held(prompts))
         return ds
 
     def _site_kind(self, site: ResidualSite) -> str:
@@ -197,7 +204,7 @@ class ReadingBuilder:
         return {"head": heads, "kv_of_head": ("head", [head // group for head in heads])}
 
     def _token_coords(self, prompts: Prompts) -> dict[str, Any]:
-        shape = (len(self.lengths), self.longest)
+        shape = (len(self.lengths), self.longest["key"])
         token, role = np.full(shape, "", dtype=object), np.full(shape, "pad", dtype=object)
         grid = {name: np.full(shape, np.nan, dtype=np.float32) for name in GRID}
         for i, length in enumerate(self.lengths):
@@ -208,9 +215,29 @@ class ReadingBuilder:
                 for name, values in _grid_axes(found).items():
                     grid[name][i, :length] = values
         per_token = {"token": token.astype(str), "token_role": role.astype(str)}
+        others = {} if prompts.other is None or prompts.side == "target" else self._query_coords(prompts.other)
         if np.isfinite(grid["grid_row"]).any():
             per_token |= {name: values for name, values in grid.items() if np.isfinite(values).any()}
-        return {name: (("prompt", "key"), values) for name, values in per_token.items()}
+        return {name: (("prompt", "key"), values) for name, values in per_token.items()} | others
+
+    def _query_coords(self, target: PromptFields) -> dict[str, Any]:
+        """Tokens and roles of queries that are others than the keys, where a variable has queries."""
+        if "query" not in {dim for variable in self.variables.values() for dim in variable.dims}:
+            return {}
+        if self.longest["query"] != max(target.lengths):
+            return {}
+        shape = (len(self.lengths), self.longest["query"])
+        token, role = np.full(shape, "", dtype=object), np.full(shape, "pad", dtype=object)
+        for i, length in enumerate(target.lengths):
+            token[i, :length], role[i, :length] = target.tokens[i], [ROLES[r] for r in target.roles[i]]
+        dims = ("prompt", "query")
+        return {"query_token": (dims, token.astype(str)), "query_role": (dims, role.astype(str))}
+
+
+def _roles_held(prompts: Prompts) -> list[str]:
+    """Roles along the axis ``role``: those that every reading has, and the others where a prompt has them."""
+    found = {int(role) for roles in prompts.roles for role in np.unique(roles)}
+    return [name for name in ATTENDED_ROLES if name in MEASURED_ROLES or ROLE_INDEX[name] in found]
 
 
 def _grid_axes(grid: Any) -> dict[str, np.ndarray]:

@@ -43,7 +43,9 @@ def run(
     """Read what ``probes`` ask from ``model`` on ``prompts``, under ``edits``, and return one reading.
 
     All statistics come from one forward pass per batch; no attention map is kept unless a probe names layers and heads.
-    The model is left as it was, whatever is raised. ``tower="vision"`` reads the vision part of a larger model.
+    The model is left as it was, whatever is raised. ``tower="vision"`` reads the vision part of a larger model. An
+    encoder-decoder has ``tower="encoder"``, ``"decoder"`` (the default) and ``"cross"``, whose keys are the source's
+    tokens and whose queries are the target's.
 
     Raises:
         UnsupportedModelError: the model's attention cannot be read, or has no such tower.
@@ -56,7 +58,7 @@ def run(
     where = find_tower(model, tower)
     check_request(model, prompts, probes, where, batch_size)
     prompts = prompts.seen_by(inner_module(model, where), model)
-    builder = ReadingBuilder(probes, where, prompts.lengths)
+    builder = ReadingBuilder(probes, where, prompts.lengths, query_lengths(prompts, where, probes))
     builder.refuse_large_maps()
     paths: set[str] = set()
     # An edit that changes nothing gives a convincing zero effect; the guard makes it an error.
@@ -129,16 +131,49 @@ def check_request(model: Model, prompts: Prompts, probes: Sequence[Probe], tower
                 )
             made[name] = type(probe).__name__
         probe.check(tower)
-        if probe.logits and model.kind != "vision" and model.model.get_output_embeddings() is None and tower.causal:
+        if probe.logits and model.kind != "vision" and tower.decodes and model.model.get_output_embeddings() is None:
             raise _headless(model, probe)
+    _check_tower(model, probes, tower)
+
+
+def _check_tower(model: Model, probes: Sequence[Probe], tower: Tower) -> None:
+    """Refuse what a tower of an encoder-decoder does not have, and outputs beside rows of other tokens."""
+    for probe in probes:
+        if tower.cross and any("site" in variable.dims for variable in probe.variables.values()):
+            raise ProbeError(
+                f"{type(probe).__name__}(): cross-attention has no residual stream of its own. Read the decoder's with "
+                "tower='decoder', or the encoder's with tower='encoder'."
+            )
+    predicts = [type(probe).__name__ for probe in probes if probe.logits]
+    if predicts and model.kind == "encoder-decoder" and tower.name == "encoder":
+        for probe in probes:
+            if not probe.logits and any("query" in variable.dims for variable in probe.variables.values()):
+                raise ProbeError(
+                    f"{predicts[0]} and {type(probe).__name__}: on tower='encoder' the queries of the one are tokens "
+                    "of the target, those of the other of the source. Run them one by one."
+                )
 
 
 def _headless(model: Model, probe: Probe) -> ProbeError:
     return ProbeError(f"{type(probe).__name__}(): {model.id} has no output layer. Load the model with its head.")
 
 
-def inner_module(model: Model, tower: Tower) -> torch.nn.Module | None:
-    """Return the module of a vision tower inside a larger model; ``None`` for the model's own tower."""
+def query_lengths(prompts: Prompts, tower: Tower, probes: Sequence[Probe]) -> Sequence[int]:
+    """Return how many queries each prompt has: those of the target in cross-attention and in what is predicted."""
+    theirs = prompts.other is not None and prompts.side != "target"
+    if theirs and prompts.other is not None and (tower.cross or any(probe.logits for probe in probes)):
+        return prompts.other.lengths
+    return prompts.lengths
+
+
+def inner_module(model: Model, tower: Tower) -> torch.nn.Module | str | None:
+    """Return what ``Prompts.seen_by`` needs to know of a tower.
+
+    That is the module of a vision tower inside a larger model, the name of a tower of an encoder-decoder, and ``None``
+    for a model's only tower.
+    """
+    if model.kind == "encoder-decoder":
+        return tower.name
     root = model.backend.vision_root() if tower.name == "vision" and hasattr(model.backend, "vision_root") else None
     return None if root is None else model.model.get_submodule(root)
 
@@ -189,11 +224,12 @@ def _store_gradients(
 
 def store_outputs(model: Model, probes: Sequence[Probe], output: Output, context: ProbeContext, builder: Store) -> None:
     """Store what the probes take from the logits of a pass."""
+    scene = replace(context, batch=context.batch.outputs)
     for probe in probes:
         if probe.logits:
             if output.logits is None:
                 raise _headless(model, probe)
-            builder.put(probe.at_end(output.logits, context), context.batch)
+            builder.put(probe.at_end(output.logits, scene), scene.batch)
 
 
 def prepare(
@@ -204,7 +240,7 @@ def prepare(
     reader = _Reader(model, tower, probes, builder, context)
     instruments = Instruments(
         wants=reader.wants(),
-        context=Context(batch.real, batch.roles.long(), ALL_ROLES),
+        context=Context(batch.real, batch.roles.long(), ALL_ROLES, batch.queries.real if batch.cross else None),
         edits=plan.call_edits if plan is not None and plan.on_attention else None,
         collect=reader.collect,
         residual=_merge(plan.residual if plan is not None else {}, reader.residual()),
@@ -274,7 +310,7 @@ def check_finite(model: Model, tower: Tower, batch: Batch, output: Output) -> No
     """Refuse activations that are not finite, naming the first residual site that has one."""
     if bool(torch.isfinite(output.hidden).all()):
         return
-    real = batch.real
+    real = batch.queries.real
     if (
         output.hidden.ndim == 3
         and output.hidden.shape[1] == real.shape[1]

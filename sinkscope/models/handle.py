@@ -18,6 +18,7 @@ from sinkscope.models.facts import (
     Kind,
     context_length,
     folder_name,
+    is_encoder_decoder,
     kind_of,
     name_of,
 )
@@ -40,7 +41,7 @@ class Model:
         id: name that readings carry: a hub id, the name of a named model, or the last part of a path.
         origin: how the weights came about where that is more than a copy, such as "de-quantised from Q4_1 (...)" or
             "with PEFT adapter default (LORA)".
-        kind: ``decoder``, ``encoder``, ``vision`` or ``vlm``.
+        kind: ``decoder``, ``encoder``, ``vision``, ``vlm``, ``encoder-decoder`` or ``audio``.
         is_causal: whether a token sees only what stands before it.
         bos_token_id: id that starts a text, or ``None``.
         context_length: longest prompt in tokens, or ``None`` where nothing limits it.
@@ -64,10 +65,13 @@ class Model:
         self.origin = ""
         self.kind: Kind = kind_of(model)
         text = model.config.get_text_config()
-        causal_text = self.kind in ("decoder", "vlm") or model.config.model_type in ("clip", "clip_text_model")
+        causal_text = self.kind in ("decoder", "vlm", "encoder-decoder") or model.config.model_type in (
+            "clip",
+            "clip_text_model",
+        )
         self.is_causal = causal_text and not getattr(text, "use_bidirectional_attention", False)
         self.bos_token_id: int | None = getattr(text, "bos_token_id", None)
-        self.context_length = None if self.kind == "vision" else context_length(text, model)
+        self.context_length = None if self.kind in ("vision", "audio") else context_length(text, model)
         self._asked: BackendName = backend
         self._bridge = bridge
         self._backend: Any | None = None
@@ -133,6 +137,7 @@ class Model:
             context_length=self.context_length,
             why_not=" ".join([*([backend.why_not] if backend.why_not else []), *missing]),
             verified=self._verified,
+            towers=", ".join(towers) if len(towers) > 1 else "",
         )
 
     def to_bridge(self) -> Any:
@@ -180,8 +185,9 @@ class Model:
             return
         try:
             with torch.no_grad(), self.evaluating():
-                tower = backend.towers[backend.default_tower]
-                self._verified = str(verify(self.model, backend, tower, self.context_length))
+                names = list(backend.towers) if self.kind == "encoder-decoder" else [backend.default_tower]
+                found = {name: verify(self.model, backend, backend.towers[name], self.context_length) for name in names}
+                self._verified = "; ".join(f"{n} {v}" if len(names) > 1 else str(v) for n, v in found.items())
         except UnsupportedModelError as error:
             backend.towers, backend.reading, backend.edits, backend.why_not = {}, "none", False, str(error)
         except Exception as error:  # whatever a model's own eager path raises
@@ -266,7 +272,7 @@ def load_model(  # noqa: PLR0913 (the public contract names them)
     checkpoint = sources.resolve(source, gguf_file)
     network = _load(checkpoint, wanted or checkpoint.dtype, device_map)
     name, local, config = checkpoint.name, checkpoint.local, network.config
-    if tokenizer is None and network.main_input_name != "pixel_values":
+    if tokenizer is None and (network.main_input_name != "pixel_values" or is_encoder_decoder(network)):
         tokenizer = getattr(processor, "tokenizer", None) or processors.load_tokenizer(name, local)
     if processor is None and (hasattr(config, "vision_config") or network.main_input_name == "pixel_values"):
         processor = processors.load_processor(name, config, tokenizer, local)

@@ -49,7 +49,7 @@ def read_config(name: str, local: bool) -> PreTrainedConfig:
 
     Raises:
         ModelError: it cannot be read, or cannot be reached.
-        UnsupportedModelError: the model type is unknown to transformers, has no attention, or is an encoder-decoder.
+        UnsupportedModelError: the model type is unknown to transformers, or has no attention.
     """
     raw: dict[str, Any] = {}
     if local:
@@ -84,15 +84,10 @@ def check_config(config: PreTrainedConfig) -> None:
     """Refuse model types that sinkscope cannot read at all.
 
     Raises:
-        UnsupportedModelError: the model has no attention, or is an encoder-decoder.
+        UnsupportedModelError: the model has no attention.
     """
     if config.model_type in ATTENTION_FREE:
         raise _attention_free(config.model_type)
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(
-            f"model type {config.model_type!r} is an encoder-decoder; sinkscope reads decoders, encoders, vision "
-            "encoders and vision-language models. Pass its encoder alone: load_model(model.get_encoder())."
-        )
 
 
 def load_weights(
@@ -141,7 +136,12 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
         cls = getattr(transformers, named, None)
         if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
             return cls
+    two_sided = (
+        modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    )
     for table in (
+        *(two_sided if getattr(config, "is_encoder_decoder", False) else ()),
         modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
         modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         modeling_auto.MODEL_MAPPING_NAMES,

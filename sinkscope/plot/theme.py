@@ -34,7 +34,7 @@ MISSING = "#D9D9D9"
 ROLE_COLOURS: dict[str, str] = {
     "bos": "#D55E00", "system": "#CC79A7", "user": "#56B4E9", "text": "#0072B2", "image": "#009E73",
     "punctuation": "#E69F00", "newline": "#8C6D1F", "special": "#5B3A8E", "register": "#A61C3C",
-    "generated": "#404040", "answer": "#6B8E23", "pad": MISSING,
+    "generated": "#404040", "answer": "#6B8E23", "audio": "#6A6FB5", "pad": MISSING,
 }  # fmt: skip
 """One colour per token role, the same in every figure."""
 

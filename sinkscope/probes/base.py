@@ -47,7 +47,8 @@ class ProbeContext:
         key = (id(probe), field)
         if key not in self._known:
             asked = f"{type(probe).__name__}({field}={_short(selection)})"
-            self._known[key] = select(selection, self.batch, ProbeError, asked)
+            own = self.batch.queries if field == "queries" else self.batch
+            self._known[key] = select(selection, own, ProbeError, asked)
         return self._known[key]
 
     def once(self, key: Any, make: Callable[[], torch.Tensor]) -> torch.Tensor:

@@ -34,7 +34,7 @@ class TokenLoss(Probe):
 
     def check(self, tower: Tower) -> None:
         """Only a decoder predicts the next token."""
-        if not tower.causal:
+        if not tower.decodes:
             raise ProbeError("TokenLoss(): this model is an encoder and predicts no next token. Use Logits() instead.")
 
     def at_end(

@@ -83,4 +83,4 @@ class Contribution(Probe):
         # |w v W_O| = w |v W_O| as weights are not negative: the norm per key is taken once, not once per query.
         written = stats["key_sum"] * stats["write_norm"]
         total = torch.einsum("bhk,bkr->bhr", written, context.role_columns())
-        return {"contribution": total / context.batch.real.sum(-1)[:, None, None]}
+        return {"contribution": total / context.batch.queries.real.sum(-1)[:, None, None]}

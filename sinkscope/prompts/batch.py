@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ def collate(prompts: PromptFields, indices: tuple[int, ...], device: torch.devic
     """
     if prompts.whole is not None:
         return _whole(prompts, indices, device)
+    if prompts.other is not None:
+        return _pairs(prompts, indices, device)
     lengths = [len(prompts.ids[i]) for i in indices]
     longest = max(lengths)
     real = torch.arange(longest)[None, :] < torch.tensor(lengths)[:, None]
@@ -43,10 +46,20 @@ def collate(prompts: PromptFields, indices: tuple[int, ...], device: torch.devic
             inputs["attention_mask"] = real.long()
     elif min(lengths) < longest:
         raise PromptError(
-            f"these images give {min(lengths)} to {longest} tokens, and a vision encoder takes no padding. "
+            f"these images or recordings give {min(lengths)} to {longest} tokens, and their encoder takes no padding. "
             "Run them with batch_size=1."
         )
     return Batch({name: t.to(device) for name, t in inputs.items()}, real.to(device), roles.to(device), indices)
+
+
+def _pairs(prompts: PromptFields, indices: tuple[int, ...], device: torch.device | str) -> Batch:
+    """Collate both sides of pairs; the tokens of the batch are those of the side that is asked for."""
+    assert prompts.other is not None
+    sides = (prompts.other, prompts) if prompts.side == "target" else (prompts, prompts.other)
+    source, target = (collate(replace(each, other=None), indices, device) for each in sides)
+    inputs = source.inputs | {f"decoder_{name}": tensor for name, tensor in target.inputs.items()}
+    own = target if prompts.side == "target" else source
+    return replace(own, inputs=inputs, target=target, cross=prompts.side == "cross")
 
 
 def _whole(prompts: PromptFields, indices: tuple[int, ...], device: torch.device | str) -> Batch:

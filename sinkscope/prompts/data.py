@@ -31,6 +31,20 @@ class Batch:
     """Index into ``roles.ROLES``; the index of ``pad`` where ``real`` is false."""
     indices: tuple[int, ...]
     """Which prompt each row is."""
+    target: Batch | None = None
+    """What the decoder of an encoder-decoder reads; its ``inputs`` hold the token ids alone."""
+    cross: bool = False
+    """Whether the queries are the target's tokens, and the keys those of this batch (cross-attention)."""
+
+    @property
+    def queries(self) -> Batch:
+        """The tokens that the queries are."""
+        return self.target if self.cross and self.target is not None else self
+
+    @property
+    def outputs(self) -> Batch:
+        """The tokens after which the model predicts one."""
+        return self if self.target is None else self.target
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +116,10 @@ class PromptFields:
     """How the pictures were prepared; ``None`` where there are none."""
     one_by_one: bool = False
     """Whether each needs a pass of its own: a tower that joins the images of a call into one sequence (Qwen-VL)."""
+    other: PromptFields | None = None
+    """The other side of pairs for an encoder-decoder: the targets beside sources, the sources beside targets."""
+    side: str = "source"
+    """Which side of pairs these are: ``source``, ``target``, or ``cross`` (keys: source, queries: target)."""
 
     def __len__(self) -> int:
         """Give the number of prompts."""
@@ -139,6 +157,9 @@ class PromptFields:
         total.update(np.ascontiguousarray(row, dtype="<i8").tobytes())
         total.update(np.ascontiguousarray(self.roles[index], dtype="i1").tobytes())
         _hash_tensors(total, self.extras[index])
+        if self.other is not None:
+            total.update(f"{self.side};".encode())
+            self.other._hash_prompt(total, index)
 
     def subset(self, indices: Sequence[int]) -> Self:
         """Return the prompts at ``indices``, in that order.
@@ -160,6 +181,7 @@ class PromptFields:
             extras=tuple(self.extras[i] for i in chosen),
             grids=tuple(self.grids[i] for i in chosen),
             origin={name: values[list(chosen)] for name, values in self.origin.items()},
+            other=None if self.other is None else self.other.subset(chosen),
         )
 
     def spans(self, batch_size: Any) -> list[range]:

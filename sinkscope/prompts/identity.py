@@ -53,6 +53,11 @@ def check_prompts(prompts: object, model: PromptModel, call: str) -> None:
         raise PromptError(
             f"{call}: no prompts. Build them with Prompts.from_texts, from_ids, from_images or from_inputs."
         )
+    if model.kind in ("encoder-decoder", "audio"):
+        _check_sides(prompts, model, call)
+        return
+    if prompts.other is not None:
+        raise PromptError(f"{call}: these prompts are pairs, and this model is a {model.kind}. {_AGAIN}")
     given = set(prompts.whole or {}).union(*prompts.extras)
     sees = model.kind == "vision" or getattr(model.config, "vision_config", None) is not None
     if "pixel_values" in given and not sees:
@@ -67,6 +72,21 @@ def check_prompts(prompts: object, model: PromptModel, call: str) -> None:
         _check_tokens(prompts, model, call)
     if prompts.images is not None:
         _check_images(prompts.images, image_settings(model), call)
+
+
+def _check_sides(prompts: PromptFields, model: PromptModel, call: str) -> None:
+    """Refuse a source of another kind than the encoder reads, and tokens of another vocabulary on either side."""
+    main = str(getattr(model.model, "main_input_name", "input_ids"))
+    source = prompts.other if prompts.side == "target" else prompts
+    if source is not None:
+        given = next(iter(set().union(*source.extras)), "input_ids")
+        if given != main:
+            raise PromptError(f"{call}: the source of these prompts is {given}, and this model reads {main}. {_AGAIN}")
+        if prompts.images is not None:
+            _check_images(prompts.images, image_settings(model), call)
+    for side in (prompts, prompts.other):
+        if side is not None and not bool((side.ids[0] < 0).any()):
+            _check_tokens(side, model, call)
 
 
 _AGAIN = "Build the prompts again with the model that runs them."

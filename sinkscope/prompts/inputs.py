@@ -19,6 +19,7 @@ from sinkscope.prompts.identity import image_settings
 from sinkscope.prompts.images import fields_of_images
 from sinkscope.prompts.layouts import own_shapes
 from sinkscope.prompts.model import PromptModel
+from sinkscope.prompts.pairs import fields_of_pair_inputs
 from sinkscope.prompts.text import check_ids, describe_key0, warn_double_bos
 from sinkscope.prompts.vocabulary import Vocabulary
 from sinkscope.roles import ROLE_INDEX
@@ -62,6 +63,8 @@ def fields_of_inputs(given: Any, model: PromptModel) -> PromptFields:
             f"from_inputs: expected what the model's processor or tokenizer returns, got {type(given).__name__}."
         )
     inputs = model_inputs(cast("Mapping[Any, Any]", given))
+    if model.kind in ("encoder-decoder", "audio"):
+        return fields_of_pair_inputs(inputs, model)
     if model.kind == "vision":
         if set(inputs) != {"pixel_values"}:
             raise PromptError(f"from_inputs: a vision encoder takes 'pixel_values' alone, got {sorted(inputs)}.")

@@ -12,7 +12,7 @@ class PromptModel(Protocol):
 
     @property
     def kind(self) -> str:
-        """``decoder``, ``encoder``, ``vision`` or ``vlm``."""
+        """``decoder``, ``encoder``, ``vision``, ``vlm``, ``encoder-decoder`` or ``audio``."""
         ...
 
     @property

@@ -14,6 +14,7 @@ from sinkscope.prompts.data import Batch, PromptFields
 from sinkscope.prompts.images import fields_of_images
 from sinkscope.prompts.inputs import fields_of_inputs
 from sinkscope.prompts.model import PromptModel
+from sinkscope.prompts.pairs import fields_of_pairs, fields_of_side
 from sinkscope.prompts.text import fields_of_ids, fields_of_texts
 from sinkscope.prompts.towers import fields_of_tower
 
@@ -91,23 +92,47 @@ class Prompts(PromptFields):
         """Take whatever the model's own processor or tokenizer made.
 
         Text is taken apart by its attention mask, whichever side was padded, and batched anew. Anything with pixels or
-        explicit positions is kept as it is and run as one batch.
+        explicit positions is kept as it is and run as one batch. For an encoder-decoder these are ``input_ids``,
+        ``input_features``, ``input_values`` or ``pixel_values``, with ``decoder_input_ids`` (or ``labels``) for its
+        decoder; frames of audio have the role ``audio``.
 
         Raises:
             PromptError: no token ids, a row of padding only, a mask of another shape, placeholders without images.
         """
         return cls(**vars(fields_of_inputs(inputs, model)))
 
-    def seen_by(self, tower: torch.nn.Module | None, model: PromptModel) -> Prompts:
+    @classmethod
+    def from_pairs(cls, pairs: Sequence[Any], model: PromptModel) -> Prompts:
+        """Take pairs (source, target) for an encoder-decoder: what the encoder reads, and what the decoder reads.
+
+        A target text is read as in training: the model's start token first, the last token (end of sequence) left
+        off. Instead of a text, either may be a list of token ids, which is taken as it is; a target then begins with
+        the start token.
+
+        Args:
+            pairs: one (source, target) per prompt.
+            model: a ``sinkscope.models.handle.Model`` of an encoder-decoder whose encoder reads text.
+
+        Raises:
+            PromptError: not such a model, no tokenizer, something that is no pair, an empty text, ids outside the
+                vocabulary.
+        """
+        return cls(**vars(fields_of_pairs(pairs, model)))
+
+    def seen_by(self, tower: torch.nn.Module | str | None, model: PromptModel) -> Prompts:
         """Return what one tower of ``model`` reads of these prompts.
 
         That is the prompts themselves for the model's default tower (``None``), and one prompt for each picture (an
         image, or one of its tiles) for a vision tower inside the model. ``origin`` then says where each picture is
-        from: ``source_prompt``, ``source_image``, ``source_tile`` (0 is the whole image).
+        from: ``source_prompt``, ``source_image``, ``source_tile`` (0 is the whole image). A name (``"encoder"``,
+        ``"decoder"``, ``"cross"``) gives the side of pairs that this tower of an encoder-decoder reads.
 
         Raises:
-            PromptError: the prompts hold no images.
+            PromptError: the prompts hold no images, or no targets.
         """
+        if isinstance(tower, str):
+            side = fields_of_side(self, tower)
+            return self if side is self else Prompts(**vars(side))
         return self if tower is None else Prompts(**vars(fields_of_tower(self, model, tower)))
 
     def batch(self, indices: Sequence[int], device: torch.device | str = "cpu") -> Batch:

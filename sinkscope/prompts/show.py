@@ -12,7 +12,7 @@ from sinkscope.roles import ROLES
 _COLOURS = {
     "bos": "#e69f00", "system": "#999999", "user": "#56b4e9", "text": "#f0f0f0", "image": "#009e73",
     "punctuation": "#cc79a7", "newline": "#d55e00", "special": "#f0e442", "register": "#0072b2",
-    "generated": "#b2df8a", "answer": "#6b8e23", "pad": "#ffffff",
+    "generated": "#b2df8a", "answer": "#6b8e23", "audio": "#8da0cb", "pad": "#ffffff",
 }  # fmt: skip
 _DARK = frozenset({"register", "image", "newline"})
 

@@ -42,9 +42,12 @@ def vision_config(model: PreTrainedModel) -> Any:
 def inputs(model: PreTrainedModel, batch: int = 2, length: int = 12, seed: int = 0) -> dict[str, torch.Tensor]:
     """Make keyword arguments for one forward pass of any tiny model.
 
-    For a vision-language model each row is: the first token, four text ids, one image, the remaining text ids.
+    For an encoder-decoder these are a source and a target. For a vision-language model each row is: the first token,
+    four text ids, one image, the remaining text ids.
     ``length`` counts text tokens only.
     """
+    if model.config.is_encoder_decoder:
+        return _pair(model, batch, length, seed)
     takes_text = hasattr(model.config.get_text_config(), "vocab_size")
     if not takes_text:
         return {"pixel_values": pixels(model, batch, seed)}
@@ -62,6 +65,19 @@ def inputs(model: PreTrainedModel, batch: int = 2, length: int = 12, seed: int =
         name = "token_type_ids" if model.config.model_type == "gemma3" else "mm_token_type_ids"
         given[name] = (ids == model.config.image_token_id).long()
     return given
+
+
+def _pair(model: PreTrainedModel, batch: int, length: int, seed: int) -> dict[str, torch.Tensor]:
+    """Make source and target of an encoder-decoder, the target two tokens shorter than the source."""
+    target = text_ids(model, batch, length - 2, seed + 1)
+    target[:, 0] = model.config.decoder_start_token_id
+    generator = torch.Generator().manual_seed(seed)
+    if model.main_input_name == "input_features":
+        shape = (batch, model.config.num_mel_bins, 2 * model.config.max_source_positions)
+        return {"input_features": torch.randn(shape, generator=generator), "decoder_input_ids": target}
+    if model.main_input_name == "input_values":
+        return {"input_values": torch.randn(batch, 3000, generator=generator), "decoder_input_ids": target}
+    return {"input_ids": text_ids(model, batch, length, seed), "decoder_input_ids": target}
 
 
 def _image_inputs(model: PreTrainedModel, batch: int, seed: int) -> dict[str, torch.Tensor]:

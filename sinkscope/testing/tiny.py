@@ -68,6 +68,12 @@ _MROPE = _GQA | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000
 _QWEN_VISION = {"depth": LAYERS, "num_heads": HEADS, "patch_size": 4, "temporal_patch_size": 2, "spatial_merge_size": 2}
 _PINPOINTS = [[16, 32], [32, 16], [32, 32]]
 
+_BART = _IDS | {
+    "d_model": WIDTH, "encoder_layers": 2, "decoder_layers": LAYERS, "encoder_attention_heads": HEADS,
+    "decoder_attention_heads": HEADS, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": CONTEXT,
+    "decoder_start_token_id": EOS,
+}  # fmt: skip
+
 _LINEAR = "linear_attention"
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 
@@ -225,18 +231,42 @@ RECIPES: dict[str, Recipe] = {
         {"image_token_id": IMAGE, "scale_factor": 2, "pad_token_id": PAD, "text_config": _GQA | {"model_type": "llama"},
          "vision_config": _VISION},
     ),
+    "t5": Recipe(
+        "encoder-decoder", "T5ForConditionalGeneration", "t5",
+        _IDS | {"d_model": WIDTH, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": LAYERS,
+                "num_heads": HEADS, "relative_attention_num_buckets": 8, "decoder_start_token_id": PAD},
+    ),
+    "bart": Recipe("encoder-decoder", "BartForConditionalGeneration", "bart", _BART | {"forced_eos_token_id": None}),
+    "pegasus": Recipe("encoder-decoder", "PegasusForConditionalGeneration", "pegasus",
+                      _BART | {"forced_eos_token_id": None}),
+    "mbart": Recipe("encoder-decoder", "MBartForConditionalGeneration", "mbart", _BART | {"forced_eos_token_id": None}),
+    "whisper": Recipe(
+        "encoder-decoder", "WhisperForConditionalGeneration", "whisper",
+        {k: v for k, v in _BART.items() if k != "max_position_embeddings"}
+        | {"num_mel_bins": 8, "max_source_positions": 10, "max_target_positions": 64, "suppress_tokens": None,
+           "begin_suppress_tokens": None},
+    ),
+    "moonshine": Recipe(
+        "encoder-decoder", "MoonshineForConditionalGeneration", "moonshine",
+        {"vocab_size": VOCAB, "hidden_size": WIDTH, "intermediate_size": 48, "encoder_num_hidden_layers": 2,
+         "decoder_num_hidden_layers": LAYERS, "encoder_num_attention_heads": HEADS,
+         "decoder_num_attention_heads": HEADS, "decoder_start_token_id": BOS, "bos_token_id": BOS,
+         "eos_token_id": EOS},
+    ),
 }  # fmt: skip
 """Every tiny model by name.
 
 ``hybrid`` names decoders whose blocks do not all make one attention call: some have none, some make two. ``bypass``
-names decoders whose attention does not pass through transformers' interface.
+names decoders whose attention does not pass through transformers' interface. ``encoder-decoder`` models read text, or
+recordings (Whisper, Moonshine).
 """
 
 
 def names(kind: str | None = None) -> list[str]:
     """List the tiny models of one kind: ``decoder``, ``hybrid``, ``encoder``, ``vision``, ``dual``, ``vlm``...
 
-    The others are ``bypass`` models. ``dual`` is a text and a vision encoder side by side (CLIP, SigLIP). Without a
+    The others are ``bypass`` and ``encoder-decoder`` models. ``dual`` is a text and a vision encoder side by side
+    (CLIP, SigLIP). Without a
     kind, all names.
 
     Raises:

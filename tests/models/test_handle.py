@@ -389,21 +389,41 @@ def test_a_model_without_attention_passed_in():
         load_model(transformers.MambaForCausalLM(config))
 
 
-def test_an_encoder_decoder_is_refused():
+def test_an_encoder_decoder_has_three_towers():
     config = transformers.T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    with pytest.raises(
-        UnsupportedModelError, match=r"'t5' is an encoder-decoder; .*load_model\(model\.get_encoder\(\)\)"
-    ):
-        load_model(transformers.T5ForConditionalGeneration(config))
+    model = load_model(transformers.T5ForConditionalGeneration(config))
+    assert (model.kind, model.is_causal, model.context_length) == ("encoder-decoder", True, None)
+    assert list(model.backend.towers) == ["decoder", "encoder", "cross"]
+    assert load_model(model.model.get_encoder()).kind == "encoder"
 
 
-def test_a_model_of_sound_is_refused():
+def test_an_encoder_of_recordings_reads_what_eager_attention_gives():
     config = transformers.Wav2Vec2Config(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=(8,),
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, conv_dim=(8,),
         conv_stride=(2,), conv_kernel=(3,), num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
     )  # fmt: skip
-    with pytest.raises(UnsupportedModelError, match="Wav2Vec2Model takes input_values; sinkscope reads models of text"):
-        load_model(transformers.Wav2Vec2Model(config))
+    network = transformers.Wav2Vec2Model(config).eval()
+    model = load_model(network)
+    assert (model.kind, model.capabilities().layers) == ("audio", 2)
+    samples = torch.randn(2, 21, generator=torch.Generator().manual_seed(0))
+    given = sinkscope.Prompts.from_inputs({"input_values": samples}, model)
+    found = sinkscope.run(model, given, [sinkscope.AttentionMap(layers=[1], heads=[0, 1])], batch_size=2)
+    network.set_attn_implementation("eager")
+    with torch.no_grad():
+        wanted = network(samples, output_attentions=True).attentions[1]
+    assert torch.allclose(torch.tensor(found.attention.values[:, 0]), wanted, atol=1e-5)
+    assert set(found.token_role.values.ravel()) == {"audio"}
+    uneven = {"input_values": samples, "attention_mask": torch.tensor([[1] * 21, [1] * 15 + [0] * 6])}
+    cut = sinkscope.Prompts.from_inputs(uneven, model)
+    assert cut.lengths == (10, 7)
+    with pytest.raises(sinkscope.errors.PromptError, match="their encoder takes no padding"):
+        sinkscope.run(model, cut, [sinkscope.KeyMass()], batch_size=2)
+
+
+def test_a_model_of_time_series_is_refused():
+    config = transformers.PatchTSTConfig(d_model=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16)
+    with pytest.raises(UnsupportedModelError, match=r"takes past_values; sinkscope reads models of text"):
+        load_model(transformers.PatchTSTModel(config))
 
 
 # ---------------------------------------------------------------- refusals: the weights

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from sinkscope.engine.reading import ReadingBuilder, provenance
+from sinkscope.engine.reading import provenance
 from sinkscope.engine.sweep.passes import Sweep
 from sinkscope.engine.sweep.variants import BASELINE, edits_json
 from sinkscope.errors import EditHasNoEffect
+from sinkscope.roles import ATTENDED_ROLES
 from sinkscope.schema import validate
 
 
@@ -24,15 +25,17 @@ def assemble(sweep: Sweep, axes: Mapping[str, Sequence[Any]] | None) -> xr.Datas
     """
     _judge(sweep)
     arrays = _stack(sweep)
-    builder = ReadingBuilder(sweep.probes, sweep.tower, sweep.prompts.lengths)
+    builder = sweep.builder()
     builder.arrays = {name: array[0] for name, array in arrays.items()}
     ds = builder.dataset(sweep.prompts)
     dims = {name: ds[name].dims for name in arrays}
-    # The reading leaves out the last role where no prompt has it; the arrays of the other variants follow.
-    arrays = {
-        name: array[(slice(None), *(slice(ds.sizes[dim]) if dim == "role" else slice(None) for dim in dims[name]))]
-        for name, array in arrays.items()
-    }
+    if "role" in ds.dims:
+        # The reading leaves out roles that no prompt has; the arrays of the other variants follow.
+        held = [ATTENDED_ROLES.index(name) for name in ds["role"].values.tolist()]
+        arrays = {
+            name: np.take(array, held, dims[name].index("role") + 1) if "role" in dims[name] else array
+            for name, array in arrays.items()
+        }
     attrs = {name: ds[name].attrs for name in arrays}
     data: dict[str, Any] = {}
     labels = [variant.label for variant in sweep.variants]

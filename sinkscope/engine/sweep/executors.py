@@ -229,7 +229,8 @@ def _to_arrays(batch: Batch) -> dict[str, Any]:
     inputs = {name: tensor.detach().cpu().numpy() for name, tensor in batch.inputs.items()}
     return {
         "inputs": inputs, "real": batch.real.cpu().numpy(), "roles": batch.roles.cpu().numpy(),
-        "indices": batch.indices,
+        "indices": batch.indices, "cross": batch.cross,
+        "target": None if batch.target is None else _to_arrays(batch.target),
     }  # fmt: skip
 
 
@@ -237,4 +238,5 @@ def _to_batch(arrays: dict[str, Any], device: torch.device) -> Batch:
     # A copy: executors may hand over arrays that are read only.
     inputs = {name: torch.from_numpy(np.array(array)).to(device) for name, array in arrays["inputs"].items()}
     real, roles = (torch.from_numpy(np.array(arrays[name])).to(device) for name in ("real", "roles"))
-    return Batch(inputs, real, roles, tuple(arrays["indices"]))
+    target = None if arrays["target"] is None else _to_batch(arrays["target"], device)
+    return Batch(inputs, real, roles, tuple(arrays["indices"]), target, arrays["cross"])

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from sinkscope.engine.effect import EffectGuard
 from sinkscope.engine.reading import ReadingBuilder
-from sinkscope.engine.run import batches
+from sinkscope.engine.run import batches, query_lengths
 from sinkscope.engine.sweep import cache, executors
 from sinkscope.engine.sweep.runner import Result, Runner
 from sinkscope.engine.sweep.variants import Variant
@@ -85,7 +85,7 @@ class Sweep:
         Raises:
             ProbeError: the maps of all variants together are too large.
         """
-        ReadingBuilder(self.probes, self.tower, self.prompts.lengths).refuse_large_maps(variants=len(self.variants))
+        self.builder().refuse_large_maps(variants=len(self.variants))
         tokens = max(batch.real.numel() for batch in self.batches)
         size = self.model.dtype.itemsize * self.tower.d_model * tokens
         starts = self.runner.starts
@@ -97,6 +97,11 @@ class Sweep:
             len(self.variants), len(self.prompts), len(self.passes), stored / 2**20, len(starts), together,
             together * size / 2**20,
         )  # fmt: skip
+
+    def builder(self) -> ReadingBuilder:
+        """Return an empty builder for one reading of all prompts."""
+        queries = query_lengths(self.prompts, self.tower, self.probes)
+        return ReadingBuilder(self.probes, self.tower, self.prompts.lengths, queries)
 
     def compute(self, executor: Any, folder: Path | None) -> None:
         """Fill ``results``: those that ``folder`` holds are read, the others computed, and written to it.

@@ -36,7 +36,10 @@ LOGITS = 1 << 28
 ROUNDING = 20.0
 """An effect this many times the difference that the same path makes without the edit is no rounding."""
 
-STACKABLE = frozenset({"input_ids", "attention_mask", "token_type_ids", "pixel_values"})
+STACKABLE = frozenset({
+    "input_ids", "attention_mask", "token_type_ids", "pixel_values", "decoder_input_ids", "decoder_attention_mask",
+    "input_features", "input_values",
+})  # fmt: skip
 """Model inputs whose first axis is the batch, so that variants can be stacked along it."""
 
 
@@ -65,7 +68,7 @@ class _PlainPass:
     @property
     def scale(self) -> float:
         """Largest final activation at a real token."""
-        return float(_real(self.hidden, self.batch.real).abs().max())
+        return float(_real(self.hidden, self.batch.queries.real).abs().max())
 
 
 class Runner:
@@ -153,7 +156,7 @@ class Runner:
 
     def _differs(self, base: _PlainPass, variant: Variant, hidden: torch.Tensor) -> bool:
         """Whether the edits changed the final hidden state by more than another path through the kernels would."""
-        real = base.batch.real
+        real = base.batch.queries.real
         gap = float((_real(hidden, real) - _real(base.hidden, real)).abs().max())
         if gap > CLEAR.get(base.hidden.dtype, 1e-3) * base.scale:
             return True
@@ -170,7 +173,8 @@ class Runner:
         plan = Plan(variant.edits, self.tower, None, base.batch, neutral=neutral)
         instruments = Instruments(edits=plan.call_edits if plan.on_attention else None, residual=plan.residual)
         with self._from(base, base.batch, variant.start or 0):
-            return _real(self.model.backend.forward(base.batch.inputs, self.tower, instruments).hidden, base.batch.real)
+            found = self.model.backend.forward(base.batch.inputs, self.tower, instruments).hidden
+            return _real(found, base.batch.queries.real)
 
     def _enter(
         self, base: _PlainPass, batch: Batch, builder: ReadingBuilder, plan: Plan | StackedPlan, start: int
@@ -207,8 +211,11 @@ class Runner:
 
     def _builder(self, batch: Batch, count: int, base: _PlainPass | None = None) -> ReadingBuilder:
         """A builder for ``count`` variants; what no pass writes keeps the numbers of the baseline."""
-        lengths = [int(n) for n in batch.real.sum(-1)] * count
-        builder = ReadingBuilder(self.probes, self.tower, lengths)
+        own, theirs = (
+            [int(n) for n in tokens.real.sum(-1)] * count
+            for tokens in (batch, batch.outputs if any(p.logits for p in self.probes) else batch.queries)
+        )
+        builder = ReadingBuilder(self.probes, self.tower, own, theirs)
         if base is not None:
             builder.arrays = {
                 name: np.tile(array, (count, *[1] * (array.ndim - 1))) for name, array in base.arrays.items()

@@ -20,7 +20,9 @@ from sinkscope.prompts import Batch
 def stack(batch: Batch, count: int) -> Batch:
     """Repeat a batch ``count`` times along its rows."""
     inputs = {name: tensor.repeat(count, *[1] * (tensor.ndim - 1)) for name, tensor in batch.inputs.items()}
-    return Batch(inputs, batch.real.repeat(count, 1), batch.roles.repeat(count, 1), batch.indices * count)
+    target = None if batch.target is None else stack(batch.target, count)
+    real, roles = batch.real.repeat(count, 1), batch.roles.repeat(count, 1)
+    return Batch(inputs, real, roles, batch.indices * count, target, batch.cross)
 
 
 class StackedPlan:

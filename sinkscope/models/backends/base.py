@@ -55,7 +55,9 @@ class ResidualSite:
     ``turn`` counts the calls of a module that several layers share (ALBERT); None where each layer has its own.
     ``argument`` names the keyword by which the model hands the stream to the module; None where it stands first.
     ``streams`` is the axis of parallel streams (Gemma-3n, DeepSeek-V4): their mean is read, and what an edit changes of
-    it is added to each of them. None where there is one stream.
+    it is added to each of them. None where there is one stream. ``carry`` says what becomes of a change between two
+    parts of a block: ``behind`` (the module sees a branch of the stream: the change is added again behind the MLP),
+    ``along`` (the module is handed the stream and passes it on), ``never`` (several branches read the stream).
     """
 
     name: str
@@ -64,6 +66,7 @@ class ResidualSite:
     turn: int | None = None
     argument: str | None = None
     streams: int | None = None
+    carry: str = "behind"
 
     @property
     def layer(self) -> int:
@@ -80,14 +83,16 @@ class ResidualSite:
     @property
     def post_norm(self) -> bool:
         """True between attention and MLP of a post-norm block, where a change cannot be carried past the MLP."""
-        return self.name.endswith(".mid") and self.path.endswith((".intermediate", ".hook_in"))
+        return self.name.endswith(".mid") and self.path.endswith((".intermediate", ".hook_in", ".fc1"))
 
 
 @dataclass(frozen=True)
 class Tower:
     """One stack of blocks: the language model, an encoder, or the vision part of a larger model.
 
-    ``blocks`` holds all of them; ``attention`` the attention calls, in the blocks that make any.
+    ``blocks`` holds all of them; ``attention`` the attention calls, in the blocks that make any. An encoder-decoder has
+    three: ``encoder``, ``decoder`` (self-attention), and ``cross``, whose blocks are the decoder's and whose stream is
+    left to that tower.
     """
 
     name: str
@@ -100,6 +105,11 @@ class Tower:
     def depth(self) -> int:
         """Number of blocks; layers are numbered 0 to this."""
         return len(self.blocks)
+
+    @property
+    def cross(self) -> bool:
+        """True for cross-attention: keys of the source, queries of the target."""
+        return self.name == "cross"
 
     @property
     def calls(self) -> int:
@@ -118,6 +128,11 @@ class Tower:
     def causal(self) -> bool:
         """True for a decoder."""
         return any(site.causal for site in self.attention)
+
+    @property
+    def decodes(self) -> bool:
+        """True where a next token is predicted: by a decoder, or by the one that reads this encoder."""
+        return self.causal or self.name in ("encoder", "cross")
 
     @property
     def site_names(self) -> tuple[str, ...]:
@@ -144,10 +159,11 @@ class Instruments:
     residual: Mapping[str, Sequence[ResidualHook]] = field(default_factory=dict)
 
 
-def carried(residual: Mapping[str, Sequence[ResidualHook]]) -> dict[str, Sequence[ResidualHook]]:
+def carried(residual: Mapping[str, Sequence[ResidualHook]], tower: Tower) -> dict[str, Sequence[ResidualHook]]:
     """The hooks by site, with what is changed between attention and MLP added again behind the MLP."""
     hooks = dict(residual)
-    for name in [name for name in hooks if name.endswith(".mid")]:
+    along = {site.name for site in tower.residual if site.carry != "behind"}
+    for name in [name for name in hooks if name.endswith(".mid") and name not in along]:
         carry, post = _Carry(hooks[name]), name.replace(".mid", ".post")
         hooks[name], hooks[post] = [carry.change], [carry.add, *hooks.get(post, ())]
     return hooks

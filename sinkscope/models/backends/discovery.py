@@ -2,8 +2,7 @@
 
 Nothing is looked up by architecture name. A module that calls the attention function makes an attention layer; the
 first projection that then reads an input of heads x width is its W_O; the list member it runs in is its block, and the
-other members of that list are the blocks without attention; the place between attention and MLP is the first module of
-the block that reads neither the block's input nor the raw attention output. Parallel blocks have no such place.
+other members of that list are the blocks without attention.
 """
 
 from __future__ import annotations
@@ -16,16 +15,12 @@ from typing import Any
 import torch
 
 from sinkscope.errors import UnsupportedModelError
-from sinkscope.models.backends.base import AttentionSite, Block, ResidualSite, Tower
+from sinkscope.models.backends.base import AttentionSite, Block, Tower
 from sinkscope.models.backends.kinds import kind_of
+from sinkscope.models.backends.stream import residual_sites, turn_of
 from sinkscope.models.backends.trial import ModuleCall, Record, Seen, watch
-
-MID_CANDIDATES = (
-    "pre_feedforward_layernorm", "post_attention_layernorm", "pre_ff_layernorm", "channel_pre_norm", "ffn_norm",
-    "pre_mlp_layernorm", "ln_2", "layernorm_after", "norm2", "layer_norm2", "final_layer_norm", "intermediate",
-    "feed_forward", "mlp",
-)  # fmt: skip
-"""Children of a block that read the stream between attention and MLP, tried in this order and then checked."""
+from sinkscope.models.backends.two_sided import pair_inputs, recording, split_calls
+from sinkscope.models.facts import AUDIO_INPUTS, is_encoder_decoder
 
 VISION_ROOTS = ("vision_tower", "visual", "vision_model", "vision_encoder")
 
@@ -33,15 +28,15 @@ VISION_ROOTS = ("vision_tower", "visual", "vision_model", "vision_encoder")
 def discover(model: torch.nn.Module) -> dict[str, Tower]:
     """Find the towers of ``model``: ``text`` first where there is one, ``vision`` where there is one.
 
+    An encoder-decoder has ``decoder``, ``encoder`` and ``cross``.
+
     Raises:
         UnsupportedModelError: the model has no attention, or its attention bypasses the library's interface.
     """
-    config = getattr(model, "config", None)
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is an encoder-decoder; cross-attention is not read yet. Pass its encoder alone."
-        )
-    return _towers(model, watch(model, lambda: _run_trial(model)))
+    record = watch(model, lambda: _run_trial(model))
+    if is_encoder_decoder(model):
+        return {name: tower(model, name, record, calls) for name, calls in split_calls(model, record.calls).items()}
+    return _towers(model, record)
 
 
 def explore(model: torch.nn.Module, name: str, run: Callable[[], Any]) -> Tower:
@@ -66,6 +61,10 @@ def no_cache(model: torch.nn.Module) -> dict[str, Any]:
 
 def trial_inputs(model: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
     """Return the smallest inputs that reach every attention layer: one token, one blank image, or both."""
+    if is_encoder_decoder(model):
+        return [pair_inputs(model)]
+    if model.main_input_name in AUDIO_INPUTS:
+        return [recording(model)]
     config: Any = model.config
     device = next(model.parameters()).device
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -122,17 +121,18 @@ def tower(model: torch.nn.Module, name: str, record: Record, calls: list[Seen]) 
         output = None if call.output is None else record.paths[id(call.output)]
         sites.append(
             AttentionSite(
-                layer, call.by.path, call.heads, call.kv_heads, call.head_dim, call.causal, call.implicit_sink, output,
-                made[layer],
+                layer, call.by.path, call.heads, call.kv_heads, call.head_dim, call.causal and name != "cross",
+                call.implicit_sink, output, made[layer],
             )
         )  # fmt: skip
         made[layer] += 1
     inside = [[call for call, block in zip(calls, of_call, strict=True) if block is entry] for entry in entries]
     blocks = tuple(
-        Block(layer, entry.path, kind_of(entry, own, layer, len(entries)), _turn(record, entry))
+        Block(layer, entry.path, kind_of(entry, own, layer, len(entries)), turn_of(record, entry))
         for layer, (entry, own) in enumerate(zip(entries, inside, strict=True))
     )
-    residual = tuple(_residual_sites(record, entries, inside))
+    # The stream of cross-attention is the decoder's, and its tokens are the queries, not the keys.
+    residual = () if name == "cross" else tuple(residual_sites(record, entries, inside, name == "decoder"))
     first = entries[0].given
     if first is None:
         raise UnsupportedModelError(
@@ -193,84 +193,3 @@ def _block_of(call: Seen, lists: dict[int, int], attend: set[int]) -> ModuleCall
             break
         block = inner
     return block
-
-
-def _turn(record: Record, entry: ModuleCall) -> int | None:
-    return entry.number if record.runs[id(entry.module)] > 1 else None
-
-
-def _residual_sites(record: Record, entries: list[ModuleCall], calls: list[list[Seen]]) -> Iterable[ResidualSite]:
-    yield _before(record, "embed", entries[0])
-    for layer, entry in enumerate(entries):
-        mid = _mid_of(entry, calls[layer])
-        if mid is not None:
-            yield _before(record, f"{layer}.mid", mid)
-        after = entries[layer + 1] if layer + 1 < len(entries) else None
-        if after is not None and after.given is not None and entry.made is not None:
-            fits = after.given.shape == entry.made.shape
-        else:
-            fits = after is not None
-        if after is not None and fits:
-            yield _before(record, f"{layer}.post", after)
-        else:
-            streams = _streams(entry.made)
-            yield ResidualSite(f"{layer}.post", entry.path, False, _turn(record, entry), streams=streams)
-
-
-def _before(record: Record, name: str, entry: ModuleCall) -> ResidualSite:
-    return ResidualSite(name, entry.path, True, _turn(record, entry), entry.argument, _streams(entry.given))
-
-
-def _streams(state: torch.Tensor | None) -> int | None:
-    """Axis of parallel streams: of one prompt of one token, the only one of a 4-D state that is longer than 1."""
-    if state is None or state.ndim != 4:
-        return None
-    longer = [axis for axis, size in enumerate(state.shape[:3]) if size > 1]
-    return longer[0] if len(longer) == 1 else None
-
-
-def _mid_of(block: ModuleCall, calls: list[Seen]) -> ModuleCall | None:
-    """First candidate whose input is neither the block's input nor the mixer's input or raw output.
-
-    A block with two attention modules has a stream between every two of its parts, and no one middle.
-    """
-    if len({id(call.by) for call in calls}) > 1 or block.given is None:
-        return None
-    children = {entry.path.rsplit(".", 1)[-1]: entry for entry in block.inside}
-    others = _mixer_ends(block, calls)
-    for name in MID_CANDIDATES:
-        candidate = children.get(name)
-        if candidate is None or candidate.given is None:
-            continue
-        if _same(candidate.given, block.given):
-            return None
-        if any(_same(candidate.given, other) for other in others):
-            if name in ("mlp", "feed_forward", "intermediate"):
-                return None
-            continue
-        return candidate
-    return None
-
-
-def _mixer_ends(block: ModuleCall, calls: list[Seen]) -> list[torch.Tensor | None]:
-    """What goes into and comes out of what mixes the tokens, before it is added to the stream."""
-    if calls:
-        output = calls[0].output
-        made = [entry.made for entry in _all_inside(block) if entry.module is output]
-        return [calls[0].by.given, *made]
-    mixers = [
-        entry
-        for entry in block.inside
-        if "norm" not in type(entry.module).__name__.lower() and entry.path.rsplit(".", 1)[-1] not in MID_CANDIDATES
-    ]
-    return [tensor for entry in mixers[:1] for tensor in (entry.given, entry.made)]
-
-
-def _all_inside(entry: ModuleCall) -> Iterable[ModuleCall]:
-    for each in entry.inside:
-        yield each
-        yield from _all_inside(each)
-
-
-def _same(a: torch.Tensor, b: torch.Tensor | None) -> bool:
-    return b is not None and a.numel() == b.numel() and torch.allclose(a.reshape(-1), b.reshape(-1), atol=1e-6)

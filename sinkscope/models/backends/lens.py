@@ -81,7 +81,7 @@ class LensBackend:
         """
         self._check(instruments)
         hooks = attention_hooks(self.seats, instruments, self.write_factor)
-        residual = carried(instruments.residual)
+        residual = carried(instruments.residual, tower)
         for site in tower.residual:
             if residual.get(site.name):
                 hooks.append((site.path, residual_hook(residual[site.name])))

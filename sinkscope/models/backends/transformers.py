@@ -68,7 +68,10 @@ class TransformersBackend:
             if instruments.wants or instruments.edits:
                 session = stack.enter_context(seam.entered(self.model, collector.session))
                 stack.enter_context(collector.listening())
-            hidden, scores = self._run(inputs, logits) if alone is None else (_hidden(alone(**inputs)), None)
+            if tower.name == "encoder":
+                hidden, scores = self._run_encoder(inputs, logits)
+            else:
+                hidden, scores = self._run(inputs, logits) if alone is None else (_hidden(alone(**inputs)), None)
         collector.flush()
         return Output(hidden, scores, frozenset(session.paths if session else {"native"}))
 
@@ -96,6 +99,18 @@ class TransformersBackend:
         scores = getattr(out, "logits", None)
         return (kept[-1] if kept else _hidden(out)), scores
 
+    def _run_encoder(
+        self, inputs: Mapping[str, torch.Tensor], logits: str | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The encoder of an encoder-decoder by itself; with the decoder behind it where logits are wanted."""
+        network: Any = self.model
+        encoder = network.get_encoder()
+        if logits is None:
+            names = inspect.signature(encoder.forward).parameters
+            return _hidden(encoder(**{name: tensor for name, tensor in inputs.items() if name in names})), None
+        out = self.model(**inputs, **no_cache(self.model))
+        return out.encoder_last_hidden_state, getattr(out, "logits", None)
+
     def _alone(self, tower: Tower, inputs: Mapping[str, torch.Tensor]) -> torch.nn.Module | None:
         """The module to call where a tower inside the model is run by itself; None where the whole model is run."""
         root = vision.vision_root(self.model) if tower.name == vision.NAME and "input_ids" not in inputs else None
@@ -105,7 +120,7 @@ class TransformersBackend:
     def _hooked(self, tower: Tower, instruments: Instruments, batch: int) -> Iterator[None]:
         handles = []
         try:
-            residual = carried(instruments.residual)
+            residual = carried(instruments.residual, tower)
             for site in tower.residual:
                 hooks = residual.get(site.name, ())
                 if hooks:

@@ -58,6 +58,7 @@ class Seen:
     window: bool
     implicit_sink: bool
     full: bool
+    keys: int
     output: torch.nn.Module | None = None
 
 
@@ -107,7 +108,7 @@ class Record:
         self.calls.append(
             Seen(
                 by, call.query.shape[1], call.key.shape[1], call.value.shape[-1], rows, causal, mask.windowed, sink,
-                mask.kind == "full",
+                mask.kind == "full", call.key.shape[2],
             )
         )  # fmt: skip
 

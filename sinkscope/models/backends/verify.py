@@ -34,6 +34,10 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Largest difference by type of the weights, relative to the largest logit where that is above 1."""
 
 
+MAPS = {"encoder": "encoder_attentions", "decoder": "decoder_attentions", "cross": "cross_attentions"}
+"""Where an encoder-decoder returns the maps of each tower."""
+
+
 @dataclass(frozen=True)
 class Verification:
     """Largest differences between the instrument and the model's own eager attention; ``maps`` None: not compared.
@@ -68,7 +72,7 @@ def verify(network: torch.nn.Module, backend: Backend, tower: Tower, longest: in
     found, maps = _ours(backend, tower, inputs)
     with _eager(network):
         wanted = _own(network, backend, tower, inputs)
-        own_maps = _own_maps(network, inputs) if maps else []
+        own_maps = _own_maps(network, inputs, MAPS.get(tower.name, "attentions")) if maps else []
     tokens = int(inputs["input_ids"].shape[1]) if "input_ids" in inputs else found.hidden.shape[1]
     kind = next(p.dtype for p in network.parameters() if p.is_floating_point())
     logits = _difference(_answer(found), wanted)
@@ -106,12 +110,12 @@ def _own(network: torch.nn.Module, backend: Backend, tower: Tower, inputs: dict[
     return out[0] if logits is None else logits
 
 
-def _own_maps(network: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+def _own_maps(network: torch.nn.Module, inputs: dict[str, torch.Tensor], name: str) -> list[torch.Tensor]:
     try:
         out = network(**inputs, **no_cache(network), output_attentions=True)
     except TypeError:  # no such argument
         return []
-    maps = getattr(out, "attentions", None) or ()
+    maps = getattr(out, name, None) or ()
     return [each for each in maps if isinstance(each, torch.Tensor) and each.ndim == 4]
 
 
@@ -127,9 +131,11 @@ def _difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 def _inputs(network: torch.nn.Module, longest: int | None) -> tuple[dict[str, torch.Tensor], int]:
     inputs = trial_inputs(network)[0]
+    if "decoder_input_ids" in inputs:
+        return _longer_pair(network, inputs, longest), 0
     if "input_ids" not in inputs:
-        noise = torch.randn(inputs["pixel_values"].shape, generator=torch.Generator().manual_seed(0))
-        return {"pixel_values": noise.to(inputs["pixel_values"])}, 0
+        name, shape = next((name, tensor.shape) for name, tensor in inputs.items())
+        return {name: torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(inputs[name])}, 0
     config: Any = network.config
     text = config.get_text_config()
     sizes = [value for name, value in text.to_dict().items() if PATTERNS.search(name) and type(value) is int]
@@ -142,6 +148,21 @@ def _inputs(network: torch.nn.Module, longest: int | None) -> tuple[dict[str, to
     first = inputs["input_ids"]
     inputs["input_ids"] = torch.cat([first, chosen.to(first.device)], dim=1)
     return inputs, pattern if pattern >= length else 0
+
+
+def _longer_pair(
+    network: torch.nn.Module, inputs: dict[str, torch.Tensor], longest: int | None
+) -> dict[str, torch.Tensor]:
+    """A source and a target of random ids; a recording or an image is long enough as it is."""
+    config: Any = network.config
+    limit = min(longest or LONGEST, getattr(config, "max_target_positions", None) or LONGEST)
+    generator = torch.Generator().manual_seed(0)
+    for name, share in (("input_ids", 1), ("decoder_input_ids", 2)):
+        if name in inputs:
+            shape = (1, max(2, min(SHORTEST, limit) // share))
+            ids = torch.randint(3, config.get_text_config(decoder=True).vocab_size, shape, generator=generator)
+            inputs = inputs | {name: ids.to(inputs[name].device)}
+    return inputs
 
 
 def _is_id(name: str, value: Any) -> bool:
