@@ -136,7 +136,7 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
         cls = getattr(transformers, named, None)
         if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
             return cls
-    two_sided = (
+    two_sided: tuple[Any, ...] = (
         modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
         modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
     )

@@ -30,7 +30,9 @@ def frames_of(encoder: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> i
     Raises:
         PromptError: the encoder refuses the inputs, or has no blocks.
     """
-    lists = {path: m for path, m in encoder.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m)}
+    named_modules: Any = encoder.named_modules()
+    parts: list[tuple[str, torch.nn.Module]] = list(named_modules)
+    lists = {path: m for path, m in parts if isinstance(m, torch.nn.ModuleList) and len(m)}
     named = [found for path, found in lists.items() if path.rsplit(".", 1)[-1] in BLOCK_LISTS]
     if not lists:
         raise PromptError(f"{type(encoder).__name__} has no list of blocks; its frames cannot be counted.")

@@ -79,7 +79,7 @@ def _check_sides(prompts: PromptFields, model: PromptModel, call: str) -> None:
     main = str(getattr(model.model, "main_input_name", "input_ids"))
     source = prompts.other if prompts.side == "target" else prompts
     if source is not None:
-        given = next(iter(set().union(*source.extras)), "input_ids")
+        given = next(iter(source.extras[0]), "input_ids")
         if given != main:
             raise PromptError(f"{call}: the source of these prompts is {given}, and this model reads {main}. {_AGAIN}")
         if prompts.images is not None:

@@ -9,7 +9,7 @@ target, and cross-attention has keys of the source and queries of the target.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -44,9 +44,9 @@ def fields_of_pairs(pairs: Sequence[Any], model: PromptModel) -> PromptFields:
     sources: list[Any] = []
     targets: list[Any] = []
     for which, pair in enumerate(listed):
-        parts: list[Any] = [] if isinstance(pair, str) or not isinstance(pair, Iterable) else list(cast(Any, pair))
+        parts: list[Any] = list(cast(Any, pair)) if isinstance(pair, list | tuple) else []
         if len(parts) != 2:
-            raise PromptError(f"from_pairs: pair {which} is {str(pair)[:40]!r}. A pair is (source, target).")
+            raise PromptError(f"from_pairs: pair {which} is {repr(cast(Any, pair))[:40]}. A pair is (source, target).")
         sources.append(_encoded(parts[0], which, vocabulary))
         targets.append(_target_ids(parts[1], which, model, vocabulary))
     source = fields_of_ids(sources, model)
