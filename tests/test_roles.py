@@ -1,12 +1,21 @@
 """The list of roles."""
 
-from sinkscope.roles import ATTENDED_ROLES, MEASURED_ROLES, ROLE_INDEX, ROLES, SELECTIONS, TEXT_ROLES, is_selection
+from sinkscope.roles import (
+    ATTENDED_ROLES,
+    MEASURED_ROLES,
+    OPTIONAL_ROLES,
+    ROLE_INDEX,
+    ROLES,
+    SELECTIONS,
+    TEXT_ROLES,
+    is_selection,
+)
 
 
 def test_roles_are_numbered_in_order_and_pad_is_the_last():
     assert [ROLE_INDEX[name] for name in ROLES] == list(range(len(ROLES)))
     assert ROLES[-1] == "pad"
-    assert (*ATTENDED_ROLES, "pad") == (*MEASURED_ROLES, "answer", "pad") == ROLES
+    assert (*ATTENDED_ROLES, "pad") == (*MEASURED_ROLES, *OPTIONAL_ROLES, "pad") == ROLES
     assert len(set(ROLES)) == len(ROLES) < 128  # kept as int8
 
 

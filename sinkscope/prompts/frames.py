@@ -19,7 +19,7 @@ BLOCK_LISTS = ("layers", "layer", "blocks", "encoder_layers")
 """Names of the list of blocks of an encoder; an audio encoder may have a longer list of convolutions."""
 
 
-class _FirstBlock(Exception):
+class _BlockReached(Exception):
     """Raised by the hook on the first block: the rest of the pass is not needed."""
 
 
@@ -41,13 +41,13 @@ def frames_of(encoder: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> i
     def reached(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states = args[0] if args else kwargs["hidden_states"]
         seen.append(int(states.shape[1]))
-        raise _FirstBlock
+        raise _BlockReached
 
     handle = max(named or lists.values(), key=len)[0].register_forward_pre_hook(reached, with_kwargs=True)
     like = next(p for p in encoder.parameters() if p.is_floating_point())
     try:
         encoder(**{name: tensor.to(like.device, like.dtype) for name, tensor in inputs.items()})
-    except _FirstBlock:
+    except _BlockReached:
         pass
     except (ValueError, RuntimeError) as error:
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.items())

@@ -74,7 +74,7 @@ def test_after_image_is_empty_without_an_image():
     [
         (
             "tetx",
-            "X(keys=...): there is no role or selection 'tetx'. Roles are ['answer', 'bos', 'generated'",
+            "X(keys=...): there is no role or selection 'tetx'. Roles are ['answer', 'audio', 'bos', 'generated'",
         ),
         ("pad", "X(keys=...): there is no role or selection 'pad'."),
         (["text", "nope"], "X(keys=...): there is no role or selection 'nope'."),

@@ -84,14 +84,15 @@ def test_a_model_without_attention_is_refused():
         discover(MambaForCausalLM(MambaConfig(**sizes)))
 
 
-def test_an_encoder_decoder_is_refused():
+def test_an_encoder_decoder_is_told_apart_by_the_shapes_of_its_calls():
     sizes = {"vocab_size": 96, "d_model": 32, "d_kv": 8, "num_heads": 4, "num_layers": 2, "d_ff": 64}
-    net = T5ForConditionalGeneration(AutoConfig.for_model("t5", **sizes))
-    message = (
-        r"T5ForConditionalGeneration is an encoder-decoder; cross-attention is not read yet\. Pass its encoder alone\."
-    )
-    with pytest.raises(UnsupportedModelError, match=message):
-        discover(net)
+    towers = discover(T5ForConditionalGeneration(AutoConfig.for_model("t5", **sizes)))
+    assert {name: [site.path for site in tower.attention] for name, tower in towers.items()} == {
+        "decoder": [f"decoder.block.{n}.layer.0.SelfAttention" for n in (0, 1)],
+        "encoder": [f"encoder.block.{n}.layer.0.SelfAttention" for n in (0, 1)],
+        "cross": [f"decoder.block.{n}.layer.1.EncDecAttention" for n in (0, 1)],
+    }
+    assert [tower.causal for tower in towers.values()] == [True, False, False]
 
 
 def test_an_error_of_the_model_itself_is_not_taken_for_a_bypass():
