@@ -33,15 +33,18 @@ if TYPE_CHECKING:
     from sinkscope import zoo as zoo
     from sinkscope.definitions import cite as cite
     from sinkscope.edits import AblateHeads as AblateHeads
+    from sinkscope.edits import AmplifyLogits as AmplifyLogits
     from sinkscope.edits import CalibrateSinks as CalibrateSinks
     from sinkscope.edits import DropKeys as DropKeys
     from sinkscope.edits import GateHeads as GateHeads
     from sinkscope.edits import KeyValueBias as KeyValueBias
     from sinkscope.edits import MaskKeys as MaskKeys
+    from sinkscope.edits import MixIdentity as MixIdentity
     from sinkscope.edits import NullKey as NullKey
     from sinkscope.edits import Patch as Patch
     from sinkscope.edits import Redistribute as Redistribute
     from sinkscope.edits import ReplaceValues as ReplaceValues
+    from sinkscope.edits import RouteHeads as RouteHeads
     from sinkscope.edits import ScaleKeys as ScaleKeys
     from sinkscope.edits import SetActivations as SetActivations
     from sinkscope.edits import ShiftLogits as ShiftLogits
@@ -97,9 +100,9 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "schema": ("concat", "open", "save", "to_dataframe"),
     "definitions": ("cite",),
     "edits": (
-        "AblateHeads", "CalibrateSinks", "DropKeys", "GateHeads", "KeyValueBias", "MaskKeys", "NullKey", "Patch",
-        "Redistribute", "ReplaceValues", "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser",
-        "ZeroValues",
+        "AblateHeads", "AmplifyLogits", "CalibrateSinks", "DropKeys", "GateHeads", "KeyValueBias", "MaskKeys",
+        "MixIdentity", "NullKey", "Patch", "Redistribute", "ReplaceValues", "RouteHeads", "ScaleKeys",
+        "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues",
     ),
     "errors": (
         "EditError", "EditHasNoEffect", "MetricError", "ModelError", "OutputError", "ProbeError", "PromptError",

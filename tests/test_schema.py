@@ -17,7 +17,7 @@ PROBES = [
     sk.KeyMass(), sk.RoleShare(queries="all"), sk.Entropy(), sk.MaxAttention(keys="all", queries="all"), RowSum(),
     LogSumExp(), sk.ValueNorm(), sk.KeyNorm(), sk.Contribution(), sk.ResidualNorm(), sk.MassiveActivations(top=3),
     sk.SinkDims(), sk.AttentionMap(layers=[1], heads=[0]), sk.TokenLoss(), sk.Logits(),
-    sk.TopKey(), sk.AttentionGradient([1], [0]), sk.RoleShare(groups={"sink": "first"}),
+    sk.TopKey(), sk.BosCosine(), sk.WriteNorm(), sk.AttentionGradient([1], [0]), sk.RoleShare(groups={"sink": "first"}),
 ]  # fmt: skip
 
 

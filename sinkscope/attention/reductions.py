@@ -197,7 +197,7 @@ class KeyNorms(CallStatistic):
         return torch.linalg.vector_norm(self.facts.key.float(), dim=-1)
 
 
-class WriteNorm(CallStatistic):
+class WrittenNorm(CallStatistic):
     """Norm of what each head writes for each key, |W_O v|, once the backend has put W_O to it.
 
     The pass hands over the values; see :mod:`sinkscope.models.backends.written`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,8 @@ from jaxtyping import Float
 from sinkscope.attention.tile import Tile
 from sinkscope.edits.base import AttentionEdit
 from sinkscope.edits.call import EditedCall
-from sinkscope.edits.values import Numbers
+from sinkscope.edits.selectors import whole_numbers
+from sinkscope.edits.values import Numbers, is_empty
 from sinkscope.errors import EditError
 from sinkscope.models.backends.base import Tower
 
@@ -125,3 +126,77 @@ class GateHeads(AttentionEdit):
     def change_attention(self, call: EditedCall) -> None:
         """Multiply the output."""
         call.change_output(lambda out: out * self.scale)
+
+
+@dataclass(frozen=True, repr=False)
+class RouteHeads(AttentionEdit):
+    """Keep the shared heads and, of the others, the ``top`` with the largest query norm at each token (MoH).
+
+    The rule of the released LLaMA3 version without its training: the other heads' outputs (before W_O) become 0 at that
+    token, those kept are not weighted. ``shared`` heads are kept always; ``heads`` limits which may be switched off.
+    With ``top`` as large as the number of other heads nothing changes. An edit with a gate for each row and head.
+    """
+
+    conditional: ClassVar[bool] = True
+    papers = ("moh",)
+    top: int
+    _: KW_ONLY
+    shared: Any = ()
+
+    def __post_init__(self) -> None:
+        """Check the number, the shared heads and the selectors."""
+        top: Any = self.top
+        if isinstance(top, bool) or not isinstance(top, int) or top < 0:
+            raise EditError(f"{self._asked('top')}: top must be a whole number of heads, 0 or above.")
+        self._set("shared", whole_numbers(self.shared, self._asked("shared"), "shared"))
+        super().__post_init__()
+
+    @property
+    def selects_nothing(self) -> bool:
+        """No shared head is a choice, not an empty selection."""
+        return any(is_empty(getattr(self, name)) for name in ("layers", "heads", "queries"))
+
+    def change_attention(self, call: EditedCall) -> None:
+        """Gate the heads of each row."""
+        norm = call.call.query.float().square().sum(-1).transpose(1, 2)  # (batch, query, head), ranked as the norm is
+        routed = call.heads.clone()
+        routed[[head for head in self.shared if head < call.head_count]] = False
+        count = int(routed.sum())
+        if self.top >= count:
+            return
+        norm = norm.masked_fill(~routed, -torch.inf)
+        kept = torch.zeros_like(norm, dtype=torch.bool).scatter(-1, norm.topk(self.top, dim=-1).indices, True)
+        gate = (kept | ~routed)[..., None]
+        call.fire(gate.shape[0] * gate.shape[1])
+        call.change_output(lambda out: out * gate.to(out.dtype))
+
+
+@dataclass(frozen=True, repr=False)
+class MixIdentity(AttentionEdit):
+    """Mix each row with attention to the token itself: ``(1 - s) A + s I`` (SoftPAG, Ahn et al. 2025).
+
+    ``s`` 0 is no edit, 1 leaves each token its own value alone (PAG). A row keeps its sum.
+    """
+
+    papers = ("ahn2025",)
+    s: float
+
+    def __post_init__(self) -> None:
+        """Check s and the selectors."""
+        self._number("s", 0.0, 1.0)
+        super().__post_init__()
+
+    @property
+    def identity(self) -> bool:
+        """s 0."""
+        return self.s == 0.0
+
+    def change_attention(self, call: EditedCall) -> None:
+        """Move a share of each row to its diagonal."""
+
+        def mix(weights: torch.Tensor, tile: Tile) -> torch.Tensor:
+            rows = torch.arange(tile.rows.start, tile.rows.stop, device=weights.device) + call.diagonal
+            own = rows[:, None] == torch.arange(tile.cols.start, tile.cols.stop, device=weights.device)
+            return (1 - self.s) * weights + self.s * weights.sum(-1, keepdim=True) * own
+
+        call.change_weights(mix)

@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 
+from sinkscope.attention.masks import HIDDEN_LOGIT
+from sinkscope.attention.tile import Tile
 from sinkscope.edits.base import AttentionEdit
 from sinkscope.edits.call import EditedCall
+from sinkscope.edits.rows import KERNELS, ROWS, normaliser
 from sinkscope.edits.values import Numbers
 from sinkscope.errors import EditError
 from sinkscope.models.backends.base import Tower
@@ -92,21 +95,82 @@ class KeyValueBias(AttentionEdit):
 
 @dataclass(frozen=True, repr=False)
 class SwapNormaliser(AttentionEdit):
-    """Replace the softmax: ``"sigmoid"`` (of each logit), ``"relu"`` (over the number of visible keys), ``"softmax1"``.
+    """Replace the softmax. Weights a model was trained with rarely suit another one: this asks what the softmax does.
 
-    Sigmoid and ReLU rows need not sum to 1 (Gu et al. 2025; Guo et al. 2024); ``"softmax1"`` adds 1 to the denominator.
-    Weights a model was trained with rarely suit another normaliser: this asks what the softmax does, it is no repair.
+    Each key by itself: ``"sigmoid"`` (of each logit), ``"relu"`` (over the number of visible keys). Over a sum:
+    ``"softmax1"`` (adds 1 to the denominator), ``"sigmoid_normalised"``, ``"elu_normalised"`` (ELU + 1),
+    ``"softplus"``, ``"softpick"``, ``"identity"`` (logits over their sum, or over 1 where that is larger). Softmax
+    changed: ``"clipped"`` (zeta, gamma), ``"affine"`` (alpha, its mean; rows sum to the mean), ``"temperature"`` (tau),
+    ``"selective"`` (alpha: logits times 1 + alpha ln n for a query that sees n keys). Kernels of queries and keys:
+    ``"elu_kernel"``, ``"mlp_kernel"`` (seed of a random two-layer ReLU network), ``"lucid"`` (softmax times the inverse
+    of the keys' own similarity). ``parameters`` are those in brackets; None takes the defaults, which are this
+    package's own where the papers learn them. Learned sinks and null keys play no part but in ``"softmax1"``.
+
+    Sources: Gu et al. 2025; Guo et al. 2024; arXiv 2504.20966 (softpick), 2602.23057 (affine); Bondarenko et al. 2023
+    (clipped); Zhang et al. 2024 (selective). LUCID as it is known to us: no text of it was at hand.
     """
 
-    papers = ("gu2025",)
+    papers = ("gu2025", "softpick", "affine")
     kind: str
+    _: KW_ONLY
+    parameters: Any = None
 
     def __post_init__(self) -> None:
-        """Check the kind and the selectors."""
-        self._choice("kind", ("sigmoid", "relu", "softmax1"))
+        """Check the kind, its parameters and the selectors."""
+        self._choice("kind", ("sigmoid", "relu", "softmax1", *ROWS, *KERNELS))
+        needed = (ROWS | KERNELS)[self.kind][1] if self.kind in ROWS | KERNELS else ()
+        if self.parameters is not None:
+            given = Numbers.of(self.parameters, self._asked("parameters")).array().astype(float).ravel().tolist()
+            if len(given) != len(needed):
+                raise EditError(
+                    f"{self._asked('parameters')}: {self.kind!r} takes {len(needed)} numbers, such as {list(needed)}."
+                )
+            self._set("parameters", tuple(round(number, 6) for number in given))
         super().__post_init__()
         self._refuse_queries("the normaliser is changed for every query. Leave queries out")
 
     def change_attention(self, call: EditedCall) -> None:
         """Return the heads another normaliser."""
-        call.normalise(self.kind)
+        defaults = (ROWS | KERNELS)[self.kind][1] if self.kind in ROWS | KERNELS else ()
+        values = defaults if self.parameters is None else tuple(self.parameters)
+        call.normalise(normaliser(self.kind, call.call, values))
+
+
+@dataclass(frozen=True, repr=False)
+class AmplifyLogits(AttentionEdit):
+    """Add ``alpha`` times its own magnitude to each logit of the selected keys (PAINT, arXiv 2501.12206).
+
+    ``s + alpha |s|`` moves negative logits towards 0 and positive ones up: no scaling. The paper does it in the last
+    row (``queries="last"``) of the layers from 2 on, with alpha .7 on local and .3 on summary tokens of the image
+    (``sk.metrics.paint_tokens``). Learned sinks play no part in the row's softmax.
+    """
+
+    papers = ("arif2025",)
+    alpha: float
+    _: KW_ONLY
+    keys: Any = "image"
+
+    def __post_init__(self) -> None:
+        """Check alpha and the selectors."""
+        self._number("alpha")
+        super().__post_init__()
+
+    @property
+    def identity(self) -> bool:
+        """Alpha 0."""
+        return self.alpha == 0.0
+
+    def change_attention(self, call: EditedCall) -> None:
+        """Amplify before the softmax."""
+        keys, queries = call.keys(), call.queries()
+
+        def amplified(logits: torch.Tensor, tile: Tile) -> torch.Tensor:
+            where = keys[tile.batch, tile.head][:, None, tile.cols]
+            if queries is not None:
+                where = where & queries[tile.batch, tile.rows][:, :, None]
+            # A hidden key stays hidden: its huge negative logit would be lifted to a fraction of itself.
+            where = where & (logits > HIDDEN_LOGIT / 2)
+            return torch.softmax(torch.where(where, logits + self.alpha * logits.abs(), logits), -1)
+
+        if bool(keys.any()):
+            call.normalise(amplified)

@@ -22,9 +22,20 @@ from sinkscope.metrics.base import metric
 from sinkscope.metrics.bimodal import Bimodality, bimodality, valley_threshold
 from sinkscope.metrics.comparison import Resampling, compare, rank_correlation
 from sinkscope.metrics.controls import head_list, matched_controls, random_heads
+from sinkscope.metrics.copying import exit_layer, paint_tokens, recovery_rate, retrieval_score, sublayer_peak
 from sinkscope.metrics.dominance import Trend, by_stage, debias, modality_dominance, positional_trend
 from sinkscope.metrics.drain import value_drain
 from sinkscope.metrics.entropy import entropy_summary, non_vision_entropy, row_entropy
+from sinkscope.metrics.maps import (
+    concentration,
+    effective_attention,
+    global_sinks,
+    head_diversity,
+    local_focus,
+    magnet_share,
+    sink_type,
+    stable_rank,
+)
 from sinkscope.metrics.massive import massive_activations, massive_dims, massive_stages
 from sinkscope.metrics.normalisers import NORMALISERS, proxy_mass
 from sinkscope.metrics.power import smallest_effect
@@ -42,13 +53,15 @@ from sinkscope.metrics.vision import (
 )
 
 __all__ = [
-    "NORMALISERS", "Bimodality", "Resampling", "Trend", "at_block_inputs", "attention_rollout", "background_overlap",
-    "background_share", "bimodality", "by_stage", "collapse", "column_entropy", "compare", "debias",
-    "discover_sink_dims", "entropy_summary", "entropy_without", "head_divergence", "head_list", "hoyer_sparsity",
-    "image_centric_heads", "implicit_sink", "importance_score", "massive_activations", "massive_dims",
-    "massive_stages", "matched_controls", "matrix_entropy", "max_visual_attention", "metric", "modality_dominance",
-    "non_vision_entropy", "norm_weighted", "patch_background", "phi", "phi_histogram", "phi_sinks",
-    "positional_trend", "proxy_mass", "random_heads", "rank_correlation", "relative_phi", "row_entropy",
-    "secondary_sinks", "sink_logit_gap", "sink_mask", "sink_moves", "sink_rate", "sink_tokens", "smallest_effect",
-    "split_heads", "valley_threshold", "value_drain", "vision_aware_heads",
+    "NORMALISERS", "Bimodality", "Resampling", "Trend", "at_block_inputs", "attention_rollout",
+    "background_overlap", "background_share", "bimodality", "by_stage", "collapse", "column_entropy", "compare",
+    "concentration", "debias", "discover_sink_dims", "effective_attention", "entropy_summary", "entropy_without",
+    "exit_layer", "global_sinks", "head_divergence", "head_diversity", "head_list", "hoyer_sparsity",
+    "image_centric_heads", "implicit_sink", "importance_score", "local_focus", "magnet_share",
+    "massive_activations", "massive_dims", "massive_stages", "matched_controls", "matrix_entropy",
+    "max_visual_attention", "metric", "modality_dominance", "non_vision_entropy", "norm_weighted", "paint_tokens",
+    "patch_background", "phi", "phi_histogram", "phi_sinks", "positional_trend", "proxy_mass", "random_heads",
+    "rank_correlation", "recovery_rate", "relative_phi", "retrieval_score", "row_entropy", "secondary_sinks",
+    "sink_logit_gap", "sink_mask", "sink_moves", "sink_rate", "sink_tokens", "sink_type", "smallest_effect",
+    "split_heads", "stable_rank", "sublayer_peak", "valley_threshold", "value_drain", "vision_aware_heads",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ the missing mass is the implicit sink (``implicit_sink``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -48,6 +49,27 @@ def affine(logits: ArrayLike, alpha: float, alpha_mean: float) -> Row:
     return alpha * softmax(x, axis=-1) + (alpha_mean - alpha) / x.shape[-1]
 
 
+def over_sum(scores: Row, eps: float = 1e-8) -> Row:
+    """Scores over their sum along the keys, as normalised attention without a softmax does (Gu et al. 2025)."""
+    return scores / (scores.sum(-1, keepdims=True) + eps)
+
+
+def selective(logits: ArrayLike, alpha: float = math.exp(-1)) -> Row:
+    """Softmax of logits times ``1 + alpha ln n``, n visible keys; alpha is learned in the paper, the default ours."""
+    x = np.asarray(logits, dtype=np.float64)
+    return softmax(x * (1 + alpha * np.log(x.shape[-1])), axis=-1)
+
+
+def identity_kernel(logits: ArrayLike) -> Row:
+    """Logits over the magnitude of their sum, or over 1 where that is larger; entries may be negative."""
+    x = np.asarray(logits, dtype=np.float64)
+    return x / np.maximum(np.abs(x.sum(-1, keepdims=True)), 1.0)
+
+
+def _float(logits: ArrayLike) -> Row:
+    return np.asarray(logits, dtype=np.float64)
+
+
 NORMALISERS: dict[str, Callable[[ArrayLike], Row]] = {
     "softmax": lambda logits: softmax(np.asarray(logits, dtype=np.float64), axis=-1),
     "softmax1": with_null_key,
@@ -55,8 +77,15 @@ NORMALISERS: dict[str, Callable[[ArrayLike], Row]] = {
     "clipped": clipped,
     "sigmoid": lambda logits: expit(np.asarray(logits, dtype=np.float64)),
     "relu": lambda logits: np.maximum(np.asarray(logits, dtype=np.float64), 0.0) / np.asarray(logits).shape[-1],
+    "sigmoid_normalised": lambda logits: over_sum(expit(_float(logits))),
+    "elu_normalised": lambda logits: over_sum(np.exp(np.minimum(_float(logits), 0)) + np.maximum(_float(logits), 0)),
+    "softplus": lambda logits: over_sum(np.logaddexp(0.0, _float(logits))),
+    "affine": lambda logits: affine(logits, 0.3, 0.6),
+    "temperature": lambda logits: softmax(_float(logits) / 2.0, axis=-1),
+    "selective": selective,
+    "identity": identity_kernel,
 }
-"""Normalisers of one argument by name; ``with_null_key`` and ``affine`` take more."""
+"""Normalisers of one argument by name, parameters at their defaults; those that have parameters are functions here."""
 
 
 @metric(

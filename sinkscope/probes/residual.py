@@ -19,7 +19,7 @@ from sinkscope.models.backends.base import Tower
 from sinkscope.probes.base import Probe, ProbeContext, whole_numbers
 from sinkscope.schema import Variable
 
-__all__ = ["MassiveActivations", "ResidualNorm", "SinkDims"]
+__all__ = ["BosCosine", "MassiveActivations", "ResidualNorm", "SinkDims"]
 
 PHI_EPSILON = 1e-6
 _TOP = ("top_value", "top_dim", "top_position", "top_token_median", "top_dim_median", "median_abs")
@@ -43,6 +43,31 @@ class ResidualNorm(Probe):
     ) -> dict[str, torch.Tensor]:
         """Return the norm over the width."""
         return {"residual_norm": torch.linalg.vector_norm(hidden.float(), dim=-1)}  # pyright: ignore[reportUnknownMemberType]
+
+
+@dataclass(frozen=True)
+class BosCosine(Probe):
+    """Cosine between each token's residual stream and that of the prompt's first token (Anand et al. 2026).
+
+    Makes ``bos_cosine`` (prompt, site, key), 1 at the first token. A sink in the middle of a prompt points along it.
+    """
+
+    variables: ClassVar[Mapping[str, Variable]] = {
+        "bos_cosine": Variable(("prompt", "site", "key"), "1", "cosine to the first token's residual stream"),
+    }
+    papers = ("anand2026",)
+
+    def sites(self, tower: Tower) -> tuple[str, ...]:
+        """All sites."""
+        return tower.site_names
+
+    def at_site(
+        self, hidden: Float[torch.Tensor, "batch key d_model"], context: ProbeContext
+    ) -> dict[str, torch.Tensor]:
+        """Compare every token with the first real one."""
+        states, first = hidden.float(), context.batch.real.int().argmax(-1)
+        start = states[torch.arange(len(states), device=states.device), first]
+        return {"bos_cosine": torch.nn.functional.cosine_similarity(states, start[:, None], dim=-1)}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from sinkscope.models.backends.base import Tower
 from sinkscope.probes.base import Probe, ProbeContext
 from sinkscope.schema import Variable
 
-__all__ = ["Contribution", "KeyNorm", "ValueNorm"]
+__all__ = ["Contribution", "KeyNorm", "ValueNorm", "WriteNorm"]
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,7 @@ class Contribution(Probe):
 
     def check(self, tower: Tower) -> None:
         """Every layer needs an output projection."""
-        without = [site.layer for site in tower.attention if site.output_path is None]
-        if without:
-            raise ProbeError(
-                f"Contribution(): no output projection W_O was found in layers {without}. Use ValueNorm() instead."
-            )
+        _require_projections(tower, "Contribution()")
 
     def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
         """Weight the norms of what is written by the attention that each key gets, and sum over roles."""
@@ -84,3 +80,31 @@ class Contribution(Probe):
         written = stats["key_sum"] * stats["write_norm"]
         total = torch.einsum("bhk,bkr->bhr", written, context.role_columns())
         return {"contribution": total / context.batch.queries.real.sum(-1)[:, None, None]}
+
+
+@dataclass(frozen=True)
+class WriteNorm(Probe):
+    """What each head writes for each key that it gives weight 1: |value x W_O|, W_O as in :class:`Contribution`.
+
+    Makes ``write_norm`` (prompt, layer, head, key).
+    """
+
+    variables: ClassVar[Mapping[str, Variable]] = {
+        "write_norm": Variable(("prompt", "layer", "head", "key"), "activation", "norm of value times W_O"),
+    }
+    papers = ("algorithms2026",)
+    statistics: ClassVar[frozenset[str]] = frozenset({"write_norm"})
+
+    def check(self, tower: Tower) -> None:
+        """Every layer needs an output projection."""
+        _require_projections(tower, "WriteNorm()")
+
+    def at_layer(self, stats: LayerStats, context: ProbeContext, layer: int) -> dict[str, torch.Tensor]:
+        """Pass the norms through."""
+        return {"write_norm": stats["write_norm"]}
+
+
+def _require_projections(tower: Tower, asked: str) -> None:
+    without = [site.layer for site in tower.attention if site.output_path is None]
+    if without:
+        raise ProbeError(f"{asked}: no output projection W_O was found in layers {without}. Use ValueNorm() instead.")

@@ -135,7 +135,7 @@ def test_vector_of_the_sheet():
 
 
 def test_wrong_arguments_are_refused():
-    with pytest.raises(EditError, match=r"kind must be one of \['sigmoid', 'relu', 'softmax1'\]"):
+    with pytest.raises(EditError, match=r"kind must be one of \['sigmoid', 'relu', 'softmax1', 'sigmoid_n"):
         sk.SwapNormaliser("softmax")
     with pytest.raises(EditError, match=r"NullKey\(logit=inf\): logit must be a finite number"):
         sk.NullKey(float("inf"))

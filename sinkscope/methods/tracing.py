@@ -1,0 +1,103 @@
+"""Causal tracing: which component of which block carries the answer, for which tokens; and when the image can leave.
+
+Fine-grained tracing (FCCT, Li et al. 2026) restores one component of a corrupted run from the clean one. The forced
+exit (DyVTE) hides the visual tokens from a layer on. Both are made of ``Patch``, ``MaskKeys`` and probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from scipy.special import log_softmax
+
+from sinkscope import metrics
+from sinkscope.edits.keys import MaskKeys
+from sinkscope.edits.patch import COMPONENTS, Patch, record
+from sinkscope.engine.run import find_tower, run
+from sinkscope.errors import PromptError
+from sinkscope.probes import Logits
+from sinkscope.registry import method
+
+if TYPE_CHECKING:
+    from sinkscope.edits.base import Edit
+    from sinkscope.models.handle import Model
+    from sinkscope.prompts import Prompts
+
+
+@method()
+def trace(
+    model: Model, clean: Prompts, corrupt: Prompts, answers: Sequence[int], groups: Mapping[str, Any], *,
+    components: Sequence[str] = COMPONENTS,
+) -> xr.Dataset:  # fmt: skip
+    """Return what restoring each component of each block for each group of tokens brings back of the clean answer.
+
+    Args:
+        model: a decoder.
+        clean: the prompts as they are.
+        corrupt: the same tokens with other contents: pixels of noise, or other words of the same length.
+        answers: the answer's token id, one per prompt.
+        groups: ``{name: selection}`` of tokens, such as ``{"object": labels == "object", "last": "last"}``.
+        components: of ``"attention"``, ``"mlp"`` and ``"state"``.
+
+    ``recovery`` (prompt component layer group) is :func:`sinkscope.metrics.recovery_rate`; ``clean`` and ``corrupt``
+    (prompt) the probabilities. Swap the first two for noising. Source: Li et al. 2026 (FCCT).
+
+    Raises:
+        PromptError: the prompts differ in length, or there is not one answer per prompt.
+    """
+    if clean.lengths != corrupt.lengths or len(answers) != len(clean):
+        raise PromptError(
+            f"trace: prompts of {clean.lengths} and {corrupt.lengths} tokens with {len(answers)} answers. Give pairs "
+            "of one length, and one answer each."
+        )
+    ids = np.asarray(answers)
+    layers = range(find_tower(model, None).depth)
+    high, low = (_probability(model, prompts, ids) for prompts in (clean, corrupt))
+    found = np.full((len(clean), len(components), len(layers), len(groups)), np.nan)
+    for place, component in enumerate(components):
+        sources = record(model, clean, component)
+        for layer in layers:
+            for column, keys in enumerate(groups.values()):
+                edit = Patch(component, layer=layer, source=sources[layer], keys=keys)
+                patched = _probability(model, corrupt, ids, [edit])
+                found[:, place, layer, column] = metrics.recovery_rate(patched, high, low)
+    coords = {"component": list(components), "layer": list(layers), "group": list(groups)}
+    return xr.Dataset(
+        {"recovery": (("prompt", "component", "layer", "group"), found), "clean": ("prompt", high),
+         "corrupt": ("prompt", low)},
+        coords={"prompt": np.arange(len(clean)), **coords}, attrs={"method": "trace", "reference": "li2026"},
+    )  # fmt: skip
+
+
+def _probability(model: Model, prompts: Prompts, ids: np.ndarray, edits: Sequence[Edit] = ()) -> np.ndarray:
+    logits = run(model, prompts, [Logits()], edits).logits[:, 0].values.astype(np.float64)
+    return np.exp(log_softmax(logits, axis=-1)[np.arange(len(ids)), ids])
+
+
+@method()
+def visual_exit(model: Model, prompts: Prompts) -> xr.Dataset:
+    """Return what changes where the visual tokens are hidden from a layer on: the forced exit of DyVTE.
+
+    Variables over (prompt layer): ``agree``, whether the next token stays the same, and ``divergence``, the divergence
+    of the full run's next-token distribution from the one without (nat). Hidden keys take the place of cut tokens: the
+    text rows see the same. ``sk.metrics.exit_layer`` reads an exit off means of such curves.
+
+    Raises:
+        EditHasNoEffect: the prompts hold no image.
+    """
+    depth = find_tower(model, None).depth
+    full = log_softmax(run(model, prompts, [Logits()]).logits[:, 0].values.astype(np.float64), axis=-1)
+    agree, divergence = (np.full((len(prompts), depth), np.nan) for _ in range(2))
+    for layer in range(depth):
+        edit = MaskKeys("image", layers=range(layer, depth), queries="after_image")
+        logits = run(model, prompts, [Logits()], [edit]).logits[:, 0].values.astype(np.float64)
+        without = log_softmax(logits, axis=-1)
+        agree[:, layer] = without.argmax(-1) == full.argmax(-1)
+        divergence[:, layer] = (np.exp(full) * (full - without)).sum(-1)
+    dims = ("prompt", "layer")
+    coords = {"prompt": np.arange(len(prompts)), "layer": np.arange(depth)}
+    attrs = {"method": "visual_exit", "reference": "dyvte"}
+    return xr.Dataset({"agree": (dims, agree), "divergence": (dims, divergence)}, coords=coords, attrs=attrs)

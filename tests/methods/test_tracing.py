@@ -1,0 +1,60 @@
+"""Tracing: all states of a layer bring everything back, tokens that do not differ bring nothing; exits of the image."""
+
+import numpy as np
+import pytest
+
+import sinkscope as sk
+from sinkscope import testing
+from sinkscope.errors import PromptError
+from sinkscope.methods.sink_heads import output_rank, sink_heads
+from sinkscope.methods.tracing import trace, visual_exit
+
+
+@pytest.fixture(scope="module")
+def case():
+    model = sk.load_model(testing.tiny("llama"))
+    clean = sk.Prompts.from_ids([[1, 5, 6, 7, 8, 9]], model)
+    return model, clean, sk.Prompts.from_ids([[1, 5, 20, 7, 8, 9]], model)
+
+
+def test_all_gives_one_and_nothing_gives_zero(case):
+    model, clean, corrupt = case
+    gap = sk.run(model, clean, [sk.Logits()]).logits - sk.run(model, corrupt, [sk.Logits()]).logits
+    found = trace(model, clean, corrupt, [int(gap.values.argmax())], {"all": "all", "before": [0, 1], "last": "last"})
+    assert found.recovery.dims == ("prompt", "component", "layer", "group")
+    if abs(float(found.clean[0] - found.corrupt[0])) < 0.01:
+        pytest.fail("the pair does not differ enough for a recovery rate")
+    np.testing.assert_allclose(found.recovery.sel(component="state", group="all"), 1, atol=1e-3)
+    np.testing.assert_allclose(found.recovery.sel(group="before"), 0, atol=1e-3)
+    np.testing.assert_allclose(found.recovery.sel(component="state", group="last")[0, -1], 1, atol=1e-3)
+
+
+def test_pairs_must_fit(case):
+    model, clean, corrupt = case
+    with pytest.raises(PromptError, match=r"with 2 answers\. Give pairs of"):
+        trace(model, clean, corrupt, [1, 2], {"all": "all"})
+
+
+def test_the_last_layers_can_do_without_the_image_where_the_first_cannot():
+    model = sk.load_model("zoo:vlm-shapes")
+    picture = np.zeros((48, 48, 3), np.uint8)
+    picture[10:30, 10:30] = [255, 0, 0]
+    prompts = sk.Prompts.from_chat([{"image": picture, "text": "What colour is the square?"}], model)
+    found = visual_exit(model, prompts)
+    assert found.divergence.shape == (1, model.backend.towers["text"].depth)
+    assert float(found.divergence[0, 0]) > float(found.divergence[0, -1]) >= 0
+
+
+def test_planted_sinks_are_no_operations_and_their_heads_are_named():
+    model, truth = testing.planted_sink(0)
+    ids = [[model.config.bos_token_id, *range(5, 40)]]
+    prompts = sk.Prompts.from_ids(ids, model)
+    found = sink_heads(model, prompts)
+    for layer, head in truth.heads:
+        one = found.sel(prompt=0, layer=layer, head=head)
+        assert bool(one["sink"])
+        assert str(one["type"].values) in ("no-operation", "between")
+        assert float(one.value_ratio) < 0.6
+    assert output_rank(model, prompts).min() >= 1
+    twin, _ = testing.planted_sink(0, shuffled=True)
+    assert int(sink_heads(twin, sk.Prompts.from_ids(ids, twin))["sink"].sum()) == 0
