@@ -8,7 +8,8 @@ list said twice, without). Tasks are made of this project's word lists. A task i
 above chance beforehand, on the calibration pool. Everything is chosen on one of three calibration splits that share no
 question, by the loss among the options; the test part is the same for all and is answered once with each choice.
 ZeroTuning's and PASTA's heads come from one backward pass per question instead of one pass per head, ACT's and
-AutoPASTA's from groups of layers; AutoPASTA has one split. Differences are paired by test question, splits averaged.
+AutoPASTA's from groups of layers; PASTA is given the sentence that decides, AutoPASTA asks the model for it and has one
+split. Differences are paired by test question, splits averaged.
 """
 
 import matplotlib.pyplot as plt
@@ -82,11 +83,36 @@ def above(pooled: dict[str, xr.DataArray], method: str, other: str) -> tuple[Est
     return Estimate.mean(joined, "+.1f", "points"), said
 
 
+def draw(study: Study, answered: dict[str, xr.DataArray], chance: dict[str, float]) -> None:
+    """Accuracy by task and method: bars over splits and questions, a dot for each split, a line at chance."""
+    scores = xr.concat(
+        [v.mean("prompt") for v in answered.values()], xr.Variable("task", list(answered)), join="outer"
+    ).sel(edit=[name for name in SHOWN if any(name in v.edit for v in answered.values())])
+    figure, ax = plt.subplots(figsize=(9.5, 4))
+    sk.plot.grouped_bars(scores.mean("split"), ylabel="accuracy by label logits", title="Test questions", ax=ax)
+    for method, drawn in zip(scores["edit"].values, ax.containers, strict=True):
+        for task, patch in zip(answered, drawn, strict=True):
+            middle = patch.get_x() + patch.get_width() / 2
+            points = scores.sel(edit=method, task=task).values
+            ax.plot(np.full(points.shape, middle), points, ".", color="0.2", ms=4)
+            if np.isnan(points).all():
+                ax.text(middle, 0.01, "not run", rotation=90, ha="center", va="bottom", fontsize=7, color="0.4")
+    for place, at in enumerate(chance.values()):
+        ax.plot([place - 0.45, place + 0.45], [at, at], ":", color="0.2", lw=1, label=None if place else "chance")
+    ax.set_ylim(0, 1.02)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    says = (
+        f"mean over {SPLITS} calibration splits of the same test, each a dot; pasta is given the sentence that decides"
+    )
+    study.figure(figure, "instruct", source=scores.to_dataset().assign_attrs(model_id=study.subject, n_prompts=sum(
+        v.sizes["prompt"] for v in answered.values())), says=says)  # fmt: skip
+
+
 def main() -> None:
     """Check each task, tune where there is something to tune, draw and state the differences."""
     with Study(__doc__, paper="han2025", model="smollm2-135m") as study:
         model = sk.load_model(study.given.model[0], dtype="bfloat16") if not study.quick else study.model
-        pooled, chosen, named = {}, [], []
+        answered, chosen, named = {}, [], []
         for name in TASKS[-2:] if study.quick else TASKS:
             plain = load(name, study.quick)
             first = study.reading(f"before_{name}", lambda p=plain: before(model, asked(p, model)))["correct"]
@@ -102,15 +128,9 @@ def main() -> None:
             chosen.append(f"{name} {', '.join(format(ds.attrs['gamma'], 'g') for ds in splits)}")
             if np.isfinite(splits[0].attrs["named"]):
                 named.append(f"{name} {splits[0].attrs['named']:.0%}")
-            pooled[name] = xr.concat([ds["correct"] for ds in splits], "split", join="outer").mean("split")
-        bars = xr.concat([v.mean("prompt") for v in pooled.values()], xr.Variable("task", list(pooled)), join="outer")
-        figure, ax = plt.subplots(figsize=(9, 4))
-        bars = bars.sel(edit=[name for name in SHOWN if name in bars.edit])
-        sk.plot.grouped_bars(bars, ylabel="accuracy by label logits", title="Test questions, three splits", ax=ax)
-        ax.set_ylim(0, 1.25)
-        study.figure(
-            figure, "instruct", source=splits[0], says=f"mean over {SPLITS} calibration splits of the same test"
-        )
+            answered[name] = xr.concat([ds["correct"] for ds in splits], "split", join="outer")
+        pooled = {name: scores.mean("split") for name, scores in answered.items()}
+        draw(study, answered, {name: load(name, study.quick).chance for name in answered})
         gain, power = above(pooled, "zerotuning", "none")
         study.claim("Tables 1, 2", "ZeroTuning raises accuracy", paper="59.6 to 71.4, 58.8 to 61.5 %", number=gain,
                     found=f"{power}; gamma by split: {'; '.join(chosen)}", agrees=gain.above(0))  # fmt: skip
