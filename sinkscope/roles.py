@@ -6,6 +6,8 @@ metrics select by it. Each token has exactly one role, so shares over roles add 
 
 from __future__ import annotations
 
+from sinkscope.errors import did_you_mean
+
 ROLES: tuple[str, ...] = (
     "bos",  # beginning-of-sequence token, [CLS] of an encoder, class token of a vision encoder
     "system",  # chat: text of the system turn
@@ -44,3 +46,10 @@ SELECTIONS: tuple[str, ...] = ("all", "first", "last", "after_image")
 def is_selection(name: str) -> bool:
     """Say whether ``name`` is a role or a named selection."""
     return name in ROLE_INDEX or name in SELECTIONS
+
+
+def no_role_or_selection(name: str) -> str:
+    """Return what an error says of a name that is neither a role nor a named selection."""
+    roles = sorted(set(ATTENDED_ROLES))
+    close = did_you_mean(name, (*roles, *SELECTIONS))
+    return f"there is no role or selection {name!r}. Roles are {roles}; selections are {list(SELECTIONS)}.{close}"

@@ -4,8 +4,9 @@ import inspect
 
 import pytest
 
+import sinkscope as sk
 from sinkscope import errors
-from sinkscope.errors import EditError, EditHasNoEffect, ModelError, SinkscopeError, UnsupportedModelError
+from sinkscope.errors import EditError, EditHasNoEffect, ModelError, PromptError, SinkscopeError, UnsupportedModelError
 
 CLASSES = [c for _, c in inspect.getmembers(errors, inspect.isclass) if c.__module__ == errors.__name__]
 
@@ -22,3 +23,24 @@ def test_the_narrow_ones_are_kinds_of_the_wide_ones():
     assert issubclass(UnsupportedModelError, ModelError)
     assert issubclass(EditHasNoEffect, EditError)
     assert len(CLASSES) >= 10
+
+
+@pytest.mark.parametrize(
+    ("ask", "offered"),
+    [
+        (lambda: sk.zoo.path("lm-pyton"), "lm-python"),
+        (lambda: sk.zoo.curve("zoo:bb-1l-rlu"), "bb-1l-relu"),
+        (lambda: sk.MaskKeys("frist"), "first"),
+        (lambda: sk.grid(sk.ScaleKeys, gama=[0.5]), "gamma"),
+        (lambda: sk.tasks.load("coppy"), "copy"),
+        (lambda: sk.metrics.sink_rate(sk.testing.planted_sink()[0], definition="gu2052"), "gu2025"),
+    ],
+)
+def test_a_name_with_a_slip_is_answered_with_the_one_that_was_meant(ask, offered):
+    with pytest.raises(SinkscopeError, match=f"Did you mean '{offered}'"):
+        ask()
+
+
+def test_a_task_where_its_questions_are_wanted_is_told_how_to_take_them():
+    with pytest.raises(PromptError, match=r"expected Questions, got Task. Take some of a task's, such as Questions.of"):
+        sk.tasks.evaluate(None, sk.tasks.load("copy"), {"none": []})

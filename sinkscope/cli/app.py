@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError
 from cyclopts.config import Toml
 
 from sinkscope import __version__
+from sinkscope.cli.comparison import compare
 from sinkscope.cli.models import cache, models
 from sinkscope.cli.options import (
     FileOptions,
@@ -63,6 +64,7 @@ for _key, _command in enumerate((show, plot, report), start=3):
     app.command(_command, sort_key=_key)
 app.command(survey, sort_key=2)
 app.command(merge, sort_key=2)
+app.command(compare, sort_key=6)
 app.command(tune, sort_key=7)
 app.command(models, sort_key=9)
 app.command(cache, sort_key=10)

@@ -20,7 +20,7 @@ from sinkscope.edits.fields import EDITS, EditFields
 from sinkscope.edits.selectors import heads_of, layers_of, tokens_of
 from sinkscope.edits.stream import EditedStream
 from sinkscope.edits.values import HeadMap, show
-from sinkscope.errors import EditError
+from sinkscope.errors import EditError, did_you_mean
 from sinkscope.models.backends.base import Tower
 from sinkscope.references import Reference
 
@@ -186,7 +186,10 @@ class ResidualEdit(Edit, ABC, abstract=True):
         if self.site not in tower.site_names:
             names = tower.site_names
             shown = list(names) if len(names) < 8 else f"{', '.join(names[:4])}, ... {names[-1]}"
-            raise EditError(f"{self._asked('site')}: there is no such residual site. Sites are {shown}.")
+            raise EditError(
+                f"{self._asked('site')}: there is no such residual site. Sites are {shown}."
+                f"{did_you_mean(self.site, names)}"
+            )
         if any(site.post_norm for site in tower.residual if site.name == self.site):
             raise EditError(
                 f"{self._asked('site')}: this model normalises behind each sublayer, so a change between attention and "

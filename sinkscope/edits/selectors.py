@@ -11,7 +11,7 @@ import xarray as xr
 
 from sinkscope.edits.values import HeadMap, Selection, labelled
 from sinkscope.errors import EditError
-from sinkscope.roles import ROLE_INDEX, SELECTIONS, is_selection
+from sinkscope.roles import SELECTIONS, is_selection, no_role_or_selection
 
 
 def layers_of(layers: Any, asked: str) -> tuple[int, ...] | None:
@@ -103,8 +103,5 @@ def tokens_of(selection: Any, asked: str) -> str | tuple[Any, ...] | Selection:
 
 def _name(name: str, asked: str) -> str:
     if not is_selection(name) or name == "pad":
-        raise EditError(
-            f"{asked}: there is no role or selection {name!r}. Roles are {sorted(set(ROLE_INDEX) - {'pad'})}; "
-            f"selections are {list(SELECTIONS)}."
-        )
+        raise EditError(f"{asked}: {no_role_or_selection(name)}")
     return name

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int
 
 from sinkscope.errors import SinkscopeError
 from sinkscope.prompts.data import PAD, Batch
-from sinkscope.roles import ROLE_INDEX, SELECTIONS
+from sinkscope.roles import ROLE_INDEX, SELECTIONS, no_role_or_selection
 
 
 def positions(real: Bool[torch.Tensor, "batch key"]) -> Int[torch.Tensor, "batch key"]:
@@ -89,10 +89,7 @@ def _named(name: str, batch: Batch, error: type[SinkscopeError], asked: str) -> 
         end = torch.where(image, column, -1).amax(-1, keepdim=True)
         return real & (column > end) & (end >= 0)
     if name not in ROLE_INDEX or name == "pad":
-        raise error(
-            f"{asked}: there is no role or selection {name!r}. Roles are {sorted(set(ROLE_INDEX) - {'pad'})}; "
-            f"selections are {list(SELECTIONS)}."
-        )
+        raise error(f"{asked}: {no_role_or_selection(name)}")
     return (batch.roles == ROLE_INDEX[name]) & real
 
 

@@ -11,7 +11,7 @@ from scipy import stats
 from scipy.special import log_softmax
 
 from sinkscope.engine.sweep import sweep
-from sinkscope.errors import MetricError
+from sinkscope.errors import MetricError, PromptError
 from sinkscope.tasks.questions import Questions
 
 if TYPE_CHECKING:
@@ -39,7 +39,15 @@ def evaluate(
 
     Returns the scores of :func:`scores` with the dimension ``edit`` in front. Variants, ``executor`` and errors are
     those of :func:`sinkscope.sweep`; a :func:`sinkscope.grid` gives its own dimensions instead of ``edit``.
+
+    Raises:
+        PromptError: ``questions`` is something else, such as a task.
     """
+    if not isinstance(questions, Questions):
+        raise PromptError(
+            f"evaluate: expected Questions, got {type(questions).__name__}. Take some of a task's, such as "
+            "Questions.of(task.test, model)."
+        )
     reading = sweep(model, questions.prompts, variants, [questions.probe], batch_size=batch_size, executor=executor)
     return scores(reading, questions)
 

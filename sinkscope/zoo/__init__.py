@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sinkscope.errors import ModelError
+from sinkscope.errors import ModelError, did_you_mean
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the shipped models; one folder per model, and ``manifest.json`` with the checksums."""
@@ -66,7 +66,7 @@ def path(name: str) -> Path:
     known = {entry.name: entry for entry in entries()}
     if short not in known:
         have = ", ".join(known) if known else "no model at all"
-        raise ModelError(f"zoo:{short}: no model of that name. The zoo has {have}.")
+        raise ModelError(f"zoo:{short}: no model of that name. The zoo has {have}.{did_you_mean(short, known)}")
     folder = WEIGHTS / short
     for file, checksum in known[short].files.items():
         target = folder / file
@@ -139,7 +139,10 @@ def recipe(name: str) -> dict[str, Any]:
 def _run_name(name: str) -> str:
     short = name.removeprefix("zoo:")
     if short not in curves():
-        raise ModelError(f"zoo.curve({name!r}): no training run of that name. There are {', '.join(curves())}.")
+        raise ModelError(
+            f"zoo.curve({name!r}): no training run of that name. There are {', '.join(curves())}."
+            f"{did_you_mean(short, curves())}"
+        )
     return short
 
 

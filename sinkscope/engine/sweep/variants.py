@@ -15,7 +15,7 @@ import xarray as xr
 from sinkscope.edits.base import Edit
 from sinkscope.edits.text import dumps
 from sinkscope.edits.values import show
-from sinkscope.errors import EditError
+from sinkscope.errors import EditError, did_you_mean
 from sinkscope.models.backends.base import Tower
 from sinkscope.registry import kebab
 
@@ -63,7 +63,10 @@ def grid(edit: Edit | type[Edit], **axes: Iterable[Any]) -> EditGrid:
         raise EditError(f"grid({cls.__name__}): no axis. Name fields with lists of values, such as gamma=[0.5, 2.0].")
     for name, values in listed.items():
         if name not in known:
-            raise EditError(f"grid({cls.__name__}, {name}=...): there is no such field. Its fields are {known}.")
+            raise EditError(
+                f"grid({cls.__name__}, {name}=...): there is no such field. Its fields are {known}."
+                f"{did_you_mean(name, known)}"
+            )
         if not values:
             raise EditError(f"grid({cls.__name__}, {name}=[]): the axis is empty. Give at least one value.")
     labels = {name: _labels(cls, name, values) for name, values in listed.items()}
