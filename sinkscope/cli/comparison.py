@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -17,17 +18,30 @@ if TYPE_CHECKING:
 Several = Annotated[list[str] | None, Parameter(negative=())]
 
 
-def compare(  # noqa: PLR0913 - one option each
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Table:
+    """How a table is printed and saved.
+
+    Attributes:
+        rows: How many rows of the table to print.
+        output: Save the whole table as CSV as well.
+        overwrite: Replace the CSV file if it exists.
+    """
+
+    rows: int = 20
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None
+    overwrite: bool = False
+
+
+def compare(
     readings: Path,
     to: str,
     *,
     variable: str,
     select: Several = None,
     mean: Several = None,
-    test: Literal["permutation", "wilcoxon"] = "permutation",
-    rows: int = 20,
-    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
-    overwrite: bool = False,
+    table: Table | None = None,
 ) -> None:
     """Compare two readings of the same prompts, or the variants of a sweep: paired differences with intervals.
 
@@ -38,14 +52,11 @@ def compare(  # noqa: PLR0913 - one option each
         select: What is tested, such as key=0 or layer=3, chosen before the tests are corrected for their number. Give
             it several times for several.
         mean: Dimension that is averaged first, such as layer or head. Give it several times for several.
-        test: How p-values are found.
-        rows: How many rows of the table to print.
-        output: Save the whole table as CSV as well.
-        overwrite: Replace the CSV file if it exists.
     """
     from sinkscope.metrics import compare as paired
 
-    target = None if output is None else schema.check_output(output, overwrite=overwrite)
+    table = table or Table()
+    target = None if table.output is None else schema.check_output(table.output, overwrite=table.overwrite)
     ds = schema.open(readings)
     array = _averaged(ds, variable, mean or [], readings)
     other: Any = to
@@ -56,14 +67,14 @@ def compare(  # noqa: PLR0913 - one option each
             f"compare {readings} {to}: there is no such file, and the reading is no sweep whose variant {to!r} could "
             "be meant. Give a second reading of the same prompts."
         )
-    result = paired(array, to=other, sel=dict(_selection(text, array) for text in select or []), test=test)
+    result = paired(array, to=other, sel=dict(_selection(text, array) for text in select or []))
     frame = result.to_dataframe().reset_index()
     frame = frame[[name for name in frame.columns if name in result.dims or name in result.data_vars]]
     ordered = frame.sort_values("difference", key=abs, ascending=False, kind="stable")
     print(f"{variable}: {readings} less {to}\n")
-    print(ordered.head(rows).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
-    if len(frame) > rows:
-        print(f"... {len(frame) - rows:,} more rows; --rows prints more, --output saves all.")
+    print(ordered.head(table.rows).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
+    if len(frame) > table.rows:
+        print(f"... {len(frame) - table.rows:,} more rows; --rows prints more, --output saves all.")
     print(f"\nCorrected together: {result.attrs['family']}.")
     if target is not None:
         write(target, frame.to_csv(index=False))
