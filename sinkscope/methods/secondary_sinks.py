@@ -109,8 +109,10 @@ def detect(model: Model, prompts: Prompts, settings: SecondarySinkSettings | Non
     """
     how = settings or SecondarySinkSettings()
     parts = [detect_one(model, prompts, index, how) for index in range(len(prompts))]
+    # Prompts differ in length and in their number of stages: numbered, both are padded by the outer join.
+    parts = [part.assign_coords(stages=np.arange(part.sizes["stages"])) for part in parts]
     found = xr.concat(parts, dim="prompt", join="outer", fill_value=_FILL, combine_attrs="override")
-    found = found.assign_coords(prompt=np.arange(len(prompts)))
+    found = found.drop_vars("stages").assign_coords(prompt=np.arange(len(prompts)))
     found.attrs |= {"min_norm": how.min_norm, "candidates": how.candidates, "prompts_hash": prompts.digest}
     return found
 

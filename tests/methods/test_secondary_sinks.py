@@ -39,6 +39,19 @@ def test_every_planted_sink_is_found_with_its_level_and_nothing_else(case, found
     assert set(found["born"].values[0][found["kind"].values[0] == "secondary"].tolist()) == {1}
 
 
+def test_prompts_may_have_different_numbers_of_stages(case, monkeypatch):
+    def interrupted(model, prompts, index):
+        at = residual_stream(model, prompts, index)
+        if index == 1:
+            at["4.post"][0] *= 1e-3
+        return at
+
+    monkeypatch.setattr(secondary, "residual_stream", interrupted)
+    found = secondary.detect(case[0], case[1])
+    assert found["stage_first"].values.tolist() == [[1, -1], [1, 5]]
+    assert found["stage_last"].values.tolist() == [[8, -1], [3, 8]]
+
+
 def test_table_figure_and_citation(case, found):
     frame = check_result(secondary.find_secondary_sinks(case[0], case[1]))
     assert len(frame) == int((found["kind"] == "secondary").sum())
