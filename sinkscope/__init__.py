@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from sinkscope.edits import ZeroValues as ZeroValues
     from sinkscope.engine.applied import applied as applied
     from sinkscope.engine.generation import generate as generate
+    from sinkscope.engine.monitor import monitor as monitor
     from sinkscope.engine.run import run as run
     from sinkscope.engine.survey import SurveySettings as SurveySettings
     from sinkscope.engine.survey import merge as merge
@@ -91,6 +92,7 @@ _SUBMODULES = (
 _NAMES: dict[str, tuple[str, ...]] = {
     "models.handle": ("Model", "load_model", "minilm_path"),
     "prompts": ("Prompts", "label_tokens"),
+    "engine.monitor": ("monitor",),
     "engine.run": ("run",),
     "engine.applied": ("applied",),
     "engine.generation": ("generate",),

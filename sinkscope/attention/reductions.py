@@ -123,6 +123,21 @@ class LogSumExps(RowStatistic):
         return part.weights.new_zeros(part.weights.shape[:2]) if part.lse is None else part.lse
 
 
+class MaxLogit(RowStatistic):
+    """Largest logit of each row before the softmax, as the softmax sees it: scaled, capped, biased, masked.
+
+    NaN where the rows are no softmax of their logits.
+    """
+
+    name = "max_logit"
+
+    def rows(self, part: WeightTile, ask: Ask) -> Float[torch.Tensor, "flat query"]:
+        """Look at the keys that the row sees."""
+        if part.logits is None:
+            return part.weights.new_full(part.weights.shape[:2], torch.nan)
+        return part.logits.amax(-1)
+
+
 class MaxWeight(RowStatistic):
     """Largest weight of each row on ``keys`` (batch, key); minus infinity where the row sees none of them."""
 
