@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from cyclopts import Parameter
 
 from sinkscope import schema
@@ -54,6 +53,8 @@ def compare(
             it several times for several.
         mean: Dimension that is averaged first, such as layer or head. Give it several times for several.
     """
+    import numpy as np
+
     from sinkscope.metrics import compare as paired
 
     table = table or Table()
@@ -71,7 +72,7 @@ def compare(
     result = paired(array, to=other, sel=dict(_selection(text, array) for text in select or []))
     frame = result.to_dataframe().reset_index()
     frame = frame[[name for name in frame.columns if name in result.dims or name in result.data_vars]]
-    ordered = frame.iloc[np.argsort(-frame["difference"].abs().to_numpy(), kind="stable")]
+    ordered = frame.iloc[np.argsort(-np.abs(result["difference"].values.ravel()), kind="stable")]
     print(f"{variable}: {readings} less {to}\n")
     print(ordered.head(table.rows).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
     if len(frame) > table.rows:
