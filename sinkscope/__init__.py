@@ -71,6 +71,8 @@ if TYPE_CHECKING:
     from sinkscope.errors import SinkscopeError as SinkscopeError
     from sinkscope.errors import UnsupportedModelError as UnsupportedModelError
     from sinkscope.hooks import fwd_hooks as fwd_hooks
+    from sinkscope.methods import ExplainSettings as ExplainSettings
+    from sinkscope.methods import explain_image as explain_image
     from sinkscope.models.handle import Model as Model
     from sinkscope.models.handle import load_model as load_model
     from sinkscope.models.handle import minilm_path as minilm_path
@@ -98,6 +100,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "engine.generation": ("generate",),
     "engine.survey": ("SurveySettings", "merge", "survey"),
     "engine.sweep": ("grid", "sweep"),
+    "methods": ("ExplainSettings", "explain_image"),
     "hooks": ("fwd_hooks",),
     "schema": ("concat", "open", "save", "to_dataframe"),
     "definitions": ("cite",),

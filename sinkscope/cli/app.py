@@ -18,6 +18,7 @@ from cyclopts.config import Toml
 
 from sinkscope import __version__
 from sinkscope.cli.comparison import compare
+from sinkscope.cli.explain import explain_image
 from sinkscope.cli.models import cache, models
 from sinkscope.cli.options import (
     FileOptions,
@@ -66,6 +67,7 @@ app.command(survey, sort_key=2)
 app.command(merge, sort_key=2)
 app.command(compare, sort_key=6)
 app.command(tune, sort_key=7)
+app.command(explain_image, sort_key=8)
 app.command(models, sort_key=9)
 app.command(cache, sort_key=10)
 app.command(cite, sort_key=11)

@@ -12,10 +12,13 @@ from sinkscope.methods import (
     zerotuning_compare,
 )
 from sinkscope.methods.base import MethodResult
+from sinkscope.methods.explain_image import explain_image
+from sinkscope.methods.explain_result import ExplainSettings, ImageExplanation
 from sinkscope.methods.profiling import HeadProfileSettings, profile_heads
 from sinkscope.methods.zerotuning import zerotune
 
 __all__ = [
-    "HeadProfileSettings", "MethodResult", "profile_heads", "sads", "secondary_mlp", "secondary_sinks", "sink_heads",
-    "tracing", "var", "vhr", "zerotune", "zerotuning", "zerotuning_compare",
+    "ExplainSettings", "HeadProfileSettings", "ImageExplanation", "MethodResult", "explain_image", "profile_heads",
+    "sads", "secondary_mlp", "secondary_sinks", "sink_heads", "tracing", "var", "vhr", "zerotune", "zerotuning",
+    "zerotuning_compare",
 ]  # fmt: skip

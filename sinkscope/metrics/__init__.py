@@ -39,7 +39,7 @@ from sinkscope.metrics.maps import (
 from sinkscope.metrics.massive import massive_activations, massive_dims, massive_stages
 from sinkscope.metrics.normalisers import NORMALISERS, proxy_mass
 from sinkscope.metrics.power import smallest_effect
-from sinkscope.metrics.residual import at_block_inputs, phi_histogram, phi_sinks, relative_phi
+from sinkscope.metrics.residual import at_block_inputs, phi_gap, phi_histogram, phi_sinks, relative_phi
 from sinkscope.metrics.secondary import secondary_sinks
 from sinkscope.metrics.sink_dims import discover_sink_dims
 from sinkscope.metrics.sinks import implicit_sink, sink_mask, sink_moves, sink_rate, sink_tokens
@@ -60,8 +60,9 @@ __all__ = [
     "image_centric_heads", "implicit_sink", "importance_score", "local_focus", "magnet_share",
     "massive_activations", "massive_dims", "massive_stages", "matched_controls", "matrix_entropy",
     "max_visual_attention", "metric", "modality_dominance", "non_vision_entropy", "norm_weighted", "paint_tokens",
-    "patch_background", "phi", "phi_histogram", "phi_sinks", "positional_trend", "proxy_mass", "random_heads",
-    "rank_correlation", "recovery_rate", "relative_phi", "retrieval_score", "row_entropy", "secondary_sinks",
-    "sink_logit_gap", "sink_mask", "sink_moves", "sink_rate", "sink_tokens", "sink_type", "smallest_effect",
-    "split_heads", "stable_rank", "sublayer_peak", "valley_threshold", "value_drain", "vision_aware_heads",
+    "patch_background", "phi", "phi_gap", "phi_histogram", "phi_sinks", "positional_trend", "proxy_mass",
+    "random_heads", "rank_correlation", "recovery_rate", "relative_phi", "retrieval_score", "row_entropy",
+    "secondary_sinks", "sink_logit_gap", "sink_mask", "sink_moves", "sink_rate", "sink_tokens", "sink_type",
+    "smallest_effect", "split_heads", "stable_rank", "sublayer_peak", "valley_threshold", "value_drain",
+    "vision_aware_heads",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
@@ -10,11 +11,11 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import ListedColormap
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Ellipse, Rectangle
 
 from sinkscope.errors import SchemaError
 from sinkscope.plot.labels import need_dims, plain
-from sinkscope.plot.theme import PALETTE, ROLE_COLOURS, axes_for, dot, themed, thin
+from sinkscope.plot.theme import OTHER, PALETTE, ROLE_COLOURS, SINK, axes_for, dot, themed, thin
 
 
 def _given(values: xr.DataArray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -112,6 +113,29 @@ def patch_overlay(
     bar.outline.set_visible(False)  # type: ignore[operator]
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], title=plain(title))
     return axes
+
+
+@themed
+def mark_patches(sets: Mapping[str, np.ndarray], *, ax: Axes) -> Axes:
+    """Mark sets of patches on a picture that ``patch_overlay`` drew: frames, then rings, then dashed rings.
+
+    Args:
+        sets: left, top, right and bottom of each patch in pixels, shape ``(patch, 4)``, by what the legend calls them;
+            up to three. Patches without a place (NaN) are not drawn.
+        ax: axes with the picture.
+    """
+    looks = ((Rectangle, OTHER, "-"), (Ellipse, SINK, "-"), (Ellipse, SINK, ":"))
+    for (label, boxes), (shape, colour, line) in zip(sets.items(), looks, strict=False):
+        for index, (left, top, right, bottom) in enumerate(boxes[np.isfinite(boxes).all(axis=1)].tolist()):
+            wide, high = right - left, bottom - top
+            at = (left, top) if shape is Rectangle else (left + wide / 2, top + high / 2)
+            mark = shape(at, wide, high, fill=False, edgecolor=colour, linestyle=line, linewidth=1.6 * thin())
+            mark.set_label(label if index == 0 else "_")
+            ax.add_patch(mark)
+    handles = ax.get_legend_handles_labels()[0]
+    if handles:
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=len(handles))
+    return ax
 
 
 @themed

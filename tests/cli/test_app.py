@@ -381,6 +381,28 @@ def test_tune_with_task_data_and_gradient(
     assert "has no chat template" in told
 
 
+def test_explain_image_says_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sinkscope.tasks.scenes import held_out
+
+    picture, target = tmp_path / "picture.png", tmp_path / "why.png"
+    held_out(1, first=9000)[0].image(4).save(picture)
+    asked = ["explain-image", "zoo:vlm-shapes", str(picture), "How many shapes are there?", "--draws", "2"]
+    assert main([*asked, "-o", str(target)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("Asked 'How many shapes are there?', the model answers ' two', probability ")
+    assert f"Saved {target}." in said
+    assert target.read_bytes().startswith(b"\x89PNG")
+
+
+def test_explain_image_refuses_before_a_model_is_loaded(refused: Callable[..., str], tmp_path: Path) -> None:
+    asked = ("explain-image", "nowhere", tmp_path / "no.png", "What?")
+    assert "figures are png, pdf or svg" in refused(1, *asked, "-o", tmp_path / "why.gif")
+    kept = tmp_path / "why.png"
+    kept.write_text("kept")
+    assert "exists" in refused(1, *asked, "-o", kept)
+    assert kept.read_text() == "kept"
+
+
 def test_tune_refuses_before_a_model_is_loaded(refused: Callable[..., str], questions: Path, tmp_path: Path) -> None:
     target = tmp_path / "tuned.nc"
     assert "load('mine'): there is no such task" in refused(1, "tune", "nowhere", "mine", "-o", target)

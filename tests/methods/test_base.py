@@ -11,7 +11,7 @@ from sinkscope.references import REFERENCES
 
 PROCEDURES = [
     methods.zerotune, methods.var.var, methods.sads.sads, methods.vhr.vhr,
-    methods.secondary_sinks.find_secondary_sinks, methods.profile_heads,
+    methods.secondary_sinks.find_secondary_sinks, methods.profile_heads, methods.explain_image,
 ]  # fmt: skip
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sinkscope.errors import MetricError
-from sinkscope.metrics import at_block_inputs, phi_histogram, phi_sinks, relative_phi
+from sinkscope.metrics import at_block_inputs, phi_gap, phi_histogram, phi_sinks, relative_phi
 from sinkscope.metrics.residual import phi_threshold
 
 from .readings import ATTRS, from_states
@@ -42,6 +42,34 @@ def test_threshold_is_twice_the_normal_extreme_in_narrow_models():
 
 def test_relative_phi_is_over_its_bound():
     np.testing.assert_allclose(relative_phi(reading()).values[0, 1, 0], 43.8 / 64)
+
+
+def gapped(ordinary):
+    """Five tokens, the third of the image; the first is a sink at one of two sites."""
+    ds = from_states([np.ones((3, 5, 8))]).drop_vars(
+        ["top_value", "top_dim", "top_position", "median_abs", "residual_norm"]
+    )
+    phi = np.full((1, 3, 5), 5.0)
+    phi[0, 1] = [40.0, ordinary, 39.0, ordinary, ordinary]
+    ds["phi"] = (("prompt", "site", "key"), phi)
+    ds["token_role"][:] = [["bos", "text", "image", "text", "text"]]
+    ds.attrs = ATTRS | {"d_model": 4096}
+    return ds
+
+
+def test_the_gap_lies_between_first_tokens_and_other_text():
+    gap = phi_gap(gapped(10.0))
+    assert float(gap) == pytest.approx(25.0)
+    assert (gap.attrs["first"], gap.attrs["ordinary"], gap.attrs["sites"]) == (40.0, 10.0, ["0.post"])
+
+
+def test_no_gap_is_refused():
+    with pytest.raises(MetricError, match=r"phi_gap: no gap at 1 sites: phi is 40 at first tokens .* and 38 at other"):
+        phi_gap(gapped(38.0))
+    flat = gapped(10.0)
+    flat["phi"][:] = 5.0
+    with pytest.raises(MetricError, match=r"phi_gap: the first token is a sink at no site: its phi is at most 5"):
+        phi_gap(flat)
 
 
 def test_histogram_counts_real_tokens():

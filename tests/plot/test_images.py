@@ -67,6 +67,16 @@ def test_overlay_without_patches_says_so():
         plot.patch_overlay(IMAGE, nowhere)
 
 
+def test_patches_are_framed_and_ringed_where_they_lie():
+    ax = plot.patch_overlay(IMAGE, placed())
+    boxes = np.array([[4.0, 2, 20, 18], [np.nan] * 4])
+    plot.mark_patches({"top": boxes, "sinks": boxes + 2, "none": np.empty((0, 4))}, ax=ax)
+    frame, ring = ax.patches
+    assert (frame.get_xy(), frame.get_width(), frame.get_height()) == ((4, 2), 16, 16)
+    assert (ring.get_center(), ring.get_width()) == ((14, 12), 16)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["top", "sinks"]
+
+
 def test_phi_against_attention_by_role():
     phi = xr.DataArray([30.0, 1.0, np.nan], dims="key", coords={"token_role": ("key", ["bos", "text", "pad"])})
     ax = plot.phi_vs_attention(phi, xr.DataArray([0.8, 0.1, np.nan], dims="key"), threshold=20)
