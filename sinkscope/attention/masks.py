@@ -262,12 +262,15 @@ def from_call(
     spec = MaskSpec(batch, q_length, kv_length, 0, 0, rule, None, False, query.device)
     if mask is None:
         return spec, None
+    if causal:  # rows behind a cache are the last positions of the keys
+        spec.q_offset = max(0, kv_length - q_length)
     # Some models hand over a mask as long as their position table (GPT-2's buffer), not as their keys.
     mask = mask[..., :kv_length]
     seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     seen = seen.expand(batch, seen.shape[1], q_length, kv_length)[:, 0]
     # A mask with a head axis is taken to hide the same keys from every head; what differs by head is a bias.
-    spec.rule = lambda b, h, i, j: seen[b, i, j]
+    first = spec.q_offset
+    spec.rule = lambda b, h, i, j: seen[b, i - first, j]
     if mask.dtype == torch.bool:
         return spec, None
     # What is left after the hidden entries may still be a bias: ALiBi and T5 fold theirs into the mask.

@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 import torch
-from transformers.masking_utils import AttentionMaskInterface
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
 from sinkscope.attention.call import Call
@@ -26,6 +27,10 @@ from sinkscope.attention.rows import RowEdits
 from sinkscope.attention.view import Context, LayerStats, Wants
 
 NAME = "sinkscope"
+DENSE_MASK = "sinkscope_dense_mask"
+"""The same attention function for models that compute with their mask: they get a tensor (batch, 1, query, key)."""
+
+_takes_tensors: WeakSet[torch.nn.Module] = WeakSet()
 
 
 @dataclass
@@ -99,6 +104,8 @@ def everything_real(key: torch.Tensor) -> Context:
 
 AttentionInterface.register(NAME, sinkscope_attention)
 AttentionMaskInterface.register(NAME, sinkscope_mask)
+AttentionInterface.register(DENSE_MASK, sinkscope_attention)
+AttentionMaskInterface.register(DENSE_MASK, eager_mask)
 
 
 def configs(model: torch.nn.Module) -> list[Any]:
@@ -109,6 +116,16 @@ def configs(model: torch.nn.Module) -> list[Any]:
         if config is not None and hasattr(config, "_attn_implementation_internal"):
             found.setdefault(id(config), config)
     return list(found.values())
+
+
+def give_tensors(model: torch.nn.Module, wanted: bool = True) -> None:
+    """Give ``model`` its masks as tensors from now on: memory then grows with the square of the length."""
+    _takes_tensors.add(model) if wanted else _takes_tensors.discard(model)
+
+
+def takes_tensors(model: torch.nn.Module) -> bool:
+    """Say whether ``model`` gets its masks as tensors."""
+    return model in _takes_tensors
 
 
 @contextmanager
@@ -123,7 +140,7 @@ def entered(model: torch.nn.Module, session: Session) -> Iterator[Session]:
     token = _active.set(session)
     try:
         for config, _ in before:
-            config._attn_implementation_internal = NAME
+            config._attn_implementation_internal = DENSE_MASK if takes_tensors(model) else NAME
         yield session
     finally:
         for config, old in before:

@@ -139,11 +139,14 @@ def check_request(model: Model, prompts: Prompts, probes: Sequence[Probe], tower
 def _check_tower(model: Model, probes: Sequence[Probe], tower: Tower) -> None:
     """Refuse what a tower of an encoder-decoder does not have, and outputs beside rows of other tokens."""
     for probe in probes:
-        if tower.cross and any("site" in variable.dims for variable in probe.variables.values()):
-            raise ProbeError(
-                f"{type(probe).__name__}(): cross-attention has no residual stream of its own. Read the decoder's with "
-                "tower='decoder', or the encoder's with tower='encoder'."
+        if not tower.residual and any("site" in variable.dims for variable in probe.variables.values()):
+            why = (
+                "cross-attention has no residual stream of its own. Read the decoder's with tower='decoder', or the "
+                "encoder's with tower='encoder'."
+                if tower.cross
+                else "this model keeps its stream in another layout than (prompt, token, width). Leave the probe out."
             )
+            raise ProbeError(f"{type(probe).__name__}(): {why}")
     predicts = [type(probe).__name__ for probe in probes if probe.logits]
     if predicts and model.kind == "encoder-decoder" and tower.name == "encoder":
         for probe in probes:

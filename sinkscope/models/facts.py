@@ -42,6 +42,7 @@ class Capabilities:
         why_not: why reading or edits are not possible, or which tower cannot be read; empty where all is.
         verified: largest difference from the model's own eager attention, where that was asked for.
         towers: names of the stacks that ``run(..., tower=NAME)`` reads, where there are several.
+        note: what reading costs in this model beyond the usual; empty where nothing.
     """
 
     model: str
@@ -59,6 +60,7 @@ class Capabilities:
     why_not: str
     verified: str = ""
     towers: str = ""
+    note: str = ""
 
     def rows(self) -> list[tuple[str, str]]:
         """Return name and value of every entry as text, in order, leaving out what is empty."""
@@ -129,9 +131,8 @@ def context_length(config: Any, network: torch.nn.Module) -> int | None:
     RoBERTa and its kin number positions from the padding id on, so the first rows of their table are never used. T5's
     ``n_positions`` is what it was trained on; its relative positions have no end.
     """
-    if getattr(config, "relative_attention_num_buckets", None) is not None:
-        return None
-    found = [getattr(config, name, None) for name in CONTEXT_NAMES]
+    relative = getattr(config, "relative_attention_num_buckets", None) is not None
+    found = [getattr(config, name, None) for name in CONTEXT_NAMES if not (relative and name == "n_positions")]
     length = next((length for length in found if isinstance(length, int) and length > 0), None)
     if length is None:
         return None

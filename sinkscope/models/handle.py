@@ -138,6 +138,7 @@ class Model:
             why_not=" ".join([*([backend.why_not] if backend.why_not else []), *missing]),
             verified=self._verified,
             towers=", ".join(towers) if len(towers) > 1 else "",
+            note=getattr(backend, "note", ""),
         )
 
     def to_bridge(self) -> Any:
@@ -183,6 +184,9 @@ class Model:
         if self._bridge is not None:
             self._verified = "not possible: this bridge has replaced the model's own attention"
             return
+        if backend.reading == "dense" and backend.name == "transformers":
+            self._verified = "not needed: what is read are the model's own maps"
+            return
         try:
             with torch.no_grad(), self.evaluating():
                 names = list(backend.towers) if self.kind == "encoder-decoder" else [backend.default_tower]
@@ -211,13 +215,18 @@ class Model:
         return backend
 
     def _fall_back(self, backend: Any) -> Any:
+        from sinkscope.models.backends.own_maps import OwnMapsBackend
+
         try:
             from sinkscope.models.backends.lens import LensBackend
 
             return LensBackend(self.to_bridge())
         except (ImportError, UnsupportedModelError) as error:
-            backend.why_not = f"{backend.why_not} TransformerLens cannot serve it either: {error}"
-            return backend
+            why = f"{backend.why_not} TransformerLens cannot serve it either: {error}"
+            if self.kind not in ("decoder", "encoder"):
+                backend.why_not = why
+                return backend
+            return OwnMapsBackend(self.model, why)
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")

@@ -30,8 +30,8 @@ def frames_of(encoder: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> i
     Raises:
         PromptError: the encoder refuses the inputs, or has no blocks.
     """
-    named_modules: Any = encoder.named_modules()
-    parts: list[tuple[str, torch.nn.Module]] = list(named_modules)
+    whole: Any = encoder  # torch's own annotation of named_modules has a gap
+    parts: list[tuple[str, torch.nn.Module]] = list(whole.named_modules())
     lists = {path: m for path, m in parts if isinstance(m, torch.nn.ModuleList) and len(m)}
     named = [found for path, found in lists.items() if path.rsplit(".", 1)[-1] in BLOCK_LISTS]
     if not lists:

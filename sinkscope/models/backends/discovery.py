@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from sinkscope.attention import seam
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends.base import AttentionSite, Block, Tower
 from sinkscope.models.backends.kinds import kind_of
@@ -33,10 +34,26 @@ def discover(model: torch.nn.Module) -> dict[str, Tower]:
     Raises:
         UnsupportedModelError: the model has no attention, or its attention bypasses the library's interface.
     """
-    record = watch(model, lambda: _run_trial(model))
+    record = _watch_trial(model)
     if is_encoder_decoder(model):
         return {name: tower(model, name, record, calls) for name, calls in split_calls(model, record.calls).items()}
     return _towers(model, record)
+
+
+def _watch_trial(model: torch.nn.Module) -> Record:
+    """Record the trial run; a model that computes with its mask is run again with tensors for masks."""
+    seam.give_tensors(model, False)
+    try:
+        return watch(model, lambda: _run_trial(model))
+    except Exception as error:
+        if isinstance(error, UnsupportedModelError) and error.__context__ is None:
+            raise  # nothing failed: there is no call, or one that is refused
+        seam.give_tensors(model)
+        try:
+            return watch(model, lambda: _run_trial(model))
+        except Exception:  # it was not the mask
+            seam.give_tensors(model, False)
+            raise error from None
 
 
 def explore(model: torch.nn.Module, name: str, run: Callable[[], Any]) -> Tower:

@@ -29,6 +29,12 @@ from sinkscope.models.backends.base import (
 from sinkscope.models.backends.collector import Collector
 from sinkscope.models.backends.discovery import discover, no_cache
 from sinkscope.models.backends.projections import Factor, OutputProjections
+from sinkscope.models.facts import is_encoder_decoder
+
+DENSE_MASKS = (
+    "this model computes with its masks, so it gets tensors (batch, 1, query, key): their memory grows with the square "
+    "of the length"
+)
 
 
 class TransformersBackend:
@@ -49,6 +55,12 @@ class TransformersBackend:
                 f"{type(model).__name__}: running one token ended in {type(error).__name__}: {str(error)[:120]}. "
                 "Run the model by itself first."
             )
+        missing = [name for name in ("decoder", "encoder", "cross") if name not in self.towers]
+        if self.towers and is_encoder_decoder(model) and missing:
+            self.why_not = (
+                f"{', '.join(missing)}: computed by the model itself, without transformers' attention interface."
+            )
+        self.note = DENSE_MASKS if self.towers and seam.takes_tensors(model) else ""
         self.reading = "streaming" if self.towers else "none"
         self.edits = bool(self.towers)
         self.default_tower = next(iter(self.towers), "text")
@@ -71,7 +83,7 @@ class TransformersBackend:
             if tower.name == "encoder":
                 hidden, scores = self._run_encoder(inputs, logits)
             else:
-                hidden, scores = self._run(inputs, logits) if alone is None else (_hidden(alone(**inputs)), None)
+                hidden, scores = self._run(inputs, logits) if alone is None else (hidden_state(alone(**inputs)), None)
         collector.flush()
         return Output(hidden, scores, frozenset(session.paths if session else {"native"}))
 
@@ -79,12 +91,12 @@ class TransformersBackend:
         base = _headless(self.model, inputs)
         arguments = dict(inputs)
         if logits is None:
-            return _hidden(base(**arguments, **no_cache(base))), None
+            return hidden_state(base(**arguments, **no_cache(base))), None
         kept: list[torch.Tensor] = []
         # OPT's head calls the decoder inside the headless model, not that model itself.
         inner = [base, getattr(base, "decoder", None)]
         handles = [
-            part.register_forward_hook(lambda _m, _a, out: kept.append(_hidden(out)))
+            part.register_forward_hook(lambda _m, _a, out: kept.append(hidden_state(out)))
             for part in inner
             if isinstance(part, torch.nn.Module)
         ]
@@ -97,7 +109,7 @@ class TransformersBackend:
             for handle in handles:
                 handle.remove()
         scores = getattr(out, "logits", None)
-        return (kept[-1] if kept else _hidden(out)), scores
+        return (kept[-1] if kept else hidden_state(out)), scores
 
     def _run_encoder(
         self, inputs: Mapping[str, torch.Tensor], logits: str | None
@@ -107,7 +119,7 @@ class TransformersBackend:
         encoder = network.get_encoder()
         if logits is None:
             names = inspect.signature(encoder.forward).parameters
-            return _hidden(encoder(**{name: tensor for name, tensor in inputs.items() if name in names})), None
+            return hidden_state(encoder(**{name: tensor for name, tensor in inputs.items() if name in names})), None
         out = self.model(**inputs, **no_cache(self.model))
         return out.encoder_last_hidden_state, getattr(out, "logits", None)
 
@@ -172,7 +184,8 @@ def _hook(module: torch.nn.Module, site: ResidualSite, hooks: Any, batch: int) -
     return module.register_forward_hook(after)
 
 
-def _hidden(output: Any) -> torch.Tensor:
+def hidden_state(output: Any) -> torch.Tensor:
+    """Return the last hidden state that a model gave, or its logits where it gives no more."""
     for name in ("last_hidden_state", "logits", "logits_per_image"):
         found = getattr(output, name, None)
         if found is not None:

@@ -8,7 +8,8 @@ at each of them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,13 +86,14 @@ class Record:
         self._open.append(entry)
         self._projection(module, given)
 
-    def leave(self, module: torch.nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+    def leave(self, module: torch.nn.Module, _args: tuple[Any, ...], output: Any) -> ModuleCall | None:
         """A module is done; one that raised has no output."""
         while self._open:
             entry = self._open.pop()
             if entry.module is module:
                 entry.made = _keep(hidden_of(output))
-                return
+                return entry
+        return None
 
     def observe(self, module: torch.nn.Module, call: Call) -> None:
         """A module calls attention. Calls for one window or image after another inside one layer count as one."""
@@ -133,12 +135,8 @@ def watch(model: torch.nn.Module, run: Callable[[], Any]) -> Record:
         UnsupportedModelError: no module calls the library's attention interface.
     """
     record = Record({id(module): path for path, module in model.named_modules()})
-    handles = []
-    for module in model.modules():
-        handles.append(module.register_forward_pre_hook(record.enter, with_kwargs=True))
-        handles.append(module.register_forward_hook(record.leave))
     try:
-        with torch.no_grad(), seam.entered(model, seam.Session(observe=record.observe)):
+        with watched(model, record), torch.no_grad(), seam.entered(model, seam.Session(observe=record.observe)):
             run()
     except UnsupportedModelError:
         raise
@@ -146,12 +144,31 @@ def watch(model: torch.nn.Module, run: Callable[[], Any]) -> Record:
         if not record.calls:
             raise bypass(model, error) from None
         raise
-    finally:
-        for handle in handles:
-            handle.remove()
     if not record.calls:
         raise bypass(model, None)
     return record
+
+
+@contextmanager
+def watched(
+    model: torch.nn.Module, record: Record, made: Callable[[ModuleCall, Any], None] = lambda _entry, _output: None
+) -> Iterator[None]:
+    """While a model runs inside, note every run of a module in ``record``, and tell ``made`` what each gave."""
+
+    def leave(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        entry = record.leave(module, args, output)
+        if entry is not None:
+            made(entry, output)
+
+    handles = []
+    for module in model.modules():
+        handles.append(module.register_forward_pre_hook(record.enter, with_kwargs=True))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def bypass(model: torch.nn.Module, error: Exception | None) -> UnsupportedModelError:

@@ -70,7 +70,7 @@ def verify(network: torch.nn.Module, backend: Backend, tower: Tower, longest: in
     """
     inputs, beyond = _inputs(network, longest)
     found, maps = _ours(backend, tower, inputs)
-    with _eager(network):
+    with eager_attention(network):
         wanted = _own(network, backend, tower, inputs)
         own_maps = _own_maps(network, inputs, MAPS.get(tower.name, "attentions")) if maps else []
     tokens = int(inputs["input_ids"].shape[1]) if "input_ids" in inputs else found.hidden.shape[1]
@@ -170,7 +170,7 @@ def _is_id(name: str, value: Any) -> bool:
 
 
 @contextmanager
-def _eager(network: torch.nn.Module) -> Iterator[None]:
+def eager_attention(network: torch.nn.Module) -> Iterator[None]:
     """While inside, the model computes attention by its own eager function."""
     before = [(config, config._attn_implementation_internal) for config in seam.configs(network)]
     try:

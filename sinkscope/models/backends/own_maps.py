@@ -1,0 +1,146 @@
+"""Models that compute attention by themselves, read off the maps that they return with ``output_attentions=True``.
+
+Reading alone: what is changed in a map that was already used would change nothing. The maps of all layers are held at
+once, layers x heads x tokens squared, and are reduced when the pass is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+
+from sinkscope.attention.dense import reduce_map
+from sinkscope.attention.view import Context, Wants
+from sinkscope.errors import UnsupportedModelError
+from sinkscope.models.backends import vision
+from sinkscope.models.backends.base import Instruments, Output, Tower
+from sinkscope.models.backends.discovery import no_cache, tower, trial_inputs
+from sinkscope.models.backends.transformers import TransformersBackend, hidden_state
+from sinkscope.models.backends.trial import ModuleCall, Record, Seen, watched
+from sinkscope.models.backends.verify import eager_attention
+
+TOKENS = 6
+"""Tokens of the trial: enough to see which keys a query does not attend to."""
+
+NOTE = "read off the maps that the model returns: all layers are held at once, layers x heads x tokens squared"
+
+
+class OwnMapsBackend(TransformersBackend):
+    """Reads the maps that a model returns; edits are refused, and so is what needs keys, values or logits."""
+
+    def __init__(self, model: torch.nn.Module, why: str) -> None:
+        super().__init__(model)
+        try:
+            with torch.no_grad(), eager_attention(model):
+                self.towers = {"text": _discover(model)}
+        except UnsupportedModelError as error:
+            self.why_not = f"{why} {error}"
+        except Exception as error:  # whatever a model of unknown make raises while it is looked at
+            told = f"{type(error).__name__}: {str(error)[:120]}"
+            self.why_not = f"{why} It returns no maps either (output_attentions=True ended in {told})."
+        self.reading, self.edits = ("dense" if self.towers else "none"), False
+        self.default_tower, self.note = "text", NOTE if self.towers else ""
+        if self.towers:
+            self.why_not = (
+                f"{type(model).__name__} computes attention by itself, or in a way that sinkscope does not know: the "
+                "maps that it returns are read, and an edit of them would change nothing."
+            )
+
+    def forward(
+        self, inputs: Mapping[str, torch.Tensor], tower: Tower, instruments: Instruments, logits: str | None = None
+    ) -> Output:
+        """Run the model once, and reduce the maps that it returns.
+
+        Raises:
+            UnsupportedModelError: edits, or a statistic of keys, values or logits, which maps do not hold.
+        """
+        if instruments.edits is not None:
+            raise UnsupportedModelError(f"an edit cannot take effect here. {self.why_not}")
+        for wants in instruments.wants.values():
+            _check(wants, self.why_not)
+        maps = {"output_attentions": True} if instruments.wants else {}
+        with eager_attention(self.model), self._hooked(tower, instruments, vision.rows_of(inputs)):
+            out = self.model(**inputs, **no_cache(self.model), **maps)
+        real = torch.ones(next(iter(inputs.values())).shape[:2], dtype=torch.bool, device=hidden_state(out).device)
+        context = instruments.context or Context(real, torch.zeros_like(real, dtype=torch.long), (0,))
+        for site, weights in zip(tower.attention, getattr(out, "attentions", None) or (), strict=bool(maps)):
+            wants = instruments.wants.get(site.layer)
+            if wants is not None:
+                instruments.collect(site, reduce_map(weights, wants, context, _visible(context, site.causal)))
+        return Output(hidden_state(out), getattr(out, "logits", None), frozenset({"dense"}))
+
+
+def _check(wants: Wants, why: str) -> None:
+    for ask in wants.asks.values():
+        of_weights = bool(ask.statistic.reads & {"weights"}) or ask.name == "key_viewers"
+        if not of_weights:
+            raise UnsupportedModelError(
+                f"the statistic {ask.name!r} is of keys, values or logits, and this model gives its maps alone. {why}"
+            )
+
+
+def _visible(context: Context, causal: bool) -> Bool[torch.Tensor, "batch query key"] | None:
+    real = context.real
+    if not causal and bool(real.all()):
+        return None
+    seen = real[:, None, :].expand(-1, real.shape[1], -1)
+    return seen & torch.ones_like(seen).tril() if causal else seen
+
+
+def _discover(model: torch.nn.Module) -> Tower:
+    """Find the module that makes each map, and from it the blocks.
+
+    Raises:
+        UnsupportedModelError: no maps, or maps of other queries and keys than the tokens.
+    """
+    inputs = trial_inputs(model)[0]
+    if set(inputs) != {"input_ids"}:
+        raise UnsupportedModelError(f"Maps are read off models of text alone, and this one takes {sorted(inputs)}.")
+    first = inputs["input_ids"]
+    more = torch.arange(5, 5 + TOKENS - 1, device=first.device)[None] % model.config.get_text_config().vocab_size  # type: ignore[union-attr]
+    ids = torch.cat([first, more], 1)
+    made: list[tuple[ModuleCall, Any]] = []
+    record = Record({id(module): path for path, module in model.named_modules()})
+    with watched(model, record, lambda entry, output: made.append((entry, output))):
+        out = model(input_ids=ids, **no_cache(model), output_attentions=True)
+    maps = [each for each in getattr(out, "attentions", None) or () if isinstance(each, torch.Tensor)]
+    if not maps:
+        raise UnsupportedModelError("It returns no maps either.")
+    shapes = {tuple(each.shape) for each in maps}
+    if any(len(shape) != 4 or shape[2:] != (TOKENS, TOKENS) for shape in shapes):
+        raise UnsupportedModelError(
+            f"The maps that it returns are {sorted(shapes)} for {TOKENS} tokens: pooled or windowed, so which token is "
+            "which key is not known."
+        )
+    if any(bool((each < 0).any()) or not bool(((each.sum(-1) - 1).abs() < 1e-3).all()) for each in maps):
+        raise UnsupportedModelError("What it returns as attentions are no weights: rows do not sum to 1.")
+    found = tower(model, "text", record, [_seen(each, made, model) for each in maps])
+    paths = {block.path for block in found.blocks}
+    blocks = [entry for entry in _runs(record.outer) if entry.path in paths and entry.given is not None]
+    batched = all(entry.given is not None and entry.given.shape[:2] == (1, TOKENS) for entry in blocks)
+    return found if batched else replace(found, residual=())
+
+
+def _runs(entries: list[ModuleCall]) -> Iterator[ModuleCall]:
+    for entry in entries:
+        yield entry
+        yield from _runs(entry.inside)
+
+
+def _seen(weights: torch.Tensor, made: list[tuple[ModuleCall, Any]], model: torch.nn.Module) -> Seen:
+    """The call of the innermost module that gave a map."""
+    place = weights.untyped_storage().data_ptr()
+    for entry, output in made:  # in the order in which modules end: the innermost first
+        parts: Any = output.values() if isinstance(output, Mapping) else output
+        parts = parts if isinstance(output, tuple | list | Mapping) else [output]
+        if any(isinstance(part, torch.Tensor) and part.untyped_storage().data_ptr() == place for part in parts):
+            heads, rows, keys = weights.shape[1:]
+            config: Any = model.config
+            width = int(getattr(config, "hidden_size", None) or getattr(config, "d_model", heads))
+            causal = bool((weights.triu(1) == 0).all())
+            return Seen(entry, heads, heads, width // heads, rows, causal, False, False, True, keys)
+    raise UnsupportedModelError("Which of its modules makes a map was not found.")

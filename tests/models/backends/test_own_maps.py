@@ -1,0 +1,87 @@
+"""Models that compute attention by themselves, read off the maps they return; and models that compute with masks."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import sinkscope as sk
+from sinkscope.errors import ProbeError, UnsupportedModelError
+from sinkscope.testing.tiny import randomise
+
+SIZES = {
+    "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+MADE = {
+    "deberta": lambda: transformers.DebertaV2ForMaskedLM(
+        transformers.DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"])
+    ),
+    "xlnet": lambda: transformers.XLNetLMHeadModel(
+        transformers.XLNetConfig(vocab_size=64, d_model=32, n_layer=2, n_head=4, d_inner=48)
+    ),
+    "mpnet": lambda: transformers.MPNetForMaskedLM(transformers.MPNetConfig(**SIZES)),
+}
+ROWS = [[4, 5, 6, 7, 8, 9, 10], [11, 12, 13, 14]]
+
+
+@cache
+def handle(name):
+    network = MADE[name]()
+    randomise(network, 0)
+    return sk.load_model(network.eval())
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_readings_are_the_maps_that_the_model_returns(name):
+    model = handle(name)
+    found = model.capabilities(verify=True)
+    assert (found.reading, found.edits, found.layers) == ("dense", False, 2)
+    assert "layers x heads x tokens squared" in found.note
+    assert found.verified == "not needed: what is read are the model's own maps"
+    prompts = sk.Prompts.from_ids(ROWS, model)
+    probes = [
+        sk.KeyMass(), sk.Entropy(), sk.RoleShare(queries="all"), sk.AttentionMap(layers=[0, 1], heads=range(4)),
+    ]  # fmt: skip
+    stream = [] if name == "xlnet" else [sk.ResidualNorm()]
+    ds = sk.run(model, prompts, [*probes, *stream], batch_size=2)
+    for i, row in enumerate(ROWS):
+        with torch.no_grad():
+            out = model.model(torch.tensor([row]), output_attentions=True, output_hidden_states=True)
+        n = len(row)
+        for layer in range(2):
+            wanted = out.attentions[layer][0].numpy()
+            np.testing.assert_allclose(ds.attention.values[i, layer, :, :n, :n], wanted, atol=1e-5)
+            np.testing.assert_allclose(ds.key_mass.values[i, layer, :, :n], wanted.mean(1), atol=1e-5)
+            entropy = -(wanted * np.log(np.maximum(wanted, 1e-30))).sum(-1)
+            np.testing.assert_allclose(ds.entropy.values[i, layer, :, :n], entropy, atol=1e-5)
+        if stream:
+            norm = out.hidden_states[1].norm(dim=-1).flatten()
+            np.testing.assert_allclose(ds.residual_norm.sel(site="0.post").values[i, :n], norm.numpy(), rtol=1e-4)
+    np.testing.assert_allclose(ds.role_share.sum("role"), 1, atol=1e-5)
+
+
+def test_edits_and_statistics_of_values_are_refused():
+    model = handle("mpnet")
+    prompts = sk.Prompts.from_ids(ROWS, model)
+    with pytest.raises(UnsupportedModelError, match=r"read but not edited.*an edit of them would change nothing"):
+        sk.run(model, prompts, [sk.KeyMass()], [sk.MaskKeys("first")])
+    tokens_first = handle("xlnet")
+    with pytest.raises(ProbeError, match="keeps its stream in another layout"):
+        sk.run(tokens_first, sk.Prompts.from_ids(ROWS, tokens_first), [sk.ResidualNorm()])
+    with pytest.raises(UnsupportedModelError, match="the statistic 'value_norm' is of keys, values or logits"):
+        sk.run(model, prompts, [sk.ValueNorm()])
+
+
+def test_maps_of_other_tokens_and_scores_are_refused():
+    funnel = transformers.FunnelConfig(
+        vocab_size=64, d_model=32, n_head=4, d_head=8, d_inner=48, block_sizes=[1, 1], num_decoder_layers=1
+    )
+    said = sk.load_model(transformers.FunnelForMaskedLM(funnel).eval()).capabilities()
+    assert (said.reading, "pooled or windowed" in said.why_not) == ("none", True)
+    scores = transformers.SqueezeBertForMaskedLM(
+        transformers.SqueezeBertConfig(**SIZES, embedding_size=32, q_groups=1, k_groups=1, v_groups=1)
+    )
+    assert "rows do not sum to 1" in sk.load_model(scores.eval()).capabilities().why_not
