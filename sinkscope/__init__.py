@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sinkscope import zoo as zoo
     from sinkscope.definitions import cite as cite
     from sinkscope.edits import AblateHeads as AblateHeads
+    from sinkscope.edits import AmplifyGaze as AmplifyGaze
     from sinkscope.edits import AmplifyLogits as AmplifyLogits
     from sinkscope.edits import CalibrateSinks as CalibrateSinks
     from sinkscope.edits import DropKeys as DropKeys
@@ -105,8 +106,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "schema": ("concat", "open", "save", "to_dataframe"),
     "definitions": ("cite",),
     "edits": (
-        "AblateHeads", "AmplifyLogits", "CalibrateSinks", "DropKeys", "GateHeads", "KeyValueBias", "MaskKeys",
-        "MixIdentity", "NullKey", "Patch", "Redistribute", "ReplaceValues", "RouteHeads", "ScaleKeys",
+        "AblateHeads", "AmplifyGaze", "AmplifyLogits", "CalibrateSinks", "DropKeys", "GateHeads", "KeyValueBias",
+        "MaskKeys", "MixIdentity", "NullKey", "Patch", "Redistribute", "ReplaceValues", "RouteHeads", "ScaleKeys",
         "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues",
     ),
     "errors": (

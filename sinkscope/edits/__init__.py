@@ -10,6 +10,7 @@ from sinkscope.edits.activations import SetActivations
 from sinkscope.edits.base import EDITS, AttentionEdit, Edit, ResidualEdit
 from sinkscope.edits.calibrate import CalibrateSinks
 from sinkscope.edits.call import EditedCall
+from sinkscope.edits.gaze import AmplifyGaze
 from sinkscope.edits.heads import AblateHeads, GateHeads, MixIdentity, RouteHeads
 from sinkscope.edits.keys import DropKeys, MaskKeys, ScaleKeys, ShiftLogits, SteerKeys, ZeroValues
 from sinkscope.edits.normalisers import AmplifyLogits, KeyValueBias, NullKey, SwapNormaliser
@@ -21,8 +22,9 @@ from sinkscope.edits.stream import EditedStream
 from sinkscope.edits.text import dumps, loads, parse
 
 __all__ = [
-    "EDITS", "AblateHeads", "AmplifyLogits", "AttentionEdit", "CalibrateSinks", "DropKeys", "Edit", "EditedCall",
-    "EditedStream", "GateHeads", "KeyValueBias", "MaskKeys", "MixIdentity", "NullKey", "Patch", "Redistribute",
-    "ReplaceValues", "ResidualEdit", "RouteHeads", "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys",
-    "SwapNormaliser", "ZeroValues", "dumps", "loads", "mean_activations", "mean_outputs", "parse", "record",
+    "EDITS", "AblateHeads", "AmplifyGaze", "AmplifyLogits", "AttentionEdit", "CalibrateSinks", "DropKeys", "Edit",
+    "EditedCall", "EditedStream", "GateHeads", "KeyValueBias", "MaskKeys", "MixIdentity", "NullKey", "Patch",
+    "Redistribute", "ReplaceValues", "ResidualEdit", "RouteHeads", "ScaleKeys", "SetActivations", "ShiftLogits",
+    "SteerKeys", "SwapNormaliser", "ZeroValues", "dumps", "loads", "mean_activations", "mean_outputs", "parse",
+    "record",
 ]  # fmt: skip

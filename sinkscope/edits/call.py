@@ -18,7 +18,7 @@ from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.primitives import DropWeights, ExtraKey, LogBias, ValueScale
 from sinkscope.attention.tile import Tile
-from sinkscope.attention.view import Context, LayerStats, Wants
+from sinkscope.attention.view import Ask, Context, LayerStats, Wants
 from sinkscope.edits.context import EditContext
 from sinkscope.edits.primitives import ChangedOutput, ChangedWeights
 from sinkscope.edits.tokens import TokenMask, place
@@ -191,10 +191,11 @@ class EditedCall(CallMasks):
         """
         self.written.gates.append(ChangedOutput(function, self.heads, self.queries(), self.tally))
 
-    def statistics(self, *names: str) -> LayerStats:
+    def statistics(self, *names: str | Ask) -> LayerStats:
         """Return statistics of this call as the edits before this one leave it, from a pass of its own.
 
-        ``names`` are those of ``sinkscope.registry.names("statistic")``, such as ``"key_sum"``.
+        ``names`` are those of ``sinkscope.registry.names("statistic")``, such as ``"key_sum"``, or an ``Ask`` that
+        limits one to some queries or keys.
         """
         real = self.along_keys(self.tokens.batch.real, True)
         context = Context(real, torch.zeros_like(real, dtype=torch.long), (0,))

@@ -1,6 +1,7 @@
 """Procedures of the literature and our own, made of runs, sweeps, edits and metrics; ``base`` says their shape."""
 
 from sinkscope.methods import (
+    head_hunter,
     sads,
     secondary_mlp,
     secondary_sinks,
@@ -10,6 +11,7 @@ from sinkscope.methods import (
     vhr,
     zerotuning,
     zerotuning_compare,
+    zoom,
 )
 from sinkscope.methods.base import MethodResult
 from sinkscope.methods.explain_image import explain_image
@@ -18,7 +20,7 @@ from sinkscope.methods.profiling import HeadProfileSettings, profile_heads
 from sinkscope.methods.zerotuning import zerotune
 
 __all__ = [
-    "ExplainSettings", "HeadProfileSettings", "ImageExplanation", "MethodResult", "explain_image", "profile_heads",
-    "sads", "secondary_mlp", "secondary_sinks", "sink_heads", "tracing", "var", "vhr", "zerotune", "zerotuning",
-    "zerotuning_compare",
+    "ExplainSettings", "HeadProfileSettings", "ImageExplanation", "MethodResult", "explain_image", "head_hunter",
+    "profile_heads", "sads", "secondary_mlp", "secondary_sinks", "sink_heads", "tracing", "var", "vhr", "zerotune",
+    "zerotuning", "zerotuning_compare", "zoom",
 ]  # fmt: skip

@@ -26,6 +26,19 @@ from sinkscope.metrics.copying import exit_layer, paint_tokens, recovery_rate, r
 from sinkscope.metrics.dominance import Trend, by_stage, debias, modality_dominance, positional_trend
 from sinkscope.metrics.drain import value_drain
 from sinkscope.metrics.entropy import entropy_summary, non_vision_entropy, row_entropy
+from sinkscope.metrics.looking import (
+    attention_ratio,
+    best_crop,
+    colour_complexity,
+    funnel_crops,
+    fused_contrast,
+    gaze_shift,
+    kept_region,
+    map_entropy,
+    patch_entropy,
+    relative_attention,
+    token_saliency,
+)
 from sinkscope.metrics.maps import (
     concentration,
     effective_attention,
@@ -53,16 +66,17 @@ from sinkscope.metrics.vision import (
 )
 
 __all__ = [
-    "NORMALISERS", "Bimodality", "Resampling", "Trend", "at_block_inputs", "attention_rollout",
-    "background_overlap", "background_share", "bimodality", "by_stage", "collapse", "column_entropy", "compare",
-    "concentration", "debias", "discover_sink_dims", "effective_attention", "entropy_summary", "entropy_without",
-    "exit_layer", "global_sinks", "head_divergence", "head_diversity", "head_list", "hoyer_sparsity",
-    "image_centric_heads", "implicit_sink", "importance_score", "local_focus", "magnet_share",
-    "massive_activations", "massive_dims", "massive_stages", "matched_controls", "matrix_entropy",
+    "NORMALISERS", "Bimodality", "Resampling", "Trend", "at_block_inputs", "attention_ratio", "attention_rollout",
+    "background_overlap", "background_share", "best_crop", "bimodality", "by_stage", "collapse",
+    "colour_complexity", "column_entropy", "compare", "concentration", "debias", "discover_sink_dims",
+    "effective_attention", "entropy_summary", "entropy_without", "exit_layer", "funnel_crops", "fused_contrast",
+    "gaze_shift", "global_sinks", "head_divergence", "head_diversity", "head_list", "hoyer_sparsity",
+    "image_centric_heads", "implicit_sink", "importance_score", "kept_region", "local_focus", "magnet_share",
+    "map_entropy", "massive_activations", "massive_dims", "massive_stages", "matched_controls", "matrix_entropy",
     "max_visual_attention", "metric", "modality_dominance", "non_vision_entropy", "norm_weighted", "paint_tokens",
-    "patch_background", "phi", "phi_gap", "phi_histogram", "phi_sinks", "positional_trend", "proxy_mass",
-    "random_heads", "rank_correlation", "recovery_rate", "relative_phi", "retrieval_score", "row_entropy",
-    "secondary_sinks", "sink_logit_gap", "sink_mask", "sink_moves", "sink_rate", "sink_tokens", "sink_type",
-    "smallest_effect", "split_heads", "stable_rank", "sublayer_peak", "valley_threshold", "value_drain",
-    "vision_aware_heads",
+    "patch_background", "patch_entropy", "phi", "phi_gap", "phi_histogram", "phi_sinks", "positional_trend",
+    "proxy_mass", "random_heads", "rank_correlation", "recovery_rate", "relative_attention", "relative_phi",
+    "retrieval_score", "row_entropy", "secondary_sinks", "sink_logit_gap", "sink_mask", "sink_moves", "sink_rate",
+    "sink_tokens", "sink_type", "smallest_effect", "split_heads", "stable_rank", "sublayer_peak", "token_saliency",
+    "valley_threshold", "value_drain", "vision_aware_heads",
 ]  # fmt: skip

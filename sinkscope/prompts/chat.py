@@ -58,6 +58,7 @@ def fields_of_chat(items: Any, model: PromptModel) -> PromptFields:
         key0=describe_key0(ids, roles, vocabulary),
         pad_id=vocabulary.pad_id,
         images=image_settings(model) if any("pixel_values" in extra for extra in extras) else None,
+        made_of=tuple(items),
     )
 
 

@@ -114,6 +114,8 @@ class PromptFields:
 
     images: ImageSettings | None = None
     """How the pictures were prepared; ``None`` where there are none."""
+    made_of: tuple[Any, ...] = ()
+    """What each was made of, where a picture may be cropped: the item of a chat, or the image; empty elsewhere."""
     one_by_one: bool = False
     """Whether each needs a pass of its own: a tower that joins the images of a call into one sequence (Qwen-VL)."""
     other: PromptFields | None = None
@@ -180,6 +182,7 @@ class PromptFields:
             tokens=tuple(self.tokens[i] for i in chosen),
             extras=tuple(self.extras[i] for i in chosen),
             grids=tuple(self.grids[i] for i in chosen),
+            made_of=tuple(self.made_of[i] for i in chosen) if self.made_of else (),
             origin={name: values[list(chosen)] for name, values in self.origin.items()},
             other=None if self.other is None else self.other.subset(chosen),
         )

@@ -145,6 +145,7 @@ def fields_of_images(images: Any, model: PromptModel) -> PromptFields:
         extras=tuple({"pixel_values": values} for values in pixels),
         images=image_settings(model, processed=all(_ready_made(one) is None for one in images)),
         grids=tuple(fields["grids"]),
+        made_of=tuple(images),
         key0=f"class token '{first}'" if first == "[CLS]" else f"patch '{first}' (this encoder has no class token)",
     )
 

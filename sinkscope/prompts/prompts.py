@@ -10,6 +10,7 @@ import torch
 
 from sinkscope.prompts.batch import collate
 from sinkscope.prompts.chat import fields_of_chat
+from sinkscope.prompts.crops import fields_of_crops
 from sinkscope.prompts.data import Batch, PromptFields
 from sinkscope.prompts.images import fields_of_images
 from sinkscope.prompts.inputs import fields_of_inputs
@@ -118,6 +119,21 @@ class Prompts(PromptFields):
                 vocabulary.
         """
         return cls(**vars(fields_of_pairs(pairs, model)))
+
+    def crop(self, boxes: Sequence[Sequence[float] | None], model: PromptModel, *, beside: bool = True) -> Prompts:
+        """Return the prompts with a part of their first picture, as a second picture beside the whole one.
+
+        Args:
+            boxes: left, top, right, bottom in pixels of the original picture, one per prompt; None leaves a prompt as
+                it is.
+            model: the model that the prompts are for.
+            beside: False puts the part in the place of the whole picture, as it is done for a vision encoder anyway.
+
+        Raises:
+            PromptError: the prompts were not made by ``from_chat`` or ``from_images``, a box holds no pixel, or not one
+                box per prompt.
+        """
+        return Prompts(**vars(fields_of_crops(self, boxes, model, beside)))
 
     def seen_by(self, tower: torch.nn.Module | str | None, model: PromptModel) -> Prompts:
         """Return what one tower of ``model`` reads of these prompts.

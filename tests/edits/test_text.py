@@ -21,7 +21,7 @@ EVERY = [
     sk.GateHeads(0.5, heads=[0]), sk.Redistribute(0.4, rule="sink", dims=[7, 3]), sk.CalibrateSinks(exempt="first_hit"),
     sk.ReplaceValues("first", how="donor", donor=-1, seed=3),
     sk.SwapNormaliser("clipped", parameters=[1.03, -0.03]), sk.AmplifyLogits(0.7, queries="last"),
-    sk.MixIdentity(0.5, heads=[1]), sk.RouteHeads(2, shared=[0]),
+    sk.AmplifyGaze(np.ones((1, 3)), alpha=4.0), sk.MixIdentity(0.5, heads=[1]), sk.RouteHeads(2, shared=[0]),
     sk.Patch("mlp", layer=2, source=np.ones((1, 2, 3)), keys="last"),
     sk.SetActivations("1.post", dims=[4, 2], value=[1.5, -0.5]),
 ]  # fmt: skip

@@ -1,0 +1,148 @@
+"""Look, crop, look again: a question's attention map finds a box, and the crop is shown beside the whole picture.
+
+ViCrop (Zhang et al. 2025) divides by the map under a neutral question; CARVE (Ge et al. 2025) keeps the components with
+most of that contrast. Here with the first generated word's map; the answer is generated from both pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from sinkscope import metrics
+from sinkscope.engine.generation import generate
+from sinkscope.engine.run import run
+from sinkscope.errors import PromptError
+from sinkscope.methods.base import MethodResult
+from sinkscope.metrics.looking import box_of, upsampled
+from sinkscope.probes import KeyMass
+from sinkscope.prompts import Prompts
+from sinkscope.registry import method
+from sinkscope.roles import ROLE_INDEX
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from sinkscope.models.handle import Model
+
+GENERAL = "Write a general description of the image."
+"""The neutral question of both papers."""
+
+
+def question_maps(model: Model, prompts: Prompts, layers: Sequence[int]) -> list[np.ndarray]:
+    """Return the last token's attention on the first picture of each prompt: (row, column), mean of heads and layers.
+
+    Raises:
+        PromptError: a prompt has no picture, or no one grid for it.
+    """
+    reading = run(model, prompts, [KeyMass("image", queries="last")])
+    mass = reading["key_mass"].sel(layer=list(layers)).mean(["layer", "head"]).values
+    maps: list[np.ndarray] = []
+    for which, grid in enumerate(prompts.grids):
+        if grid is None:
+            raise PromptError(f"zoom: prompt {which} has no picture to look at.")
+        own = np.flatnonzero((grid.image == 0) & (grid.tile == 0) & np.isfinite(grid.row))
+        rows, columns = grid.row[own].astype(int), grid.col[own].astype(int)
+        found = np.zeros((rows.max() + 1, columns.max() + 1)) if len(own) else np.zeros((0, 0))
+        if found.size != len(own) or not len(own):
+            raise PromptError(f"zoom: prompt {which} has no view of its whole picture on one grid.")
+        found[rows, columns] = mass[which, own]
+        maps.append(found)
+    return maps
+
+
+@dataclass(frozen=True)
+class ZoomSettings:
+    """What is fixed beforehand.
+
+    Attributes:
+        layers: whose attention is read; None takes the middle third. ``metrics.attention_ratio`` tells more.
+        rule: ``"window"`` (ViCrop), ``"components"`` (CARVE) or ``"funnel"`` (the middle crop of Visual Funnel).
+        base: side of a window in pixels at ratio 1; None takes a quarter of the picture's shorter side.
+        lam: added below in the contrast.
+        max_new_tokens: of each answer.
+    """
+
+    layers: Sequence[int] | None = None
+    rule: str = "window"
+    base: float | None = None
+    lam: float = 1e-8
+    max_new_tokens: int = 8
+
+
+@dataclass(frozen=True, eq=False)
+class ZoomResult(MethodResult):
+    """What :func:`zoom` found: maps and boxes of each prompt, and answers without and with the crop."""
+
+    reference: ClassVar[tuple[str, ...]] = ("zhang2025", "ge2025")
+
+    maps: tuple[np.ndarray, ...]
+    boxes: tuple[tuple[float, float, float, float], ...]
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    settings: ZoomSettings
+
+    def table(self) -> pd.DataFrame:
+        """Return box and both answers, one row per prompt."""
+        edges = pd.DataFrame(list(self.boxes), columns=["left", "top", "right", "bottom"])
+        return edges.assign(before=list(self.before), after=list(self.after))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the first prompt's contrast."""
+        from sinkscope.plot.theme import axes_for
+
+        axes = axes_for(xr.DataArray(self.maps[0], dims=("row", "column")), ax)
+        axes.imshow(self.maps[0], cmap="viridis")
+        axes.set(title="Attention over that under a neutral question", xlabel="column", ylabel="row")
+        return axes
+
+
+@method()
+def zoom(model: Model, items: Sequence[Mapping[str, Any]], settings: ZoomSettings | None = None) -> ZoomResult:
+    """Answer each question about a picture without and with a crop of where the model looks, the crop beside the whole.
+
+    ``items`` are those of ``Prompts.from_chat``, one picture each. A fair control shows the picture twice:
+    ``prompts.crop`` with the whole picture's box.
+
+    Raises:
+        PromptError: a prompt has no picture, or an unknown rule.
+    """
+    chosen = settings or ZoomSettings()
+    if chosen.rule not in ("window", "components", "funnel"):
+        raise PromptError(f"zoom(rule={chosen.rule!r}): use 'window', 'components' or 'funnel'.")
+    depth = model.backend.towers[model.backend.default_tower].depth
+    layers = list(chosen.layers) if chosen.layers is not None else list(range(depth // 3, max(2 * depth // 3, 1)))
+    prompts = Prompts.from_chat(items, model)
+    neutral = Prompts.from_chat([{**item, "text": GENERAL} for item in items], model)
+    pairs = zip(question_maps(model, prompts, layers), question_maps(model, neutral, layers), strict=True)
+    maps = [metrics.relative_attention(own, general, chosen.lam) for own, general in pairs]
+    boxes = [_box(found, grid.sizes[0], chosen) for found, grid in zip(maps, prompts.grids, strict=True) if grid]
+    cropped = prompts.crop(boxes, model)
+    before, after = (tuple(_answers(model, each, chosen.max_new_tokens)) for each in (prompts, cropped))
+    return ZoomResult(tuple(maps), tuple(boxes), before, after, chosen)
+
+
+def _box(found: np.ndarray, size: tuple[float, float], settings: ZoomSettings) -> tuple[float, float, float, float]:
+    height, width = size
+    base = settings.base or min(height, width) / 4
+    if settings.rule == "window":
+        return metrics.best_crop(found, (width, height), base)
+    if settings.rule == "funnel":
+        return metrics.funnel_crops(found, (width, height), base)[1]
+    pixels = upsampled(found, (int(width), int(height)))
+    left, top, right, bottom = box_of(metrics.kept_region(pixels))
+    return float(left), float(top), float(right), float(bottom)
+
+
+def _answers(model: Model, prompts: Prompts, count: int) -> list[str]:
+    written = generate(model, prompts, max_new_tokens=count)
+    assert model.tokenizer is not None
+    return [
+        str(model.tokenizer.decode(ids[roles == ROLE_INDEX["generated"]], skip_special_tokens=True)).strip()
+        for ids, roles in zip(written.ids, written.roles, strict=True)
+    ]

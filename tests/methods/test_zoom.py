@@ -1,0 +1,95 @@
+"""Zooming: a crop stands beside the whole picture, where the map says; heads for an aim are the planted ones."""
+
+import numpy as np
+import pytest
+
+import sinkscope as sk
+from sinkscope import testing
+from sinkscope.errors import EditError, PromptError
+from sinkscope.methods.head_hunter import head_hunter
+from sinkscope.methods.zoom import ZoomSettings, question_maps, zoom
+from sinkscope.prompts.labels import Image
+
+
+@pytest.fixture(scope="module")
+def model():
+    return sk.load_model("zoo:vlm-shapes")
+
+
+def picture(red=(10, 10, 30, 30)):
+    pixels = np.zeros((48, 48, 3), np.uint8)
+    pixels[red[1] : red[3], red[0] : red[2]] = [255, 0, 0]
+    return pixels
+
+
+def test_a_crop_is_a_second_picture_with_the_pixels_of_its_box(model):
+    items = [{"image": picture(), "text": "What colour is the square?"}]
+    prompts = sk.Prompts.from_chat(items, model)
+    both, alone = (prompts.crop([(10, 10, 30, 30)], model, beside=beside) for beside in (True, False))
+    counts = [int((sk.label_tokens(p, {"whole": Image(0)}) == "whole").sum()) for p in (prompts, both, alone)]
+    assert counts[0] == counts[1] == counts[2]
+    assert int((sk.label_tokens(both, {"part": Image(1)}) == "part").sum()) == counts[0]
+    red = sk.Prompts.from_chat(
+        [{"image": np.full((20, 20, 3), [255, 0, 0], np.uint8), "text": items[0]["text"]}], model
+    )
+    assert alone.digest == red.digest
+    assert prompts.crop([None], model).digest == prompts.digest
+    assert both.subset([0]).made_of[0]["text"] == items[0]["text"]
+
+
+def test_a_vision_encoder_sees_the_part():
+    encoder = sk.load_model("dinov2-small")
+    prompts = sk.Prompts.from_images([picture()], encoder)
+    part = prompts.crop([(10, 10, 30, 30)], encoder)
+    assert len(part) == 1
+    assert part.digest != prompts.digest
+
+
+def test_errors_of_crops(model):
+    prompts = sk.Prompts.from_chat([{"image": picture(), "text": "Where?"}], model)
+    with pytest.raises(PromptError, match=r"holds no pixel of its picture \(48 x 48\)"):
+        prompts.crop([(60, 0, 70, 5)], model)
+    with pytest.raises(PromptError, match=r"one box \(or None\) per prompt is needed: 1 prompts, 2 boxes"):
+        prompts.crop([None, None], model)
+    text = sk.Prompts.from_ids([[1, 5]], model)
+    with pytest.raises(PromptError, match="these prompts do not know their pictures"):
+        text.crop([None], model)
+    bare = sk.Prompts.from_chat([{"text": "Where?"}], model)
+    with pytest.raises(PromptError, match="prompt 0 has no picture of pixels to crop"):
+        bare.crop([(0, 0, 5, 5)], model)
+    with pytest.raises(PromptError, match="prompt 0 has no picture to look at"):
+        question_maps(model, bare, [0])
+
+
+@pytest.mark.parametrize("rule", ["window", "components", "funnel"])
+def test_a_question_is_asked_again_with_the_crop(model, rule):
+    items = [{"image": picture(), "text": "What colour is the square?"}]
+    found = zoom(model, items, ZoomSettings(rule=rule, max_new_tokens=2))
+    left, top, right, bottom = found.boxes[0]
+    assert 0 <= left < right <= 48
+    assert 0 <= top < bottom <= 48
+    assert found.maps[0].shape == question_maps(model, sk.Prompts.from_chat(items, model), [0])[0].shape
+    assert list(found.table().columns) == ["left", "top", "right", "bottom", "before", "after"]
+    assert found.plot().get_xlabel() == "column"
+    assert "zhang2025" in found.cite()
+
+
+def test_an_unknown_rule(model):
+    with pytest.raises(PromptError, match=r"zoom\(rule='guess'\): use 'window'"):
+        zoom(model, [{"image": picture(), "text": "Where?"}], ZoomSettings(rule="guess"))
+
+
+def test_the_heads_found_for_an_aim_are_the_planted_ones():
+    planted, truth = testing.planted_sink(0)
+    prompts = sk.Prompts.from_ids([[planted.config.bos_token_id, *range(5, 40)]], planted)
+
+    def less_sink(ds):
+        return -ds.key_mass.isel(key=0).sum(["layer", "head"]).mean("prompt")
+
+    found = head_hunter(
+        planted, prompts, lambda heads: sk.MaskKeys("first", heads=heads), less_sink, [sk.KeyMass()], count=2
+    )
+    assert set(zip(found.layer.values.tolist(), found["head"].values.tolist(), strict=True)) <= set(truth.heads)
+    assert np.all(np.diff(found.value) > 0)
+    with pytest.raises(EditError, match=r"head_hunter\(count=0\): at least one head"):
+        head_hunter(planted, prompts, lambda heads: sk.MaskKeys("first", heads=heads), less_sink, [], count=0)
