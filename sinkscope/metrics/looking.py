@@ -137,7 +137,8 @@ def best_crop(
 
 def _clamped(centre: tuple[float, float], side: float, size: tuple[float, float]) -> tuple[float, float, float, float]:
     """A square around a centre, moved into the image; cut where the image is smaller."""
-    lows, sides = [], [min(side, length) for length in size]
+    lows: list[float] = []
+    sides = [min(side, length) for length in size]
     for middle, length, own in zip(centre, size, sides, strict=True):
         lows.append(min(max(middle - own / 2, 0.0), length - own))
     return lows[0], lows[1], lows[0] + sides[0], lows[1] + sides[1]
@@ -191,7 +192,7 @@ def map_entropy(values: ArrayLike) -> float:
     """Return the entropy (nat) of a map over its sum: how scattered the look is; NaN for zeros (ge2025)."""
     flat = np.asarray(values, dtype=np.float64).ravel()
     total = flat.sum()
-    return float(entr(flat / total).sum()) if total > 0 else float("nan")
+    return float(np.sum(entr(flat / total))) if total > 0 else float("nan")
 
 
 @metric()
@@ -199,7 +200,7 @@ def colour_complexity(image: ArrayLike, bins: int = 180) -> float:
     """Return the entropy of the hues of an RGB image ``(row, column, 3)`` over ln of the bins, 0 to 1 (ge2025)."""
     hues = np.asarray(Image.fromarray(np.asarray(image, dtype=np.uint8)).convert("HSV"))[..., 0]
     counts = np.histogram(hues, bins, (0, 256))[0]
-    return float(entr(counts / counts.sum()).sum() / np.log(bins))
+    return float(np.sum(entr(counts / counts.sum())) / np.log(bins))
 
 
 @metric()
@@ -231,7 +232,7 @@ def token_saliency(weighted_gradient: ArrayLike, columns: ArrayLike) -> float:
     """Return how much the row that predicts a token owes to some keys, by LVLMs-Saliency (zhang2026).
 
     ``weighted_gradient`` is that row of ``AttentionGradient``, ``(..., key)``; its magnitude over its norm, averaged
-    over ``columns`` (positions) and whatever stands in front. The released code reads the row behind, which is always 0.
+    over ``columns`` (positions) and whatever stands in front. The released code reads the next row, always 0.
     """
     size = np.abs(np.asarray(weighted_gradient, dtype=np.float64))
     size = size / np.maximum(np.linalg.norm(size, axis=-1, keepdims=True), 1e-9)
@@ -248,4 +249,4 @@ def patch_entropy(image: ArrayLike, rows: int, columns: int, bins: int = 32) -> 
     parts = [np.array_split(band, columns, axis=1) for band in np.array_split(grey, rows, axis=0)]
     counts = [[np.histogram(part, bins, (0, 256))[0] for part in band] for band in parts]
     shares = np.asarray(counts, dtype=np.float64)
-    return entr(shares / shares.sum(-1, keepdims=True)).sum(-1)
+    return np.sum(entr(shares / shares.sum(-1, keepdims=True)), axis=-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 
@@ -35,16 +35,16 @@ def fields_of_crops(prompts: PromptFields, boxes: Sequence[Box], model: PromptMo
 def _cropped(item: Any, box: Box, which: int, beside: bool) -> Any:
     if box is None:
         return item
-    chat = isinstance(item, Mapping)
-    given = item.get("image") if chat else item
-    pictures = list(given) if isinstance(given, list | tuple) else [given]
+    turn = cast("Mapping[str, Any]", item) if isinstance(item, Mapping) else None
+    given: Any = item if turn is None else turn.get("image")
+    pictures = list(cast("Sequence[Any]", given)) if isinstance(given, list | tuple) else [given]
     if not pictures or pictures[0] is None or hasattr(pictures[0], "detach"):
         raise PromptError(f"crop: prompt {which} has no picture of pixels to crop. Give None for it.")
     whole = load_image(pictures[0], f"prompt {which}, image")
     part = whole.crop(_inside(box, whole, which))
-    if not chat:
+    if turn is None:
         return part
-    return {**item, "image": [pictures[0], part, *pictures[1:]] if beside else [part, *pictures[1:]]}
+    return {**turn, "image": [pictures[0], part, *pictures[1:]] if beside else [part, *pictures[1:]]}
 
 
 def _inside(box: Sequence[float], image: Image.Image, which: int) -> tuple[int, int, int, int]:
