@@ -187,12 +187,16 @@ def attention_ratio(values: ArrayLike, box: tuple[int, int, int, int]) -> float:
     return float(windows[top, left] / windows.mean())
 
 
+def _terms(shares: Array) -> Array:
+    return np.asarray(entr(shares), dtype=np.float64)
+
+
 @metric()
 def map_entropy(values: ArrayLike) -> float:
     """Return the entropy (nat) of a map over its sum: how scattered the look is; NaN for zeros (ge2025)."""
     flat = np.asarray(values, dtype=np.float64).ravel()
     total = flat.sum()
-    return float(np.sum(entr(flat / total))) if total > 0 else float("nan")
+    return float(_terms(flat / total).sum()) if total > 0 else float("nan")
 
 
 @metric()
@@ -200,7 +204,7 @@ def colour_complexity(image: ArrayLike, bins: int = 180) -> float:
     """Return the entropy of the hues of an RGB image ``(row, column, 3)`` over ln of the bins, 0 to 1 (ge2025)."""
     hues = np.asarray(Image.fromarray(np.asarray(image, dtype=np.uint8)).convert("HSV"))[..., 0]
     counts = np.histogram(hues, bins, (0, 256))[0]
-    return float(np.sum(entr(counts / counts.sum())) / np.log(bins))
+    return float(_terms(counts / counts.sum()).sum() / np.log(bins))
 
 
 @metric()
@@ -249,4 +253,4 @@ def patch_entropy(image: ArrayLike, rows: int, columns: int, bins: int = 32) -> 
     parts = [np.array_split(band, columns, axis=1) for band in np.array_split(grey, rows, axis=0)]
     counts = [[np.histogram(part, bins, (0, 256))[0] for part in band] for band in parts]
     shares = np.asarray(counts, dtype=np.float64)
-    return np.sum(entr(shares / shares.sum(-1, keepdims=True)), axis=-1)
+    return _terms(shares / shares.sum(-1, keepdims=True)).sum(-1)

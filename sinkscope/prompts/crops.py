@@ -36,7 +36,7 @@ def _cropped(item: Any, box: Box, which: int, beside: bool) -> Any:
     if box is None:
         return item
     turn = cast("Mapping[str, Any]", item) if isinstance(item, Mapping) else None
-    given: Any = item if turn is None else turn.get("image")
+    given = cast("Any", item) if turn is None else turn.get("image")
     pictures = list(cast("Sequence[Any]", given)) if isinstance(given, list | tuple) else [given]
     if not pictures or pictures[0] is None or hasattr(pictures[0], "detach"):
         raise PromptError(f"crop: prompt {which} has no picture of pixels to crop. Give None for it.")
