@@ -16,7 +16,7 @@ import xarray as xr
 import sinkscope as sk
 from sinkscope import metrics
 from sinkscope.analysis import Study, describe_difference, has_sign
-from sinkscope.methods.var import VarSettings, sink_dims_or_largest, var
+from sinkscope.methods.var import VarSettings, sink_dims_or_largest, tau_of, var
 from sinkscope.tasks.scene_questions import scene_questions
 
 RHOS = (0.3, 0.5, 0.8, 0.9)
@@ -28,7 +28,7 @@ def measure(model: sk.Model, n: int) -> xr.Dataset:
     shapes = scene_questions(model, n)
     calibration, test = shapes.examples.split(0.5, seed=0)
     dims, _ = sink_dims_or_largest(model, calibration.prompts)
-    found = var(model, calibration, test, VarSettings(RHOS, dims=dims))
+    found = var(model, calibration, test, VarSettings(RHOS, dims=dims, tau=tau_of(model, VarSettings())))
     names = {name: f"{name}_calibration" for name in NAMES}
     tried = found.calibration.drop_vars("prompt_hash", errors="ignore").rename(names)
     tried = tried.rename(setting="tried", prompt="calibrated")

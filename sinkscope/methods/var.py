@@ -10,7 +10,7 @@ says; the released code does not (``skip_last=False``).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -51,7 +51,9 @@ class VarSettings:
         rhos: values of ``rho`` to choose from.
         p: part of the sinks' weight that is moved (``"non_sink"``), or that a sink keeps (``"sink"``).
         rule: ``"non_sink"`` (the paper) or ``"sink"`` (the released code).
-        tau: phi of a sink; None takes 0.3125 sqrt(width), the paper's 20 at width 4096, in narrow models more.
+        tau: phi of a sink; None takes 0.3125 sqrt(width), the paper's 20 at width 4096, in narrow models more. Where
+            that lies among the ordinary text tokens of the calibration prompts, :func:`var` takes the middle of the gap
+            between these and first tokens instead (``metrics.phi_gap``), and refuses where there is none.
         dims: sink dimensions; None finds them on the calibration prompts.
         min_image_mass: least attention on the image of a row that is changed.
         start_layer: first layer that is changed (no sink has formed before).
@@ -80,7 +82,7 @@ class VarResult(MethodResult):
             ``metrics.compare``; one variable set for each score.
         scores: scores (setting, prompt) on the test prompts, settings ``none`` and ``var``.
         settings: what was fixed beforehand.
-        notes: in words, how often the edit acted.
+        notes: in words, where ``tau`` is from, and how often the edit acted.
     """
 
     reference: ClassVar[tuple[str, ...]] = ("kang2025",)
@@ -123,20 +125,24 @@ def var(
 
     Raises:
         EditError: no ``rhos``.
-        MetricError: no sink dimension is found.
+        MetricError: no sink dimension is found, or no threshold on phi tells sinks from ordinary tokens.
     """
     chosen = settings or VarSettings()
     if not chosen.rhos:
         raise EditError("VarSettings(rhos=[]): no value to choose from. Give at least one, such as [0.5].")
     dims = tuple(chosen.dims) if chosen.dims is not None else sink_dims(model, calibration.prompts)
-    edits = {f"rho={rho:g}": redistribution(model, rho, dims, chosen) for rho in chosen.rhos}
+    bound, source = tau_of(model, chosen), "as asked"
+    if chosen.tau is None:
+        bound, source = choose_tau(run(model, calibration.prompts, [SinkDims(dims)]), bound)
+    with_tau = replace(chosen, tau=bound)
+    edits = {f"rho={rho:g}": redistribution(model, rho, dims, with_tau) for rho in chosen.rhos}
     tried = {"none": answer_score(model, calibration)}
     tried |= {name: answer_score(model, calibration, [edit]) for name, edit in edits.items()}
     means = [float(tried[name]["log_probability"].mean()) for name in edits]
     best = edits[list(edits)[int(np.argmax(means))]]
     plain, edited = answer_score(model, test), answer_score(model, test, [best])
     compared = {name: metrics.compare(edited[name], to=plain[name]) for name in ("log_probability", "correct")}
-    notes = str(edited.attrs.get("edit_notes", ""))
+    notes = "; ".join(filter(None, [f"tau {bound:.3g}, {source}", str(edited.attrs.get("edit_notes", ""))]))
     return VarResult(best, dims, _stacked(tried), compared, _stacked({"none": plain, "var": edited}), chosen, notes)
 
 
@@ -184,6 +190,23 @@ def tau_of(model: Model, settings: VarSettings) -> float:
     if settings.tau is not None:
         return float(settings.tau)
     return phi_threshold(RELATIVE_TAU, find_tower(model, None).d_model)
+
+
+def choose_tau(reading: xr.Dataset, bound: float) -> tuple[float, str]:
+    """Return the threshold on phi to use, and where it is from: ``bound`` if it is above the ordinary text tokens.
+
+    Args:
+        reading: ``phi`` of the calibration prompts.
+        bound: the threshold relative to the width.
+
+    Raises:
+        MetricError: as ``metrics.phi_gap``.
+    """
+    gap = metrics.phi_gap(reading)
+    if float(gap.attrs["ordinary"]) < bound:
+        return bound, "relative to the width"
+    edges = f"{gap.attrs['ordinary']:.3g} of other and {gap.attrs['first']:.3g} of first tokens"
+    return float(gap), f"half way between {edges}, as {bound:.3g} relative to the width is among the former"
 
 
 def image_heads(

@@ -7,7 +7,7 @@ import sinkscope as sk
 from methods.results import check_result
 from sinkscope import metrics, testing
 from sinkscope.errors import EditError, MetricError, PromptError
-from sinkscope.methods.var import VarSettings, image_heads, redistribution, sink_dims, tau_of, var
+from sinkscope.methods.var import VarSettings, choose_tau, image_heads, redistribution, sink_dims, tau_of, var
 from sinkscope.tasks.examples import Examples, answer_score
 
 
@@ -85,6 +85,19 @@ def test_both_rules_by_name_agree_at_one_half():
         for rule, p in (("non_sink", 0.6), ("sink", 0.4))
     ]  # fmt: skip
     np.testing.assert_allclose(*moved, atol=1e-5)
+
+
+def test_a_tau_among_ordinary_tokens_is_moved_into_the_gap_or_refused():
+    model, prompts, truth = testing.planted_visual_sink(0)
+    reading = sk.run(model, prompts.subset([0]), [sk.SinkDims(tuple(truth.dims))])
+    assert choose_tau(reading, 5.3) == (5.3, "relative to the width")
+    text = (reading["token_role"] == "text").values[:, None]
+    reading["phi"] = reading["phi"].where(~text, 6.0)
+    tau, source = choose_tau(reading, 5.3)
+    assert tau == pytest.approx(7.0, abs=1e-3)
+    assert source.startswith("half way between 6 of other and 8 of first tokens, as 5.3 relative to the width")
+    with pytest.raises(MetricError, match="phi_gap: no gap"):
+        choose_tau(reading.assign(phi=reading["phi"].where(~text, 7.0)), 5.3)
 
 
 def test_the_threshold_scales_with_the_width():

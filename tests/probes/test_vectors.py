@@ -58,6 +58,22 @@ def test_contribution_is_what_each_role_writes(model):
     assert ROLE_INDEX["bos"] == MEASURED_ROLES.index("bos")
 
 
+def test_contribution_per_token_of_named_queries(model):
+    prompts = sk.Prompts.from_ids(IDS, model)
+    probes = [sk.Contribution(per="token", queries="last"), sk.Contribution()]
+    found = sk.run(model, prompts, probes, batch_size=2)
+    call = oracle.capture(model.model, input_ids=torch.tensor([IDS[0]])).calls[2]
+    write = oracle.write_matrix(model.model, call.path, 4)
+    each = torch.einsum("hk,hkd,hde->hke", call.weights[0][:, -1], call.value[0].repeat_interleave(2, 0), write)
+    length = len(IDS[0])
+    np.testing.assert_allclose(found.token_contribution[0, 2, :, :length], each.norm(dim=-1), rtol=1e-5)
+    per_token = sk.run(model, prompts, [sk.Contribution(per="token")], batch_size=2).token_contribution
+    np.testing.assert_allclose(per_token.sum("key"), found.contribution.sum("role"), rtol=1e-5)
+    assert per_token.isel(prompt=0, key=slice(length, None)).isnull().all()
+    with pytest.raises(ProbeError, match=r"Contribution\(per='head'\): choose 'role' or 'token'"):
+        sk.Contribution(per="head")
+
+
 def test_contribution_follows_a_changed_output_projection(model):
     prompts = sk.Prompts.from_ids(IDS[:1], model)
     before = sk.run(model, prompts, [sk.Contribution()]).contribution
