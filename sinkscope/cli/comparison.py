@@ -20,7 +20,7 @@ Several = Annotated[list[str] | None, Parameter(negative=())]
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Table:
+class TableOptions:
     """How a table is printed and saved.
 
     Attributes:
@@ -41,7 +41,7 @@ def compare(
     variable: str,
     select: Several = None,
     mean: Several = None,
-    table: Table | None = None,
+    table: TableOptions | None = None,
 ) -> None:
     """Compare two readings of the same prompts, or the variants of a sweep: paired differences with intervals.
 
@@ -57,7 +57,7 @@ def compare(
 
     from sinkscope.metrics import compare as paired
 
-    table = table or Table()
+    table = table or TableOptions()
     target = None if table.output is None else schema.check_output(table.output, overwrite=table.overwrite)
     ds = schema.open(readings)
     array = _averaged(ds, variable, mean or [], readings)

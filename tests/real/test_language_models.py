@@ -7,6 +7,7 @@ import pytest
 
 import sinkscope as sk
 from real import reference
+from sinkscope.methods.residual import residual_stream
 
 TEXTS = [
     "The committee had promised to publish its findings before the summer, but by the end of August nothing had been "
@@ -129,3 +130,11 @@ def test_the_first_token_is_the_sink(both, prompts):
     model, _ = both
     ds = sk.run(model, prompts, [sk.KeyMass()], batch_size=3)
     assert float(sk.metrics.sink_rate(ds).mean()) > 0.5
+
+
+def test_the_mlp_of_block_11_writes_the_peak_of_smollm2(need):
+    model = sk.load_model(need("smollm2-135m"))
+    prompts = sk.Prompts.from_texts([sk.tasks.corpora.texts()[0]], model)
+    peak = sk.metrics.sublayer_peak(residual_stream(model, prompts, 0))
+    assert int(peak["mlp"].argmax()) == 11
+    assert peak["mlp"][11] > 50 * peak["attention"].max()
