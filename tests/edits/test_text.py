@@ -61,8 +61,8 @@ def test_text_form():
     assert parse("scale-keys keys=first gamma=0.2 layers=2:10 heads=0,3") == [
         sk.ScaleKeys(0.2, keys="first", layers=range(2, 10), heads=[0, 3])
     ]
-    assert parse("swap-normaliser kind=clipped parameters=1.03,-0.03; replace-values keys=first how=donor donor=-1") == [
-        sk.SwapNormaliser("clipped", parameters=[1.03, -0.03]), sk.ReplaceValues("first", how="donor", donor=-1),
+    assert parse("swap-normaliser kind=clipped parameters=1.03,-0.03 + replace-values keys=0 how=donor donor=-1") == [
+        sk.SwapNormaliser("clipped", parameters=[1.03, -0.03]), sk.ReplaceValues([0], how="donor", donor=-1),
     ]  # fmt: skip
     assert parse("route-heads top=2 shared=0; mix-identity s=0.5 heads=1; amplify-logits alpha=0.7 queries=last") == [
         sk.RouteHeads(2, shared=[0]), sk.MixIdentity(0.5, heads=[1]), sk.AmplifyLogits(0.7, queries="last"),
