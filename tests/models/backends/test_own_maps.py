@@ -85,3 +85,43 @@ def test_maps_of_other_tokens_and_scores_are_refused():
         transformers.SqueezeBertConfig(**SIZES, embedding_size=32, q_groups=1, k_groups=1, v_groups=1)
     )
     assert "rows do not sum to 1" in sk.load_model(scores.eval()).capabilities().why_not
+
+
+# ---------------------------------------------------------------- models that compute with their mask
+
+
+@cache
+def paligemma():
+    text = {
+        "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48, "model_type": "gemma",
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+        "image_size": 16, "patch_size": 4, "model_type": "siglip_vision_model",
+    }  # fmt: skip
+    config = transformers.PaliGemmaConfig(
+        text_config=text, vision_config=vision, image_token_index=60, projection_dim=32, hidden_size=32
+    )
+    network = transformers.PaliGemmaForConditionalGeneration(config)
+    randomise(network, 0)
+    return sk.load_model(network.eval())
+
+
+def test_a_model_that_computes_with_its_mask_gets_tensors():
+    model = paligemma()
+    found = model.capabilities(verify=True)
+    assert (found.kind, found.reading, found.edits) == ("vlm", "streaming", True)
+    assert "memory grows with the square of the length" in found.note
+    assert "maps" in found.verified
+    prompts = sk.Prompts.from_ids(ROWS, model)
+    ds = sk.run(model, prompts, [sk.AttentionMap(layers=[0, 1], heads=range(4))], batch_size=2)
+    model.model.set_attn_implementation("eager")
+    for i, row in enumerate(ROWS):
+        with torch.no_grad():
+            out = model.model(torch.tensor([row]), output_attentions=True)
+        for layer in range(2):
+            wanted = out.attentions[layer][0].numpy()
+            np.testing.assert_allclose(ds.attention.values[i, layer, :, : len(row), : len(row)], wanted, atol=1e-5)
+    edited = sk.run(model, prompts, [sk.KeyMass()], [sk.MaskKeys([1])], batch_size=2)
+    assert float(edited.key_mass.sel(key=1).max()) < 1e-6
