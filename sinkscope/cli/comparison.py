@@ -72,7 +72,8 @@ def compare(
     result = paired(array, to=other, sel=dict(_selection(text, array) for text in select or []))
     frame = result.to_dataframe().reset_index()
     frame = frame[[name for name in frame.columns if name in result.dims or name in result.data_vars]]
-    ordered = frame.iloc[np.argsort(-np.abs(result["difference"].values.ravel()), kind="stable")]
+    size = np.abs(np.asarray(frame["difference"], dtype=float))
+    ordered = frame.iloc[np.argsort(-size, kind="stable")]
     print(f"{variable}: {readings} less {to}\n")
     print(ordered.head(table.rows).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
     if len(frame) > table.rows:
