@@ -128,7 +128,7 @@ def take_in(output: Path, place: Place) -> list[str]:
             target = made / Path(data["script"]).with_suffix("")
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir(parents=True)
-            kept = {key: value for key, value in data.items() if key != "seconds"}
+            kept = {key: value for key, value in data.items() if key not in ("seconds", "processor_seconds")}
             (target / "claims.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             for figure in data["figures"]:
                 shrink(folder / figure["file"], target / figure["file"])

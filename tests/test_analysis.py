@@ -114,7 +114,9 @@ def test_models_one_after_the_other_keep_their_files_apart(argv):
             assert ds.attrs["model_id"] == model.id
             drawn = sk.plot.sink_map(sk.metrics.sink_rate(ds, over="prompt"))
             names.append(study.figure(drawn, "map", source=ds).name)
-    assert names == ["map--planted.png", "map--zoo-bb-1l.png"]
+        drawn = sk.plot.sink_map(sk.metrics.sink_rate(ds, over="prompt"))
+        names.append(study.figure(drawn, "of-none-of-them", source=ds).name)
+    assert names == ["map--planted.png", "map--zoo-bb-1l.png", "of-none-of-them.png"]
     assert json.loads((study.folder / "claims.json").read_text())["models"] == sorted(m.id for m in study.each())
 
 

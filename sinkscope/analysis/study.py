@@ -72,6 +72,7 @@ class Study:
         self.subject = ""
         self._source: str = self.given.model[0] if self.given.model else ""
         self._asked = self.given.model != defaults
+        self._one_of_several = False
         self._models: dict[str, Model] = {}
         self._ids: list[str] = []
         self._left_out: dict[str, str] = {}
@@ -107,9 +108,10 @@ class Study:
     def each(self) -> Iterator[Model]:
         """Go through the models of ``--model``; figures and claims made meanwhile are kept apart by model."""
         for source in self.given.model:
-            self._source = source
+            self._source, self._one_of_several = source, len(self.given.model) > 1
             yield self.model
             self._models.pop(source, None)  # two language models at once are a gigabyte
+        self._one_of_several = False
 
     def for_each(self, judge: Callable[[Study, Model], None]) -> None:
         """Call ``judge`` with each model of ``--model``; one that cannot be had or judged is left out, and why is told.
@@ -118,13 +120,14 @@ class Study:
             UnsupportedModelError: no model is left, or one that was asked for by ``--model`` could not be judged.
         """
         for source in self.given.model:
-            self._source, self.subject = source, ""
+            self._source, self.subject, self._one_of_several = source, "", len(self.given.model) > 1
             try:
                 judge(self, self.model)
             except SinkscopeError as error:
                 self._left_out[source] = str(error)
                 print(f"{self.script}: {source} is left out: {error}", file=sys.stderr)
             self._models.pop(source, None)
+        self._one_of_several = False
         if self._left_out and (self._asked or len(self._left_out) == len(self.given.model)):
             raise UnsupportedModelError("; ".join(f"{name}: {why}" for name, why in self._left_out.items()))
 
@@ -214,7 +217,7 @@ class Study:
 
         figure = drawn.get_figure(root=True) if hasattr(drawn, "get_figure") else drawn
         text = caption(figure, source, definition=says or None)  # type: ignore[arg-type]
-        path = self.folder / (f"{name}--{self._slug}.png" if len(self.given.model) > 1 else f"{name}.png")
+        path = self.folder / (f"{name}--{self._slug}.png" if self._one_of_several else f"{name}.png")
         with replacing(path) as temporary:
             figure.savefig(temporary, format="png", dpi=150)  # type: ignore[union-attr]
         plt.close(figure)  # type: ignore[arg-type]
@@ -259,6 +262,7 @@ class Study:
             "asked": self._asked,
             "code": self._code,
             "seconds": round(wall, 1),
+            "processor_seconds": round(cpu, 1),
             "figures": self._figures,
             "claims": [dataclasses.asdict(claim) | {"verdict": claim.verdict} for claim in self._claims],
         }
