@@ -25,6 +25,9 @@ PLACES = (
 )  # fmt: skip
 """Ninths of a picture in reading order."""
 
+LABELS = {"top": "top patches", "sinks": "visual sinks", "steady": "attended anyway"}
+"""What figures call the sets of patches."""
+
 
 @dataclass(frozen=True)
 class ExplainSettings:
@@ -125,8 +128,8 @@ class ImageExplanation(MethodResult):
         axes = plot.patch_overlay(
             np.asarray(self.picture), self._shown(self.looked), boxes=self.boxes, title="Looked at", ax=ax
         )
-        sets = {"top patches": self.top, "visual sinks": self.sinks.patches, "attended anyway": self.sinks.steady}
-        return plot.mark_patches({name: self.boxes[one] for name, one in sets.items()}, ax=axes)
+        sets = {"top": self.top, "sinks": self.sinks.patches, "steady": self.sinks.steady}
+        return plot.mark_patches({LABELS[name]: self.boxes[one] for name, one in sets.items()}, ax=axes)
 
     def figure(self) -> Figure:
         """Draw the whole explanation: where it looked, relative attention, and the masking test."""
@@ -143,13 +146,13 @@ class ImageExplanation(MethodResult):
             )  # fmt: skip
             change = {name: one.masked - one.plain for name, one in self.masking.items()}
             effect = xr.DataArray(
-                list(change.values()), dims="edit", coords={"edit": [f"{name} masked" for name in change]},
+                list(change.values()), dims="edit", coords={"edit": [LABELS[name] for name in change]},
                 attrs={"long_name": "change of the answer's probability"},
             )  # fmt: skip
             random = effect.copy(data=np.zeros(len(effect))).expand_dims(draw=self.settings.draws).copy()
             for index, one in enumerate(self.masking.values()):
                 random[:, index] = one.random - one.plain if len(one.random) else np.nan
-            plot.effect_bars(effect, controls=random, title="Masking, and random patches", ax=right)
+            plot.effect_bars(effect, controls=random, title="Masked, and random patches", ax=right)
             figure.suptitle(f"{self.question} {self.answer.strip()} ({self.probability:.2f})")
         return figure
 
