@@ -24,7 +24,7 @@ def test_every_public_name_is_there_and_documented():
 
 def test_every_variable_has_a_probe_to_name():
     made = {name: cls for cls in map(probes.__dict__.get, probes.__all__) for name in cls.variables}
-    assert len(made) == 26
+    assert len(made) == 27
     for name, cls in made.items():
         assert probe_for(name).startswith(f"{cls.__name__}(")
     assert probe_for("max_attention") == "MaxAttention()"

@@ -46,7 +46,7 @@ def test_descriptions_are_plain_json():
     chosen = xr.DataArray(np.eye(2, dtype=bool), dims=("prompt", "key"))
     probes = (sk.RoleShare(queries=["text", "user"]), sk.AttentionMap(layers=range(2), heads=[1]), sk.KeyMass(chosen))
     assert json.loads(dumps(probes)) == [
-        {"probe": "RoleShare", "queries": ["text", "user"]},
+        {"probe": "RoleShare", "queries": ["text", "user"], "groups": None},
         {"probe": "AttentionMap", "layers": [0, 1], "heads": [1]},
         {"probe": "KeyMass", "keys": "DataArray('prompt', 'key') with 2 selected", "queries": None},
     ]
