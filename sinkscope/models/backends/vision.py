@@ -20,6 +20,7 @@ from sinkscope.attention.view import Context, Wants
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends.base import AttentionSite, Tower
 from sinkscope.models.backends.discovery import explore, find_vision_root
+from sinkscope.models.facts import device_of
 
 NAME = "vision"
 
@@ -80,14 +81,14 @@ def trial_picture(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Smallest inputs of a vision tower; noise, since a blank image can make every state zero."""
     config: Any = module.config
     parameter = next(p for p in module.parameters() if p.is_floating_point())
-    like = {"device": parameter.device, "dtype": parameter.dtype}
+    like = {"device": device_of(module), "dtype": parameter.dtype}
     generator = torch.Generator().manual_seed(0)
     if "grid_thw" in inspect.signature(module.forward).parameters:
         side = 2 * int(config.spatial_merge_size)
         channels = getattr(config, "in_channels", None) or getattr(config, "in_chans", 3)
         row = channels * int(config.temporal_patch_size) * int(config.patch_size) ** 2
         patches = torch.randn(side * side, row, generator=generator).to(**like)
-        return {"hidden_states": patches, "grid_thw": torch.tensor([[1, side, side]], device=parameter.device)}
+        return {"hidden_states": patches, "grid_thw": torch.tensor([[1, side, side]], device=like["device"])}
     size = getattr(config, "image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
     pixels = torch.randn(1, getattr(config, "num_channels", 3), height, width, generator=generator)
