@@ -260,8 +260,8 @@ def load_model(  # noqa: PLR0913 (the public contract names them)
         backend: ``"transformers"``, ``"lens"`` (TransformerLens, on a copy), or ``"auto"``: transformers, and
             TransformerLens for architectures that bypass the attention interface.
         gguf_file: name of a GGUF file in the folder or hub repository ``source``.
-        device_map: spread the model over devices, as transformers does by accelerate: ``"auto"`` or a mapping of
-            modules to devices, ``"cpu"`` and ``"disk"`` among them.
+        device_map: spread the model over devices, ``"cpu"`` and ``"disk"`` among them, as accelerate does: ``"auto"``,
+            or a mapping of modules.
         quantization_config: of transformers, to quantise the weights as they are loaded.
 
     Raises:
@@ -273,9 +273,7 @@ def load_model(  # noqa: PLR0913 (the public contract names them)
     wanted, place = _dtype(dtype), _device(device)
     settings = _settings(device, device_map=device_map, quantization_config=quantization_config)
     if isinstance(source, torch.nn.Module):
-        if gguf_file is not None or settings:
-            given = next(iter(settings), "gguf_file")
-            raise ModelError(f"load_model({given}=...): it is for models that are loaded, not for yours.")
+        _refuse_settings(settings if gguf_file is None else {"gguf_file": gguf_file})
         return _take(source, tokenizer, processor, wanted, place, backend)
     if not isinstance(source, str | os.PathLike):
         raise ModelError(
@@ -291,8 +289,8 @@ def load_model(  # noqa: PLR0913 (the public contract names them)
         processor = processors.load_processor(name, config, tokenizer, local)
     if place is not None:
         network.to(place)  # type: ignore[arg-type]
-    label = checkpoint.label or folder_name(name)
-    model = Model(network, tokenizer=tokenizer, processor=processor, name=label, backend=backend)
+    name = checkpoint.label or folder_name(name)
+    model = Model(network, tokenizer=tokenizer, processor=processor, name=name, backend=backend)
     model.origin = checkpoint.origin
     return model
 
@@ -316,6 +314,11 @@ def _settings(device: Any, **settings: Any) -> dict[str, Any]:
     if settings.get("device_map") is not None and device is not None:
         raise ModelError("load_model: device and device_map exclude each other. Give one of them.")
     return {name: value for name, value in settings.items() if value is not None}
+
+
+def _refuse_settings(settings: dict[str, Any]) -> None:
+    if settings:
+        raise ModelError(f"load_model({next(iter(settings))}=...): it is for models that are loaded, not for yours.")
 
 
 def _load(checkpoint: sources.Checkpoint, dtype: torch.dtype | None, settings: dict[str, Any]) -> PreTrainedModel:
