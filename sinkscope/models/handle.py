@@ -222,7 +222,7 @@ class Model:
             from sinkscope.models.backends.lens import LensBackend
 
             return LensBackend(self.to_bridge())
-        except (ImportError, UnsupportedModelError) as error:
+        except Exception as error:  # whatever a bridge raises while it is built for an architecture it does not know
             why = f"{backend.why_not} TransformerLens cannot serve it either: {error}"
             if self.kind not in ("decoder", "encoder"):
                 backend.why_not = why

@@ -87,6 +87,15 @@ def test_maps_of_other_tokens_and_scores_are_refused():
     assert "rows do not sum to 1" in sk.load_model(scores.eval()).capabilities().why_not
 
 
+def test_a_bridge_that_fails_to_build_is_no_error_of_capabilities(monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("the size of tensor a must match")
+
+    monkeypatch.setattr("sinkscope.models.backends.lens.to_bridge", broken)
+    said = sk.load_model(MADE["mpnet"]().eval()).capabilities()
+    assert said.reading == "dense"
+
+
 # ---------------------------------------------------------------- models that compute with their mask
 
 
