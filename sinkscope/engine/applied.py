@@ -22,6 +22,7 @@ from sinkscope.engine.plan import Plan
 from sinkscope.errors import EditError, UnsupportedModelError
 from sinkscope.models.backends.base import Instruments, Tower
 from sinkscope.models.backends.collector import Collector
+from sinkscope.models.backends.residual_hooks import residual_hooks
 from sinkscope.prompts import PAD, Batch, Prompts
 from sinkscope.prompts.identity import check_prompts
 from sinkscope.roles import ROLE_INDEX
@@ -112,7 +113,7 @@ class _Live:
         self.collector = Collector(self.model.model, self.tower, instruments, self.model.backend.write_factor)
         self.pass_hooks = ExitStack()
         rows = len(_main_input(args, kwargs)[1])
-        self.pass_hooks.enter_context(self.model.backend._hooked(self.tower, instruments, rows))
+        self.pass_hooks.enter_context(residual_hooks(self.model.model, self.tower, instruments.residual, rows))
 
     def _after(self, *_: Any) -> None:
         self.depth -= 1

@@ -22,6 +22,7 @@ from sinkscope.engine.run import find_tower
 from sinkscope.errors import OutputError, ProbeError, SinkscopeWarning, UnsupportedModelError
 from sinkscope.models.backends.base import Instruments, Tower
 from sinkscope.models.backends.collector import Collector
+from sinkscope.models.backends.residual_hooks import residual_hooks
 
 if TYPE_CHECKING:
     from sinkscope.models.handle import Model
@@ -128,7 +129,8 @@ class Monitor:
         self._under_way = contextlib.ExitStack()
         self._under_way.enter_context(seam.entered(self.model.model, self._pass.session))
         rows = _rows(args, kwargs)
-        self._under_way.enter_context(self.model.backend._hooked(self.tower, self._pass.instruments, rows))
+        residual = self._pass.instruments.residual
+        self._under_way.enter_context(residual_hooks(self.model.model, self.tower, residual, rows))
 
     def _after(self, _: torch.nn.Module, __: Any, output: Any) -> None:
         self._depth -= 1

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from sinkscope.errors import ModelError, UnsupportedModelError
 from sinkscope.models import processors, sources, weights, wrappers
+from sinkscope.models.backends.choice import choose
 from sinkscope.models.facts import (
     Capabilities,
     Kind,
@@ -94,7 +95,9 @@ class Model:
         """The backend that drives this model; made on first use, which runs one token through the model."""
         if self._backend is None:
             with self.exclusive():
-                self._backend = self._backend or self._make_backend()
+                self._backend = self._backend or choose(
+                    self.model, self._asked, self.kind, self._bridge, self.to_bridge
+                )
         return self._backend
 
     @property
@@ -198,36 +201,6 @@ class Model:
         except Exception as error:  # whatever a model's own eager path raises
             told = f"{type(error).__name__}: {weights.first_line(error)}"
             self._verified = f"not possible: its own eager attention raised {told}"
-
-    def _make_backend(self) -> Any:
-        from sinkscope.models.backends.transformers import TransformersBackend
-
-        if self._bridge is not None:
-            from sinkscope.models.backends.lens import LensBackend
-
-            return LensBackend(self._bridge)
-        if self._asked == "lens":
-            from sinkscope.models.backends.lens import LensBackend
-
-            return LensBackend(self.to_bridge())
-        backend = TransformersBackend(self.model)
-        if backend.reading == "none" and self._asked == "auto":
-            return self._fall_back(backend)
-        return backend
-
-    def _fall_back(self, backend: Any) -> Any:
-        from sinkscope.models.backends.own_maps import OwnMapsBackend
-
-        try:
-            from sinkscope.models.backends.lens import LensBackend
-
-            return LensBackend(self.to_bridge())
-        except Exception as error:  # whatever a bridge raises while it is built for an architecture it does not know
-            why = f"{backend.why_not} TransformerLens cannot serve it either: {error}"
-            if self.kind not in ("decoder", "encoder"):
-                backend.why_not = why
-                return backend
-            return OwnMapsBackend(self.model, why)
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")

@@ -19,7 +19,8 @@ from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends import vision
 from sinkscope.models.backends.base import Instruments, Output, Tower
 from sinkscope.models.backends.discovery import no_cache, tower, trial_inputs
-from sinkscope.models.backends.transformers import TransformersBackend, hidden_state
+from sinkscope.models.backends.residual_hooks import residual_hooks
+from sinkscope.models.backends.transformers import hidden_state
 from sinkscope.models.backends.trial import ModuleCall, Record, Seen, watched
 from sinkscope.models.backends.verify import eager_attention
 
@@ -29,11 +30,14 @@ TOKENS = 6
 NOTE = "read off the maps that the model returns: all layers are held at once, layers x heads x tokens squared"
 
 
-class OwnMapsBackend(TransformersBackend):
+class OwnMapsBackend:
     """Reads the maps that a model returns; edits are refused, and so is what needs keys, values or logits."""
 
+    name = "transformers"
+
     def __init__(self, model: torch.nn.Module, why: str) -> None:
-        super().__init__(model)
+        self.model, self.why_not = model, why
+        self.towers: Mapping[str, Tower] = {}
         try:
             with torch.no_grad(), eager_attention(model):
                 self.towers = {"text": _discover(model)}
@@ -63,7 +67,10 @@ class OwnMapsBackend(TransformersBackend):
         for wants in instruments.wants.values():
             _check(wants, self.why_not)
         maps = {"output_attentions": True} if instruments.wants else {}
-        with eager_attention(self.model), self._hooked(tower, instruments, vision.rows_of(inputs)):
+        with (
+            eager_attention(self.model),
+            residual_hooks(self.model, tower, instruments.residual, vision.rows_of(inputs)),
+        ):
             out = self.model(**inputs, **no_cache(self.model), **maps)
         real = torch.ones(next(iter(inputs.values())).shape[:2], dtype=torch.bool, device=hidden_state(out).device)
         context = instruments.context or Context(real, torch.zeros_like(real, dtype=torch.long), (0,))

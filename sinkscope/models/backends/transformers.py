@@ -7,9 +7,8 @@ in order, the block each sits in, the projection that reads its output, and wher
 from __future__ import annotations
 
 import inspect
-import itertools
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -17,18 +16,11 @@ import torch
 from sinkscope.attention import seam
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends import vision
-from sinkscope.models.backends.base import (
-    AttentionSite,
-    Instruments,
-    Output,
-    ResidualHook,
-    ResidualSite,
-    Tower,
-    carried,
-)
+from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower
 from sinkscope.models.backends.collector import Collector
 from sinkscope.models.backends.discovery import discover, no_cache
 from sinkscope.models.backends.projections import Factor, OutputProjections
+from sinkscope.models.backends.residual_hooks import residual_hooks
 from sinkscope.models.facts import is_encoder_decoder
 
 DENSE_MASKS = (
@@ -75,7 +67,7 @@ class TransformersBackend:
         if alone is not None:
             vision.Portions(collector.session, collector.site_of)
         with ExitStack() as stack:
-            stack.enter_context(self._hooked(tower, instruments, vision.rows_of(inputs)))
+            stack.enter_context(residual_hooks(self.model, tower, instruments.residual, vision.rows_of(inputs)))
             session = None
             if instruments.wants or instruments.edits:
                 session = stack.enter_context(seam.entered(self.model, collector.session))
@@ -128,20 +120,6 @@ class TransformersBackend:
         root = vision.vision_root(self.model) if tower.name == vision.NAME and "input_ids" not in inputs else None
         return None if root is None else self.model.get_submodule(root)
 
-    @contextmanager
-    def _hooked(self, tower: Tower, instruments: Instruments, batch: int) -> Iterator[None]:
-        handles = []
-        try:
-            residual = carried(instruments.residual, tower)
-            for site in tower.residual:
-                hooks = residual.get(site.name, ())
-                if hooks:
-                    handles.append(_hook(self.model.get_submodule(site.path), site, hooks, batch))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
     def write_factor(self, site: AttentionSite) -> Factor | None:
         """Triangular factor of each head's slice of W_O: |R v| = |W_O v| at head width instead of model width."""
         return self._projections.factor(site)
@@ -149,39 +127,6 @@ class TransformersBackend:
     def vision_root(self) -> str | None:
         """Return the path of the vision part inside a larger model, or None."""
         return vision.vision_root(self.model)
-
-
-def _hook(module: torch.nn.Module, site: ResidualSite, hooks: Any, batch: int) -> Any:
-    turns = itertools.count()
-
-    def changed(hidden: torch.Tensor) -> torch.Tensor:
-        return hidden if site.turn is not None and next(turns) != site.turn else read(hidden)
-
-    def read(hidden: torch.Tensor) -> torch.Tensor:
-        if hidden.ndim == 2:  # OPT flattens batch and tokens before its MLP
-            return read(hidden.view(batch, -1, hidden.shape[-1])).flatten(0, 1)
-        if hidden.ndim == 4 and site.streams is not None:
-            mean = hidden.mean(site.streams)
-            new = read(mean)
-            return hidden if new is mean else hidden + (new - mean).unsqueeze(site.streams)
-        for hook in hooks:
-            new = hook(hidden)
-            hidden = hidden if new is None else new
-        return hidden
-
-    def before(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if site.argument is None or site.argument not in kwargs:
-            return (changed(args[0]), *args[1:]), kwargs
-        return args, kwargs | {site.argument: changed(kwargs[site.argument])}
-
-    def after(_: torch.nn.Module, __: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (changed(output[0]), *output[1:])
-        return changed(output)
-
-    if site.before:
-        return module.register_forward_pre_hook(before, with_kwargs=True)
-    return module.register_forward_hook(after)
 
 
 def hidden_state(output: Any) -> torch.Tensor:
@@ -206,6 +151,3 @@ def _headless(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> tor
     if hasattr(base, "get_text_features") and hasattr(base, "text_model") and "pixel_values" not in inputs:
         return base.text_model
     return base if set(inputs) <= set(inspect.signature(base.forward).parameters) else model
-
-
-__all__ = ["ResidualHook", "TransformersBackend"]

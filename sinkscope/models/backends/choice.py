@@ -1,0 +1,49 @@
+"""Which way of driving a model reads it: transformers, TransformerLens, or the maps that the model returns itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def choose(
+    network: torch.nn.Module, asked: str, kind: str, bridge: Any, to_bridge: Callable[[], Any]
+) -> Any:  # a Backend; which class it is, nobody needs to know
+    """Return the backend that was asked for, or with ``"auto"`` the first that can read the model.
+
+    Args:
+        network: the model.
+        asked: ``"transformers"``, ``"lens"`` or ``"auto"``.
+        kind: of the model, such as ``"decoder"``; maps are taken from decoders and encoders alone.
+        bridge: what the model came as, if that was a ``TransformerBridge``.
+        to_bridge: makes a bridge of a copy of the model.
+
+    Raises:
+        UnsupportedModelError: ``"lens"`` was asked for and the model cannot be read through it.
+    """
+    from sinkscope.models.backends.transformers import TransformersBackend
+
+    if bridge is not None or asked == "lens":
+        return _through_lens(bridge if bridge is not None else to_bridge())
+    backend = TransformersBackend(network)
+    if backend.reading != "none" or asked != "auto":
+        return backend
+    try:
+        return _through_lens(to_bridge())
+    except Exception as error:  # whatever a bridge raises while it is built for an architecture it does not know
+        backend.why_not = f"{backend.why_not} TransformerLens cannot serve it either: {error}"
+    return _returned_maps(network, backend.why_not) if kind in ("decoder", "encoder") else backend
+
+
+def _through_lens(bridge: Any) -> Any:
+    from sinkscope.models.backends import lens
+
+    return lens.LensBackend(bridge)
+
+
+def _returned_maps(network: torch.nn.Module, why: str) -> Any:
+    from sinkscope.models.backends import own_maps
+
+    return own_maps.OwnMapsBackend(network, why)
