@@ -69,18 +69,34 @@ def test_a_flag_that_the_models_own_eager_function_reads_is_refused(monkeypatch)
     check_keywords(home.Attention(), {"use_cache": True})
 
 
-@pytest.mark.parametrize(
-    ("model_type", "keyword"), [("inkling2_text", "sinks"), ("minimax_m3_vl_text", "block_indices")]
-)
-def test_an_architecture_with_a_keyword_of_its_own_is_refused_by_name(model_type, keyword):
+def with_a_keyword_of_its_own(model_type):
     torch.manual_seed(0)
     net = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SIZES, **MORE[model_type])).eval()
-    model = sk.load_model(net)
+    return sk.load_model(net)
+
+
+def test_an_architecture_with_a_keyword_of_its_own_is_refused_by_name():
+    model = with_a_keyword_of_its_own("inkling2_text")
     found = model.capabilities()
     assert found.reading == "none"
-    assert f"({model_type}) hands its attention function {keyword}= (Tensor)" in found.why_not
-    with pytest.raises(UnsupportedModelError, match=f"{keyword}="):
+    assert "(inkling2_text) hands its attention function sinks= (Tensor)" in found.why_not
+    with pytest.raises(UnsupportedModelError, match="sinks="):
         sk.run(model, sk.Prompts.from_ids([[1, 5, 9]], model), [sk.KeyMass()])
+
+
+def test_an_architecture_with_a_keyword_of_its_own_is_never_run_without_it():
+    model = with_a_keyword_of_its_own("minimax_m3_vl_text")
+    found = model.capabilities()
+    assert (found.reading, found.edits) == ("dense", False)
+    assert "(minimax_m3_vl_text) hands its attention function block_indices= (Tensor)" in found.why_not
+    ids = list(range(1, 25))
+    ds = sk.run(model, sk.Prompts.from_ids([ids], model), [sk.KeyMass()])
+    model.model.set_attn_implementation("eager")
+    with torch.no_grad():
+        maps = model.model(torch.tensor([ids]), output_attentions=True).attentions
+    seen = torch.arange(len(ids), 0, -1)
+    for layer, weights in enumerate(maps):
+        torch.testing.assert_close(torch.tensor(ds["key_mass"].values[0, layer]), weights[0].sum(1) / seen)
 
 
 def theirs(module, query, key, value, attention_mask=None, scaling=None, **_):

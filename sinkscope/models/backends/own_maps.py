@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool
 
 from sinkscope.attention.dense import reduce_map
+from sinkscope.attention.keywords import check_functions
+from sinkscope.attention.seam import configs
 from sinkscope.attention.view import Context, Wants
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends import vision
@@ -22,7 +24,7 @@ from sinkscope.models.backends.discovery import no_cache, tower, trial_inputs
 from sinkscope.models.backends.residual_hooks import residual_hooks
 from sinkscope.models.backends.transformers import hidden_state
 from sinkscope.models.backends.trial import ModuleCall, Record, Seen, watched
-from sinkscope.models.backends.verify import eager_attention
+from sinkscope.models.backends.verify import TOLERANCE, difference, eager_attention
 
 TOKENS = 6
 """Tokens of the trial: enough to see which keys a query does not attend to."""
@@ -39,20 +41,18 @@ class OwnMapsBackend:
         self.model, self.why_not = model, why
         self.towers: Mapping[str, Tower] = {}
         try:
-            with torch.no_grad(), eager_attention(model):
+            check_functions(list(configs(model)))
+            with torch.no_grad():
                 self.towers = {"text": _discover(model)}
         except UnsupportedModelError as error:
-            self.why_not = f"{why} {error}"
+            self.why_not = why if str(error) in why else f"{why} {error}"
         except Exception as error:  # whatever a model of unknown make raises while it is looked at
             told = f"{type(error).__name__}: {str(error)[:120]}"
             self.why_not = f"{why} It returns no maps either (output_attentions=True ended in {told})."
         self.reading, self.edits = ("dense" if self.towers else "none"), False
         self.default_tower, self.note = "text", NOTE if self.towers else ""
         if self.towers:
-            self.why_not = (
-                f"{type(model).__name__} computes attention by itself, or in a way that sinkscope does not know: the "
-                "maps that it returns are read, and an edit of them would change nothing."
-            )
+            self.why_not = f"{why} The maps that it returns are read, and an edit of them would change nothing."
 
     def forward(
         self, inputs: Mapping[str, torch.Tensor], tower: Tower, instruments: Instruments, logits: str | None = None
@@ -64,6 +64,7 @@ class OwnMapsBackend:
         """
         if instruments.edits is not None:
             raise UnsupportedModelError(f"an edit cannot take effect here. {self.why_not}")
+        check_functions(list(configs(self.model)))  # somebody may have put one in since
         for wants in instruments.wants.values():
             _check(wants, self.why_not)
         maps = {"output_attentions": True} if instruments.wants else {}
@@ -102,7 +103,8 @@ def _discover(model: torch.nn.Module) -> Tower:
     """Find the module that makes each map, and from it the blocks.
 
     Raises:
-        UnsupportedModelError: no maps, or maps of other queries and keys than the tokens.
+        UnsupportedModelError: no maps, maps of other queries and keys than the tokens, or maps of another attention
+            than the model's own: only its eager path returns them.
     """
     inputs = trial_inputs(model)[0]
     if set(inputs) != {"input_ids"}:
@@ -112,11 +114,18 @@ def _discover(model: torch.nn.Module) -> Tower:
     ids = torch.cat([first, more], 1)
     made: list[tuple[ModuleCall, Any]] = []
     record = Record({id(module): path for path, module in model.named_modules()})
-    with watched(model, record, lambda entry, output: made.append((entry, output))):
+    usual = hidden_state(model(input_ids=ids, **no_cache(model)))
+    with eager_attention(model), watched(model, record, lambda entry, output: made.append((entry, output))):
         out = model(input_ids=ids, **no_cache(model), output_attentions=True)
     maps = [each for each in getattr(out, "attentions", None) or () if isinstance(each, torch.Tensor)]
     if not maps:
         raise UnsupportedModelError("It returns no maps either.")
+    apart = difference(hidden_state(out), usual)
+    if not apart <= TOLERANCE.get(usual.dtype, 5e-2):
+        raise UnsupportedModelError(
+            f"It returns maps of its eager attention alone, by which it computes something else than as it runs "
+            f"(largest difference {apart:.2g})."
+        )
     shapes = {tuple(each.shape) for each in maps}
     if any(len(shape) != 4 or shape[2:] != (TOKENS, TOKENS) for shape in shapes):
         raise UnsupportedModelError(

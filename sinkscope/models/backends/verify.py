@@ -75,9 +75,9 @@ def verify(network: torch.nn.Module, backend: Backend, tower: Tower, longest: in
         own_maps = _own_maps(network, inputs, MAPS.get(tower.name, "attentions")) if maps else []
     tokens = int(inputs["input_ids"].shape[1]) if "input_ids" in inputs else found.hidden.shape[1]
     kind = next(p.dtype for p in network.parameters() if p.is_floating_point())
-    logits = _difference(_answer(found), wanted)
+    logits = difference(_answer(found), wanted)
     same = [m.shape for m in maps] == [m.shape for m in own_maps]
-    worst = max(map(_difference, maps, own_maps), default=None) if same else None
+    worst = max(map(difference, maps, own_maps), default=None) if same else None
     if not max(logits, worst or 0.0) <= TOLERANCE.get(kind, 5e-2):
         raise UnsupportedModelError(
             f"{type(network).__name__}: under the instrument it computes something else than by its own eager "
@@ -123,7 +123,7 @@ def _answer(output: Output) -> torch.Tensor:
     return output.hidden if output.logits is None else output.logits
 
 
-def _difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
+def difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """Largest difference relative to the largest number above 1; NaN where either is NaN."""
     wanted = wanted.float()
     return float((found.float() - wanted).abs().max() / wanted.abs().max().clamp(min=1.0))
