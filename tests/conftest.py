@@ -14,3 +14,10 @@ os.environ |= {
 from jaxtyping import install_import_hook
 
 install_import_hook(["sinkscope", "recipes"], "shapecheck.check_shapes")
+
+LONG = ("test_notebooks.py", "cli/test_demo.py", "engine/sweep/test_cache.py", "engine/sweep/test_driver.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Put the longest modules first: each runs on one worker, and at the end none is left waiting for another."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
