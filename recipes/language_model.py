@@ -170,12 +170,7 @@ def load_checkpoint(folder: Path, model: torch.nn.Module, optimizer: torch.optim
         return 0
     tensors = load_file(path)
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
-            state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    run_files.restore_optimizer(optimizer, tensors)
     with safe_open(path, "pt") as file:
         return int(file.metadata()["step"])
 

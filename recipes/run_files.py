@@ -1,12 +1,14 @@
-"""Files of a training run as the zoo keeps them: the curve as it was measured, numbers rounded for cards."""
+"""Files of a training run: its checkpoint's optimiser, the curve as it was measured, numbers rounded for cards."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from sinkscope.errors import ModelError
 
@@ -73,3 +75,13 @@ def _rounded(data: Any) -> Any:
     if isinstance(data, float):
         return None if np.isnan(data) else float(f"{data:.5g}")
     return data
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Give an optimiser its state back from a checkpoint's tensors, named ``optimizer.PARAMETER.NAME``."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from recipes import photo_scenes
+from recipes import photo_scenes, run_files
 from recipes import vision_smol_model as parts
 from recipes.vision_language import FAMILIES
 from sinkscope.files import replacing
@@ -166,12 +166,7 @@ def load(path: Path, params: dict[str, nn.Parameter], optimizer: torch.optim.Opt
     with torch.no_grad():
         for name, p in params.items():
             p.copy_(tensors[f"model.{name}"])
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
-            state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    run_files.restore_optimizer(optimizer, tensors)
     with safe_open(path, "pt") as file:
         return file.metadata()
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from sinkscope import schema
+from sinkscope.cli.readings import print_table, save_table
 from sinkscope.errors import SchemaError
-from sinkscope.files import write
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -53,8 +53,6 @@ def compare(
             it several times for several.
         mean: Dimension that is averaged first, such as layer or head. Give it several times for several.
     """
-    import numpy as np
-
     from sinkscope.metrics import compare as paired
 
     table = table or TableOptions()
@@ -70,18 +68,12 @@ def compare(
             "be meant. Give a second reading of the same prompts."
         )
     result = paired(array, to=other, sel=dict(_selection(text, array) for text in select or []))
-    frame = result.to_dataframe().reset_index()
-    frame = frame[[name for name in frame.columns if name in result.dims or name in result.data_vars]]
-    size = np.abs(np.asarray(frame["difference"], dtype=float))
-    ordered = frame.iloc[np.argsort(-size, kind="stable")]
+    frame = result.reset_coords(drop=True).to_dataframe().reset_index()
     print(f"{variable}: {readings} less {to}\n")
-    print(ordered.head(table.rows).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
-    if len(frame) > table.rows:
-        print(f"... {len(frame) - table.rows:,} more rows; --rows prints more, --output saves all.")
+    print_table(frame, "difference", table.rows)
     print(f"\nCorrected together: {result.attrs['family']}.")
     if target is not None:
-        write(target, frame.to_csv(index=False))
-        print(f"Saved {target}: {len(frame):,} rows.")
+        save_table(frame, target)
 
 
 def _averaged(ds: xr.Dataset, variable: str, mean: list[str], path: Path) -> xr.DataArray:

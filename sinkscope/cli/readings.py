@@ -15,6 +15,7 @@ from sinkscope.errors import OutputError, SchemaError
 from sinkscope.files import write
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray as xr
 
 Select = Annotated[list[str] | None, Parameter(negative=())]
@@ -48,13 +49,9 @@ def show(
         return
     frame = schema.to_dataframe(ds, table)
     if target is not None:
-        write(target, frame.to_csv(index=False))
-        print(f"Saved {target}: {len(frame):,} rows.")
+        save_table(frame, target)
         return
-    ordered = frame.sort_values(table, key=abs, ascending=False, kind="stable")
-    print(ordered.head(rows).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
-    if len(frame) > rows:
-        print(f"... {len(frame) - rows:,} more rows; --rows prints more, --output saves all.")
+    print_table(frame, table, rows)
 
 
 def plot(
@@ -125,6 +122,20 @@ def cite(readings: Path) -> None:
     from sinkscope.definitions import cite as bibtex
 
     print(bibtex(schema.open(readings)), end="")
+
+
+def print_table(frame: pd.DataFrame, column: str, rows: int) -> None:
+    """Print the rows with the largest magnitudes in ``column``, and how many more there are."""
+    ordered = frame.sort_values(column, key=abs, ascending=False, kind="stable")
+    print(ordered.head(rows).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
+    if len(frame) > rows:
+        print(f"... {len(frame) - rows:,} more rows; --rows prints more, --output saves all.")
+
+
+def save_table(frame: pd.DataFrame, target: Path) -> None:
+    """Write a table as CSV, whole or not at all."""
+    write(target, frame.to_csv(index=False))
+    print(f"Saved {target}: {len(frame):,} rows.")
 
 
 def one_line(ds: xr.Dataset) -> str:

@@ -6,7 +6,7 @@ position it starts; a pass that starts at 0 is a new prompt, and its attention m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -83,10 +83,7 @@ class _Live:
 
     def open(self) -> None:
         """Watch the model and its headless part, whichever is called."""
-        network = self.model.model
-        for module in {id(m): m for m in (network, getattr(network, "base_model", network))}.values():
-            self.handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
-            self.handles.append(module.register_forward_hook(self._after, always_call=True))
+        self.handles = watch_passes(self.model.model, self._before, self._after)
 
     def close(self) -> None:
         """Take every hook out."""
@@ -158,6 +155,15 @@ class _Live:
             roles[row, places] = ROLE_INDEX["generated"]
             roles[row, places[: len(own)]] = torch.from_numpy(own).to(given.device)
         return Batch({name: given}, real, roles, tuple(row // each for row in range(rows)))
+
+
+def watch_passes(network: torch.nn.Module, before: Callable[..., Any], after: Callable[..., Any]) -> list[Any]:
+    """Call ``before`` and ``after`` around passes of a model or of its headless part; return the hooks' handles."""
+    handles: list[Any] = []
+    for module in {id(m): m for m in (network, getattr(network, "base_model", network))}.values():
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(after, always_call=True))
+    return handles
 
 
 def _main_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, torch.Tensor]:

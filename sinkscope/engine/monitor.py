@@ -18,6 +18,7 @@ from jaxtyping import Float
 from sinkscope.attention import blockwise, seam
 from sinkscope.attention.call import Call
 from sinkscope.attention.view import Ask, Context, Wants
+from sinkscope.engine.applied import watch_passes
 from sinkscope.engine.run import find_tower
 from sinkscope.errors import OutputError, ProbeError, SinkscopeWarning, UnsupportedModelError
 from sinkscope.models.backends.base import Instruments, Tower
@@ -98,10 +99,7 @@ class Monitor:
 
     def open(self) -> None:
         """Watch the model and its headless part, whichever is called."""
-        network = self.model.model
-        for module in {id(m): m for m in (network, getattr(network, "base_model", network))}.values():
-            self._handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
-            self._handles.append(module.register_forward_hook(self._after, always_call=True))
+        self._handles = watch_passes(self.model.model, self._before, self._after)
 
     def close(self) -> None:
         """Take every hook out."""

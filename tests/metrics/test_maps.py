@@ -7,50 +7,33 @@ import xarray as xr
 from sinkscope import metrics
 from sinkscope.errors import MetricError
 
-H0 = np.array(
-    [
-        [1, 0, 0, 0, 0],
-        [0.8, 0.2, 0, 0, 0],
-        [0.6, 0.1, 0.3, 0, 0],
-        [0.5, 0.1, 0.35, 0.05, 0],
-        [0.4, 0.1, 0.4, 0.05, 0.05],
-    ]
-)
-H1 = np.array(
-    [
-        [1, 0, 0, 0, 0],
-        [0.1, 0.9, 0, 0, 0],
-        [0.1, 0.2, 0.7, 0, 0],
-        [0.05, 0.15, 0.2, 0.6, 0],
-        [0.05, 0.05, 0.1, 0.2, 0.6],
-    ]
-)
+from .readings import A5, A5_SELF
 
 
 def test_the_map_of_the_vectors():
-    assert float(metrics.concentration(H0)) == pytest.approx(1.691153, abs=1e-6)
-    assert float(metrics.importance_score(H0)[0]) == pytest.approx(0.66)
-    assert [float(metrics.local_focus(H0, d)) for d in range(4)] == pytest.approx(
+    assert float(metrics.concentration(A5)) == pytest.approx(1.691153, abs=1e-6)
+    assert float(metrics.importance_score(A5)[0]) == pytest.approx(0.66)
+    assert [float(metrics.local_focus(A5, d)) for d in range(4)] == pytest.approx(
         [0.32, 0.325, 0.366667, 0.3], abs=1e-6
     )
-    assert float(metrics.head_diversity(np.stack([H0, H1]))) == pytest.approx(0.166667, abs=1e-6)
+    assert float(metrics.head_diversity(np.stack([A5, A5_SELF]))) == pytest.approx(0.166667, abs=1e-6)
 
 
 def test_controls_of_maps():
     even = np.tril(np.ones((5, 5))) / np.arange(1, 6)[:, None]
     assert float(metrics.concentration(np.eye(5))) == pytest.approx(5**0.5)
-    assert float(metrics.concentration(even)) < float(metrics.concentration(H0))
+    assert float(metrics.concentration(even)) < float(metrics.concentration(A5))
     assert float(metrics.local_focus(np.eye(5))) == 1
     assert float(metrics.local_focus(np.eye(5), 1)) == 0
-    assert float(metrics.head_diversity(np.stack([H0, H0]))) == 0
+    assert float(metrics.head_diversity(np.stack([A5, A5]))) == 0
     with pytest.raises(MetricError, match=r"local_focus\(distance=5\): the map has distances 0\.\.4"):
-        metrics.local_focus(H0, 5)
+        metrics.local_focus(A5, 5)
     with pytest.raises(MetricError, match=r"head_diversity: expected maps of shape \(\.\.\., head, query, key\)"):
-        metrics.head_diversity(H0)
+        metrics.head_diversity(A5)
 
 
 def test_global_sinks_and_magnets():
-    mean, variation = metrics.global_sinks(H0[2:])
+    mean, variation = metrics.global_sinks(A5[2:])
     assert (mean[0], variation[0]) == pytest.approx((0.5, 0.163299), abs=1e-6)
     assert int(np.nanargmin(variation[1:3])) == 0
     assert float(metrics.magnet_share([0.2, 0.5, 0.1, 0.2], [False, True, False, True])) == pytest.approx(0.7)
@@ -59,7 +42,7 @@ def test_global_sinks_and_magnets():
 
 def test_effective_attention_is_the_gated_row():
     gate = np.array([[0.5, 1, 0, 1, 1.0]])
-    found = metrics.effective_attention(H0[None], gate)
+    found = metrics.effective_attention(A5[None], gate)
     np.testing.assert_allclose(found.sum(-1), gate)
 
 
