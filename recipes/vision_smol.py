@@ -45,12 +45,12 @@ class VisionSmolConfig:
     """
 
     pictures: int = 2700
-    passes: int = 2
-    batch: int = 4
+    passes: int = 1
+    batch: int = 2
     align: float = 0.2
     align_lr: float = 1e-3
-    lr: float = 5e-4
-    warmup: int = 20
+    lr: float = 4e-4
+    warmup: int = 40
     decay: float = 0.4
     rank: int = 16
     seed: int = 0
@@ -238,9 +238,9 @@ def train(
     say: Callable[[str], None] = lambda line: None,
     *,
     stop_at: int | None = None,
-    held_out: int = 48,
+    held_out: int = 32,
 ) -> Trainer:
-    """Train, measuring on held-out pictures ten times along the way into ``folder/curve.jsonl``.
+    """Train, measuring on held-out pictures along the way into ``folder/curve.jsonl``.
 
     Args:
         config: What decides the weights.
@@ -252,7 +252,7 @@ def train(
     """
     trainer, scenes = Trainer(config, folder, shared), photo_scenes.held_out(held_out)
     marks = {round(share * config.steps) for share in KEPT}
-    measured = {round(share * config.steps / 10) for share in range(11)} | marks
+    measured = {round(share * config.steps / 5) for share in range(6)} | marks
     last = config.steps if stop_at is None else min(stop_at, config.steps)
     losses, saved = [], time.monotonic()
 
