@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sinkscope.edits import AblateHeads as AblateHeads
     from sinkscope.edits import AmplifyGaze as AmplifyGaze
     from sinkscope.edits import AmplifyLogits as AmplifyLogits
+    from sinkscope.edits import BoostRecent as BoostRecent
     from sinkscope.edits import CalibrateSinks as CalibrateSinks
     from sinkscope.edits import DropKeys as DropKeys
     from sinkscope.edits import GateHeads as GateHeads
@@ -106,9 +107,9 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "schema": ("concat", "open", "save", "to_dataframe"),
     "definitions": ("cite",),
     "edits": (
-        "AblateHeads", "AmplifyGaze", "AmplifyLogits", "CalibrateSinks", "DropKeys", "GateHeads", "KeyValueBias",
-        "MaskKeys", "MixIdentity", "NullKey", "Patch", "Redistribute", "ReplaceValues", "RouteHeads", "ScaleKeys",
-        "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues",
+        "AblateHeads", "AmplifyGaze", "AmplifyLogits", "BoostRecent", "CalibrateSinks", "DropKeys", "GateHeads",
+        "KeyValueBias", "MaskKeys", "MixIdentity", "NullKey", "Patch", "Redistribute", "ReplaceValues", "RouteHeads",
+        "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues",
     ),
     "errors": (
         "EditError", "EditHasNoEffect", "MetricError", "ModelError", "OutputError", "ProbeError", "PromptError",

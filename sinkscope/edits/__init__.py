@@ -15,6 +15,7 @@ from sinkscope.edits.heads import AblateHeads, GateHeads, MixIdentity, RouteHead
 from sinkscope.edits.keys import DropKeys, MaskKeys, ScaleKeys, ShiftLogits, SteerKeys, ZeroValues
 from sinkscope.edits.normalisers import AmplifyLogits, KeyValueBias, NullKey, SwapNormaliser
 from sinkscope.edits.patch import Patch, record
+from sinkscope.edits.recent import BoostRecent
 from sinkscope.edits.redistribute import Redistribute
 from sinkscope.edits.reference import mean_activations, mean_outputs
 from sinkscope.edits.replace import ReplaceValues
@@ -22,7 +23,7 @@ from sinkscope.edits.stream import EditedStream
 from sinkscope.edits.text import dumps, loads, parse
 
 __all__ = [
-    "EDITS", "AblateHeads", "AmplifyGaze", "AmplifyLogits", "AttentionEdit", "CalibrateSinks", "DropKeys", "Edit",
+    "EDITS", "AblateHeads", "AmplifyGaze", "AmplifyLogits", "AttentionEdit", "BoostRecent", "CalibrateSinks", "DropKeys", "Edit",
     "EditedCall", "EditedStream", "GateHeads", "KeyValueBias", "MaskKeys", "MixIdentity", "NullKey", "Patch",
     "Redistribute", "ReplaceValues", "ResidualEdit", "RouteHeads", "ScaleKeys", "SetActivations", "ShiftLogits",
     "SteerKeys", "SwapNormaliser", "ZeroValues", "dumps", "loads", "mean_activations", "mean_outputs", "parse",

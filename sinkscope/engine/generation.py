@@ -62,7 +62,7 @@ def generate(
             ids = getattr(found, "sequences", found)
             new += _until_end(ids[:, inputs["input_ids"].shape[1] :], _end_ids(model, options))
     require_touched(edits, totals, model.id, len(prompts))
-    return _extended(prompts, new, model)
+    return extended(prompts, new, model)
 
 
 def _check(model: Model, prompts: Prompts, count: int, options: dict[str, Any]) -> None:
@@ -144,7 +144,8 @@ def _until_end(ids: torch.Tensor, ends: set[int]) -> list[np.ndarray]:
     return rows
 
 
-def _extended(prompts: Prompts, new: list[np.ndarray], model: Model) -> Prompts:
+def extended(prompts: Prompts, new: Sequence[np.ndarray], model: Model) -> Prompts:
+    """Return the prompts with more tokens behind them, ids per prompt, whose role is ``generated``."""
     vocabulary = Vocabulary.of(model)
     role = ROLE_INDEX["generated"]
     return replace(
@@ -175,7 +176,7 @@ def _longer_grid(grid: Any, count: int) -> Any:
     )
 
 
-def _longer_whole(prompts: Prompts, new: list[np.ndarray]) -> dict[str, torch.Tensor]:
+def _longer_whole(prompts: Prompts, new: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
     assert prompts.whole is not None
     count = max(len(more) for more in new)
     whole = {k: torch.nn.functional.pad(t, (0, count)) if k in PER_TOKEN else t for k, t in prompts.whole.items()}
