@@ -12,6 +12,7 @@ from sinkscope.edits.calibrate import CalibrateSinks
 from sinkscope.edits.call import EditedCall
 from sinkscope.edits.gaze import AmplifyGaze
 from sinkscope.edits.heads import AblateHeads, GateHeads, MixIdentity, RouteHeads
+from sinkscope.edits.inject import InjectWrites
 from sinkscope.edits.keys import DropKeys, MaskKeys, ScaleKeys, ShiftLogits, SteerKeys, ZeroValues
 from sinkscope.edits.normalisers import AmplifyLogits, KeyValueBias, NullKey, SwapNormaliser
 from sinkscope.edits.patch import Patch, record
@@ -24,7 +25,7 @@ from sinkscope.edits.text import dumps, loads, parse
 
 __all__ = [
     "EDITS", "AblateHeads", "AmplifyGaze", "AmplifyLogits", "AttentionEdit", "BoostRecent", "CalibrateSinks", "DropKeys", "Edit",
-    "EditedCall", "EditedStream", "GateHeads", "KeyValueBias", "MaskKeys", "MixIdentity", "NullKey", "Patch",
+    "EditedCall", "EditedStream", "GateHeads", "InjectWrites", "KeyValueBias", "MaskKeys", "MixIdentity", "NullKey", "Patch",
     "Redistribute", "ReplaceValues", "ResidualEdit", "RouteHeads", "ScaleKeys", "SetActivations", "ShiftLogits",
     "SteerKeys", "SwapNormaliser", "ZeroValues", "dumps", "loads", "mean_activations", "mean_outputs", "parse",
     "record",

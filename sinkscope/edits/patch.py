@@ -29,11 +29,22 @@ if TYPE_CHECKING:
 COMPONENTS = ("attention", "mlp", "state")
 
 
-def _sites(component: str, layer: int) -> tuple[str | None, str]:
-    """The site before and the site behind what a component writes; a state has no site before."""
+def component_sites(component: str, layer: int) -> tuple[str | None, str]:
+    """Return the site before and the site behind what a component writes; a state has no site before."""
     before = "embed" if layer == 0 else f"{layer - 1}.post"
     sites = {"attention": (before, f"{layer}.mid"), "mlp": (f"{layer}.mid", f"{layer}.post")}
     return sites.get(component, (None, f"{layer}.post"))
+
+
+def need_sites(component: str, layer: int, tower: Tower, asked: str) -> None:
+    """Refuse a block whose sublayers cannot be told apart; ``asked`` opens the message."""
+    found = {site.name: site for site in tower.residual}
+    for name in component_sites(component, layer):
+        if name is not None and (name not in found or found[name].post_norm):
+            raise EditError(
+                f"{asked}: block {layer} adds attention and MLP to the stream at once, or normalises behind them, so "
+                "what one of them writes cannot be put in. Use component='state'."
+            )
 
 
 @dataclass
@@ -79,13 +90,7 @@ class Patch(Edit):
         """Refuse a block, a site or a width that this tower does not have."""
         if not 0 <= self.layer < tower.depth:
             raise EditError(f"{self._asked('layer')}: this model has layers 0..{tower.depth - 1}. Use one of them.")
-        found = {site.name: site for site in tower.residual}
-        for name in self.sites_in(tower):
-            if name not in found or found[name].post_norm:
-                raise EditError(
-                    f"{self._asked('component')}: block {self.layer} adds attention and MLP to the stream at once, or "
-                    "normalises behind them, so what one of them writes cannot be put in. Use component='state'."
-                )
+        need_sites(self.component, self.layer, tower, self._asked("component"))
         if self.source.shape[-1] != tower.d_model:
             raise EditError(
                 f"Patch(source=...): its vectors have {self.source.shape[-1]} dimensions, the residual stream has "
@@ -94,16 +99,16 @@ class Patch(Edit):
 
     def sites_in(self, tower: Tower) -> tuple[str, ...]:
         """Return the site before the component, where it is a sublayer, and the site behind it."""
-        return tuple(site for site in _sites(self.component, self.layer) if site is not None)
+        return tuple(site for site in component_sites(self.component, self.layer) if site is not None)
 
     def watch_residual(self, hidden: Hidden, stream: EditedStream) -> None:
         """Keep the stream before the component, as all edits leave it."""
-        if stream.site == _sites(self.component, self.layer)[0]:
+        if stream.site == component_sites(self.component, self.layer)[0]:
             stream.state(StreamBefore).hidden = hidden
 
     def change_residual(self, hidden: Hidden, stream: EditedStream) -> Hidden | None:
         """Return the stream with the source's part at the selected tokens."""
-        before, behind = _sites(self.component, self.layer)
+        before, behind = component_sites(self.component, self.layer)
         if stream.site != behind:
             return None
         batch = stream.tokens.batch
@@ -150,7 +155,7 @@ def record(
     found = {layer: np.zeros(shape, np.float32) for layer in chosen}
     for layer in chosen:
         Patch(component, layer=layer, source=np.zeros((1, 1, tower.d_model))).check(tower)
-    wanted = {site for layer in chosen for site in _sites(component, layer) if site is not None}
+    wanted = {site for layer in chosen for site in component_sites(component, layer) if site is not None}
     with torch.no_grad(), model.evaluating():
         for span in prompts.spans(batch_size):
             batch = prompts.batch(span, model.device)
@@ -158,7 +163,7 @@ def record(
             hooks = {site: [_keep(seen, site)] for site in wanted}
             model.backend.forward(batch.inputs, tower, Instruments(residual=hooks))
             for layer in chosen:
-                before, behind = _sites(component, layer)
+                before, behind = component_sites(component, layer)
                 written = seen[behind] if before is None else seen[behind] - seen[before]
                 for row, prompt in enumerate(batch.indices):
                     own = written[row][batch.real[row]]

@@ -14,6 +14,7 @@ import xarray as xr
 from scipy.special import log_softmax
 
 from sinkscope import metrics
+from sinkscope.edits.inject import InjectWrites
 from sinkscope.edits.keys import MaskKeys
 from sinkscope.edits.patch import COMPONENTS, Patch, record
 from sinkscope.engine.run import find_tower, run
@@ -70,6 +71,38 @@ def trace(
          "corrupt": ("prompt", low)},
         coords={"prompt": np.arange(len(clean)), **coords}, attrs={"method": "trace", "reference": "li2026"},
     )  # fmt: skip
+
+
+def injection(
+    found: xr.Dataset, *, sources: int = 3, targets: int = 10, strength: Mapping[str, float] | None = None,
+    group: str = "last",
+) -> list[InjectWrites]:  # fmt: skip
+    """Return the edits of IRI that a trace asks for: attention and MLP, each its best blocks (Li et al. 2026).
+
+    Args:
+        found: what :func:`trace` gave, over prompts that are not those of the test.
+        sources: how many blocks are written again, those with the highest mean recovery rate.
+        targets: how many blocks write it, by the same ranking.
+        strength: by component; left out, the paper's of LLaVA-1.5.
+        group: whose recovery rates count; the paper injects at the last token.
+
+    A component with no source before a target, or without a positive rate, is left out.
+
+    Raises:
+        PromptError: the trace has no such group.
+    """
+    if group not in found["group"].values:
+        raise PromptError(f"injection(group={group!r}): the trace has groups {found['group'].values.tolist()}.")
+    edits: list[InjectWrites] = []
+    for component, factor in (strength or {"attention": 0.26, "mlp": 0.16}).items():
+        rates = found["recovery"].sel(component=component, group=group).mean("prompt").fillna(0.0)
+        order = rates["layer"].values[np.argsort(-rates.values, kind="stable")].tolist()
+        first = [layer for layer in order[:sources] if float(rates.sel(layer=layer)) > 0]
+        last = [layer for layer in order[:targets] if first and layer > min(first)]
+        if last:
+            weights = [float(rates.sel(layer=layer)) for layer in first]
+            edits.append(InjectWrites(component, sources=first, weights=weights, targets=last, strength=factor))
+    return edits
 
 
 def _probability(model: Model, prompts: Prompts, ids: np.ndarray, edits: Sequence[Edit] = ()) -> np.ndarray:

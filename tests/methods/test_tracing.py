@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import sinkscope as sk
 from sinkscope import testing
 from sinkscope.errors import PromptError
 from sinkscope.methods.sink_heads import output_rank, sink_heads
-from sinkscope.methods.tracing import trace, visual_exit
+from sinkscope.methods.tracing import injection, trace, visual_exit
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +59,21 @@ def test_planted_sinks_are_no_operations_and_their_heads_are_named():
     assert output_rank(model, prompts).min() >= 1
     twin, _ = testing.planted_sink(0, shuffled=True)
     assert int(sink_heads(twin, sk.Prompts.from_ids(ids, twin))["sink"].sum()) == 0
+
+
+def test_the_blocks_that_carry_the_answer_are_written_again(case):
+    model, clean, _ = case
+    depth = model.backend.towers["text"].depth
+    rates = np.zeros((1, 3, depth, 1))
+    rates[0, 0, :, 0] = np.linspace(0.8, 0.1, depth)
+    found = xr.Dataset(
+        {"recovery": (("prompt", "component", "layer", "group"), rates)},
+        coords={"component": ["attention", "mlp", "state"], "layer": range(depth), "group": ["last"]},
+    )
+    edits = injection(found, sources=1, targets=depth)
+    assert len(edits) == 1  # the MLP brings nothing back
+    assert (edits[0].component, edits[0].sources, edits[0].targets) == ("attention", (0,), tuple(range(1, depth)))
+    assert edits[0].weights == (0.8,)
+    assert float(abs(sk.run(model, clean, [sk.Logits()], edits).logits - sk.run(model, clean, [sk.Logits()]).logits).max())
+    with pytest.raises(PromptError, match=r"the trace has groups \['last'\]"):
+        injection(found, group="object")
