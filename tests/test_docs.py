@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -205,3 +206,21 @@ def test_the_stored_claims_stand_in_the_table_and_on_the_papers_page() -> None:
             assert collect.row(claim, collect.model_of(claim, data)) in page
         for figure in data["figures"]:
             assert (path.parent / figure["file"]).stat().st_size < 300_000
+
+
+def test_every_figure_of_the_core_papers_has_a_script_or_a_reason_and_every_script_is_named() -> None:
+    page = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8").partition("## Figures of the six core papers")[2]
+    named = set(re.findall(r"`([a-z0-9]+/\w+\.py)`", page))
+    scripts = {
+        f"{path.parent.name}/{path.name}"
+        for path in (ROOT / "analyses").glob("*/[a-z]*.py")
+        if "Study(" in path.read_text(encoding="utf-8")
+    }
+    assert {name for name in named if not name.startswith("recipes/")} == scripts
+    rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| ") and "---" not in line]
+    rows = [row for row in rows if row[0].strip() != "figure"]
+    assert len(rows) > 45
+    for figure, script, differences in rows:
+        assert figure.strip()
+        assert differences.strip()
+        assert "`" in script or script.strip() == "none"

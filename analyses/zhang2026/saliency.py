@@ -35,12 +35,13 @@ def main() -> None:
     import matplotlib.pyplot as plt
 
     with Study(__doc__, paper="zhang2026", model="zoo:vlm-shapes") as study:
-        ds = study.reading("saliency", lambda: measured(study.model, 40 if study.quick else 640))
+        ds = study.reading("saliency", lambda: measured(study.model, 12 if study.quick else 640))
         values, right = ds["saliency"].values.astype(float), ds["right"].values > 0
         figure, (left, axes) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
         edges = np.linspace(values.min(), values.max(), 21)
         for name, chosen in (("right", right), ("wrong", ~right)):
-            left.hist(values[chosen], edges, density=True, alpha=0.6, label=f"{name} (n = {int(chosen.sum())})")
+            if chosen.any():
+                left.hist(values[chosen], edges, density=True, alpha=0.6, label=f"{name} (n = {int(chosen.sum())})")
         left.set(xlabel="saliency of the text before", ylabel="density", title="Right and wrong answers")
         left.legend()
         table = rate_by_bin(values, ~right)
@@ -53,7 +54,10 @@ def main() -> None:
         study.figure(figure, "saliency", source=ds, says=says)
 
         if min(right.sum(), (~right).sum()) < 2:
-            words, agrees = f"{right.mean():.0%} of {len(right)} answers are right", "answers are all right or all wrong"
+            words, agrees = (
+                f"{right.mean():.0%} of {len(right)} answers are right",
+                "answers are all right or all wrong",
+            )
         else:
             found = stats.bootstrap(
                 (values[right], values[~right]), lambda a, b, axis: a.mean(axis) - b.mean(axis), method="percentile",

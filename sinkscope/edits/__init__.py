@@ -24,9 +24,9 @@ from sinkscope.edits.stream import EditedStream
 from sinkscope.edits.text import dumps, loads, parse
 
 __all__ = [
-    "EDITS", "AblateHeads", "AmplifyGaze", "AmplifyLogits", "AttentionEdit", "BoostRecent", "CalibrateSinks", "DropKeys", "Edit",
-    "EditedCall", "EditedStream", "GateHeads", "InjectWrites", "KeyValueBias", "MaskKeys", "MixIdentity", "NullKey", "Patch",
-    "Redistribute", "ReplaceValues", "ResidualEdit", "RouteHeads", "ScaleKeys", "SetActivations", "ShiftLogits",
-    "SteerKeys", "SwapNormaliser", "ZeroValues", "dumps", "loads", "mean_activations", "mean_outputs", "parse",
-    "record",
+    "EDITS", "AblateHeads", "AmplifyGaze", "AmplifyLogits", "AttentionEdit", "BoostRecent", "CalibrateSinks",
+    "DropKeys", "Edit", "EditedCall", "EditedStream", "GateHeads", "InjectWrites", "KeyValueBias", "MaskKeys",
+    "MixIdentity", "NullKey", "Patch", "Redistribute", "ReplaceValues", "ResidualEdit", "RouteHeads", "ScaleKeys",
+    "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues", "dumps", "loads",
+    "mean_activations", "mean_outputs", "parse", "record",
 ]  # fmt: skip

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,7 +22,7 @@ Write = Float[torch.Tensor, "... dim"]
 def injected(write: Write, added: Write) -> Write:
     """Return ``write + added`` at the norm of ``write``; where the two cancel, ``write``."""
     total = write + added
-    size, norm = write.norm(dim=-1, keepdim=True), total.norm(dim=-1, keepdim=True)
+    size, norm = (part.square().sum(-1, keepdim=True).sqrt() for part in (write, total))
     return torch.where(norm > 0, total * (size / norm.clamp(min=1e-30)), write)
 
 
@@ -59,7 +58,8 @@ class InjectWrites(Edit):
         self._choice("component", ("attention", "mlp"))
         self._number("strength")
         self._set("targets", whole_numbers(self.targets, self._asked("targets"), "targets"))
-        sources = cast("list[Any]", list(self.sources) if isinstance(self.sources, Sequence) else [self.sources])
+        given: Any = self.sources
+        sources: list[Any] = [given] if isinstance(given, int) else list(given)
         weights: list[float] = [float(weight) for weight in self.weights]
         if len(set(whole_numbers(sources, self._asked("sources"), "sources"))) != len(weights) or len(sources) != len(
             weights
@@ -71,7 +71,7 @@ class InjectWrites(Edit):
         pairs = sorted(zip((int(source) for source in sources), weights, strict=True))
         self._set("sources", tuple(source for source, _ in pairs))
         self._set("weights", tuple(weight for _, weight in pairs))
-        if self.targets and (not pairs or min(self.sources) >= max(self.targets)):
+        if self.targets and (not pairs or pairs[0][0] >= max(self.targets)):
             raise EditError(f"{self._asked('targets')}: no source lies before a target. Sources come first.")
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -33,7 +33,8 @@ class BoostRecent(AttentionEdit):
     def __post_init__(self) -> None:
         """Check the numbers and the selectors."""
         self._number("beta", low=-1.0, hint="Use MaskKeys('generated') to hide what was generated.")
-        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
+        window: Any = self.window
+        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
             raise EditError(f"{self._asked('window')}: window must be a whole number of at least 1.")
         super().__post_init__()
 

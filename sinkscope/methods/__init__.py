@@ -22,6 +22,6 @@ from sinkscope.methods.zerotuning import zerotune
 
 __all__ = [
     "ExplainSettings", "HeadProfileSettings", "ImageExplanation", "MethodResult", "explain_image", "head_hunter",
-    "profile_heads", "sads", "saliency", "secondary_mlp", "secondary_sinks", "sink_heads", "tracing", "var", "vhr", "zerotune",
-    "zerotuning", "zerotuning_compare", "zoom",
+    "profile_heads", "sads", "saliency", "secondary_mlp", "secondary_sinks", "sink_heads", "tracing", "var", "vhr",
+    "zerotune", "zerotuning", "zerotuning_compare", "zoom",
 ]  # fmt: skip

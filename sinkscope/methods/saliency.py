@@ -165,12 +165,12 @@ class SgrsResult(MethodResult):
         """Draw saliency and threshold along the first prompt's words."""
         from sinkscope.plot.theme import axes_for
 
-        own = self.steps[self.steps["prompt"] == 0]
-        axes = axes_for(xr.DataArray(own["saliency"].to_numpy(), dims="step"), ax)
-        axes.plot(own["saliency"].to_numpy(), marker="o", label="saliency")
-        axes.plot(own["threshold"].to_numpy(), linestyle="--", label="threshold")
+        own = self.steps.query("prompt == 0")
+        axes = axes_for(xr.DataArray(np.asarray(own["saliency"]), dims="step"), ax)
+        axes.plot(np.asarray(own["saliency"]), marker="o", label="saliency")
+        axes.plot(np.asarray(own["threshold"]), linestyle="--", label="threshold")
         axes.set(title="Words and what they rest on", xlabel="written token", ylabel="saliency")
-        axes.set_xticks(range(len(own)), own["token"], rotation=45, ha="right")
+        axes.set_xticks(range(len(own)), list(own["token"]), rotation=45, ha="right")
         axes.legend()
         return axes
 

@@ -74,6 +74,8 @@ def test_the_blocks_that_carry_the_answer_are_written_again(case):
     assert len(edits) == 1  # the MLP brings nothing back
     assert (edits[0].component, edits[0].sources, edits[0].targets) == ("attention", (0,), tuple(range(1, depth)))
     assert edits[0].weights == (0.8,)
-    assert float(abs(sk.run(model, clean, [sk.Logits()], edits).logits - sk.run(model, clean, [sk.Logits()]).logits).max())
+    assert float(
+        abs(sk.run(model, clean, [sk.Logits()], edits).logits - sk.run(model, clean, [sk.Logits()]).logits).max()
+    )
     with pytest.raises(PromptError, match=r"the trace has groups \['last'\]"):
         injection(found, group="object")
