@@ -126,7 +126,10 @@ _ENTRIES: tuple[Reference, ...] = (
         "MLLMs Know Where to Look: Training-free Perception of Small Visual Details with Multimodal LLMs",
         "Zhang and Khayatkhoei and Chhikara and Ilievski", 2025, "2502.17422", "ICLR 2025",
     ),
-    Reference("wu2024", authors="Wu and others", year=2024, arxiv="2404.15574", note="Retrieval heads"),
+    Reference(
+        "wu2024", "Retrieval Head Mechanistically Explains Long-Context Factuality", "Wu and others", 2024,
+        "2404.15574", "Retrieval heads",
+    ),
     Reference("xiao2024", authors="Xiao and others", year=2024, arxiv="2309.17453", note="StreamingLLM, ICLR 2024"),
     Reference("barbero2025", "Why do LLMs attend to the first token?", "Barbero and others", 2025, "2504.02732"),
     Reference("catch2025", "Attention sinks: catch, tag, release", "Zhang and others", 2025, "2502.00919"),

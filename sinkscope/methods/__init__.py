@@ -2,6 +2,8 @@
 
 from sinkscope.methods import (
     head_hunter,
+    registers,
+    retrieval,
     sads,
     saliency,
     secondary_mlp,
@@ -22,6 +24,6 @@ from sinkscope.methods.zerotuning import zerotune
 
 __all__ = [
     "ExplainSettings", "HeadProfileSettings", "ImageExplanation", "MethodResult", "explain_image", "head_hunter",
-    "profile_heads", "sads", "saliency", "secondary_mlp", "secondary_sinks", "sink_heads", "tracing", "var", "vhr",
-    "zerotune", "zerotuning", "zerotuning_compare", "zoom",
+    "profile_heads", "registers", "retrieval", "sads", "saliency", "secondary_mlp", "secondary_sinks", "sink_heads",
+    "tracing", "var", "vhr", "zerotune", "zerotuning", "zerotuning_compare", "zoom",
 ]  # fmt: skip

@@ -12,11 +12,12 @@ from sinkscope.tasks.base import Item, Task
 from sinkscope.tasks.benchmarks import BENCHMARKS, load, suited
 from sinkscope.tasks.chat import in_chat
 from sinkscope.tasks.english import ENGLISH, english
+from sinkscope.tasks.needles import NeedleTests, needle_tests
 from sinkscope.tasks.offline import OFFLINE, offline
 from sinkscope.tasks.questions import Answers, Questions
 from sinkscope.tasks.scores import collapse, evaluate, rate, scores
 
 __all__ = [
-    "BENCHMARKS", "ENGLISH", "OFFLINE", "Answers", "Item", "Questions", "Task", "collapse", "english", "evaluate",
-    "in_chat", "load", "offline", "rate", "scores", "suited",
+    "BENCHMARKS", "ENGLISH", "OFFLINE", "Answers", "Item", "NeedleTests", "Questions", "Task", "collapse", "english",
+    "evaluate", "in_chat", "load", "needle_tests", "offline", "rate", "scores", "suited",
 ]  # fmt: skip

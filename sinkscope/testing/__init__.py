@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from sinkscope.testing.inputs import inputs, pixels, text_ids
 from sinkscope.testing.planted import PlantedTruth, planted_sink
+from sinkscope.testing.planted_induction import InductionTruth, planted_induction
 from sinkscope.testing.planted_vlm import VisualTruth, planted_visual_sink
 from sinkscope.testing.tiny import names, randomise, tiny
 
 __all__ = [
-    "PlantedTruth", "VisualTruth", "inputs", "names", "pixels", "planted_sink", "planted_visual_sink", "randomise",
-    "text_ids", "tiny",
+    "InductionTruth", "PlantedTruth", "VisualTruth", "inputs", "names", "pixels", "planted_induction", "planted_sink",
+    "planted_visual_sink", "randomise", "text_ids", "tiny",
 ]  # fmt: skip

@@ -1,0 +1,94 @@
+"""Register neurons: a planted unit is found, moved to an added token, and a model without outliers has none."""
+
+import numpy as np
+import pytest
+import torch
+
+import sinkscope as sk
+from sinkscope import testing
+from sinkscope.errors import UnsupportedModelError
+from sinkscope.methods.registers import moved, outlier_threshold, register_neurons, with_registers
+
+UNIT, LAYER = 7, 1
+
+
+@pytest.fixture(scope="module")
+def case():
+    """A unit of block 1 fires at the white patch of each picture and writes a state of large norm there."""
+    network = testing.tiny("dinov2")
+    with torch.no_grad():
+        projection = network.embeddings.patch_embeddings.projection
+        projection.weight[0] = 0.5
+        mlp = network.encoder.layer[LAYER].mlp
+        mlp.fc1.weight[UNIT] = 0.0
+        mlp.fc1.weight[UNIT, 0], mlp.fc1.bias[UNIT] = 10.0, -30.0
+        mlp.fc2.weight[:, UNIT] = 0.0
+        mlp.fc2.weight[3, UNIT] = 400.0
+    model = sk.load_model(network)
+    size, patch = network.config.image_size, network.config.patch_size
+    pixels = np.random.default_rng(0).normal(scale=0.05, size=(6, 3, size, size)).astype(np.float32)
+    whites = []
+    for which, picture in enumerate(pixels):
+        row, column = divmod(3 + 2 * which, size // patch)
+        picture[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] = 2.0
+        whites.append(3 + 2 * which)
+    return model, sk.Prompts.from_images(list(pixels), model), whites
+
+
+def test_the_vector_of_the_sheet():
+    hidden = torch.tensor([[0.0, 1, 2], [5, -1, 0], [0, -9, 1], [0, 0, 0]])
+    patches = torch.tensor([1, 2])
+    paper, released = (moved(hidden, [0, 1], patches, joint=joint) for joint in (False, True))
+    np.testing.assert_array_equal(paper, [[0, 1, 2], [0, 0, 0], [0, 0, 1], [5, -9, 0]])
+    np.testing.assert_array_equal(released, [[0, 1, 2], [0, 0, 0], [0, 0, 1], [-9, -9, 0]])
+    np.testing.assert_array_equal(moved(hidden, [0, 1], patches, register=None, fill="keep"), hidden)
+    np.testing.assert_array_equal(moved(hidden, [1], patches, register=None, fill="mean")[1:3, 1], [-5, -5])
+
+
+def test_the_planted_unit_is_found_and_taken_to_the_added_token(case):
+    model, prompts, whites = case
+    found = register_neurons(model, prompts, top=3)
+    assert (int(found.layer[0]), int(found.unit[0])) == (LAYER, UNIT)
+    assert float(found.activation[0]) > 3 * float(found.activation[1])
+    assert float(found.elsewhere[0]) < 0.1
+    assert (found.attrs["outliers"], found.attrs["images"]) == (6, 6)
+    one = found.isel(neuron=[0])
+    norms = with_registers(model, prompts, one)
+    patches = norms["norm"].sel(layer=LAYER).values[:, norms["role"].values == "image"]
+    plain = sk.run(model, prompts, [sk.ResidualNorm()]).residual_norm.sel(site=f"{LAYER}.post").values
+    for which, white in enumerate(whites):
+        assert plain[which, 1 + white] > found.attrs["threshold"]
+        assert plain[which].argmax() == 1 + white
+    assert patches.max() < found.attrs["threshold"]
+    assert (norms["norm"].sel(layer=LAYER).values[:, -1] > found.attrs["threshold"]).all()
+    assert norms["role"].values[-1] == "added"
+    alone = with_registers(model, prompts, one, register=False)
+    assert alone.sizes["token"] == norms.sizes["token"] - 1
+    other = with_registers(model, prompts, one.assign(unit=one.unit + 1))
+    assert other["norm"].sel(layer=LAYER).values[:, 1:-1].max() > found.attrs["threshold"]
+
+
+def test_without_outliers_there_is_no_neuron(case):
+    model, prompts, _ = case
+    none = register_neurons(model, prompts, threshold=1e9)
+    assert none.sizes["neuron"] == 0
+    assert none.attrs["images"] == 0
+    same = with_registers(model, prompts, none, register=False)
+    np.testing.assert_allclose(same["cls_cosine"], 1, atol=1e-6)
+
+
+def test_the_threshold_is_the_valley_or_three_deviations():
+    rng = np.random.default_rng(0)
+    two = np.concatenate([rng.normal(50, 5, 300), rng.normal(300, 20, 30)])
+    assert 80 < outlier_threshold(two) < 260
+    one = rng.normal(50, 5, 300)
+    assert outlier_threshold(one) == pytest.approx(one.mean() + 3 * one.std())
+
+
+def test_errors(case):
+    model, prompts, _ = case
+    text = sk.load_model(testing.tiny("llama"))
+    with pytest.raises(UnsupportedModelError, match="registers are added to a vision encoder"):
+        register_neurons(text, sk.Prompts.from_ids([[1, 5]], text))
+    with pytest.raises(UnsupportedModelError, match=r"use one of \['zero', 'mean', 'keep'\]"):
+        with_registers(model, prompts, register_neurons(model, prompts), fill="clip")
