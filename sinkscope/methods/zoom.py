@@ -16,11 +16,11 @@ import xarray as xr
 
 from sinkscope import metrics
 from sinkscope.engine.generation import generate
-from sinkscope.engine.run import run
+from sinkscope.engine.run import find_tower, run
 from sinkscope.errors import PromptError
 from sinkscope.methods.base import MethodResult
 from sinkscope.metrics.looking import box_of, upsampled
-from sinkscope.probes import KeyMass
+from sinkscope.probes import AttentionGradient, KeyMass
 from sinkscope.prompts import Prompts
 from sinkscope.registry import method
 from sinkscope.roles import ROLE_INDEX
@@ -34,14 +34,23 @@ GENERAL = "Write a general description of the image."
 """The neutral question of both papers."""
 
 
-def question_maps(model: Model, prompts: Prompts, layers: Sequence[int]) -> list[np.ndarray]:
-    """Return the last token's attention on the first picture of each prompt: (row, column), mean of heads and layers.
+def question_maps(model: Model, prompts: Prompts, layers: Sequence[int], by: str = "attention") -> list[np.ndarray]:
+    """Return the last token's look at the first picture of each prompt: (row, column), mean of heads and layers.
+
+    ``by="attention"`` is its attention; ``by="gradient"`` is attention times the positive part of the gradient of the
+    log probability of the most likely next token (grad-att of Zhang et al. 2025): one pass with autograd a prompt, no
+    neutral question.
 
     Raises:
-        PromptError: a prompt has no picture, or no one grid for it.
+        PromptError: a prompt has no picture, or no one grid for it; or another ``by``.
     """
-    reading = run(model, prompts, [KeyMass("image", queries="last")])
-    mass = reading["key_mass"].sel(layer=list(layers)).mean(["layer", "head"]).values
+    if by == "attention":
+        reading = run(model, prompts, [KeyMass("image", queries="last")])
+        mass = reading["key_mass"].sel(layer=list(layers)).mean(["layer", "head"]).values
+    elif by == "gradient":
+        mass = _gradients(model, prompts, layers)
+    else:
+        raise PromptError(f"question_maps(by={by!r}): use 'attention' or 'gradient'.")
     maps: list[np.ndarray] = []
     for which, grid in enumerate(prompts.grids):
         if grid is None:
@@ -56,6 +65,18 @@ def question_maps(model: Model, prompts: Prompts, layers: Sequence[int]) -> list
     return maps
 
 
+def _gradients(model: Model, prompts: Prompts, layers: Sequence[int]) -> np.ndarray:
+    """Attention of the last row times the positive part of its gradient, by key; prompt by prompt, as maps are kept."""
+    heads = range(find_tower(model, None).attention[0].heads)
+    mass = np.full((len(prompts), max(prompts.lengths)), np.nan)
+    for which, length in enumerate(prompts.lengths):
+        found = run(model, prompts.subset([which]), [AttentionGradient(list(layers), heads)]).attention_gradient
+        rows = found[0].isel(query=length - 1).transpose("layer", "head", "key").values
+        # A weight is not negative: the positive part of the product is the weight times that of the gradient.
+        mass[which, :length] = np.maximum(rows, 0.0).mean((0, 1))[:length]
+    return mass
+
+
 @dataclass(frozen=True)
 class ZoomSettings:
     """What is fixed beforehand.
@@ -66,6 +87,7 @@ class ZoomSettings:
         base: side of a window in pixels at ratio 1; None takes a quarter of the picture's shorter side.
         lam: added below in the contrast.
         max_new_tokens: of each answer.
+        by: ``"attention"``, over that under a neutral question, or ``"gradient"``: attention times gradient, alone.
     """
 
     layers: Sequence[int] | None = None
@@ -73,6 +95,7 @@ class ZoomSettings:
     base: float | None = None
     lam: float = 1e-8
     max_new_tokens: int = 8
+    by: str = "attention"
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,9 +141,11 @@ def zoom(model: Model, items: Sequence[Mapping[str, Any]], settings: ZoomSetting
     depth = model.backend.towers[model.backend.default_tower].depth
     layers = list(chosen.layers) if chosen.layers is not None else list(range(depth // 3, max(2 * depth // 3, 1)))
     prompts = Prompts.from_chat(items, model)
-    neutral = Prompts.from_chat([{**item, "text": GENERAL} for item in items], model)
-    pairs = zip(question_maps(model, prompts, layers), question_maps(model, neutral, layers), strict=True)
-    maps = [metrics.relative_attention(own, general, chosen.lam) for own, general in pairs]
+    maps = question_maps(model, prompts, layers, chosen.by)
+    if chosen.by == "attention":
+        neutral = Prompts.from_chat([{**item, "text": GENERAL} for item in items], model)
+        pairs = zip(maps, question_maps(model, neutral, layers), strict=True)
+        maps = [metrics.relative_attention(own, general, chosen.lam) for own, general in pairs]
     boxes = [_box(found, grid.sizes[0], chosen) for found, grid in zip(maps, prompts.grids, strict=True) if grid]
     cropped = prompts.crop(boxes, model)
     before, after = (tuple(_answers(model, each, chosen.max_new_tokens)) for each in (prompts, cropped))

@@ -23,7 +23,15 @@ from sinkscope.metrics.bimodal import Bimodality, bimodality, valley_threshold
 from sinkscope.metrics.comparison import Resampling, compare, rank_correlation
 from sinkscope.metrics.controls import head_list, matched_controls, random_heads
 from sinkscope.metrics.copying import exit_layer, paint_tokens, recovery_rate, retrieval_score, sublayer_peak
-from sinkscope.metrics.dominance import Trend, by_stage, debias, modality_dominance, positional_trend
+from sinkscope.metrics.dominance import (
+    Trend,
+    by_stage,
+    debias,
+    keep_frequency,
+    modality_dominance,
+    padding_patches,
+    positional_trend,
+)
 from sinkscope.metrics.drain import value_drain
 from sinkscope.metrics.entropy import entropy_summary, non_vision_entropy, row_entropy
 from sinkscope.metrics.looking import (
@@ -37,6 +45,7 @@ from sinkscope.metrics.looking import (
     map_entropy,
     patch_entropy,
     relative_attention,
+    texture_complexity,
     token_saliency,
 )
 from sinkscope.metrics.maps import (
@@ -71,12 +80,13 @@ __all__ = [
     "colour_complexity", "column_entropy", "compare", "concentration", "debias", "discover_sink_dims",
     "effective_attention", "entropy_summary", "entropy_without", "exit_layer", "funnel_crops", "fused_contrast",
     "gaze_shift", "global_sinks", "head_divergence", "head_diversity", "head_list", "hoyer_sparsity",
-    "image_centric_heads", "implicit_sink", "importance_score", "kept_region", "local_focus", "magnet_share",
-    "map_entropy", "massive_activations", "massive_dims", "massive_stages", "matched_controls", "matrix_entropy",
-    "max_visual_attention", "metric", "modality_dominance", "non_vision_entropy", "norm_weighted", "paint_tokens",
-    "patch_background", "patch_entropy", "phi", "phi_gap", "phi_histogram", "phi_sinks", "positional_trend",
-    "proxy_mass", "random_heads", "rank_correlation", "recovery_rate", "relative_attention", "relative_phi",
-    "retrieval_score", "row_entropy", "secondary_sinks", "sink_logit_gap", "sink_mask", "sink_moves", "sink_rate",
-    "sink_tokens", "sink_type", "smallest_effect", "split_heads", "stable_rank", "sublayer_peak", "token_saliency",
-    "valley_threshold", "value_drain", "vision_aware_heads",
+    "image_centric_heads", "implicit_sink", "importance_score", "keep_frequency", "kept_region", "local_focus",
+    "magnet_share", "map_entropy", "massive_activations", "massive_dims", "massive_stages", "matched_controls",
+    "matrix_entropy", "max_visual_attention", "metric", "modality_dominance", "non_vision_entropy", "norm_weighted",
+    "padding_patches", "paint_tokens", "patch_background", "patch_entropy", "phi", "phi_gap", "phi_histogram",
+    "phi_sinks", "positional_trend", "proxy_mass", "random_heads", "rank_correlation", "recovery_rate",
+    "relative_attention", "relative_phi", "retrieval_score", "row_entropy", "secondary_sinks", "sink_logit_gap",
+    "sink_mask", "sink_moves", "sink_rate", "sink_tokens", "sink_type", "smallest_effect", "split_heads",
+    "stable_rank", "sublayer_peak", "texture_complexity", "token_saliency", "valley_threshold", "value_drain",
+    "vision_aware_heads",
 ]  # fmt: skip

@@ -126,3 +126,50 @@ def debias(scores: ArrayLike, trend: Trend) -> np.ndarray:
     values = np.asarray(scores, dtype=np.float64)
     rank: NDArray[np.float64] = np.arange(values.shape[-1], dtype=np.float64) / values.shape[-1]
     return values / (trend.mu * np.exp(trend.sigma * rank))
+
+
+@metric()
+def keep_frequency(scores: ArrayLike, keep: int) -> np.ndarray:
+    """Return how often each visual token is among the ``keep`` with the highest score: ``(image, token)`` to (token).
+
+    :func:`positional_trend` of it is sigma_freq, what pruning makes of the trend of the scores. Of equal scores the
+    first token is kept. Source: Zhao et al. (zhao2025).
+
+    Raises:
+        MetricError: not two dimensions, or a number that is none of the tokens.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim != 2 or not 0 < keep <= values.shape[1]:
+        raise MetricError(
+            f"keep_frequency(keep={keep}): scores have shape {values.shape}. Give (image, token), and keep one token "
+            "at least and all at most."
+        )
+    order = np.argsort(-values, axis=1, kind="stable")[:, :keep]
+    kept = np.zeros(values.shape)
+    np.put_along_axis(kept, order, 1.0, axis=1)
+    return kept.mean(0)
+
+
+@metric()
+def padding_patches(size: tuple[float, float], rows: int, columns: int, threshold: float = 0.3) -> NDArray[np.bool_]:
+    """Return which patches of an image padded to a square are padding, bool ``(row, column)``.
+
+    Args:
+        size: width and height of the image before it was padded, evenly on both sides (the original LLaVA code; the
+            processors of transformers crop instead, and Qwen2-VL and InternVL pad nothing).
+        rows: rows of patches of the square.
+        columns: columns of patches.
+        threshold: share of a patch's area that has to be padding, to exceed. The released methods take .5, .01 and .3.
+
+    Scores are set to 0 there before they are ranked: padding draws attention as a sink does. Source: Zhao et al.
+    (zhao2025).
+    """
+    width, height = size
+    side = max(width, height)
+
+    def inside(length: float, count: int) -> np.ndarray:
+        edges = np.linspace(0, side, count + 1)
+        low, high = (side - length) / 2, (side + length) / 2
+        return np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None) / (side / count)
+
+    return 1 - inside(height, rows)[:, None] * inside(width, columns)[None] > threshold + 1e-12

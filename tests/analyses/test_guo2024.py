@@ -10,8 +10,11 @@ SCRIPTS = {
     "theorem": 1,
     "residual_peak": 7,
     "active_dormant": 2,
+    "basics": 3,
+    "joint_arms": 2,
 }
 MODELS = {"residual_peak": ("--model", "zoo:lm-python", "zoo:bb-3l"), "active_dormant": ("--model", "zoo:lm-python")}
+MODELS |= dict.fromkeys(("basics", "joint_arms"), ("--model", "zoo:lm-python"))
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ from PIL import Image
 
 from analyses.scripts import run
 
-SCRIPTS = {"massive_picture": 6, "attention_before_after": 2, "implicit_bias": 1, "vision_registers": 2}
+SCRIPTS = {"massive_picture": 6, "attention_before_after": 2, "implicit_bias": 1, "vision_registers": 2, "surface": 1}
 LANGUAGE, RANDOM = ("--model", "zoo:lm-python"), ("--model", "tiny:dinov2_with_registers")
 
 

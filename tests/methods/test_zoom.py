@@ -9,6 +9,8 @@ from sinkscope.errors import EditError, PromptError
 from sinkscope.methods.head_hunter import head_hunter
 from sinkscope.methods.zoom import ZoomSettings, question_maps, zoom
 from sinkscope.prompts.labels import Image
+from sinkscope.roles import ROLE_INDEX
+from sinkscope.tasks import scenes
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,61 @@ def test_a_question_is_asked_again_with_the_crop(model, rule):
 def test_an_unknown_rule(model):
     with pytest.raises(PromptError, match=r"zoom\(rule='guess'\): use 'window'"):
         zoom(model, [{"image": picture(), "text": "Where?"}], ZoomSettings(rule="guess"))
+
+
+@pytest.fixture(scope="module")
+def small(model):
+    """Pictures of one shape in a sixteenth of the plane: too small to be read when the whole is scaled to 64 pixels."""
+    rng = np.random.default_rng(0)
+    items, answers, boxes = [], [], []
+    for scene in scenes.held_out(120, first=5000):
+        if len(scene.things) != 1 or len(items) == 6:
+            continue
+        part, asked = scene.pixels, scenes.ask(scene, "shape", rng)
+        whole = np.broadcast_to(part[0, 0], (4 * len(part), 4 * len(part), 3)).copy()
+        top, left = (rng.integers(0, 4, 2) * len(part)).tolist()
+        whole[top : top + len(part), left : left + len(part)] = part
+        items.append({"image": whole, "text": asked.text})
+        answers.append(asked.answer)
+        boxes.append((left, top, left + len(part), top + len(part)))
+    return items, answers, boxes
+
+
+def right(model, prompts, answers):
+    written = sk.generate(model, prompts, max_new_tokens=1)
+    words = [model.tokenizer.decode(ids[-1:]).strip() for ids in written.ids]
+    return np.mean([word == answer for word, answer in zip(words, answers, strict=True)])
+
+
+def test_a_shape_is_readable_only_in_the_crop_and_the_gradient_finds_it(model, small):
+    items, answers, boxes = small
+    prompts = sk.Prompts.from_chat(items, model)
+    side = 256
+    away = [((left + 64) % side, top, (left + 64) % side + 64, top + 64) for left, top, _, _ in boxes]
+    assert right(model, prompts, answers) < 0.6
+    assert right(model, prompts.crop(away, model), answers) < 0.6
+    assert right(model, prompts.crop(boxes, model), answers) == 1
+    found = zoom(model, items, ZoomSettings(by="gradient", layers=[4], base=64, max_new_tokens=1))
+    after, before = (
+        np.mean([w == a for w, a in zip(said, answers, strict=True)]) for said in (found.after, found.before)
+    )
+    assert after >= before + 0.2
+
+
+def test_the_map_of_the_gradient_is_that_of_its_definition(model):
+    prompts = sk.Prompts.from_chat([{"image": picture(), "text": "What colour is the square?"}], model)
+    (found,) = question_maps(model, prompts, [2], by="gradient")
+    heads = range(model.backend.towers["text"].attention[0].heads)
+    parts = [
+        sk.run(model, prompts, [sk.AttentionGradient([2], heads, weighted=False)]).attention_gradient,
+        sk.run(model, prompts, [sk.AttentionMap([2], heads)]).attention,
+    ]
+    gradient, weight = (part[0, 0, :, -1].values for part in parts)
+    image = np.flatnonzero(prompts.roles[0] == ROLE_INDEX["image"])
+    wanted = (weight * np.maximum(gradient, 0)).mean(0)[image]
+    np.testing.assert_allclose(np.sort(found.ravel()), np.sort(wanted), rtol=1e-4, atol=1e-9)
+    with pytest.raises(PromptError, match=r"question_maps\(by='guess'\): use 'attention' or 'gradient'"):
+        question_maps(model, prompts, [2], by="guess")
 
 
 def test_the_heads_found_for_an_aim_are_the_planted_ones():

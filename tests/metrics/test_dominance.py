@@ -3,7 +3,14 @@ import pytest
 import xarray as xr
 
 from sinkscope.errors import MetricError
-from sinkscope.metrics import by_stage, debias, modality_dominance, positional_trend
+from sinkscope.metrics import (
+    by_stage,
+    debias,
+    keep_frequency,
+    modality_dominance,
+    padding_patches,
+    positional_trend,
+)
 
 from .readings import ATTRS
 
@@ -73,3 +80,32 @@ def test_debias_is_the_sheets_vector():
 
 def test_trend_of_too_little_is_nan():
     assert np.isnan(positional_trend([0.0, 1.0])).all()
+
+
+def test_how_often_a_token_is_kept_has_a_steeper_trend_than_its_scores():
+    rng = np.random.default_rng(0)
+    mean = 0.02 * np.exp(0.8 * np.arange(40) / 40)
+    scores = mean * rng.lognormal(0, 0.3, (400, 40))
+    kept = keep_frequency(scores, 10)
+    assert kept.sum() == pytest.approx(10)
+    assert positional_trend(scores.mean(0)).sigma == pytest.approx(0.8, abs=0.1)
+    assert positional_trend(kept).sigma > 1.5
+    even = debias(scores, positional_trend(mean))
+    assert abs(positional_trend(keep_frequency(even, 10)).sigma) < 0.3
+    np.testing.assert_array_equal(keep_frequency([[1, 3, 3], [0, 0, 2]], 1), [0, 0.5, 0.5])
+    with pytest.raises(MetricError, match=r"keep_frequency\(keep=4\): scores have shape \(1, 3\)"):
+        keep_frequency([[1, 2, 3]], 4)
+
+
+def test_the_bars_of_a_squared_picture_are_padding():
+    # 640 x 480 in 640 x 640: bars of 80 pixels, three of 24 rows (26.67 pixels each) above and below.
+    found = padding_patches((640, 480), 24, 24)
+    assert found[:3].all()
+    assert found[21:].all()
+    assert not found[3:21].any()
+    assert not padding_patches((300, 300), 24, 24).any()
+    upright = padding_patches((100, 200), 4, 8)
+    np.testing.assert_array_equal(upright[0], [True, True, False, False, False, False, True, True])
+    # Bars of 10 in 60 pixels cut patches of 15 at two thirds.
+    assert padding_patches((60, 40), 4, 4, threshold=0.5)[0].all()
+    assert not padding_patches((60, 40), 4, 4, threshold=0.7).any()

@@ -75,10 +75,24 @@ def test_entropies_and_complexity():
     plain = np.full((8, 8, 3), 120, np.uint8)
     noisy = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     assert metrics.colour_complexity(plain) == 0 < metrics.colour_complexity(noisy) < 1
+    assert metrics.texture_complexity(plain) == 0 < metrics.texture_complexity(noisy) < 1
     plain[:4, :4] = noisy[:4, :4]
     found = metrics.patch_entropy(plain, 2, 2)
     assert found[0, 0] > 1
     np.testing.assert_allclose([found[0, 1], found[1, 0], found[1, 1]], 0, atol=1e-12)
+
+
+def test_texture_complexity_counts_the_pixels_of_edges():
+    half = np.zeros((40, 60, 3), np.uint8)
+    half[:, 30:] = 255
+    # One ridge down the middle, as wide as the two columns that the step lies between.
+    assert metrics.texture_complexity(half) == pytest.approx(2 / 60)
+    faint = half // 4
+    assert 1 / 60 <= metrics.texture_complexity(faint) <= 2 / 60
+    assert metrics.texture_complexity(half // 128) == 0
+    # A weak edge counts where it hangs together with a strong one.
+    ramp = (half * np.linspace(0.03, 1, 40)[:, None, None]).astype(np.uint8)
+    assert metrics.texture_complexity(ramp, low=0.05, high=0.5) > metrics.texture_complexity(ramp, low=0.5, high=0.5)
 
 
 def test_the_gaze_shift_of_the_sheet():
