@@ -30,14 +30,19 @@ from sinkscope.files import replacing
 from sinkscope.models import variants
 from sinkscope.tasks import corpora
 
+PAD = 1
+"""Id of the padding token: one that no text holds."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModelConfig:
     """What decides the weights: model, data and optimiser.
 
     Variants: ``normaliser`` (softmax, softmax1, sigmoid, relu), ``extra_key`` (a learned key without value per head),
-    ``gate`` (a sigmoid gate per head), ``bos=False`` (texts start without ``<s>``), ``window`` (keys that a query sees,
-    itself included; 0: all before it).
+    ``gate`` (a sigmoid gate per head; with ``gate_elements`` one per element of its output), ``bos=False`` (texts start
+    without ``<s>``), ``window`` (keys that a query sees, itself included; 0: all before it). Data of Gu et al. 2025, in
+    training and measurement: ``fixed_at`` (the padding token stands at that position of every window; -1: nowhere),
+    ``random_first`` (so many tokens in front are drawn at random, ``<s>`` among them).
 
     ``lr`` is held constant after ``warmup`` steps and falls linearly to a twentieth over the last ``decay`` share of
     ``steps``. The first ``start_steps`` steps use ``start_batch`` and ``start_repeat_share`` instead of ``batch`` and
@@ -67,6 +72,9 @@ class LanguageModelConfig:
     normaliser: str = "softmax"
     extra_key: bool = False
     gate: bool = False
+    gate_elements: bool = False
+    fixed_at: int = -1
+    random_first: int = 0
     window: int = 0
     seed: int = 0
     threads: int = 1
@@ -115,11 +123,13 @@ def build_model(config: LanguageModelConfig) -> Any:
         tie_word_embeddings=False,
         bos_token_id=0,
         eos_token_id=None,
-        pad_token_id=1,
+        pad_token_id=PAD,
     )
     if config.window:
         model_config.sliding_window = config.window
     extra = {"normaliser": config.normaliser, "extra_key": config.extra_key, "gate": config.gate}
+    if config.gate_elements:
+        extra["gate"] = "element"
     model_config.update({f"sinkscope_{k}": v for k, v in extra.items() if v not in (False, "softmax")})
     return variants.build(model_config)
 
@@ -199,7 +209,8 @@ def train(
     model = build_model(config)
     optimizer = build_optimizer(model, config)
     step = load_checkpoint(folder, model, optimizer)
-    probe = torch.from_numpy(corpus.windows(held_out, 64, 64, np.random.default_rng(1), bos=config.bos))
+    drawn = np.random.default_rng(1)
+    probe = torch.from_numpy(arranged(corpus.windows(held_out, 64, 64, drawn, bos=config.bos), config, drawn))
     running, started = 0.0, time.process_time() - _seconds_before(folder)
     last = config.steps if stop_at is None else min(stop_at, config.steps)
     while step < last:
@@ -218,6 +229,15 @@ def train(
     return model
 
 
+def arranged(ids: NDArray[np.int64], config: LanguageModelConfig, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Windows with the token that always stands at one place, and with random tokens in front, as ``config`` asks."""
+    if config.random_first:
+        ids[:, : config.random_first] = rng.integers(2, config.vocab, (len(ids), config.random_first))
+    if config.fixed_at >= 0:
+        ids[:, config.fixed_at] = PAD
+    return ids
+
+
 def _seconds_before(folder: Path) -> float:
     curve = folder / "curve.jsonl"
     return json.loads(curve.read_text().splitlines()[-1])["cpu_seconds"] if curve.exists() else 0.0
@@ -228,7 +248,9 @@ def _one_step(
 ) -> float:
     rng = np.random.default_rng([config.seed, step])
     batch, repeat_share = data_of_step(config, step)
-    ids = torch.from_numpy(corpus.windows(stream, batch, config.length, rng, repeat_share, config.bos))
+    ids = torch.from_numpy(
+        arranged(corpus.windows(stream, batch, config.length, rng, repeat_share, config.bos), config, rng)
+    )
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
     logits = model(ids[:, :-1], use_cache=False).logits

@@ -114,13 +114,15 @@ AttentionMaskInterface.register(NAME, eager_mask)
 class GatedLlamaAttention(LlamaAttention):
     """Llama attention with a sigmoid gate per head, from the block's input (Qiu et al. 2025, head-wise G1).
 
-    ``gate_proj`` maps the hidden state to one logit per head; the gate acts after the weighted sum of values and before
+    ``gate_proj`` maps the hidden state to one logit per head, or, with ``config.sinkscope_gate = "element"``, to one
+    per element of each head's output (element-wise G1); the gate acts after the weighted sum of values and before
     ``o_proj``, so the attention weights themselves stay a softmax.
     """
 
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
-        self.gate_proj = nn.Linear(config.hidden_size, config.num_attention_heads, bias=False)
+        each = self.head_dim if config.sinkscope_gate == "element" else 1
+        self.gate_proj = nn.Linear(config.hidden_size, config.num_attention_heads * each, bias=False)
         nn.init.normal_(self.gate_proj.weight, std=config.initializer_range)
 
     def forward(
@@ -141,7 +143,7 @@ class GatedLlamaAttention(LlamaAttention):
             key, value = past_key_values.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(str(self.config._attn_implementation), dense_attention)
         out, weights = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
-        gated = out * torch.sigmoid(self.gate_proj(hidden_states))[..., None]
+        gated = out * torch.sigmoid(self.gate_proj(hidden_states)).view(*shape, out.shape[-2], -1)
         return self.o_proj(gated.reshape(*shape, -1)), weights
 
     def _projections(self) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -153,7 +155,7 @@ def build(config: Any) -> Any:
 
     Args:
         config: A transformers config; ``sinkscope_normaliser`` (str), ``sinkscope_extra_key`` (bool) and
-            ``sinkscope_gate`` (bool, Llama only) are read when they are there.
+            ``sinkscope_gate`` (bool or ``"element"``, Llama only) are read when they are there.
 
     Raises:
         ModelError: unknown normaliser, or a gate asked of another architecture than Llama.

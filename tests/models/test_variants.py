@@ -83,9 +83,10 @@ def test_no_query_sees_the_future_and_the_cache_gives_the_same(normaliser):
     torch.testing.assert_close(rest, out.logits[:, 5:], atol=1e-5, rtol=0)
 
 
-def test_a_gated_model_with_open_gates_is_the_plain_model():
+@pytest.mark.parametrize("gate", [True, "element"])
+def test_a_gated_model_with_open_gates_is_the_plain_model(gate):
     torch.manual_seed(0)
-    model = variants.build(llama(sinkscope_gate=True)).eval()
+    model = variants.build(llama(sinkscope_gate=gate)).eval()
     plain = variants.build(llama()).eval()
     state = {k: v for k, v in model.state_dict().items() if "gate_proj" not in k or "mlp" in k}
     plain.load_state_dict(state)

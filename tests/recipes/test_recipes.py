@@ -134,7 +134,12 @@ def test_language_model_reruns_are_equal_and_a_resumed_run_is_too(source, tmp_pa
     assert rows[0]["tokens"] == 46
 
 
-@pytest.mark.parametrize("extra", [{"normaliser": "sigmoid"}, {"extra_key": True}, {"gate": True}, {"bos": False}])
+@pytest.mark.parametrize(
+    "extra", [
+        {"normaliser": "sigmoid"}, {"extra_key": True}, {"gate": True}, {"bos": False}, {"gate_elements": True},
+        {"fixed_at": 2}, {"random_first": 1},
+    ],
+)  # fmt: skip
 def test_language_model_variants_train(source, tmp_path, extra):
     model = lm.train(dataclasses.replace(TINY, steps=2, **extra), tmp_path / "v", source, measure_every=2)
     variants.save(model, tmp_path / "w")
@@ -143,6 +148,17 @@ def test_language_model_variants_train(source, tmp_path, extra):
     torch.testing.assert_close(again(ids).logits, model.eval()(ids).logits)
     if extra.get("extra_key"):
         assert any(layer.self_attn.extra_key.abs().max() > 0 for layer in model.model.layers)
+
+
+def test_a_token_always_stands_at_one_place_and_others_are_drawn_in_front():
+    ids = np.arange(40).reshape(2, 20) % 7 + 10
+    config = dataclasses.replace(TINY, fixed_at=3, random_first=2)
+    found = lm.arranged(ids.copy(), config, np.random.default_rng(0))
+    assert (found[:, 3] == lm.PAD).all()
+    assert (found[:, :2] >= 2).all()
+    assert (found[:, :2] != ids[:, :2]).any()
+    np.testing.assert_array_equal(found[:, 4:], ids[:, 4:])
+    np.testing.assert_array_equal(lm.arranged(ids.copy(), TINY, np.random.default_rng(0)), ids)
 
 
 def test_learning_rate_warms_up_stays_and_falls():
