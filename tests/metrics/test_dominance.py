@@ -97,6 +97,13 @@ def test_how_often_a_token_is_kept_has_a_steeper_trend_than_its_scores():
         keep_frequency([[1, 2, 3]], 4)
 
 
+@pytest.mark.parametrize("threshold", [0.5, 0.3, 0.01])
+def test_valid_patches_are_the_sheets_vector(threshold):
+    sizes = {(640, 480): 432, (640, 427): 384, (480, 640): 432, (500, 500): 576}
+    for size, valid in sizes.items():
+        assert int((~padding_patches(size, 24, 24, threshold)).sum()) == valid
+
+
 def test_the_bars_of_a_squared_picture_are_padding():
     # 640 x 480 in 640 x 640: bars of 80 pixels, three of 24 rows (26.67 pixels each) above and below.
     found = padding_patches((640, 480), 24, 24)
