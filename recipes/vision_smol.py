@@ -25,10 +25,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from recipes import photo_scenes, run_files
+from recipes import run_files
 from recipes import vision_smol_model as parts
 from recipes.vision_language import FAMILIES
 from sinkscope.files import replacing
+from sinkscope.tasks import photo_scenes
 from sinkscope.tasks import scenes as data
 
 KEPT = (0.0, 0.1, 0.25, 0.5, 1.0)

@@ -17,9 +17,9 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from recipes import photo_scenes
 from sinkscope.models.sources import resolve
 from sinkscope.models.weights import quiet
+from sinkscope.tasks import photo_scenes
 from sinkscope.tasks import scenes as data
 
 VISION, TEXT = "dinov2-small", "smollm2-135m"

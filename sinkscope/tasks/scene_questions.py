@@ -12,6 +12,7 @@ import xarray as xr
 from sinkscope.errors import PromptError
 from sinkscope.prompts import Prompts
 from sinkscope.roles import ROLE_INDEX
+from sinkscope.tasks import photo_scenes
 from sinkscope.tasks import scenes as made
 from sinkscope.tasks.examples import Examples
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 BOX = ("box_left", "box_top", "box_right", "box_bottom")
 FIRST = 4096
 """Held-out scenes are numbered; examples start here, so that they meet none that the recipe measures itself on."""
+
+SHOWN = {"zoo:vlm-smol": "photographs"}
+"""Models that were trained on another kind of picture than ``"shapes"``, the small ones of :mod:`scenes`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +93,12 @@ def scene_questions(
     *,
     seed: int = 0,
     scale: int | None = None,
+    pictures: str | None = None,
 ) -> SceneQuestions:
     """Make ``n`` questions about ``n`` held-out pictures, the families in turn.
+
+    An answer is scored by its first token, so a family of which two answers begin with the same one (``place``, where
+    the tokenizer cuts "top-left" up) is left out.
 
     Args:
         model: A vision-language model with a processor; its tokenizer gives the answer's first token.
@@ -98,21 +106,50 @@ def scene_questions(
         families: Which questions, out of :data:`sinkscope.tasks.scenes.FAMILIES`.
         seed: Decides pictures and questions.
         scale: Enlarges the pictures; left out, to about the size that the model's tower takes.
+        pictures: ``"shapes"`` (:mod:`sinkscope.tasks.scenes`) or ``"photographs"``
+            (:mod:`sinkscope.tasks.photo_scenes`); left out, the kind that the model was trained on, where that is
+            known, else shapes.
+
+    Raises:
+        PromptError: another kind of picture, no family is left, or a photograph's package is not installed.
     """
+    kind = pictures or SHOWN.get(model.id, "shapes")
+    if kind not in ("shapes", "photographs"):
+        raise PromptError(f"scene_questions(pictures={kind!r}): there are 'shapes' and 'photographs'.")
     rng = np.random.default_rng([seed, 11])
-    scenes = tuple(made.held_out(n, seed, first=FIRST))
+    families = _told_apart(model, families)
+    if kind == "photographs":
+        scenes, scale = tuple(photo_scenes.held_out(n, first=FIRST + (seed << 16))), scale or 1
+    else:
+        scenes = tuple(made.held_out(n, seed, first=FIRST))
     asked = tuple(made.ask(scene, families[i % len(families)], rng) for i, scene in enumerate(scenes))
     if scale is None:
         side = getattr(getattr(model.config, "vision_config", None), "image_size", None) or 4 * made.SIDE
         scale = max(1, int(side if isinstance(side, int) else side[0]) // made.SIDE)
     items = [{"image": s.image(scale), "text": q.text} for s, q in zip(scenes, asked, strict=True)]
     prompts = Prompts.from_chat(items, model)
-    return SceneQuestions(Examples(prompts, _answers(model, asked)), asked, scenes, scale)
+    answers = _first_tokens(model, [q.text for q in asked], [q.answer for q in asked])
+    return SceneQuestions(Examples(prompts, answers), asked, scenes, scale)
 
 
-def _answers(model: Model, asked: Sequence[made.Question]) -> tuple[int, ...]:
+def _told_apart(model: Model, families: Sequence[str]) -> list[str]:
+    """Those families of which no two answers begin with the same token."""
+    firsts = {
+        name: _first_tokens(model, ["What?"] * len(made.FAMILIES[name]), made.FAMILIES[name]) for name in families
+    }
+    left = [name for name in families if len(set(firsts[name])) == len(firsts[name])]
+    if not left:
+        raise PromptError(
+            f"scene_questions(families={list(families)}): this tokenizer begins two answers of each of them with the "
+            "same token, so the first one does not tell them apart. Ask about colour."
+        )
+    return left
+
+
+def _first_tokens(model: Model, questions: Sequence[str], answers: Sequence[str]) -> tuple[int, ...]:
     """First token of each answer where the model's template puts it (after ChatML's newline, after a colon)."""
-    given = Prompts.from_chat([{"text": question.text, "answer": question.answer} for question in asked], model)
+    items = [{"text": question, "answer": answer} for question, answer in zip(questions, answers, strict=True)]
+    given = Prompts.from_chat(items, model)
     firsts = [int((roles == ROLE_INDEX["answer"]).argmax()) for roles in given.roles]
     return tuple(int(ids[first]) for ids, first in zip(given.ids, firsts, strict=True))
 

