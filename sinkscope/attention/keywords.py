@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sinkscope.errors import UnsupportedModelError
 
-HONOURED = frozenset({"position_bias", "softcap", "s_aux"})
+HONOURED = frozenset({"indices", "position_bias", "softcap", "s_aux"})
 """Keywords that :func:`sinkscope.attention.seam.sinkscope_attention` makes part of the call."""
 
 INERT = frozenset({
@@ -24,6 +24,9 @@ INERT = frozenset({
     "position_ids", "cache_position", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k",  # for kernels
 })  # fmt: skip
 """Keywords that change nothing where there is a mask."""
+
+HANDED_DOWN = frozenset({"input_ids", "pixel_values", "image_sizes", "image_grid_thw", "token_type_ids"})
+"""What the model itself was given and hands to every part; nothing, unless its eager function reads it."""
 
 
 def check_keywords(module: torch.nn.Module, keywords: Mapping[str, Any]) -> None:
@@ -38,7 +41,8 @@ def check_keywords(module: torch.nn.Module, keywords: Mapping[str, Any]) -> None
     for name, value in keywords.items():
         if value is None or name in HONOURED or name in INERT:
             continue
-        if isinstance(value, torch.Tensor | float) or _read_by_eager(module, name):
+        unknown = isinstance(value, torch.Tensor | float) and name not in HANDED_DOWN
+        if unknown or _read_by_eager(module, name):
             kind = getattr(getattr(module, "config", None), "model_type", "") or "this architecture"
             raise UnsupportedModelError(
                 f"{type(module).__name__} ({kind}) hands its attention function {name}= ({type(value).__name__}), "

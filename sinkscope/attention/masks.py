@@ -238,6 +238,27 @@ def sinkscope_mask(  # noqa: PLR0913 - the library fixes this signature
     )  # fmt: skip
 
 
+def with_chosen(
+    mask: MaskSpec | torch.Tensor | None,
+    indices: Int[torch.Tensor, "batch query chosen"],
+    queries: int,
+    keys: int,
+) -> Bool[torch.Tensor, "batch one query key"] | Float[torch.Tensor, "batch one query key"]:
+    """Hide all keys but the chosen ones of each query, on top of a mask (DeepSeek-V3.2's sparse attention).
+
+    A negative index stands for no key.
+    """
+    picked = torch.zeros(*indices.shape[:2], keys + 1, dtype=torch.bool, device=indices.device)
+    picked.scatter_(-1, torch.where(indices < 0, keys, indices).long(), True)
+    picked = picked[:, None, :, :keys]
+    if isinstance(mask, MaskSpec):
+        seen = mask.visible(slice(0, queries), slice(0, keys))
+        mask = None if seen is None else seen[:, None]
+    if mask is None or mask.dtype == torch.bool:
+        return picked if mask is None else mask & picked
+    return mask.masked_fill(~picked, torch.finfo(mask.dtype).min)
+
+
 def from_call(
     mask: MaskSpec | torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, causal: bool
 ) -> tuple[MaskSpec, torch.Tensor | None]:

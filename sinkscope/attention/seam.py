@@ -21,7 +21,7 @@ from transformers.modeling_utils import AttentionInterface
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.keywords import check_functions, check_keywords
-from sinkscope.attention.masks import from_call, sinkscope_mask
+from sinkscope.attention.masks import from_call, sinkscope_mask, with_chosen
 from sinkscope.attention.paths import attend
 from sinkscope.attention.rows import RowEdits
 from sinkscope.attention.view import Context, LayerStats, Wants
@@ -66,6 +66,8 @@ def sinkscope_attention(  # noqa: PLR0913 - the library fixes this signature
     """Return the function registered with transformers: (batch, head, query, dim) in, (batch, query, head, dim) out."""
     session = _active.get() or Session()
     check_keywords(module, kwargs)
+    if kwargs.get("indices") is not None:
+        attention_mask = with_chosen(attention_mask, kwargs["indices"], query.shape[2], key.shape[2])
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", False)
     mask, bias = from_call(attention_mask, query, key, bool(causal))
     if kwargs.get("position_bias") is not None:

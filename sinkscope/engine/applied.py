@@ -7,7 +7,8 @@ position it starts; a pass that starts at 0 is a new prompt, and its attention m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,13 +20,19 @@ from sinkscope.attention.primitives import Tally
 from sinkscope.edits.base import Edit
 from sinkscope.engine.effect import check_edits
 from sinkscope.engine.plan import Plan
+from sinkscope.engine.run import find_tower
 from sinkscope.errors import EditError, UnsupportedModelError
 from sinkscope.models.backends.base import Instruments, Tower
 from sinkscope.models.backends.collector import Collector
 from sinkscope.models.backends.residual_hooks import residual_hooks
 from sinkscope.prompts import PAD, Batch, Prompts
+from sinkscope.prompts.data import PromptFields
 from sinkscope.prompts.identity import check_prompts
 from sinkscope.roles import ROLE_INDEX
+
+MASKS = {"input_ids": "attention_mask", "decoder_input_ids": "decoder_attention_mask"}
+"""Inputs of token ids, and the masks that say which of them are padding."""
+MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")
 
 if TYPE_CHECKING:
     from sinkscope.models.handle import Model
@@ -42,6 +49,9 @@ def applied(
     fills as the model runs. A ``sinkscope.run`` inside takes its own edits and is refused here. Inputs of other prompts
     are an error. Other threads that use the model wait until it is left. On leaving the model is as it was.
 
+    In an encoder-decoder the edits act in one tower: ``"encoder"`` whenever the encoder runs, ``"decoder"`` (the
+    default) and ``"cross"`` in every step of the decoder. The prompts then have targets, with which it starts.
+
     Raises:
         EditError: an edit does not fit the model, or the inputs are not those of ``prompts``.
         UnsupportedModelError: this model is not driven by transformers, or cannot be edited.
@@ -53,12 +63,9 @@ def applied(
             f"applied: {model.id} is driven by {backend.name}; edits outside a run need the transformers backend. "
             f"{backend.why_not or 'Pass the edits to sinkscope.run.'}"
         )
+    where = find_tower(model, tower)
     if model.kind == "encoder-decoder":
-        raise UnsupportedModelError(
-            f"applied: {model.id} is an encoder-decoder, which encodes once and decodes in many calls; edits outside a "
-            "run are not carried over. Pass the edits to sinkscope.run or sinkscope.sweep with tower=."
-        )
-    where = backend.towers[tower or backend.default_tower]
+        prompts = prompts.seen_by(where.name, model)
     check_edits(tuple(edits), where, prompts)
     live = _Live(model, where, prompts, tuple(edits))
     with model.exclusive(), ExitStack() as stack:
@@ -78,12 +85,17 @@ class _Live:
         self.plan: Plan | None = None
         self.collector: Any = None
         self.depth = 0
+        self.side = {"encoder": "source", "decoder": "target", "cross": "cross"}.get(
+            tower.name if model.kind == "encoder-decoder" else "", ""
+        )
         self.pass_hooks: ExitStack | None = None
         self.handles: list[Any] = []
 
     def open(self) -> None:
-        """Watch the model and its headless part, whichever is called."""
-        self.handles = watch_passes(self.model.model, self._before, self._after)
+        """Watch the model and its headless part, whichever is called; the encoder where that alone is edited."""
+        network: Any = self.model.model
+        watched = network.get_encoder() if self.side == "source" else network
+        self.handles = watch_passes(watched, self._before, self._after)
 
     def close(self) -> None:
         """Take every hook out."""
@@ -92,7 +104,11 @@ class _Live:
             handle.remove()
 
     def _edits(self, module: torch.nn.Module, call: Call) -> CallEdits | None:
-        return None if self.collector is None else self.collector.session.edits(module, call)
+        if self.collector is None:
+            return None
+        if self.side == "cross" and self.plan is not None:  # its mask counts the queries of a step from 0
+            call = replace(call, mask=replace(call.mask, q_offset=self.plan.offset))
+        return self.collector.session.edits(module, call)
 
     def _before(self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.depth += 1
@@ -109,7 +125,7 @@ class _Live:
         instruments = Instruments(edits=self.plan.call_edits, residual=self.plan.residual)
         self.collector = Collector(self.model.model, self.tower, instruments, self.model.backend.write_factor)
         self.pass_hooks = ExitStack()
-        rows = len(_main_input(args, kwargs)[1])
+        rows = len(self._main_input(args, kwargs)[1])
         self.pass_hooks.enter_context(residual_hooks(self.model.model, self.tower, instruments.residual, rows))
 
     def _after(self, *_: Any) -> None:
@@ -123,29 +139,49 @@ class _Live:
             self.pass_hooks.close()
             self.pass_hooks = None
 
+    def _main_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, torch.Tensor]:
+        names = ("decoder_input_ids",) if self.side in ("target", "cross") else MAIN_INPUTS
+        for name in names:
+            if isinstance(kwargs.get(name), torch.Tensor):
+                return name, kwargs[name]
+        if args and isinstance(args[0], torch.Tensor) and names is MAIN_INPUTS:
+            return ("input_ids" if args[0].ndim == 2 else "pixel_values"), args[0]
+        raise EditError(f"applied: the model was called without {', '.join(names)}. Pass one of them by name.")
+
     def _align(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batch:
         """Find the prompts' tokens in the model's inputs."""
-        name, given = _main_input(args, kwargs)
-        rows, count = len(given), len(self.prompts)
+        name, given = self._main_input(args, kwargs)
+        if self.side != "cross":
+            return self._placed(self.prompts, name, given, kwargs.get(MASKS.get(name, "attention_mask")))
+        assert self.prompts.other is not None
+        target = self._placed(self.prompts.other, name, given, kwargs.get(MASKS[name]))
+        longest = max(self.prompts.lengths)
+        mask = kwargs.get("attention_mask")
+        fits = isinstance(mask, torch.Tensor) and mask.shape == (len(given), longest)
+        source = torch.zeros(len(given), longest, device=given.device)
+        own = self._placed(self.prompts, "source", source, mask if fits else None)
+        return replace(own, target=target, cross=True)
+
+    def _placed(self, prompts: PromptFields, name: str, given: torch.Tensor, mask: Any) -> Batch:
+        rows, count = len(given), len(prompts)
         if rows % count:
             raise EditError(
                 f"applied: the model was given {rows} rows, but there are {count} prompts. Pass those it runs."
             )
         each = rows // count
-        if name == "pixel_values":
-            shape = (rows, self.prompts.lengths[0])
-            real = torch.ones(shape, dtype=torch.bool, device=given.device)
-        else:
-            mask = kwargs.get("attention_mask")
+        with_ids = name in MASKS
+        if with_ids or name in ("inputs_embeds", "source"):
             real = torch.ones(given.shape[:2], dtype=torch.bool, device=given.device)
             if isinstance(mask, torch.Tensor) and mask.ndim == 2:
                 real = mask.bool()
+        else:  # one token for each patch or frame
+            real = torch.ones((rows, len(prompts.ids[0])), dtype=torch.bool, device=given.device)
         roles = torch.full(real.shape, PAD, dtype=torch.int8, device=given.device)
         for row in range(rows):
-            own = self.prompts.roles[row // each]
+            own = prompts.roles[row // each]
             places = real[row].nonzero()[:, 0]
-            ids = given[row, places][: len(own)].cpu() if name == "input_ids" else None
-            wrong = ids is not None and ids.tolist() != self.prompts.ids[row // each].tolist()
+            ids = given[row, places][: len(own)].cpu() if with_ids else None
+            wrong = ids is not None and ids.tolist() != prompts.ids[row // each].tolist()
             if len(places) < len(own) or wrong:
                 raise EditError(
                     f"applied: row {row} of the inputs is not prompt {row // each} ({len(own)} tokens). "
@@ -166,15 +202,13 @@ def watch_passes(network: torch.nn.Module, before: Callable[..., Any], after: Ca
     return handles
 
 
-def _main_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, torch.Tensor]:
-    for name in ("input_ids", "inputs_embeds", "pixel_values"):
-        if isinstance(kwargs.get(name), torch.Tensor):
-            return name, kwargs[name]
-    if args and isinstance(args[0], torch.Tensor):
-        return ("pixel_values" if args[0].ndim == 4 else "input_ids"), args[0]
-    raise EditError("applied: the model was called without input_ids, inputs_embeds or pixel_values. Pass one of them.")
-
-
 def _cached_length(kwargs: dict[str, Any]) -> int:
+    """Tokens in the cache; layers without attention (MiniMax's first) count none, or refuse to say (Bamba's)."""
     cache = kwargs.get("past_key_values")
-    return int(cache.get_seq_length()) if cache is not None and hasattr(cache, "get_seq_length") else 0
+    if cache is None or not hasattr(cache, "get_seq_length"):
+        return 0
+    lengths = [0]
+    for layer in range(len(getattr(cache, "layers", ())) or 1):
+        with suppress(ValueError, IndexError, NotImplementedError):
+            lengths.append(int(cache.get_seq_length(layer)))
+    return max(lengths)

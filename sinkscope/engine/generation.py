@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from transformers import LogitsProcessor
+from transformers import GenerationMixin, LogitsProcessor, StaticCache
 
 from sinkscope.attention.primitives import Tally
 from sinkscope.edits.base import Edit
 from sinkscope.engine.applied import applied
 from sinkscope.engine.effect import require_touched
+from sinkscope.engine.pair_generation import Continue, generate_targets
 from sinkscope.errors import ModelError, PromptError, UnsupportedModelError
+from sinkscope.models.facts import in_type_of
 from sinkscope.prompts import Prompts
 from sinkscope.prompts.batch import PER_TOKEN
 from sinkscope.prompts.identity import check_prompts
@@ -28,16 +30,19 @@ if TYPE_CHECKING:
 
 def generate(
     model: Model, prompts: Prompts, edits: Sequence[Edit] = (), max_new_tokens: int = 20, *, batch_size: int = 8,
-    **options: Any,
+    tower: str | None = None, **options: Any,
 ) -> Prompts:  # fmt: skip
     """Continue each prompt, every pass under ``edits``, and give the prompts with what was generated.
 
     Greedy unless ``options`` (those of transformers' ``generate``) say otherwise. Texts are padded on the left, prompts
     with images run one by one. New tokens have the role ``generated``; an end-of-sequence token is the last one kept.
+    ``tower`` says where the edits act, as in :func:`sinkscope.run`. An encoder-decoder continues the target of each
+    pair, or begins one where there is a source alone. ``cache_implementation="static"`` is honoured, not compiled.
 
     Raises:
         PromptError: the model generates nothing, or the continuation would not fit its context.
-        UnsupportedModelError: a static cache is asked for.
+        UnsupportedModelError: a static cache is handed over, or asked for of an encoder-decoder; an encoder-decoder
+            with a generation of its own (Whisper).
         ModelError: the logits of a step are NaN or infinite.
         EditError, EditHasNoEffect: as :func:`sinkscope.run`; an edit that touches nothing in any pass has no effect.
     """
@@ -45,34 +50,79 @@ def generate(
     _check(model, prompts, max_new_tokens, options)
     prompts.spans(batch_size)  # refuses a wrong size, for prompts with images too
     checks = [*options.pop("logits_processor", ()), _FiniteLogits(model.id)]
+    own_static = _static(getattr(model.model.generation_config, "cache_implementation", None))
+    static = not own_static and _static(options.get("cache_implementation"))
+    if own_static:
+        options["cache_implementation"] = "dynamic"  # the same tokens; edits need the mask within the pass
+    elif static:
+        del options["cache_implementation"]
+    # Greedy, so that two runs differ by their edits alone.
+    settings = {"do_sample": False, "pad_token_id": prompts.pad_id, **options, "logits_processor": checks}
+    settings |= {"max_new_tokens": max_new_tokens}
+    ends = _end_ids(model, options)
+
+    def go_on(inputs: dict[str, torch.Tensor], start: int, more: dict[str, Any]) -> list[np.ndarray]:
+        if static:
+            config = model.config.get_text_config(decoder=True)
+            more = more | {"past_key_values": _UncompiledCache(config, max_cache_len=start + max_new_tokens)}
+        return _until_end(_generated(model, inputs, settings | more)[:, start:], ends)
+
+    continued = generate_targets if model.kind == "encoder-decoder" else _continued
+    with torch.no_grad(), model.evaluating():
+        longer, totals = continued(model, prompts, edits, go_on, batch_size, tower)
+    require_touched(edits, totals, model.id, len(prompts))
+    return longer
+
+
+def _continued(
+    model: Model, prompts: Prompts, edits: Sequence[Edit], go_on: Continue, batch_size: int, tower: str | None
+) -> tuple[Prompts, list[Tally]]:
     totals = [Tally() for _ in edits]
     new: list[np.ndarray] = []
-    with torch.no_grad(), model.evaluating():
-        for chosen in prompts.spans(1 if any(prompts.extras) else batch_size):
-            part = prompts if prompts.whole is not None else prompts.subset(chosen)
-            inputs = _left_padded(part, model.device)
-            # Greedy, so that two runs differ by their edits alone.
-            settings = {"do_sample": False, "pad_token_id": prompts.pad_id, **options, "logits_processor": checks}
-            if _static(getattr(model.model.generation_config, "cache_implementation", None)):
-                settings["cache_implementation"] = "dynamic"  # the same tokens; edits need the mask within the pass
-            with applied(model, edits, part) as tallies:
-                found = model.model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)  # type: ignore[operator]
-            for total, tally in zip(totals, tallies, strict=True):
-                total.add(tally)
-            ids = getattr(found, "sequences", found)
-            new += _until_end(ids[:, inputs["input_ids"].shape[1] :], _end_ids(model, options))
-    require_touched(edits, totals, model.id, len(prompts))
-    return extended(prompts, new, model)
+    for chosen in prompts.spans(1 if any(prompts.extras) else batch_size):
+        part = prompts if prompts.whole is not None else prompts.subset(chosen)
+        inputs = in_type_of(model.model, _left_padded(part, model.device))
+        with applied(model, edits, part, tower=tower) as tallies:
+            new += go_on(inputs, inputs["input_ids"].shape[1], {})
+        for total, tally in zip(totals, tallies, strict=True):
+            total.add(tally)
+    return extended(prompts, new, model), totals
+
+
+class _UncompiledCache(StaticCache):
+    """A static cache for which the library neither compiles the model nor makes masks ahead of the pass."""
+
+    is_compileable = False  # type: ignore[assignment]
+
+
+def _generated(model: Model, inputs: dict[str, torch.Tensor], settings: dict[str, Any]) -> torch.Tensor:
+    try:
+        found = model.model.generate(**inputs, **settings)  # type: ignore[operator]
+        return getattr(found, "sequences", found)
+    except (TypeError, ValueError, NotImplementedError, AttributeError) as error:
+        raise PromptError(
+            f"generate: {type(model.model).__name__} refuses to continue these prompts ({type(error).__name__}: "
+            f"{str(error)[:160]}). Try model.model.generate by itself."
+        ) from error
 
 
 def _check(model: Model, prompts: Prompts, count: int, options: dict[str, Any]) -> None:
     check_prompts(prompts, model, "generate")
     if not getattr(model.model, "can_generate", lambda: False)():
         raise PromptError(f"generate: {model.id} ({type(model.model).__name__}) generates no text. Use a decoder.")
-    if _static(options.get("cache_implementation")) or getattr(options.get("past_key_values"), "is_compileable", False):
+    pairs = model.kind == "encoder-decoder"
+    own: Any = GenerationMixin
+    if pairs and getattr(type(model.model), "generate", None) is not own.generate:
         raise UnsupportedModelError(
-            "generate: a static cache fixes the mask before the pass, and edits need it within. Leave "
-            "cache_implementation and past_key_values out: the dynamic cache gives the same tokens."
+            f"generate: {type(model.model).__name__} writes by a procedure of its own (segments, other targets "
+            "than given). Use model.model.generate inside sinkscope.applied, or read given targets with sinkscope.run."
+        )
+    if getattr(options.get("past_key_values"), "is_compileable", False) or (
+        pairs and _static(options.get("cache_implementation"))
+    ):
+        raise UnsupportedModelError(
+            "generate: a static cache made by others fixes the mask before the pass, and edits need it within. Leave "
+            f"past_key_values out, and {'cache_implementation too' if pairs else 'say cache_implementation=static'}."
         )
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise PromptError(f"generate(max_new_tokens={count!r}): use a whole number of at least 1.")
@@ -80,7 +130,8 @@ def _check(model: Model, prompts: Prompts, count: int, options: dict[str, Any]) 
         raise PromptError(
             "generate(num_return_sequences=...): one continuation per prompt is given. Repeat the prompts."
         )
-    longest = max(prompts.lengths) + count
+    before = prompts.lengths if not pairs else (1,) if prompts.other is None else prompts.other.lengths
+    longest = max(before) + count
     if model.context_length is not None and longest > model.context_length:
         raise PromptError(
             f"generate: the longest prompt and {count} new tokens make {longest}, but this model's context length is "

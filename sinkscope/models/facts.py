@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import html
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,12 @@ def device_of(module: torch.nn.Module) -> torch.device:
             if place is not None:
                 return torch.device(place)
     return next((p.device for p in module.parameters() if not p.is_meta), torch.device("cpu"))
+
+
+def in_type_of(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return inputs of a module with pixels and samples in the type of its weights; ids and masks as they are."""
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
 
 
 @dataclass(frozen=True)
@@ -103,12 +110,17 @@ def kind_of(model: PreTrainedModel) -> Kind:
         return "encoder-decoder"
     if model.main_input_name in AUDIO_INPUTS:
         return "audio"
-    if model.main_input_name == "pixel_values" and getattr(config, "text_config", None) is None:
+    if model.main_input_name == "pixel_values" and getattr(config, "text_config", None) is None and not _of_grid(model):
         return "vision"
     if model.main_input_name not in ("input_ids", "pixel_values"):
         raise UnsupportedModelError(
             f"{type(model).__name__} takes {model.main_input_name}; sinkscope reads models of text, images, both, or "
             "recordings."
+        )
+    if _of_grid(model):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is the vision part of a larger model and takes patches with their grid. Load the "
+            "larger model and read it with tower='vision'."
         )
     text = config.get_text_config()
     if getattr(config, "vision_config", None) is not None:
@@ -116,6 +128,10 @@ def kind_of(model: PreTrainedModel) -> Kind:
     causal = text.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     masked = text.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return "decoder" if causal and (getattr(text, "is_decoder", False) or not masked) else "encoder"
+
+
+def _of_grid(model: torch.nn.Module) -> bool:
+    return "grid_thw" in inspect.signature(model.forward).parameters
 
 
 def is_encoder_decoder(model: torch.nn.Module) -> bool:

@@ -33,7 +33,11 @@ def frames_of(encoder: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> i
     whole: Any = encoder  # torch's own annotation of named_modules has a gap
     parts: list[tuple[str, torch.nn.Module]] = list(whole.named_modules())
     lists = {path: m for path, m in parts if isinstance(m, torch.nn.ModuleList) and len(m)}
-    named = [found for path, found in lists.items() if path.rsplit(".", 1)[-1] in BLOCK_LISTS]
+    named = {path: found for path, found in lists.items() if path.rsplit(".", 1)[-1] in BLOCK_LISTS}
+    # A list of convolutions may have such a name too (Data2Vec): blocks are those in which something attends.
+    attend = [
+        m for path, m in named.items() if any(part.startswith(f"{path}.0.") and "att" in part for part, _ in parts)
+    ]
     if not lists:
         raise PromptError(f"{type(encoder).__name__} has no list of blocks; its frames cannot be counted.")
     seen: list[int] = []
@@ -43,7 +47,9 @@ def frames_of(encoder: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> i
         seen.append(int(states.shape[1]))
         raise _BlockReached
 
-    handle = max(named or lists.values(), key=len)[0].register_forward_pre_hook(reached, with_kwargs=True)
+    handle = max(attend or named.values() or lists.values(), key=len)[0].register_forward_pre_hook(
+        reached, with_kwargs=True
+    )
     like = next(p for p in encoder.parameters() if p.is_floating_point())
     try:
         encoder(**{name: tensor.to(like.device, like.dtype) for name, tensor in inputs.items()})

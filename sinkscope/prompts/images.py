@@ -229,7 +229,12 @@ def sequence_length(module: torch.nn.Module, pixels: Float[torch.Tensor, "1 chan
 def _layout(model: PromptModel, values: torch.Tensor) -> tuple[list[tuple[str, str]], int, int]:
     """Give (token, role) of what precedes the patches, and the rows and columns of patches."""
     config = getattr(model.config, "vision_config", None) or model.config
-    patch = config.patch_size
+    patch = getattr(config, "patch_size", None)
+    if patch is None:
+        raise PromptError(
+            f"from_images: {type(model.model).__name__} names no patch size (it is a pyramid, or holds an encoder), so "
+            "which token is which patch cannot be told. Load the encoder inside it by itself."
+        )
     patch_y, patch_x = (patch, patch) if isinstance(patch, int) else patch
     rows, columns = values.shape[-2] // patch_y, values.shape[-1] // patch_x
     prefix = sequence_length(model.model, values) - rows * columns

@@ -84,6 +84,16 @@ def fields_of_pair_inputs(inputs: dict[str, torch.Tensor], model: PromptModel) -
     return replace(source, other=_target(targets, model, vocabulary))
 
 
+def fields_with_targets(
+    prompts: PromptFields, targets: Sequence[Sequence[int]], lengths: Sequence[int], model: PromptModel
+) -> PromptFields:
+    """Return sources with these targets instead of their own; what lies behind ``lengths`` tokens was generated."""
+    other = _target(targets, model, Vocabulary.of(model))
+    for role, length in zip(other.roles, lengths, strict=True):
+        role[length:] = ROLE_INDEX["generated"]
+    return replace(prompts, other=other)
+
+
 def fields_of_side(prompts: PromptFields, tower: str) -> PromptFields:
     """Return what one tower of an encoder-decoder reads of pairs.
 

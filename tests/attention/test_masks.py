@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers.masking_utils import causal_mask_function
 
 from attention.calls import MASKS, PADDING, make
-from sinkscope.attention.masks import MaskSpec, from_call, sinkscope_mask
+from sinkscope.attention.masks import MaskSpec, from_call, sinkscope_mask, with_chosen
 from sinkscope.errors import UnsupportedModelError
 
 laws = settings(max_examples=80, deadline=None, derandomize=True)
@@ -188,3 +188,18 @@ def test_a_mask_for_other_keys_than_the_call_has_is_refused():
     with pytest.raises(UnsupportedModelError, match=told):
         from_call(sinkscope_mask(1, 5, 5), query, key, causal=True)
     assert from_call(sinkscope_mask(1, 5, 6, q_offset=1), query, key, causal=True)[1] is None
+
+
+@pytest.mark.parametrize("kind", ["none", "bool", "float", "spec"])
+def test_chosen_keys_hide_the_others_on_top_of_a_mask(kind):
+    """DeepSeek-V3.2 says which keys each query attends to; an index of -1 stands for none."""
+    seen = torch.ones(3, 3).tril().bool()[None, None]
+    low = torch.finfo(torch.float32).min
+    mask = {
+        "none": None, "bool": seen, "float": torch.zeros(1, 1, 3, 3).masked_fill(~seen, low),
+        "spec": sinkscope_mask(1, 3, 3),
+    }[kind]  # fmt: skip
+    found = with_chosen(mask, torch.tensor([[[0, -1], [0, 2], [2, 1]]]), 3, 3)
+    picked = torch.tensor([[1, 0, 0], [1, 0, 1], [0, 1, 1]]).bool()
+    wanted = picked if kind == "none" else picked & seen[0, 0]
+    assert torch.equal((found > low / 2 if kind == "float" else found)[0, 0], wanted)

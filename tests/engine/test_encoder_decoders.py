@@ -324,8 +324,6 @@ def test_what_a_tower_does_not_have_is_refused():
         UnsupportedModelError, match=r"tower='vision': this model has \['decoder', 'encoder', 'cross'\]"
     ):
         sk.run(model, given, [], tower="vision")
-    with pytest.raises(UnsupportedModelError, match=r"applied: .* is an encoder-decoder, which encodes once"):
-        sk.applied(model, [sk.MaskKeys("first")], given).__enter__()
     source = sk.Prompts.from_ids(SOURCES, model)
     assert sk.run(model, source, [sk.KeyMass()], tower="encoder").sizes["key"] == 9
     with pytest.raises(PromptError, match="tower='decoder': these prompts have a source alone"):

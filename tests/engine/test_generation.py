@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import StaticCache
 
 import sinkscope as sk
 from sinkscope import applied, generate
@@ -128,7 +129,7 @@ def test_inputs_that_do_not_fit_are_refused():
     ):
         sk.run(model, prompts, [sk.KeyMass()])
     with (
-        pytest.raises(EditError, match=r"called without input_ids, inputs_embeds or pixel_values"),
+        pytest.raises(EditError, match=r"called without input_ids, inputs_embeds, pixel_values"),
         applied(model, [sk.ScaleKeys(0.1)], prompts),
     ):
         model.model()
@@ -163,10 +164,15 @@ def test_generation_mode_turns_attention_to_what_was_written():
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
-def test_a_static_cache_is_refused_with_a_way_out(name):
+def test_a_static_cache_gives_the_same_tokens(name):
     model, prompts = model_and_prompts(name)
-    with pytest.raises(UnsupportedModelError, match="the dynamic cache gives the same tokens"):
-        generate(model, prompts, max_new_tokens=2, cache_implementation="static")
+    edits = [sk.ScaleKeys(0.1)]
+    static = generate(model, prompts, edits, max_new_tokens=3, cache_implementation="static")
+    for row, dynamic in zip(static.ids, generate(model, prompts, edits, max_new_tokens=3).ids, strict=True):
+        np.testing.assert_array_equal(row, dynamic)
+    cache = StaticCache(model.config, max_cache_len=32)
+    with pytest.raises(UnsupportedModelError, match="Leave past_key_values out, and say cache_implementation=static"):
+        generate(model, prompts, max_new_tokens=2, past_key_values=cache)
     ids = torch.tensor(prompts.ids[0])[None]
     alone = prompts.subset([0])
     with (

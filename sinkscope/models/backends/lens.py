@@ -19,6 +19,7 @@ from jaxtyping import Float
 from sinkscope.attention import seam
 from sinkscope.attention.keywords import check_functions
 from sinkscope.errors import EditError, UnsupportedModelError
+from sinkscope.models.backends.alone import Batches
 from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower, carried
 from sinkscope.models.backends.discovery import trial_inputs
 from sinkscope.models.backends.lens_discovery import explore, split_inputs
@@ -50,7 +51,7 @@ class LensBackend:
             self.why_not = self._no_edits()
         self.default_tower = next(iter(self.towers), "text")
         self._factors: dict[str, torch.Tensor] = {}
-        self._batches: dict[bool, bool] = {}
+        self._batches = Batches(f"{type(bridge.original_model).__name__}: TransformerLens", self._scores)
 
     def forward(
         self, inputs: Mapping[str, torch.Tensor], tower: Tower, instruments: Instruments, logits: str | None = None
@@ -67,7 +68,7 @@ class LensBackend:
         last = "ln_final.hook_out" if "ln_final.hook_out" in self.bridge.hook_dict else tower.residual[-1].path
         hooks.append((last, lambda tensor, hook: kept.append(tensor)))
         first, rest = split_inputs(dict(inputs))
-        self._check_batch(first, rest)
+        self._batches.check(inputs)
         with self.bridge.hooks(fwd_hooks=hooks):
             scores = self.bridge.forward(first, return_type="logits", **rest, **self._extra(logits))
         return Output(kept[-1] if kept else scores, scores if logits else None, frozenset({"dense"}))
@@ -116,29 +117,9 @@ class LensBackend:
                 "enable_compatibility_mode(no_processing=True)."
             )
 
-    def _check_batch(self, first: torch.Tensor, rest: Mapping[str, torch.Tensor]) -> None:
-        """Refuse batches that a bridge mixes up: the first time, the shortest prompt is also run alone, without a mask.
-
-        GPT-1's adapter forgets the causal order as soon as it is given a mask of padding.
-        """
-        mask = rest.get("attention_mask")
-        if len(first) < 2 or mask is None or mask.shape != first.shape:
-            return
-        padded = not bool(mask.all())
-        if padded not in self._batches:
-            row = int(mask.sum(1).argmin())
-            real = mask[row].bool()
-            others = {name: tensor for name, tensor in rest.items() if name != "attention_mask"}
-            alone = {n: t[row : row + 1][:, real] if t.shape == first.shape else t for n, t in others.items()}
-            whole = self.bridge.forward(first, return_type="logits", **rest)[row][real]
-            own = self.bridge.forward(first[row : row + 1][:, real], return_type="logits", **alone)[0]
-            exact = own.dtype in (torch.float32, torch.float64)
-            self._batches[padded] = bool((whole - own).abs().max() <= (1e-3 if exact else 5e-2) * own.abs().max())
-        if not self._batches[padded]:
-            raise UnsupportedModelError(
-                f"{type(self.bridge.original_model).__name__}: TransformerLens computes a prompt in a "
-                f"{'padded ' if padded else ''}batch otherwise than alone. Use batch_size=1."
-            )
+    def _scores(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        first, rest = split_inputs(dict(inputs))
+        return self.bridge.forward(first, return_type="logits", **rest)
 
     def _no_edits(self) -> str:
         layers = [seat.site.layer for seat in self.seats if not seat.live]

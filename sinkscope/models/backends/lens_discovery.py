@@ -12,7 +12,7 @@ from sinkscope.models.backends.discovery import trial_inputs
 from sinkscope.models.backends.lens_hooks import Seat
 
 ATTENTION = ("hook_k", "hook_rot_k", "hook_k_normed", "hook_v", "hook_attn_scores", "hook_pattern", "hook_z")
-BLOCK = ("hook_resid_mid", "mlp.in.hook_in")
+BLOCK = ("hook_resid_pre", "hook_resid_mid", "mlp.in.hook_in", "hook_resid_post")
 
 
 def split_inputs(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -126,5 +126,8 @@ def _residual(bridge: Any, seen: dict[int, dict[str, torch.Tensor]]) -> tuple[Re
             late = "mlp.in.hook_in" in order and order.index("mlp.in.hook_in") < order.index("hook_resid_mid")
             place = "mlp.in.hook_in" if late else "hook_resid_mid"
             sites.append(ResidualSite(f"{layer}.mid", f"blocks.{layer}.{place}", before=False))
-        sites.append(ResidualSite(f"{layer}.post", f"blocks.{layer}.hook_resid_post", before=False))
+        if "hook_resid_post" in order:
+            sites.append(ResidualSite(f"{layer}.post", f"blocks.{layer}.hook_resid_post", before=False))
+        elif "hook_resid_pre" in seen.get(layer + 1, {}):  # GPT-1's block hands its output over unseen
+            sites.append(ResidualSite(f"{layer}.post", f"blocks.{layer + 1}.hook_resid_pre", before=False))
     return tuple(sites)

@@ -19,6 +19,7 @@ from sinkscope.attention.seam import configs
 from sinkscope.attention.view import Context, Wants
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends import vision
+from sinkscope.models.backends.alone import Batches
 from sinkscope.models.backends.base import Instruments, Output, Tower
 from sinkscope.models.backends.discovery import no_cache, tower, trial_inputs
 from sinkscope.models.backends.residual_hooks import residual_hooks
@@ -51,6 +52,7 @@ class OwnMapsBackend:
             self.why_not = f"{why} It returns no maps either (output_attentions=True ended in {told})."
         self.reading, self.edits = ("dense" if self.towers else "none"), False
         self.default_tower, self.note = "text", NOTE if self.towers else ""
+        self._batches = Batches(type(model).__name__, self._hidden, unpadded=False)
         if self.towers:
             self.why_not = f"{why} The maps that it returns are read, and an edit of them would change nothing."
 
@@ -60,13 +62,15 @@ class OwnMapsBackend:
         """Run the model once, and reduce the maps that it returns.
 
         Raises:
-            UnsupportedModelError: edits, or a statistic of keys, values or logits, which maps do not hold.
+            UnsupportedModelError: edits, a statistic of keys, values or logits, which maps do not hold, or a batch of
+                which a prompt is not computed as it is alone.
         """
         if instruments.edits is not None:
             raise UnsupportedModelError(f"an edit cannot take effect here. {self.why_not}")
         check_functions(list(configs(self.model)))  # somebody may have put one in since
         for wants in instruments.wants.values():
             _check(wants, self.why_not)
+        self._batches.check(inputs)
         maps = {"output_attentions": True} if instruments.wants else {}
         with (
             eager_attention(self.model),
@@ -80,6 +84,9 @@ class OwnMapsBackend:
             if wants is not None:
                 instruments.collect(site, reduce_map(weights, wants, context, _visible(context, site.causal)))
         return Output(hidden_state(out), getattr(out, "logits", None), frozenset({"dense"}))
+
+    def _hidden(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return hidden_state(self.model(**inputs, **no_cache(self.model)))
 
 
 def _check(wants: Wants, why: str) -> None:

@@ -16,12 +16,13 @@ import torch
 from sinkscope.attention import seam
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends import vision
+from sinkscope.models.backends.alone import Batches
 from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower
 from sinkscope.models.backends.collector import Collector
 from sinkscope.models.backends.discovery import discover, no_cache
 from sinkscope.models.backends.projections import Factor, OutputProjections
 from sinkscope.models.backends.residual_hooks import residual_hooks
-from sinkscope.models.facts import is_encoder_decoder
+from sinkscope.models.facts import in_type_of, is_encoder_decoder
 
 DENSE_MASKS = (
     "this model computes with its masks, so it gets tensors (batch, 1, query, key): their memory grows with the square "
@@ -50,18 +51,23 @@ class TransformersBackend:
         missing = [name for name in ("decoder", "encoder", "cross") if name not in self.towers]
         if self.towers and is_encoder_decoder(model) and missing:
             self.why_not = (
-                f"{', '.join(missing)}: computed by the model itself, without transformers' attention interface."
+                f"{', '.join(missing)}: computed by the model itself, without transformers' attention interface, or in "
+                "one call over source and target together."
             )
         self.note = DENSE_MASKS if self.towers and seam.takes_tensors(model) else ""
         self.reading = "streaming" if self.towers else "none"
         self.edits = bool(self.towers)
         self.default_tower = next(iter(self.towers), "text")
         self._projections = OutputProjections(model)
+        self._batches = Batches(type(model).__name__, self._hidden, unpadded=False)
 
     def forward(
         self, inputs: Mapping[str, torch.Tensor], tower: Tower, instruments: Instruments, logits: str | None = None
     ) -> Output:
         """Run the model once under ``instruments``; see :class:`sinkscope.models.backends.base.Backend`."""
+        inputs = in_type_of(self.model, inputs)
+        if seam.takes_tensors(self.model):  # which keys it chooses by a mask may depend on padding (Mistral Large 4)
+            self._batches.check(inputs)
         collector = Collector(self.model, tower, instruments, self.write_factor)
         alone = self._alone(tower, inputs)
         if alone is not None:
@@ -79,9 +85,16 @@ class TransformersBackend:
         collector.flush()
         return Output(hidden, scores, frozenset(session.paths if session else {"native"}))
 
+    def _hidden(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        with seam.entered(self.model, seam.Session()):
+            return self._run(inputs, None)[0]
+
     def _run(self, inputs: Mapping[str, torch.Tensor], logits: str | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         base = _headless(self.model, inputs)
         arguments = dict(inputs)
+        if base is getattr(getattr(self.model, "base_model", None), "text_model", None) and base is not self.model:
+            # AIMv2's text part looks ahead where it gets no mask: alone and in a batch a text must read the same.
+            arguments.setdefault("attention_mask", torch.ones_like(arguments["input_ids"]))
         if logits is None:
             return hidden_state(base(**arguments, **no_cache(base))), None
         kept: list[torch.Tensor] = []

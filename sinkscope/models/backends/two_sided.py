@@ -47,8 +47,10 @@ def recording(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         longest = getattr(config, "max_source_positions", None)
         if mel is not None and longest is not None:  # Whisper takes recordings of one length alone
             return {name: _noise(model, 1, mel, 2 * longest)}
-        width = getattr(config, "input_feat_per_channel", None) or getattr(config, "feature_projection_input_dim", 80)
-        return {name: _noise(model, 1, 64, width)}
+        parts = [config, getattr(config, "encoder_config", None), getattr(config, "encoder", None)]
+        widths = ("input_feat_per_channel", "feature_projection_input_dim", "num_mel_bins")
+        found = (getattr(part, width, None) for part in parts for width in widths)
+        return {name: _noise(model, 1, 64, next((width for width in found if width), 80))}
     if mel is not None and getattr(config, "max_length", None):  # a spectrogram as an image (AST)
         return {name: _noise(model, 1, config.max_length, mel)}
     return {name: _noise(model, 1, 4000)}
@@ -64,6 +66,8 @@ def split_calls(model: torch.nn.Module, calls: list[Seen]) -> dict[str, list[See
             groups["encoder"].append(call)
         else:
             groups["decoder" if call.keys == TARGET else "cross"].append(call)
+    if not groups["decoder"]:  # one call over source and target together (T5Gemma 2): neither's keys alone
+        groups["cross"] = []
     return {name: found for name, found in groups.items() if found}
 
 

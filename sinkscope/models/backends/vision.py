@@ -63,9 +63,8 @@ def discover_vision(model: torch.nn.Module, root: str) -> Tower:
         UnsupportedModelError: its attention bypasses the library's interface.
     """
     module = model.get_submodule(root)
-    inputs = trial_picture(module)
     try:
-        return explore(model, NAME, lambda: module(**inputs))
+        return explore(model, NAME, lambda: module(**trial_picture(module)))
     except UnsupportedModelError as error:
         raise UnsupportedModelError(
             f"{type(module).__name__}, the vision part of this model, cannot be read alone. {error}"

@@ -1,0 +1,52 @@
+"""Whether a model computes a prompt in a batch as it does alone: padding must not leak into what is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from sinkscope.errors import UnsupportedModelError
+
+Run = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
+"""Gives logits or hidden states (batch, token, width) for the inputs of a model."""
+
+
+class Batches:
+    """Refuses batches that a model mixes up; found out once for padded batches, and once for others where asked."""
+
+    def __init__(self, name: str, run: Run, *, unpadded: bool = True) -> None:
+        self.name, self.run, self.unpadded = name, run, unpadded
+        self._same: dict[bool, bool] = {}
+
+    def check(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        """Run the shortest prompt of a batch also alone, without a mask, the first time that there is such a batch.
+
+        GPT-1's adapter in TransformerLens forgets the causal order as soon as it is given a mask of padding; ConvBERT's
+        convolutions run across padding.
+
+        Raises:
+            UnsupportedModelError: what comes out differs.
+        """
+        ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+        if ids is None or mask is None or len(ids) < 2 or any(t.shape != ids.shape for t in inputs.values()):
+            return
+        padded = not bool(mask.all())
+        if not padded and not self.unpadded:
+            return
+        if padded not in self._same:
+            self._same[padded] = self._compare(inputs, mask)
+        if not self._same[padded]:
+            raise UnsupportedModelError(
+                f"{self.name} computes a prompt in a {'padded ' if padded else ''}batch otherwise than alone. Use "
+                "batch_size=1."
+            )
+
+    def _compare(self, inputs: Mapping[str, torch.Tensor], mask: torch.Tensor) -> bool:
+        row = int(mask.sum(1).argmin())
+        real = mask[row].bool()
+        others = {name: tensor for name, tensor in inputs.items() if name != "attention_mask"}
+        alone = {n: t[row : row + 1][:, real] if t.shape == mask.shape else t for n, t in others.items()}
+        whole, own = self.run(inputs)[row][real], self.run(alone)[0]
+        exact = own.dtype in (torch.float32, torch.float64)
+        return bool((whole - own).abs().max() <= (1e-3 if exact else 5e-2) * own.abs().max())
