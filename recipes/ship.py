@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import transformers
 
-from recipes import emergence, facts, seeds, vision_language_card
+from recipes import emergence, facts, seeds, vision_language_card, vision_smol_card
 from recipes.language_model import (
     LanguageModelConfig,
     build_model,
@@ -158,6 +158,8 @@ def ship(name: str, folders: list[Path]) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     if vision_language_card.is_run(folders[0]):
         content = vision_language_card.ship_vision_language(folders[0], target)
+    elif vision_smol_card.is_run(folders[0]):
+        content = vision_smol_card.ship_vision_smol(folders[0], target, f"zoo:{name}")
     elif (folders[0] / "checkpoint.safetensors").exists():
         content = ship_language_model(name, folders[0], target)
     else:

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
+from scipy import stats
+
+import sinkscope as sk
+from recipes import vision_smol
 from recipes import vision_smol_model as parts
-from recipes.run_files import write
+from recipes.facts import claim
+from recipes.run_files import command, read_curve, write
+from sinkscope import metrics
+from sinkscope.errors import MetricError
+from sinkscope.methods.var import sink_dims_or_largest
 from sinkscope.models.sources import resolve
-from sinkscope.models.sources.assembled import ADAPTER, PARTS
+from sinkscope.models.sources.assembled import ADAPTER, PARTS, checkpoint, read_parts
 from sinkscope.tasks import photo_scenes
+from sinkscope.tasks import scenes as data
+from sinkscope.tasks.scene_questions import scene_questions
+
+MEASURED = 2048
+"""First of the held-out pictures that accuracy is measured on."""
 
 
 def is_run(folder: Path) -> bool:
@@ -37,3 +52,125 @@ def export(weights: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     write(target / PARTS, content)
     (target / ADAPTER).write_bytes(weights.read_bytes())
+
+
+def sinks(model: sk.Model, n: int) -> dict[str, Any]:
+    """What the decoder attends to from the rows after the picture, on ``n`` questions, means over heads."""
+    asked = scene_questions(model, n, seed=1)
+    dims, found = sink_dims_or_largest(model, asked.prompts.subset(range(min(n, 8))))
+    ds = sk.run(model, asked.prompts, [sk.KeyMass(queries="after_image"), sk.SinkDims(dims)])
+    mass = ds["key_mass"].astype("float64").mean("head").reset_coords(drop=True)
+    image = (ds["token_role"] == "image").reset_coords(drop=True)
+    ground = asked.background(ds).reset_coords(drop=True)
+    phi = metrics.at_block_inputs(ds["phi"].astype("float64"), ds["layer"].values.tolist()).reset_coords(drop=True)
+    visual = mass.where(image)
+    top = visual.fillna(-1.0).argmax("key")
+    rows, columns = (ds[name].reset_coords(drop=True) for name in ("grid_row", "grid_col"))
+    edge = sum((line == end).astype(bool) for line in (rows, columns) for end in (0, rows.max()))
+    try:
+        tau = float(metrics.phi_gap(ds))
+    except MetricError:  # nothing lies between
+        tau = float("nan")
+    passing = (phi >= tau) & image
+    taken = visual.where(passing).sum("key") / visual.sum("key")
+    over, place = visual.max("key") / visual.sum("key"), (rows + columns).broadcast_like(visual)
+    late = slice(visual.sizes["layer"] // 2, None)
+    on, base = ground.astype(bool).isel(key=top), ground.where(image).mean()
+    top_edge = (edge.broadcast_like(visual).isel(key=top) > 0).isel(layer=late).mean()
+    return {
+        "pictures": n,
+        "sink_dims": list(dims) if found else [],
+        "phi_first_token_by_layer": phi.isel(key=0).mean("prompt").values.tolist(),
+        "largest_phi_of_a_visual_token_by_layer": phi.where(image).max("key").mean("prompt").values.tolist(),
+        "first_token_by_layer": mass.isel(key=0).mean("prompt").values.tolist(),
+        "picture_by_layer": visual.sum("key").mean("prompt").values.tolist(),
+        "most_attended_visual_of_the_pictures_share_by_layer": over.mean("prompt").values.tolist(),
+        "phi_between_first_and_ordinary_tokens": tau,
+        "visual_tokens_over_that_by_layer": passing.sum("key").mean("prompt").values.tolist(),
+        "their_share_of_the_pictures_attention_by_layer": taken.mean("prompt").values.tolist(),
+        "those_on_background": float((passing & ground).sum() / passing.sum()) if bool(passing.any()) else None,
+        "most_attended_visual_on_background_late": float(on.isel(layer=late).mean()),
+        "visual_tokens_on_background": float(base),
+        "most_attended_visual_on_the_edge_late": float(top_edge),
+        "visual_tokens_on_the_edge": float((edge > 0).where(image).mean()),
+        "most_attended_visual_is_the_top_left_late": float((place.isel(key=top) == 0).isel(layer=late).mean()),
+    }  # fmt: skip
+
+
+def measure(folder: Path, name: str, count: int, pictures: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Facts and claims of the card of what lies in ``folder``."""
+    content = read_parts(folder)
+    found = checkpoint(folder, name, {role: resolve(content[role]["name"]) for role in ("vision", "text")})
+    model = sk.load_model(found.name, dtype="float32")
+    model.id = name  # what decides which pictures it is asked about
+    at_end = vision_smol.measure(
+        model.model, parts.Packer(parts.load_tokenizer()), photo_scenes.held_out(count, first=MEASURED)
+    )
+    right = {family: at_end[f"accuracy_{family}"] for family in data.FAMILIES}
+    facts = {"parameters": content["parameters"], "accuracy": right, "accuracy_pictures": count}
+    facts |= {"visual_sinks_by_layer": at_end["visual_sinks"], "sinks": sinks(model, pictures)}
+    claims = []
+    for family, value in right.items():
+        ends = stats.binomtest(round(value * count), count).proportion_ci(method="wilson")
+        text = f"Right answers, {family}: {count} held-out pictures (95 % interval {ends.low:.3f} to {ends.high:.3f})"
+        goal = 0.8 if family in ("colour", "shape") else 1 / len(data.FAMILIES[family])
+        said = "at least .8" if family in ("colour", "shape") else f"chance {goal:.2f}"
+        claims.append(claim(text, said, value, None if ends.low <= goal <= ends.high else bool(ends.low > goal)))
+    return facts, claims + _sink_claims(facts)
+
+
+def _sink_claims(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    found, spiking = facts["sinks"], facts["visual_sinks_by_layer"]
+    middle = spiking[2:-1]  # the paper's sinks form in the second block and last until the last one
+    on, base = found["most_attended_visual_on_background_late"], found["visual_tokens_on_background"]
+    over, passing = (
+        found[k] for k in ("most_attended_visual_of_the_pictures_share_by_layer", "visual_tokens_over_that_by_layer")
+    )
+    taken = found["their_share_of_the_pictures_attention_by_layer"]
+    return [
+        claim("Visual sinks, phi over 20 in any dimension: visual tokens of a picture at the input of the block with "
+              "most, the last apart; of the last", "a few a picture, in the middle blocks",
+              [max(middle), spiking[-1]], max(middle) >= 1),
+        claim("Visual tokens over the middle of the gap in phi between first and ordinary text tokens, block with most "
+              "of them; largest mean share of the picture's attention that they get in a block",
+              "a few that get most of it",
+              [max(passing), max(taken)], None),
+        claim("Those on background, all visual tokens beside it", "over .9, more than of all",
+              [found["those_on_background"], base],
+              None if found["those_on_background"] is None else found["those_on_background"] > max(0.9, base)),
+        claim("Attention on the first token, largest mean of a block, from rows after the picture", "most of it",
+              max(found["first_token_by_layer"]), max(found["first_token_by_layer"]) > 0.5),
+        claim("Share of the picture's attention on its most attended visual token, block with the largest mean",
+              "most of it where there are visual sinks", max(over), None),
+        claim("The most attended visual token lies on background (late half of the blocks), all visual tokens beside",
+              "over .9", [on, base], on > 0.9),
+        claim("It lies on the edge of the picture, all visual tokens beside it", "no statement",
+              [found["most_attended_visual_on_the_edge_late"], found["visual_tokens_on_the_edge"]], None),
+    ]  # fmt: skip
+
+
+def ship_vision_smol(folder: Path, target: Path, name: str, count: int = 200, pictures: int = 32) -> dict[str, Any]:
+    """Write the trained part of a run's model and measure its card; gives the card's content."""
+    weights, fields = kept(folder), json.loads((folder / "recipe.json").read_text())
+    export(weights, target)
+    write(target / "recipe.json", fields)
+    curve = read_curve(folder)
+    write(target / "curve.json", curve)
+    facts, claims = measure(target, name, count, pictures)
+    config, step = vision_smol.VisionSmolConfig(**fields), int(weights.stem.split("-")[1])
+    facts["training"] = {"steps": step, "pictures": step * config.batch, **curve[-1]}
+    facts["visual_sinks_before_the_last_block_along_training"] = {
+        str(row["step"]): max(row["visual_sinks"][:-1]) for row in curve
+    }
+    return {
+        "description": f"LLaVA of {parts.VISION} and {parts.TEXT} with a projector and a low-rank adapter; questions "
+        "about small coloured shapes on photographs",
+        "source": "Kang et al. 2025, arXiv 2503.03321",
+        "text": "shapes on sample photographs of scikit-image, scikit-learn and matplotlib, noise and plain grounds, "
+        "and questions about them, all from a seed; held-out pictures are on other photographs",
+        "command": command("vision_smol", fields, dataclasses.asdict(vision_smol.VisionSmolConfig()),
+                           step if step < config.steps else None),
+        "recipe": fields,
+        "claims": claims,
+        "facts": facts,
+    }  # fmt: skip

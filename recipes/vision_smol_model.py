@@ -135,7 +135,7 @@ class Packer:
 
 
 def states(
-    network: LlavaForConditionalGeneration, packed: dict[str, Any], patches: Float[torch.Tensor, "patch width"]
+    network: LlavaForConditionalGeneration, packed: dict[str, Any], patches: Float[torch.Tensor, "patch feature"]
 ) -> Float[torch.Tensor, "query width"]:
     """Final states of a packed sequence, before the output layer."""
     inner = network.model

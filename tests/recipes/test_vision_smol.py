@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Dinov2Config, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from recipes import vision_smol
+from recipes import vision_smol, vision_smol_card
 from recipes import vision_smol_model as parts
 from sinkscope.tasks import photo_scenes
 from sinkscope.tasks import scenes as data
@@ -121,3 +121,12 @@ def test_the_first_stage_changes_the_projector_alone(small, tmp_path):
     after = vision_smol.train(TINY, tmp_path / "run", tmp_path / "features", stop_at=TINY.align_steps, held_out=2)
     changed = {name for name, weight in after.params.items() if not torch.equal(weight, before.params[name])}
     assert changed == {name for name in after.params if "multi_modal_projector" in name}
+
+
+def test_the_latest_kept_weights_of_a_run_are_shipped(tmp_path):
+    assert not vision_smol_card.is_run(tmp_path)
+    (tmp_path / "recipe.json").write_text('{"align_lr": 0.001}')
+    for step in (0, 135, 1350):
+        (tmp_path / f"weights-{step:05d}.safetensors").touch()
+    assert vision_smol_card.is_run(tmp_path)
+    assert vision_smol_card.kept(tmp_path).name == "weights-01350.safetensors"

@@ -49,7 +49,7 @@ def test_a_changed_or_missing_file_is_refused(weights_folder):
         zoo.path("one")
 
 
-def test_every_shipped_model_verifies_and_all_stay_under_twelve_megabytes():
+def test_every_shipped_model_verifies_and_all_stay_under_twenty_megabytes():
     listed = zoo.entries()
     assert listed
     total = 0
@@ -57,10 +57,12 @@ def test_every_shipped_model_verifies_and_all_stay_under_twelve_megabytes():
         folder = zoo.path(entry.name)
         total += sum(f.stat().st_size for f in folder.iterdir())
         assert set(entry.files) == {f.name for f in folder.iterdir()}
-        assert {"config.json", "model.safetensors", "card.json"} <= set(entry.files)
+        whole = {"config.json", "model.safetensors"}
+        assert "card.json" in entry.files
+        assert whole <= set(entry.files) or {"parts.json", "adapter.safetensors"} <= set(entry.files)
         assert entry.description
         assert entry.licence
-    assert total < 12e6
+    assert total < 20e6
 
 
 def test_importing_the_list_does_not_import_torch():
