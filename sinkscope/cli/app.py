@@ -26,7 +26,7 @@ from sinkscope.cli.options import (
     Output,
     PromptOptions,
     ReadingOptions,
-    Texts,
+    RunOptions,
     leading_dims,
     load,
     make_prompts,
@@ -77,7 +77,7 @@ app.command(cite, sort_key=11)
 def run(
     model: str,
     *,
-    edit: Texts | None = None,
+    change: RunOptions | None = None,
     prompts: PromptOptions | None = None,
     reading: ReadingOptions | None = None,
     loading: ModelOptions | None = None,
@@ -87,18 +87,19 @@ def run(
 
     Args:
         model: A named model (see sinkscope models), a local folder, a GGUF file, ollama:NAME, or a hub id.
-        edit: What to change, such as "scale-keys gamma=0.5 keys=first". Several work together, in the order given.
     """
+    change = change or RunOptions()
     prompts, reading, file = prompts or PromptOptions(), reading or ReadingOptions(), file or FileOptions()
     prompts.check()
     target = file.check()
-    texts, probes, edits = prompts.texts(), reading.probes(), edits_of(edit or [])
+    texts, probes, edits = prompts.texts(), reading.probes(), edits_of(change.edit)
 
     from sinkscope.engine.run import run as run_probes
 
     handle = load(model, loading or ModelOptions())
     batch = make_prompts(prompts, texts, handle)
-    ds = run_probes(handle, batch, probes, edits, batch_size=reading.batch_size, tower=reading.tower)
+    settings: dict[str, Any] = {"batch_size": reading.batch_size, "tower": reading.tower, "cache": change.cache}
+    ds = run_probes(handle, batch, probes, edits, **settings)
     file.save(ds)
     print(one_line(ds))
     print(f"Saved {target}: {', '.join(map(str, ds.data_vars))}.\nNext: sinkscope show {target}")

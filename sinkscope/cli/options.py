@@ -175,6 +175,20 @@ class FileOptions:
             raise OutputError(f"{error} What was measured is kept in {kept}.") from None
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class RunOptions:
+    """What is changed, and where finished work is kept.
+
+    Attributes:
+        edit: What to change, such as "scale-keys gamma=0.5 keys=first". Several work together, in the order given.
+        cache: Folder of finished batches. A run that was interrupted goes on where it was.
+    """
+
+    edit: Texts = field(default_factory=list)
+    cache: Path | None = None
+
+
 @Parameter(name="*", group=_MODEL)
 @dataclass(frozen=True)
 class ModelOptions:

@@ -13,6 +13,7 @@ from sinkscope.attention.primitives import Tally
 from sinkscope.edits.base import Edit
 from sinkscope.edits.values import Selection, asked, is_empty
 from sinkscope.engine.plan import Plan
+from sinkscope.engine.results import Result
 from sinkscope.errors import EditError, EditHasNoEffect, UnsupportedModelError
 from sinkscope.models.backends.base import Instruments, Output, ResidualHook, Tower
 from sinkscope.prompts import Batch, Prompts
@@ -64,6 +65,12 @@ class EffectGuard:
             return
         edited, same = (self._again(batch, neutral).hidden for neutral in (False, True))
         self.seen = not torch.equal(_real(edited, batch), _real(same, batch))
+
+    def take(self, result: Result) -> None:
+        """Take note of one batch that was run earlier, or elsewhere, and gave ``result``."""
+        self.seen = self.seen or result.effect
+        for tally, (touched, spared, fired) in zip(self.tallies, result.tallies, strict=True):
+            tally.add(Tally(touched, spared, fired))
 
     def _early_site(self) -> str | None:
         """Residual site right after the first edit, where that is in the first half of the model.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +31,11 @@ GRID = ("grid_row", "grid_col", "grid_tile", "grid_image", "box_left", "box_top"
 
 MAP_LIMIT = 1 << 30
 """Bytes of attention maps that a reading may hold."""
+
+LARGE = 1 << 30
+"""Bytes from which on a run says beforehand how large its reading will be."""
+
+log = logging.getLogger("sinkscope")
 
 
 class Store(Protocol):
@@ -155,6 +162,45 @@ class ReadingBuilder:
         maps = [name for name, v in self.variables.items() if {"layer", "head", "query", "key"} <= set(v.dims)]
         each = 4 * max(1, self.tower.calls) * len(self.lengths) * self.longest["key"] * self.longest["query"]
         return sum(each * len(self._layers(name)) * len(self._heads(name)) for name in maps)
+
+    def rows(self, prompts: Sequence[int]) -> dict[str, np.ndarray]:
+        """Return a copy of what is stored for these prompts; prompts first."""
+        return {name: array[list(prompts)] for name, array in self.arrays.items()}
+
+    def restore(self, arrays: Mapping[str, np.ndarray], prompts: Sequence[int]) -> None:
+        """Put back what :meth:`rows` gave for these prompts, in this process or another."""
+        for name, part in arrays.items():
+            if name not in self.arrays:
+                self.arrays[name] = np.full((len(self.lengths), *part.shape[1:]), np.nan, dtype=np.float32)
+            self.arrays[name][list(prompts)] = part
+
+    def expected_bytes(self) -> dict[str, int]:
+        """Return the size of each variable as far as its axes are known before the first pass, the largest first."""
+        heads, kv_heads = (max((getattr(s, n) for s in self.tower.attention), default=1) for n in ("heads", "kv_heads"))
+        known = self.longest | {
+            "head": heads, "kv_head": kv_heads, "site": len(self.tower.residual), "role": len(ATTENDED_ROLES),
+        }  # fmt: skip
+        sizes: dict[str, int] = {}
+        for name, variable in self.variables.items():
+            axes = [
+                len(self._layers(name)) if dim == "layer" else len(self.parts[name].get(dim, ())) or known.get(dim, 1)
+                for dim in variable.dims[1:]
+            ]
+            sizes[name] = 4 * len(self.lengths) * math.prod(axes)
+        return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+    def announce(self) -> None:
+        """Say so before a run whose reading will be large: memory and file grow with the number of prompts."""
+        sizes = self.expected_bytes()
+        total = sum(sizes.values())
+        if total > LARGE:
+            largest = next(iter(sizes))
+            log.warning(
+                "run: this reading will take %.1f GiB in memory, and up to as much in a file (%s alone %.1f GiB). "
+                "Statistics over prompts, sinkscope.survey(model, texts, probes), take a few MiB however many there "
+                "are; fewer prompts or probes, or named keys and layers, make a smaller reading.",
+                total / 2**30, largest, sizes[largest] / 2**30,
+            )  # fmt: skip
 
     def dataset(self, prompts: Prompts) -> xr.Dataset:
         """Make the reading's variables and coordinates."""

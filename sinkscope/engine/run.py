@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from sinkscope import registry
 from sinkscope.attention.view import Ask, Context, LayerStats, Wants
 from sinkscope.engine.reading import ReadingBuilder, Store, provenance
+from sinkscope.engine.resume import FinishedBatches
 from sinkscope.errors import ModelError, ProbeError, UnsupportedModelError, did_you_mean
 from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower
 from sinkscope.probes.base import Probe, ProbeContext
@@ -24,6 +25,8 @@ from sinkscope.roles import ATTENDED_ROLES, ROLE_INDEX
 from sinkscope.schema import validate
 
 if TYPE_CHECKING:
+    import os
+
     from sinkscope.edits.base import Edit
     from sinkscope.engine.plan import Plan
     from sinkscope.models.handle import Model
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 ALL_ROLES = tuple(ROLE_INDEX[name] for name in ATTENDED_ROLES)
 
 
-def run(
+def run(  # noqa: PLR0913 - one call is the whole interface
     model: Model,
     prompts: Prompts,
     probes: Sequence[Probe] = (),
@@ -39,13 +42,15 @@ def run(
     *,
     batch_size: int = 1,
     tower: str | None = None,
+    cache: str | os.PathLike[str] | None = None,
 ) -> xr.Dataset:
     """Read what ``probes`` ask from ``model`` on ``prompts``, under ``edits``, and return one reading.
 
     All statistics come from one forward pass per batch; no attention map is kept unless a probe names layers and heads.
     The model is left as it was, whatever is raised. ``tower="vision"`` reads the vision part of a larger model. An
     encoder-decoder has ``tower="encoder"``, ``"decoder"`` (the default) and ``"cross"``, whose keys are the source's
-    tokens and whose queries are the target's.
+    tokens and whose queries are the target's. ``cache`` is a folder of finished batches: a run that was killed goes on
+    from it and gives the same numbers bit for bit; a batch is found again by all that its numbers depend on.
 
     Raises:
         UnsupportedModelError: the model's attention cannot be read, or has no such tower.
@@ -53,6 +58,7 @@ def run(
         PromptError: no prompts.
         ModelError: activations are not finite; the message names the first residual site.
         EditError, EditHasNoEffect: see :mod:`sinkscope.edits`.
+        OutputError: the cache cannot be written.
     """
     probes, edits = as_tuple(probes, "probes"), as_tuple(edits, "edits")
     where = find_tower(model, tower)
@@ -60,22 +66,33 @@ def run(
     prompts = prompts.seen_by(inner_module(model, where), model)
     builder = ReadingBuilder(probes, where, prompts.lengths, query_lengths(prompts, where, probes))
     builder.refuse_large_maps()
+    builder.announce()
     paths: set[str] = set()
     # An edit that changes nothing gives a convincing zero effect; the guard makes it an error.
     guard = _guard(model, where, prompts, edits)
+    kept = None if cache is None else FinishedBatches(cache, model, where, builder)
+    if kept is not None:
+        kept.name(prompts, probes, _edits_json(edits), batch_size)
     with torch.no_grad(), model.evaluating():
         for batch in progress(batches(prompts, batch_size, model.device), len(prompts.spans(batch_size)), 1):
+            if kept is not None and kept.restore(batch, guard):
+                continue
             plan = _plan(edits, where, prompts, batch)
             output = read_batch(model, where, batch, probes, builder, plan)
             paths |= output.paths
             if guard is not None:
                 guard.compare(batch, output, plan)
+            if kept is not None:
+                kept.keep(batch, plan, guard, output.paths)
+    paths |= set() if kept is None else kept.paths
     if guard is not None:
         guard.verdict()
     ds = builder.dataset(prompts)
     ds.attrs = provenance(model, where, prompts, probes, _edits_json(edits), paths)
     if guard is not None:
         ds.attrs |= guard.attributes()
+    if kept is not None and kept.off:
+        ds.attrs["cache"] = f"off: {kept.off}"
     return validate(ds)
 
 

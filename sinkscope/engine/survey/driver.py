@@ -16,13 +16,13 @@ from tqdm.auto import tqdm
 
 from sinkscope import files
 from sinkscope.engine.reading import provenance
+from sinkscope.engine.results import probe_content
 from sinkscope.engine.run import as_tuple, find_tower
 from sinkscope.engine.survey import source as corpora
 from sinkscope.engine.survey.dataset import finished
 from sinkscope.engine.survey.layout import SurveyLayout
 from sinkscope.engine.survey.reader import BlockReader, SurveySettings
 from sinkscope.engine.survey.state import SurveyState, from_bytes
-from sinkscope.engine.sweep.cache import probe_content
 from sinkscope.errors import OutputError, ProbeError, PromptError, did_you_mean
 from sinkscope.probes.base import Probe
 

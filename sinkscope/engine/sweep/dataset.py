@@ -62,12 +62,7 @@ def _judge(sweep: Sweep) -> None:
     """
     for index, (variant, guard) in enumerate(zip(sweep.variants, sweep.guards, strict=True)):
         for b in range(len(sweep.batches)):
-            result = sweep.results[b, index]
-            guard.seen = guard.seen or result.effect
-            for tally, (touched, spared, fired) in zip(guard.tallies, result.tallies, strict=True):
-                tally.touched, tally.spared, tally.fired = (
-                    tally.touched + touched, tally.spared + spared, tally.fired + fired,
-                )  # fmt: skip
+            guard.take(sweep.results[b, index])
         try:
             guard.verdict()
         except EditHasNoEffect as error:

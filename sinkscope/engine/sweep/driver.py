@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from sinkscope.edits.base import Edit
+from sinkscope.engine import results as disk
 from sinkscope.engine.run import as_tuple, check_request, find_tower, inner_module
-from sinkscope.engine.sweep import cache as disk
 from sinkscope.engine.sweep import executors
 from sinkscope.engine.sweep.dataset import assemble
 from sinkscope.engine.sweep.passes import Sweep
@@ -78,7 +78,7 @@ def sweep(  # noqa: PLR0913 - one call is the whole interface, as with run
     with_baseline = _with_baseline(listed, baseline, isinstance(variants, EditGrid))
     asked = Sweep(model, where, prompts, probes, with_baseline, batch_size)
     asked.announce()
-    asked.compute(executor, None if cache is None else disk.prepare(cache))
+    asked.compute(executor, None if cache is None else disk.prepare(cache, "sweep"))
     axes = variants.axes if isinstance(variants, EditGrid) else None
     return assemble(asked, axes)
 

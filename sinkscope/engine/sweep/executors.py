@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sinkscope.engine.sweep.runner import Result, Runner
+from sinkscope.engine.results import Result
+from sinkscope.engine.sweep.runner import Runner
 from sinkscope.engine.sweep.variants import Variant
 from sinkscope.errors import EditError, ModelError, SinkscopeError, UnsupportedModelError
 from sinkscope.models.fingerprint import behaviour, fingerprint, foreign_hooks

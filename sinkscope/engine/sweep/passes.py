@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from sinkscope.engine import results as cache
 from sinkscope.engine.effect import EffectGuard
 from sinkscope.engine.reading import ReadingBuilder
+from sinkscope.engine.results import Result
 from sinkscope.engine.run import batches, query_lengths
-from sinkscope.engine.sweep import cache, executors
-from sinkscope.engine.sweep.runner import Result, Runner
+from sinkscope.engine.sweep import executors
+from sinkscope.engine.sweep.runner import Runner
 from sinkscope.engine.sweep.variants import Variant
 from sinkscope.errors import EditError
 from sinkscope.models.backends.base import Tower
@@ -142,12 +144,12 @@ class Sweep:
                 cache.save(folder, keys[at], self.results[at])
         except OSError as error:
             known = {keys[at]: result for at, result in self.results.items()}
-            raise cache.keep_unwritten(folder, known, len(keys), error) from None
+            raise cache.keep_unwritten("sweep", folder, known, len(keys), error) from None
 
     def _keys(self) -> dict[tuple[int, int], str]:
         context = cache.context_key(self.model, self.tower.name, self.prompts.digest, self.probes)
         return {
-            (b, i): cache.result_key(context, self.variants[i], self.batches[b].indices)
+            (b, i): cache.result_key(context, self.variants[i].json, self.batches[b].indices)
             for b, group in self.passes
             for i in group
         }

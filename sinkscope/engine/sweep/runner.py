@@ -18,6 +18,7 @@ import torch
 from sinkscope.engine.effect import CLEAR
 from sinkscope.engine.plan import Plan
 from sinkscope.engine.reading import ReadingBuilder
+from sinkscope.engine.results import Result
 from sinkscope.engine.run import check_finite, prepare, store_outputs
 from sinkscope.engine.sweep.restart import Extras, check_restart, find_blocks, recording, restarted
 from sinkscope.engine.sweep.stacking import RowBuilder, StackedPlan, stack
@@ -41,16 +42,6 @@ STACKABLE = frozenset({
     "input_features", "input_values",
 })  # fmt: skip
 """Model inputs whose first axis is the batch, so that variants can be stacked along it."""
-
-
-@dataclass
-class Result:
-    """What one variant gave on one batch: arrays by variable, batch first, and what its edits did."""
-
-    arrays: dict[str, np.ndarray]
-    tallies: list[tuple[int, int, int]] = field(default_factory=list)
-    effect: bool = False
-    paths: tuple[str, ...] = ()
 
 
 @dataclass

@@ -14,7 +14,7 @@ import torch
 
 import sinkscope as sk
 from sinkscope import testing
-from sinkscope.engine.sweep import cache
+from sinkscope.engine import results as cache
 from sinkscope.engine.sweep.runner import Runner
 
 SCRIPT = """

@@ -1,4 +1,4 @@
-"""Finished results of a sweep on disk: a file per variant and batch, named by the hash of what it was made from.
+"""Finished results of runs and sweeps on disk: a file per list of edits and batch, named by what it was made from.
 
 A file is written to a temporary name and renamed, so it is whole or absent, and begins with the hash of what follows,
 which is checked before anything of it is read: a result that is damaged is computed again. Arrays are safetensors, so
@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,6 @@ import safetensors.numpy
 import xarray as xr
 
 from sinkscope.edits.values import Selection
-from sinkscope.engine.sweep.runner import Result
-from sinkscope.engine.sweep.variants import Variant
 from sinkscope.errors import OutputError
 from sinkscope.files import replacing
 from sinkscope.models.fingerprint import behaviour, fingerprint, foreign_hooks
@@ -36,8 +35,19 @@ FORMAT = 2
 SUFFIX = ".result"
 _DIGEST = hashlib.sha256().digest_size
 
+
+@dataclass
+class Result:
+    """What one list of edits gave on one batch: arrays by variable, batch first, and what its edits did."""
+
+    arrays: dict[str, np.ndarray]
+    tallies: list[tuple[int, int, int]] = field(default_factory=list)
+    effect: bool = False
+    paths: tuple[str, ...] = ()
+
+
 unwritten: dict[str, Result] = {}
-"""Results of the last sweep whose cache could not be written, by key: they are taken over when it is called again."""
+"""Results of the last call whose cache could not be written, by key: they are taken over when it is called again."""
 
 
 def why_off(model: Model) -> str:
@@ -52,7 +62,7 @@ def why_off(model: Model) -> str:
 
 
 def context_key(model: Model, tower: str, prompts_digest: str, probes: Sequence[Probe]) -> str:
-    """Return the hash of everything that all results of a sweep have in common, as hex.
+    """Return the hash of everything that all results of a call have in common, as hex.
 
     The model's bytes are read anew each time: see :mod:`sinkscope.models.fingerprint`.
     """
@@ -64,9 +74,9 @@ def context_key(model: Model, tower: str, prompts_digest: str, probes: Sequence[
     return _digest([FORMAT, __version__, libraries, model_is, prompts_digest, read])
 
 
-def result_key(context: str, variant: Variant, batch: Sequence[int]) -> str:
-    """Return the name of one result: hash of the context, the variant's edits and the prompts of the batch."""
-    return _digest({"context": context, "edits": variant.json, "batch": [int(i) for i in batch]})
+def result_key(context: str, edits: str, batch: Sequence[int]) -> str:
+    """Return the name of one result: hash of the context, the edits as JSON and the prompts of the batch."""
+    return _digest({"context": context, "edits": edits, "batch": [int(i) for i in batch]})
 
 
 def _digest(data: Any) -> str:
@@ -86,23 +96,23 @@ def _content(value: Any) -> Any:
     return tuple(value) if isinstance(value, range) else value
 
 
-def prepare(folder: str | os.PathLike[str]) -> Path:
-    """Make the folder of a cache, if need be, and return its path.
+def prepare(folder: str | os.PathLike[str], call: str) -> Path:
+    """Make the folder of a cache, if need be, and return its path; ``call`` is what was called with it.
 
     Raises:
         OutputError: it is a file, or cannot be made or written.
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():
-        raise OutputError(f"sweep(cache={str(folder)!r}): this is a file. Name a folder for the finished results.")
+        raise OutputError(f"{call}(cache={str(folder)!r}): this is a file. Name a folder for the finished results.")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
-            f"sweep(cache={str(folder)!r}): the folder cannot be made ({error.strerror}). Choose another one."
+            f"{call}(cache={str(folder)!r}): the folder cannot be made ({error.strerror}). Choose another one."
         ) from None
     if not os.access(path, os.W_OK):
-        raise OutputError(f"sweep(cache={str(folder)!r}): the folder cannot be written. Choose another one.")
+        raise OutputError(f"{call}(cache={str(folder)!r}): the folder cannot be written. Choose another one.")
     return path
 
 
@@ -138,12 +148,12 @@ def save(folder: Path, key: str, result: Result) -> None:
         temporary.write_bytes(hashlib.sha256(body).digest() + body)
 
 
-def keep_unwritten(folder: Path, found: Mapping[str, Result], total: int, error: OSError) -> OutputError:
-    """Keep a sweep's results in memory when its folder cannot be written, and return the error that says so."""
+def keep_unwritten(call: str, folder: Path, found: Mapping[str, Result], total: int, error: OSError) -> OutputError:
+    """Keep results in memory when their folder cannot be written, and return the error that says so."""
     unwritten.clear()
     unwritten.update(found)
     return OutputError(
-        f"sweep(cache={str(folder)!r}): a result cannot be written ({error.strerror or error}). {len(found)} of "
-        f"{total} results are kept in memory. Make room, or name another folder, and call sweep again in this process: "
+        f"{call}(cache={str(folder)!r}): a result cannot be written ({error.strerror or error}). {len(found)} of "
+        f"{total} results are kept in memory. Make room, or name another folder, and call it again in this process: "
         "it goes on from them."
     )
