@@ -171,6 +171,8 @@ def ship(name: str, folders: list[Path]) -> Path:
     rows = json.loads(manifest.read_text()) if manifest.exists() else {}
     files = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(target.iterdir())}
     licence = "MIT (weights)" + ("; text: PSF licence, not shipped" if "Python" in content["description"] else "")
+    if vision_smol_card.is_run(folders[0]):
+        licence = vision_smol_card.LICENCE
     rows[name] = {"description": content["description"], "licence": licence, "files": files}
     write(manifest, dict(sorted(rows.items())))
     return target

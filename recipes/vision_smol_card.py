@@ -26,6 +26,8 @@ from sinkscope.tasks.scene_questions import scene_questions
 MEASURED = 2048
 """First of the held-out pictures that accuracy is measured on."""
 
+LICENCE = "MIT (what was trained); backbones: Apache-2.0, not shipped"
+
 
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run of this recipe."""
