@@ -36,7 +36,8 @@ def write(path: str | os.PathLike[str], content: bytes | str) -> Path:
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Return a temporary file beside ``path``; it takes that name when the context ends well, else it goes."""
     target = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    # Cut short: a name of 250 characters is one that a file may have, and has no room for more.
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name[:40]}.", suffix=".tmp", dir=target.parent)
     os.close(handle)
     try:
         yield Path(temporary)

@@ -23,7 +23,7 @@ import re
 import warnings
 from abc import ABCMeta
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -254,7 +254,13 @@ class Constructed(ABCMeta):
                 meant = did_you_mean(odd, known) if odd else ""
                 takes = f"It takes {', '.join(known)}." if known else "It takes no arguments."
                 raise cls.argument_error(f"{cls.__name__}(): {error}. {takes}{meant}") from None
-            return super().__call__(*args, **kwargs)
+            value = super().__call__(*args, **kwargs)
+            for name in (f.name for f in fields(value) if f.init and f.type in ("bool", bool)):
+                given = getattr(value, name)
+                # A number or a text would be taken for true or false by whoever reads it, and stand in the reading.
+                if not isinstance(given, bool):
+                    raise cls.argument_error(f"{cls.__name__}({name}={given!r}): use True or False.")
+            return value
 
     @property
     def __signature__(cls) -> inspect.Signature:

@@ -14,14 +14,15 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from sinkscope.errors import OutputError, SchemaError, did_you_mean
+from sinkscope.errors import OutputError, SchemaError, SinkscopeError, did_you_mean
 from sinkscope.files import write
 from sinkscope.roles import ROLES
 
@@ -68,6 +69,8 @@ def validate(ds: xr.Dataset, extra_dims: Sequence[str] = ()) -> xr.Dataset:
         SchemaError: a variable has other dims than its definition, a required attribute or coordinate is missing, a
             label repeats, or a role is unknown.
     """
+    _require_dataset(ds)
+    _check_version(ds.attrs.get("schema_version", SCHEMA_VERSION))
     missing = [name for name in REQUIRED_ATTRS if name not in ds.attrs]
     if missing:
         raise SchemaError(
@@ -82,6 +85,41 @@ def validate(ds: xr.Dataset, extra_dims: Sequence[str] = ()) -> xr.Dataset:
             _check_variable(str(name), array, declared[str(name)], set(extra_dims) | {"edit"})
     _check_coordinates(ds)
     return ds
+
+
+def _require_dataset(ds: object) -> None:
+    if not hasattr(ds, "data_vars"):
+        raise SchemaError(f"expected a reading, got {_described(ds)}. Pass the Dataset that sinkscope.run returns.")
+
+
+def _check_version(found: Any) -> None:
+    """Refuse readings whose variables this version might take for something else."""
+    if not isinstance(found, Integral):
+        raise SchemaError(f"the attribute schema_version is {found!r}, not a number. Was this reading made by hand?")
+    if found != SCHEMA_VERSION:
+        todo = "Measure again: nothing converts it" if found < SCHEMA_VERSION else "Install that version to open it"
+        raise SchemaError(
+            f"this reading has schema version {found}, of {'an older' if found < SCHEMA_VERSION else 'a newer'} "
+            f"sinkscope; this one reads version {SCHEMA_VERSION}. {todo}."
+        )
+
+
+def _described(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _path(path: Any, error: type[SinkscopeError]) -> Path:
+    """Return a path that a file may have, or raise ``error``."""
+    if not isinstance(path, str | os.PathLike):
+        raise error(f"expected the path of a file, got {_described(path)}. Name a file, such as 'readings.nc'.")
+    found = Path(cast("str", path))
+    try:
+        named = b"\0" not in os.fsencode(found)
+    except UnicodeEncodeError:
+        named = False
+    if not named:
+        raise error(f"{str(found)!r}: no file can have such a name. Choose one without control characters.")
+    return found
 
 
 def variables(ds: xr.Dataset) -> dict[str, Variable]:
@@ -150,7 +188,7 @@ def _seal(content: bytes) -> bytes:
 
 def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Refuse an output path that cannot be written, before any work is done for it."""
-    target = Path(path)
+    target = _path(path, OutputError)
     if target.is_dir():
         raise OutputError(f"{target}: this is a folder. Name a file in it.")
     if not target.parent.is_dir():
@@ -171,7 +209,7 @@ def open(path: str | os.PathLike[str]) -> xr.Dataset:
     Raises:
         SchemaError: the file is absent, is damaged, is not netCDF, or is not a sinkscope reading.
     """
-    source = Path(path)
+    source = _path(path, SchemaError)
     if not source.is_file():
         raise SchemaError(f"{source}: no such file. Readings are written by sinkscope.save or `sinkscope run`.")
     import xarray as xr
@@ -200,8 +238,16 @@ def concat(readings: Sequence[xr.Dataset], dim: str = "prompt") -> xr.Dataset:
         SchemaError: nothing to join, or the readings come from different models, or were made in different ways: under
             other edits, in another dtype or tower. One attribute cannot speak for both.
     """
+    given: Any = readings
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+        raise SchemaError(f"concat: expected a list of readings, got {_described(readings)}. Wrap it in a list.")
+    readings = list(readings)
     if not readings:
         raise SchemaError("concat: no readings given. Pass at least one.")
+    for ds in readings:
+        _require_dataset(ds)
+    if not isinstance(cast("object", dim), str):
+        raise SchemaError(f"concat(dim={dim!r}): name a dimension, such as 'prompt'.")
     prints = {ds.attrs.get("model_fingerprint") for ds in readings}
     if len(prints) > 1:
         raise SchemaError(f"concat: readings of {len(prints)} different models. Join readings of one model only.")
@@ -237,9 +283,10 @@ def _same_lengths(readings: Sequence[xr.Dataset]) -> list[xr.Dataset]:
 
 def to_dataframe(ds: xr.Dataset, variable: str) -> pd.DataFrame:
     """Give one variable as a tidy table: one row per number, a column per dim and per coordinate, NaN rows dropped."""
-    if variable not in ds:
+    _require_dataset(ds)
+    if not isinstance(cast("object", variable), str) or variable not in ds:
         held = sorted(map(str, ds.data_vars))
-        raise SchemaError(f"{variable!r} is not in this reading; it holds {held}.{did_you_mean(variable, held)}")
+        raise SchemaError(f"{variable!r} is not in this reading; it holds {held}.{did_you_mean(str(variable), held)}")
     array = ds[variable]
     return array.to_dataframe(name=variable).reset_index().dropna(subset=[variable]).reset_index(drop=True)
 

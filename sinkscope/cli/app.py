@@ -36,7 +36,7 @@ from sinkscope.cli.readings import cite, one_line, plot, report, show
 from sinkscope.cli.survey import merge, survey
 from sinkscope.cli.sweep import VariantOptions, edits_of
 from sinkscope.cli.tune import tune
-from sinkscope.errors import PromptError, SinkscopeError
+from sinkscope.errors import PromptError, SinkscopeError, did_you_mean
 
 if TYPE_CHECKING:
     pass
@@ -214,9 +214,16 @@ def _take_config(arguments: list[str]) -> Path | None:
 
 def _toml(path: Path) -> Toml:
     try:
-        tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SinkscopeError(f"--config {path}: this is not valid TOML: {error}.") from None
+    known = {name for name in app if not name.startswith("-")}
+    for name in tables:
+        if name not in known:  # a misspelt table would be ignored, and its options with it
+            raise SinkscopeError(
+                f"--config {path}: [{name}] is no command. Options stand in a table of the command's name: "
+                f"{', '.join(sorted(known))}.{did_you_mean(name, known)}"
+            )
     return Toml(path, must_exist=True)
 
 
@@ -244,4 +251,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str) -> None:
-    print(f"sinkscope: {' '.join(message.split())}", file=sys.stderr)
+    # A model id or a path may hold escape sequences, which would move the cursor or rename the window.
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(message.split()))
+    print(f"sinkscope: {shown}", file=sys.stderr)

@@ -17,8 +17,10 @@ EDITS: Mapping[str, type[Any]] = registry.Table("edit")
 
 
 @dataclass(frozen=True, repr=False)
-class EditFields:
+class EditFields(metaclass=registry.Constructed):
     """A frozen dataclass whose values survive JSON; subclasses check their fields in ``__post_init__``."""
+
+    argument_error = EditError
 
     def __init_subclass__(cls, *, abstract: bool = False) -> None:
         """Register the class by its name.
@@ -63,10 +65,7 @@ class EditFields:
             raise EditError(
                 f"{name}: there is no field {wrong[0]!r}. Its fields are {known}.{did_you_mean(wrong[0], known)}"
             )
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise EditError(f"{name}: {error}.") from None
+        return cls(**values)
 
     def _asked(self, name: str) -> str:
         """Open a message: the edit's name and the field as it was given."""

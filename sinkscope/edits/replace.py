@@ -46,7 +46,7 @@ class ReplaceValues(AttentionEdit):
         self._choice("how", ("mean", "donor", "noise", "shuffle"))
         for name in ("donor", "seed"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | None):
+            if isinstance(value, bool) or not isinstance(value, int if name == "seed" else int | None):
                 raise EditError(f"{self._asked(name)}: a whole number is needed.")
         if self.donor is not None and self.how != "donor":
             raise EditError(f"ReplaceValues(how={self.how!r}): a donor belongs to how='donor'. Leave it out.")

@@ -20,7 +20,7 @@ from sinkscope.attention.primitives import Tally
 from sinkscope.edits.base import Edit
 from sinkscope.engine.effect import check_edits
 from sinkscope.engine.plan import Plan
-from sinkscope.engine.run import find_tower
+from sinkscope.engine.run import as_tuple, find_tower
 from sinkscope.errors import EditError, UnsupportedModelError
 from sinkscope.models.backends.base import Instruments, Tower
 from sinkscope.models.backends.collector import Collector
@@ -66,8 +66,9 @@ def applied(
     where = find_tower(model, tower)
     if model.kind == "encoder-decoder":
         prompts = prompts.seen_by(where.name, model)
-    check_edits(tuple(edits), where, prompts)
-    live = _Live(model, where, prompts, tuple(edits))
+    edits = as_tuple(edits, "edits")
+    check_edits(edits, where, prompts)
+    live = _Live(model, where, prompts, edits)
     with model.exclusive(), ExitStack() as stack:
         stack.enter_context(seam.entered(model.model, live.session))
         stack.callback(live.close)

@@ -106,7 +106,7 @@ class MassiveActivations(Probe):
 
     def check(self, tower: Tower) -> None:
         """At least one entry, at most one token's width."""
-        if not 1 <= self.top <= tower.d_model:
+        if isinstance(self.top, bool) or not isinstance(self.top, int) or not 1 <= self.top <= tower.d_model:
             raise ProbeError(f"MassiveActivations(top={self.top}): top must be from 1 to the width {tower.d_model}.")
 
     def sites(self, tower: Tower) -> tuple[str, ...]:

@@ -121,5 +121,5 @@ def test_wrong_arguments_are_refused():
         sk.run(model, prompts, edits=[sk.AblateHeads([0], how="mean", reference=np.zeros((2, 4, 8)))])
     with pytest.raises(EditError, match=r"GateHeads\(scale=nan\): scale must be a finite number"):
         sk.GateHeads(float("nan"))
-    with pytest.raises(TypeError, match="heads"):
+    with pytest.raises(EditError, match="heads"):
         sk.AblateHeads()

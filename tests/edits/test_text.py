@@ -100,5 +100,5 @@ def test_malformed_json_is_refused():
         loads('[{"edit": "Mask"}]')
     with pytest.raises(EditError, match=r"MaskKeys: there is no field 'gamma'\. Its fields are"):
         loads('[{"edit": "MaskKeys", "keys": "first", "gamma": 1}]')
-    with pytest.raises(EditError, match=r"MaskKeys: .*missing .*'keys'"):
+    with pytest.raises(EditError, match=r"MaskKeys\(\): .*missing .*'keys'"):
         loads('[{"edit": "MaskKeys"}]')

@@ -32,7 +32,7 @@ def resolve(source: str | os.PathLike[str], gguf_file: str | None = None) -> Che
     """
     text = os.fspath(source)
     path = Path(text).expanduser()
-    if "\0" in text or len(os.fsencode(path.name)) > 255:
+    if "\0" in text or len(os.fsencode(path.name.encode(errors="replace"))) > 255 or not _encodable(text):
         raise ModelError(f"load_model({text[:60]!r}): no folder or model can have such a name. Check the spelling.")
     if gguf_file is not None:
         return _of_gguf(text, path, gguf_file)
@@ -84,3 +84,11 @@ def _of_gguf(text: str, path: Path, gguf_file: str) -> Checkpoint:
 
 
 __all__ = ["SOURCES", "Checkpoint", "ModelSource", "register", "resolve", "sources"]
+
+
+def _encodable(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True
