@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from sinkscope.prompts import Prompts
 
 
+LEVEL = 0.05
+"""A set is said to harm where the permutation p-value is below this."""
+
+
 @dataclass(frozen=True, eq=False)
 class Masking:
     """The answer's probability with one set of patches masked, and with random sets of the same size.
@@ -51,7 +55,12 @@ class Masking:
     @property
     def harms(self) -> bool:
         """Whether masking this set harms more than any random set, with few enough of them below .05 to say so."""
-        return self.p < 0.05
+        return self.p < LEVEL
+
+    @property
+    def judged(self) -> bool:
+        """Whether there are enough random sets for ``p`` to pass below .05 at all: 20 or more."""
+        return 1 / (1 + len(self.random)) < LEVEL
 
     def row(self) -> dict[str, float]:
         """The numbers, as a row of a table."""

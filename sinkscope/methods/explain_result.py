@@ -194,10 +194,8 @@ def _top(found: ImageExplanation) -> str:
     where = found.place(found.top)
     most = "most of them " if test.patches > 1 else ""
     start = f"{_patches(test)} they look at most{f' ({most}{where})' if where else ''}"
-    if not test.harms:
-        verdict = "the answer needs them no more than random patches"
-    else:
-        verdict = "the answer rests on them" if test.masked < test.plain / 2 else "part of the answer rests on them"
+    rests = "the answer rests on them" if test.masked < test.plain / 2 else "part of the answer rests on them"
+    verdict = _verdict(test, rests, "the answer needs them no more than random patches")
     return f"{start}: {_masked(test)}: {verdict}."
 
 
@@ -209,7 +207,7 @@ def _sinks(found: ImageExplanation) -> str:
         f"{_where(found, found.sinks.patches)} {'is a sink' if test.patches == 1 else 'are sinks'} "
         f"({found.sinks.note}), with {found.sink_share:.0%} of all attention on the picture"
     )
-    verdict = "this answer needs them" if test.harms else "to this answer they are worth no more than random patches"
+    verdict = _verdict(test, "this answer needs them", "to this answer they are worth no more than random patches")
     return f"{start}; {_masked(test)}: {verdict}."
 
 
@@ -221,8 +219,15 @@ def _steady(found: ImageExplanation) -> str:
         f"{_where(found, found.sinks.steady)} {'gets' if test.patches == 1 else 'get'} {found.settings.ratio:g} times "
         "the median token's attention whatever is asked, as sinks do"
     )
-    verdict = "no sink then, the answer needs what is there" if test.harms else "sinks in effect, for this answer"
+    verdict = _verdict(test, "no sink then, the answer needs what is there", "sinks in effect, for this answer")
     return f"{start}; {_masked(test)}: {verdict}."
+
+
+def _verdict(test: Masking, harmed: str, harmless: str) -> str:
+    """What a masking test says; nothing, where so few draws could not have said it."""
+    if not test.judged:
+        return f"not judged, as {len(test.random)} draws cannot tell it from chance (20 can)"
+    return harmed if test.harms else harmless
 
 
 def _where(found: ImageExplanation, patches: np.ndarray) -> str:

@@ -14,6 +14,7 @@ from sinkscope import testing
 from sinkscope.errors import PromptError
 from sinkscope.methods.explain_image import ExplainSettings, explain_image
 from sinkscope.methods.explain_masking import Masking, mask_patches, probability
+from sinkscope.methods.explain_result import _verdict
 from sinkscope.methods.explain_sinks import find_visual_sinks
 from sinkscope.tasks import scenes as data
 
@@ -112,7 +113,12 @@ def test_a_mask_harms_when_nearly_no_random_one_harms_as_much():
     assert Masking(3, 0.9, 0.1, random).harms
     assert Masking(3, 0.9, 0.1, random).p == pytest.approx(1 / 21)
     assert not Masking(3, 0.9, 0.8, random).harms
-    assert not Masking(3, 0.9, 0.1, random[:10]).harms, "ten draws cannot say so"
+    few = Masking(3, 0.9, 0.1, random[:10])
+    assert not few.harms, "ten draws cannot say so"
+    assert not few.judged
+    assert Masking(3, 0.9, 0.1, random[:20]).judged
+    said = _verdict(few, "needs them", "worth no more")
+    assert said == "not judged, as 10 draws cannot tell it from chance (20 can)"
 
 
 @pytest.fixture(scope="module")
