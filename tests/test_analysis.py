@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import Estimate, Study, heads_that_change, need
+from sinkscope.analysis import Estimate, Study, ask, heads_that_change, is_large, need, points_above, together
 from sinkscope.errors import PromptError
 
 
@@ -225,3 +225,42 @@ def test_heads_are_tested_over_prompts_and_say_what_could_have_been_found():
     few = heads_that_change(effect.isel(prompt=slice(4)))
     assert few[1:3] == (0, 0), "four prompts cannot pass the correction"
     assert few[3] > least
+
+
+def test_shares_are_compared_question_by_question_in_points():
+    none = xr.DataArray([0.0, 1.0] * 20, dims="prompt")
+    better = none.where(xr.DataArray(np.arange(40) % 4 != 0, dims="prompt"), 1.0)
+    gain, above, least = points_above(better, none)
+    assert (gain.value, gain.n, gain.unit) == (25.0, 40, "points")
+    assert 5 < gain.low < 25 < gain.high < 45
+    assert above is True
+    # 1.96 + 0.84 standard errors of a share of one in four.
+    assert float(least.split()[-2]) == pytest.approx(2.8 * 100 * np.sqrt(0.25 * 0.75 / 40), rel=0.1)
+    assert points_above(none, better)[1] is False
+    one = none.where(xr.DataArray(np.arange(40) != 0, dims="prompt"), 1.0)
+    assert "holds 0" in points_above(one, none)[1]
+    same, verdict, words = points_above(none, none)
+    assert (same.value, same.n, verdict, words) == (0.0, 40, "no answer differs", "no answer differs")
+
+
+def test_a_claim_of_several_parts_holds_where_all_do():
+    assert together([True, True]) is True
+    assert together([True, "few", False]) is False
+    assert together([True, "few", "none"]) == "few"
+
+
+def test_a_large_model_is_one_above_the_limit(monkeypatch):
+    model = sk.load_model("zoo:lm-python")
+    assert not is_large(model)
+    monkeypatch.setattr("sinkscope.analysis.common.LARGE", model.model.num_parameters() - 1)
+    assert is_large(model)
+
+
+def test_english_is_asked_in_chat_and_code_is_not(monkeypatch):
+    model = sk.load_model("zoo:lm-python")
+    monkeypatch.setattr("sinkscope.tasks.in_chat", lambda task, model: ("chat", task.name))
+    assert ask(model, "sentiment", 2, 3).name == "sentiment"
+    monkeypatch.setattr(model.tokenizer, "chat_template", "{{ messages }}")
+    assert ask(model, "sentiment", 2, 3) == ("chat", "sentiment")
+    task = ask(model, "copy", 2, 3)
+    assert (len(task.calibration), len(task.test)) == (2, 3)

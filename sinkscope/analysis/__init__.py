@@ -13,10 +13,20 @@ A script states what a paper claims, measures it on models of the reader's choic
 """
 
 from sinkscope.analysis.claims import Claim, Estimate, with_intervals
-from sinkscope.analysis.common import describe_difference, has_sign, heads_that_change, highest_tokens, spread_layers
+from sinkscope.analysis.common import (
+    ask,
+    describe_difference,
+    has_sign,
+    heads_that_change,
+    highest_tokens,
+    is_large,
+    points_above,
+    spread_layers,
+    together,
+)
 from sinkscope.analysis.study import LANGUAGE_MODELS, Study, need
 
 __all__ = [
-    "LANGUAGE_MODELS", "Claim", "Estimate", "Study", "describe_difference", "has_sign", "heads_that_change",
-    "highest_tokens", "need", "spread_layers", "with_intervals",
+    "LANGUAGE_MODELS", "Claim", "Estimate", "Study", "ask", "describe_difference", "has_sign", "heads_that_change",
+    "highest_tokens", "is_large", "need", "points_above", "spread_layers", "together", "with_intervals",
 ]  # fmt: skip

@@ -1,18 +1,24 @@
-"""What several scripts need: an effect in words, its sign, the tokens with the highest score, some layers of many."""
+"""What several scripts need: effects in words and points, tokens with the highest score, some layers, questions."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 from sinkscope import metrics
+from sinkscope.analysis.claims import Estimate, Verdict
 from sinkscope.errors import SinkscopeWarning
 
 if TYPE_CHECKING:
     from sinkscope.models.handle import Model
+    from sinkscope.tasks import Task
+
+LARGE = 20_000_000
+"""Parameters from which on a model is asked less: fewer tasks, fewer questions, heads by estimate or sample."""
 
 
 def describe_difference(
@@ -67,3 +73,43 @@ def spread_layers(model: Model, most: int = 8) -> list[int]:
     """Return all layers of a shallow model, else ``most`` of them at even distances."""
     depth = int(model.config.get_text_config().num_hidden_layers)
     return sorted({int(layer) for layer in np.linspace(0, depth - 1, min(depth, most)).round()})
+
+
+def points_above(scores: xr.DataArray, to: xr.DataArray) -> tuple[Estimate, Verdict, str]:
+    """Compare two shares of right answers, question by question.
+
+    Args:
+        scores: 1 or 0, or their mean over draws; dim prompt.
+        to: the same of the other method.
+
+    Returns:
+        The difference in points with its interval; whether it is above 0, or why that cannot be said; in words, the
+        smallest difference that so many questions find with a power of 80 per cent.
+    """
+    pairs = (100 * (scores - to)).reset_coords(drop=True).rename("points")
+    if not float(abs(pairs).max()):
+        return Estimate(0.0, n=pairs.size, unit="points", spec="+.1f"), "no answer differs", "no answer differs"
+    made = Estimate.mean(pairs, "+.1f", "points")
+    least = float(metrics.smallest_effect(pairs)) if float(pairs.std()) else float("nan")
+    return made, made.above(0.0), f"smallest effect found with power .8: {least:.1f} points"
+
+
+def together(verdicts: Sequence[Verdict]) -> Verdict:
+    """Join verdicts on parts of a claim: False where one part differs, else why one cannot be seen, else True."""
+    if any(verdict is False for verdict in verdicts):
+        return False
+    return next((verdict for verdict in verdicts if verdict is not True), True)
+
+
+def is_large(model: Model) -> bool:
+    """Whether a model has so many parameters (``LARGE``) that a script asks it less."""
+    return model.model.num_parameters() > LARGE
+
+
+def ask(model: Model, name: str, calibration: int, test: int) -> Task:
+    """Load a task as this model is asked it: in plain English through its chat template, where it has one."""
+    from sinkscope import tasks
+
+    task = tasks.load(name, calibration=calibration, test=test)
+    chat = name in tasks.ENGLISH and getattr(model.tokenizer, "chat_template", None)
+    return tasks.in_chat(task, model) if chat else task

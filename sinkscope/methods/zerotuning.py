@@ -21,7 +21,7 @@ from sinkscope.edits.keys import ScaleKeys
 from sinkscope.errors import MetricError, PromptError
 from sinkscope.methods.base import MethodResult
 from sinkscope.methods.zerotuning_gamma import GAMMAS, best_gamma, gamma_curve
-from sinkscope.methods.zerotuning_heads import check_measure, choose_heads, estimate, profile
+from sinkscope.methods.zerotuning_heads import SMOOTH, check_measure, choose_heads, estimate, profile
 from sinkscope.registry import method
 from sinkscope.tasks import Questions, Task, evaluate, rate
 
@@ -42,7 +42,7 @@ class ZeroTuningSettings:
         gammas: grid for the last choice.
         profile_gamma: gamma of the profile (Figure 5: 1.5).
         profile_by: ``"passes"``, one for each head as in the paper, or ``"gradient"``, the first-order estimate from
-            one backward pass per question, for ``mode`` ``"loss"`` and ``"option_loss"``.
+            one backward pass per question, for ``mode`` ``"loss"``, ``"option_loss"`` and ``"entropy"``.
         heads: class that is scaled: ``"dominant"``, ``"up"``, ``"down"``, or ``"all"``, which needs no profile.
         share: at most this part of all heads; the paper finds 0.4 to 0.7 best. None: the whole class.
         ties: ``"separate"``, or ``"down"`` as in the paper.
@@ -69,10 +69,10 @@ class ZeroTuningSettings:
         check_measure(self.mode, "ZeroTuningSettings")
         if self.profile_by not in ("passes", "gradient"):
             raise MetricError(f"ZeroTuningSettings(profile_by={self.profile_by!r}): use 'passes' or 'gradient'.")
-        if self.profile_by == "gradient" and self.mode not in ("loss", "option_loss"):
+        if self.profile_by == "gradient" and self.mode not in SMOOTH:
             raise MetricError(
-                f"ZeroTuningSettings(profile_by='gradient', mode={self.mode!r}): a derivative needs mode='loss' or "
-                "'option_loss'. Use one of them, or profile_by='passes'."
+                f"ZeroTuningSettings(profile_by='gradient', mode={self.mode!r}): a derivative needs mode='loss', "
+                "'option_loss' or 'entropy'. Use one of them, or profile_by='passes'."
             )
         object.__setattr__(self, "gammas", tuple(float(gamma) for gamma in self.gammas))
 

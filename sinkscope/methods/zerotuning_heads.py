@@ -35,6 +35,8 @@ MEASURES: dict[str, tuple[str, float]] = {
 """What a setting may be chosen by: the score it is the mean of, and the factor that makes the measure of it."""
 BETTER = {"accuracy": 1, "exact": 1, "loss": -1, "option_loss": -1, "entropy": -1}
 """1 where more is better. ``entropy`` needs no labels."""
+SMOOTH = ("loss", "option_loss", "entropy")
+"""Measures that have a derivative."""
 TIE = 1e-9
 """Mean changes this small are no change: sums of 0 and 1 in double precision are no more exact."""
 
@@ -98,19 +100,22 @@ def estimate(model: Model, questions: Questions, template: ScaleKeys, *, by: str
     about sizes. Returns ``by``, ``gain``, ``head_class`` and ``baseline_BY`` as :func:`profile` does.
 
     Raises:
-        MetricError: ``by`` is not ``"loss"`` or ``"option_loss"``, which alone have a derivative, or gamma is 0.
+        MetricError: ``by`` is not in ``SMOOTH``, whose measures alone have a derivative, or gamma is 0.
     """
     check_measure(by, "estimate")
-    if by not in ("loss", "option_loss") or template.gamma <= 0:
+    if by not in SMOOTH or template.gamma <= 0:
         raise MetricError(
-            f"estimate(by={by!r}), gamma {template.gamma:g}: a derivative needs by='loss' or 'option_loss' and a gamma "
-            "above 0. For others use profile."
+            f"estimate(by={by!r}), gamma {template.gamma:g}: a derivative needs by='loss', 'option_loss' or 'entropy' "
+            "and a gamma above 0. For others use profile."
         )
 
     def right(output: Output, batch: Batch) -> Float[torch.Tensor, " batch"]:
         assert output.logits is not None
         (which,) = batch.indices
         scores = output.logits[0, int(batch.real[0].nonzero().max())].float()
+        if by == "entropy":
+            logs = scores.log_softmax(-1)
+            return (logs.exp() * logs.clamp(min=-1e4)).sum()[None]
         among = scores if by == "loss" else scores[list(questions.options[which])]
         answer = int(questions.answers[which])
         return among.log_softmax(-1)[questions.options[which][answer] if by == "loss" else answer][None]

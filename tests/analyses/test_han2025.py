@@ -78,8 +78,8 @@ def test_what_the_methods_answered_is_kept_and_told(results, folder):
         before, after = (100 * float(ds["exact"].sel(edit=edit).mean()) for edit in ("none", "zerotuning"))
         chosen = json.loads(ds.attrs["methods"])["zerotuning"][0]["gamma"]
     found = claims["Table 2", "ZeroTuning raises exact match"]["found"]
-    assert found.startswith(f"{before:.1f} to {after:.1f} %:")
-    assert found.endswith(f"n = 8 questions; copy gamma {chosen:g}")
+    assert f" points (n = 8); {before:.1f} to {after:.1f} %; smallest effect found" in found
+    assert found.endswith(f"copy gamma {chosen:g}")
     assert after > before
     assert claims["Table 1", "It raises exact match by more than random heads and random token"]["paper"] == ""
 

@@ -111,7 +111,7 @@ def test_what_is_refused():
         choose_heads(PROFILE, share=0)
 
 
-@pytest.mark.parametrize("by", ["loss", "option_loss"])
+@pytest.mark.parametrize("by", ["loss", "option_loss", "entropy"])
 def test_the_estimate_is_the_profile_of_a_small_change(by):
     template = sk.ScaleKeys(1.02, layers=[2, 3])
     found, exact = (f(model(), questions(), template, by=by) for f in (estimate, profile))
