@@ -52,6 +52,8 @@ model, change one argument:
 [gallery](../docs/gallery.md) say it at length, with the figures. These models are small, which is one reason why a
 claim about a large one may differ; a constructed model shows that the instrument finds what is there, nothing about
 trained ones. Rows without a paper are controls and checks of this project and are not counted.
+
+{timed}
 """
 GALLERY_HEAD = """# Gallery
 
@@ -126,9 +128,9 @@ def take_in(output: Path, place: Place) -> list[str]:
                 shutil.copytree(stored, made / Path(script).with_suffix(""))
         for folder, data in fresh.items():
             target = made / Path(data["script"]).with_suffix("")
+            kept = {key: value for key, value in data.items() if key != "seconds"} | cost(data, target / "claims.json")
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir(parents=True)
-            kept = {key: value for key, value in data.items() if key not in ("seconds", "processor_seconds")}
             (target / "claims.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             for figure in data["figures"]:
                 shrink(folder / figure["file"], target / figure["file"])
@@ -136,6 +138,26 @@ def take_in(output: Path, place: Place) -> list[str]:
         os.replace(place.gallery, Path(name) / "old")
         os.replace(made, place.gallery)
     return [data["script"] for data in fresh.values()]
+
+
+def cost(data: dict[str, Any], stored: Path) -> dict[str, float]:
+    """Give the processor time of a script; of the same code the longest, as a run that found its readings is short."""
+    if "processor_seconds" not in data:
+        return {}
+    before = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
+    same = before.get("code") == data.get("code")
+    return {"processor_seconds": max(data["processor_seconds"], before.get("processor_seconds", 0) if same else 0)}
+
+
+def timed(everything: list[dict[str, Any]]) -> str:
+    """Say what the scripts cost together, as far as their times are stored."""
+    times = [data["processor_seconds"] for data in everything if "processor_seconds" in data]
+    if not times:
+        return ""
+    return (
+        f"{len(times)} of {len(everything)} scripts have a time stored: {sum(times) / 60:.0f} minutes of processor "
+        f"time together, {sum(times) / 120:.0f} on two cores, one thread each; readings that scripts share count once."
+    )
 
 
 def shrink(source: Path, target: Path) -> None:
@@ -161,7 +183,8 @@ def pages(place: Place) -> dict[Path, str]:
 def table(papers: dict[str, list[dict[str, Any]]], place: Place) -> str:
     """Give analyses/README.md: how to run a script, and each claim beside what was found on each model."""
     everything = [claim for group in papers.values() for data in group for claim in rows(data).values()]
-    lines = [README_HEAD.format(counted=counted(everything))]
+    told = timed([data for group in papers.values() for data in group])
+    lines = [README_HEAD.format(counted=counted(everything), timed=told)]
     for key, group in papers.items():
         found = [(data, claim) for data in group for claim in rows(data).values()]
         models = [model for model in COLUMNS if any(model_of(one, d) == model for d, claim in found for one in claim)]

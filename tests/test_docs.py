@@ -84,7 +84,8 @@ def analysis(root: Path, name: str, **changes: Any) -> Path:
     data = {
         "script": f"gu2025/{name}.py", "paper": "gu2025", "title": "Where the sinks are.",
         "description": "Where the sinks are.\n\nCost: ``seconds`` for <s>.", "models": ["zoo:lm-python"],
-        "quick": False, "seconds": 1.5, "figures": [{"file": "map.png", "says": "n = 3 [a]"}],
+        "quick": False, "seconds": 1.5, "processor_seconds": 90.0, "code": "a",
+        "figures": [{"file": "map.png", "says": "n = 3 [a]"}],
         "claims": [CLAIM, CLAIM | DIFFERS],
     }  # fmt: skip
     (folder / "claims.json").write_text(json.dumps(data | changes))
@@ -121,7 +122,19 @@ def test_claims_become_the_table_the_gallery_and_the_papers_page(tmp_path: Path)
     with Image.open(tmp_path / "docs" / "gallery" / "gu2025" / "sink_map" / "map.png") as image:
         assert image.size == (1000, 500)
     stored = json.loads((tmp_path / "docs" / "gallery" / "gu2025" / "sink_map" / "claims.json").read_text())
-    assert "seconds" not in stored  # it differs from run to run
+    assert "seconds" not in stored  # it is the machine's, whatever else it does
+    assert stored["processor_seconds"] == 90
+
+
+def test_the_table_says_what_the_scripts_cost_and_a_run_that_found_its_readings_does_not_count(tmp_path: Path) -> None:
+    analysis(tmp_path, "a")
+    analysis(tmp_path, "b", processor_seconds=270)
+    collected(tmp_path)
+    analysis(tmp_path, "b", processor_seconds=1.0)
+    analysis(tmp_path, "a", processor_seconds=30.0, code="other")
+    collected(tmp_path)
+    table = (tmp_path / "analyses" / "README.md").read_text()
+    assert "2 of 2 scripts have a time stored: 5 minutes of processor time together, 2 on two cores" in table
 
 
 def test_the_table_counts_claims_not_cells_and_none_of_this_projects_own(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ Paper: Zhang et al. 2023 (PASTA), accuracy over alpha and over the number of ste
 Claims: the result is the same over a broad range of alpha; steering all heads is worse than steering the best ones.
 Cost: one head profile and 24 passes per question, half a minute on the zoo model, two minutes on a language model.
 Different here: copying a list that was said before, with the list as the part to turn to, made of held-out source code;
-models with a chat template pick a word of a kind instead, where steering has more to gain. There the score is accuracy
-by label logits, as a chat seldom begins with the answer; else exact match. Heads are ranked on calibration questions,
+models with a chat template judge a short review instead and turn to the sentence that decides, beside one that does not
+(never to the answer's own word, which a model need only copy). There the score is accuracy by label logits, as a chat
+seldom begins with the answer; else exact match. Heads are ranked on calibration questions,
 the curves are of others. Models of more than 20 M parameters are asked fewer questions, with fewer values of alpha, and
 their heads are ranked by one backward pass per question. PASTA scales the first token down with everything else outside
 the part: so beside it PASTA with the first token kept, and the first token alone scaled, which tell steering from
@@ -64,7 +65,7 @@ def holds_first(focus: xr.DataArray) -> bool:
 def judge(study: Study, model: sk.Model) -> None:
     """Steer, draw accuracy over alpha and over the number of heads, compare the arms."""
     chat = is_large(model) and getattr(model.tokenizer, "chat_template", None)
-    name = "choice" if chat else tasks.suited(model, "logiqa", "boolq")[-1]
+    name = "sentiment" if chat else tasks.suited(model, "logiqa", "boolq")[-1]
     ds = study.reading(f"steering_{name}", lambda: measure(model, name, study.quick))
     score, said = ("correct", "accuracy by label logits") if chat else ("exact", "exact match")
     labels = [label.split("|") for label in ds["edit"].values.tolist()]
