@@ -68,7 +68,7 @@ def sinks(model: sk.Model, n: int) -> dict[str, Any]:
     visual = mass.where(image)
     top = visual.fillna(-1.0).argmax("key")
     rows, columns = (ds[name].reset_coords(drop=True) for name in ("grid_row", "grid_col"))
-    edge = sum((line == end).astype(bool) for line in (rows, columns) for end in (0, rows.max()))
+    edge = (rows == 0) | (columns == 0) | (rows == rows.max()) | (columns == rows.max())
     try:
         tau = float(metrics.phi_gap(ds))
     except MetricError:  # nothing lies between
@@ -78,7 +78,7 @@ def sinks(model: sk.Model, n: int) -> dict[str, Any]:
     over, place = visual.max("key") / visual.sum("key"), (rows + columns).broadcast_like(visual)
     late = slice(visual.sizes["layer"] // 2, None)
     on, base = ground.astype(bool).isel(key=top), ground.where(image).mean()
-    top_edge = (edge.broadcast_like(visual).isel(key=top) > 0).isel(layer=late).mean()
+    top_edge = edge.broadcast_like(visual).isel(key=top).isel(layer=late).mean()
     return {
         "pictures": n,
         "sink_dims": list(dims) if found else [],
@@ -94,7 +94,7 @@ def sinks(model: sk.Model, n: int) -> dict[str, Any]:
         "most_attended_visual_on_background_late": float(on.isel(layer=late).mean()),
         "visual_tokens_on_background": float(base),
         "most_attended_visual_on_the_edge_late": float(top_edge),
-        "visual_tokens_on_the_edge": float((edge > 0).where(image).mean()),
+        "visual_tokens_on_the_edge": float(edge.where(image).mean()),
         "most_attended_visual_is_the_top_left_late": float((place.isel(key=top) == 0).isel(layer=late).mean()),
     }  # fmt: skip
 

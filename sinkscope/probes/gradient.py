@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -75,7 +75,8 @@ class AttentionGradient(GradientProbe):
         if target in ("top", "loss") if isinstance(target, str) else callable(target):
             return
         # One id for all prompts, or one for each: the same id may come twice.
-        ids: list[Any] = list(target) if isinstance(target, Iterable) and not isinstance(target, str) else [target]
+        several = isinstance(target, Iterable) and not isinstance(target, str)
+        ids: list[Any] = list(cast("Iterable[Any]", target)) if several else [target]
         if not ids or any(isinstance(i, bool) or not isinstance(i, Integral) for i in ids):
             raise ProbeError(
                 f"AttentionGradient(target={target!r:.40}): use 'top', 'loss', token ids, or a function of logits and "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -106,8 +106,9 @@ class MassiveActivations(Probe):
 
     def check(self, tower: Tower) -> None:
         """At least one entry, at most one token's width."""
-        if isinstance(self.top, bool) or not isinstance(self.top, int) or not 1 <= self.top <= tower.d_model:
-            raise ProbeError(f"MassiveActivations(top={self.top}): top must be from 1 to the width {tower.d_model}.")
+        top: Any = self.top
+        if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= tower.d_model:
+            raise ProbeError(f"MassiveActivations(top={top}): top must be from 1 to the width {tower.d_model}.")
 
     def sites(self, tower: Tower) -> tuple[str, ...]:
         """All sites."""
