@@ -92,7 +92,9 @@ def judge(study: Study, model: sk.Model) -> None:
     flat = {a: float(steered.sel(alpha=a).mean()) for a in alphas if a <= FLAT}
     loss, worse, power = points_above(none, wide.sel(heads=counts[-1]))
     more, sink, _ = points_above(steered.sel(alpha=at), curve.sel(arm="steered, first token kept", alpha=at))
-    if ds.attrs["focus_holds_first"]:
+    if helps is not True:
+        sink = "steering gains nothing for sure"
+    elif ds.attrs["focus_holds_first"]:
         sink = "the part to turn to holds the first token, so keeping it changes nothing"
     alone, *_ = points_above(curve.sel(arm="first token alone", alpha=at), none)
     for which, claim, paper, found, agrees in (
