@@ -8,8 +8,9 @@ list said twice, without). Tasks are made of this project's word lists. A task i
 above chance beforehand, on the calibration pool. Everything is chosen on one of three calibration splits that share no
 question, by the loss among the options; the test part is the same for all and is answered once with each choice.
 ZeroTuning's and PASTA's heads come from one backward pass per question instead of one pass per head, ACT's and
-AutoPASTA's from groups of layers; PASTA is given the sentence that decides, AutoPASTA asks the model for it and has one
-split. Differences are paired by test question, splits averaged.
+AutoPASTA's from groups of layers; PASTA is given the sentence that decides (for `choice` the right answer's own word,
+so its rows there are an upper bound), AutoPASTA asks the model for it and has one split. Differences are paired by test
+question, splits averaged.
 """
 
 import matplotlib.pyplot as plt
