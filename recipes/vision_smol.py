@@ -42,7 +42,8 @@ class VisionSmolConfig:
 
     ``pictures`` pictures are gone through ``passes`` times, ``batch`` a step, each time in another order and with other
     questions. The first ``align`` of the steps train the projector alone. Learning rates rise over ``warmup`` steps at
-    the start of either stage and fall linearly to a twentieth over the last ``decay`` of all steps.
+    the start of either stage and fall linearly to a twentieth over the last ``decay`` of all steps. The projector reads
+    hidden state ``vision_layer`` of the tower; LLaVA's choice, the last but one, is 11.
     """
 
     pictures: int = 2700
@@ -54,6 +55,7 @@ class VisionSmolConfig:
     warmup: int = 40
     decay: float = 0.4
     rank: int = 16
+    vision_layer: int = parts.VISION_LAYER
     seed: int = 0
 
     @property
@@ -80,7 +82,8 @@ class Features:
     def __init__(self, folder: Path, network: Any, count: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         shape = (count, parts.PATCHES, network.config.vision_config.hidden_size)
-        path, self._network, self._done = folder / f"features-{count}.npy", network, folder / f"done-{count}.npy"
+        name = f"{count}-layer{network.config.vision_feature_layer}"
+        path, self._network, self._done = folder / f"features-{name}.npy", network, folder / f"done-{name}.npy"
         for file, size, kind in ((path, shape, np.float16), (self._done, (count,), np.bool_)):
             if not file.exists():
                 np.lib.format.open_memmap(file, "w+", kind, size).flush()
@@ -186,7 +189,7 @@ class Trainer:
     def __init__(self, config: VisionSmolConfig, folder: Path, shared: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.config, self.folder = config, folder
-        self.network = parts.build(config.seed)
+        self.network = parts.build(config.seed, config.vision_layer)
         self.params = parts.add_adapter(self.network, config.rank, config.seed)
         self.network.model.language_model.set_attn_implementation("eager")
         self.packer = parts.Packer(parts.load_tokenizer())

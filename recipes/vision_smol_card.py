@@ -40,14 +40,14 @@ def kept(folder: Path) -> Path:
     return sorted(folder.glob("weights-*.safetensors"))[-1]
 
 
-def export(weights: Path, target: Path) -> None:
+def export(weights: Path, target: Path, vision_layer: int = parts.VISION_LAYER) -> None:
     """Write ``parts.json`` and ``adapter.safetensors`` of kept weights into ``target``."""
     found = {role: resolve(name) for role, name in (("vision", parts.VISION), ("text", parts.TEXT))}
-    network = parts.build(0)
+    network = parts.build(0, vision_layer)
     content = {role: {"name": one.label, "origin": one.origin} for role, one in found.items()}
     content |= {
         "image_token": parts.IMAGE_TOKEN, "image_size": photo_scenes.SIDE, "patch": parts.PATCH,
-        "image_mean": parts.MEAN, "image_std": parts.STD, "vision_feature_layer": parts.VISION_LAYER,
+        "image_mean": parts.MEAN, "image_std": parts.STD, "vision_feature_layer": vision_layer,
         "vision_feature_select_strategy": "default", "lora_scale": 2.0,  # add_adapter takes alpha = 2 rank
         "parameters": sum(p.numel() for p in network.parameters()),
     }  # fmt: skip
@@ -154,7 +154,7 @@ def _sink_claims(facts: dict[str, Any]) -> list[dict[str, Any]]:
 def ship_vision_smol(folder: Path, target: Path, name: str, count: int = 200, pictures: int = 32) -> dict[str, Any]:
     """Write the trained part of a run's model and measure its card; gives the card's content."""
     weights, fields = kept(folder), json.loads((folder / "recipe.json").read_text())
-    export(weights, target)
+    export(weights, target, fields.get("vision_layer", parts.VISION_LAYER))
     write(target / "recipe.json", fields)
     curve = read_curve(folder)
     write(target / "curve.json", curve)

@@ -40,8 +40,12 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of the pixel normalisation, for each channel."""
 
 
-def build(seed: int) -> LlavaForConditionalGeneration:
+def build(seed: int, vision_layer: int = VISION_LAYER) -> LlavaForConditionalGeneration:
     """Put the two backbones into LLaVA's architecture, with a projector of fresh weights.
+
+    Args:
+        seed: That of the projector.
+        vision_layer: Hidden state of the tower that the projector reads, 0 the embeddings.
 
     Raises:
         ModelError: a backbone is not installed; the message holds the command that gets it.
@@ -49,7 +53,7 @@ def build(seed: int) -> LlavaForConditionalGeneration:
     vision, text = resolve(VISION).name, resolve(TEXT).name
     config = LlavaConfig(
         vision_config=AutoConfig.from_pretrained(vision), text_config=AutoConfig.from_pretrained(text),
-        image_token_index=0, image_seq_length=PATCHES, vision_feature_layer=VISION_LAYER,
+        image_token_index=0, image_seq_length=PATCHES, vision_feature_layer=vision_layer,
         vision_feature_select_strategy="default", tie_word_embeddings=True,
     )  # fmt: skip
     with torch.device("meta"):
@@ -96,7 +100,7 @@ def features(network: LlavaForConditionalGeneration, scene: data.Scene) -> Float
     """What the frozen tower says of each patch: the input of the projector."""
     tower = network.model.vision_tower
     state = tower.embeddings(pixel_values(scene))
-    for block in tower.encoder.layer[:VISION_LAYER]:
+    for block in tower.encoder.layer[: network.config.vision_feature_layer]:
         state = block(state)
     return state[0, 1:]
 

@@ -31,15 +31,14 @@ class Words:
         return self.SPECIAL.index(token) if token in self.SPECIAL else ord(token)
 
 
-def tiny(seed):
+def tiny(seed, vision_layer=parts.VISION_LAYER):
     torch.manual_seed(seed)
-    vision = Dinov2Config(
-        hidden_size=8, num_hidden_layers=parts.VISION_LAYER, num_attention_heads=1, image_size=28, patch_size=14
-    )
+    vision = Dinov2Config(hidden_size=8, num_hidden_layers=7, num_attention_heads=1, image_size=28, patch_size=14)
     text = LlamaConfig(
         vocab_size=128, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, head_dim=4
     )
-    return LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text)).eval()
+    config = LlavaConfig(vision_config=vision, text_config=text, vision_feature_layer=vision_layer)
+    return LlavaForConditionalGeneration(config).eval()
 
 
 @pytest.fixture(autouse=True)
@@ -80,10 +79,11 @@ def test_packed_questions_read_as_if_alone(small):
         torch.testing.assert_close(together[packed["owner"] == number], found, rtol=1e-4, atol=1e-5)
 
 
-def test_features_are_the_towers(small):
-    network, scene = tiny(0), photo_scenes.held_out(1)[0]
+@pytest.mark.parametrize("layer", [3, 6])
+def test_features_are_the_towers(small, layer):
+    network, scene = tiny(0, layer), photo_scenes.held_out(1)[0]
     whole = network.model.vision_tower(parts.pixel_values(scene), output_hidden_states=True)
-    torch.testing.assert_close(parts.features(network, scene), whole.hidden_states[parts.VISION_LAYER][0, 1:])
+    torch.testing.assert_close(parts.features(network, scene), whole.hidden_states[layer][0, 1:])
 
 
 def test_every_pass_shows_every_picture():
