@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from sinkscope.models.sources import resolve
-from sinkscope.models.weights import quiet
+from sinkscope.models.weights import loading
 from sinkscope.tasks import photo_scenes
 from sinkscope.tasks import scenes as data
 
@@ -58,7 +58,7 @@ def build(seed: int, vision_layer: int = VISION_LAYER) -> LlavaForConditionalGen
     )  # fmt: skip
     with torch.device("meta"):
         network = LlavaForConditionalGeneration(config)
-    with quiet():
+    with loading():
         tower = AutoModel.from_pretrained(vision, dtype=torch.float32)
         decoder = AutoModelForCausalLM.from_pretrained(text, dtype=torch.float32)
     network.model.vision_tower, network.model.language_model, network.lm_head = tower, decoder.model, decoder.lm_head

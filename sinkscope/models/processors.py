@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTr
 from transformers.models.auto.auto_mappings import PROCESSOR_MAPPING_NAMES
 
 from sinkscope.errors import ModelError
-from sinkscope.models.weights import first_line, quiet
+from sinkscope.models.weights import first_line, loading
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -34,7 +34,7 @@ def load_tokenizer(name: str, local: bool) -> Any | None:
     if local and not _has(name, TOKENIZER_FILES):
         return None
     try:
-        with quiet():
+        with loading():
             return AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
     except Exception as error:  # the tokenizer library raises bare Exception on a damaged file
         if not local:
@@ -57,7 +57,7 @@ def load_processor(name: str, config: PreTrainedConfig, tokenizer: Any | None, l
     if local and not _has(name, PROCESSOR_FILES):
         return None
     try:
-        with quiet():
+        with loading():
             if _processor_class(name, config, local) is None or tokenizer is None:
                 return AutoImageProcessor.from_pretrained(name, local_files_only=local)
             return _whole_processor(name, config, tokenizer, local)

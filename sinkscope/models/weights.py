@@ -21,6 +21,7 @@ from transformers.models.auto import modeling_auto
 from transformers.utils import logging as transformers_logging
 
 from sinkscope.errors import ModelError, UnsupportedModelError
+from sinkscope.models.locks import FairLock
 
 ATTENTION_FREE = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"})
 """Model types without any attention. Some name their mixing layer "attention", so the name tells nothing."""
@@ -29,19 +30,28 @@ SHOWN = 3
 """How many tensor names an error shows before it counts the rest."""
 
 
+_loading = FairLock()
+
+
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers' log lines and progress bars: what matters in them is raised as an error here."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
+def loading() -> Iterator[None]:
+    """Give transformers to one thread at a time while it loads, with its log lines and progress bars silenced.
+
+    What matters in those lines is raised as an error here. The lock is there because ``from_pretrained`` puts a
+    function that does nothing in the place of ``PreTrainedModel.tie_weights`` until it is done: of two threads that
+    load at the same time the later may put that function "back", and no model of the process is tied from then on.
+    """
+    with _loading.held():
+        verbosity = transformers_logging.get_verbosity()
+        bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+            if bars:
+                transformers_logging.enable_progress_bar()
 
 
 def read_config(name: str, local: bool) -> PreTrainedConfig:
@@ -180,7 +190,7 @@ def _load(
     cls: type[PreTrainedModel], name: str, config: PreTrainedConfig, local: bool, dtype: Any, **settings: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     try:
-        with quiet():
+        with loading():
             loaded: Any = cls.from_pretrained(
                 name, config=config, dtype=dtype or "auto", local_files_only=local, trust_remote_code=False,
                 use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **settings,

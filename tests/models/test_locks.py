@@ -6,6 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
+import transformers
+from transformers.utils import logging
 
 import sinkscope as sk
 from sinkscope import testing
@@ -119,3 +122,16 @@ def test_an_error_inside_gives_the_lock_back(case):
     with pytest.raises(sk.EditHasNoEffect):
         sk.run(model, prompts, PROBES, [sk.MaskKeys("image")])
     assert lock_of(model.model)._owner is None
+
+
+def test_models_that_are_loaded_in_threads_at_the_same_time_stay_tied(tmp_path):
+    network = testing.tiny("llama", tie_word_embeddings=True)
+    network.save_pretrained(tmp_path)
+    tie, verbosity = transformers.PreTrainedModel.tie_weights, logging.get_verbosity()
+    with ThreadPoolExecutor(8) as pool:
+        loaded = list(pool.map(lambda _: sk.load_model(tmp_path).model, range(16)))
+    assert transformers.PreTrainedModel.tie_weights is tie
+    assert logging.get_verbosity() == verbosity
+    for found in loaded:
+        assert found.lm_head.weight is found.model.embed_tokens.weight
+        assert torch.equal(found.lm_head.weight, network.lm_head.weight)

@@ -88,7 +88,7 @@ def checkpoint(folder: Path, name: str, backbones: Mapping[str, Checkpoint]) -> 
         vision, text = backbones["vision"].name, backbones["text"].name
         network = assemble(vision, text, load_file(folder / ADAPTER), parts)
         cache.check_room(target, sum(p.numel() * p.element_size() for p in network.parameters()))
-        with weights.quiet():
+        with weights.loading():
             network.save_pretrained(target)
         _write_processor(Path(text), target, parts)
         named = " and ".join(f"{parts[role]['name']} ({parts[role]['origin']})" for role in ("vision", "text"))
@@ -121,7 +121,7 @@ def assemble(
     )  # fmt: skip
     with torch.device("meta"):
         network = LlavaForConditionalGeneration(config)
-    with weights.quiet():
+    with weights.loading():
         tower = AutoModel.from_pretrained(vision, dtype=torch.float32, local_files_only=True)
         decoder = AutoModelForCausalLM.from_pretrained(text, dtype=torch.float32, local_files_only=True)
     network.model.vision_tower, network.model.language_model, network.lm_head = tower, decoder.model, decoder.lm_head

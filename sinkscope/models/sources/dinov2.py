@@ -59,7 +59,7 @@ def checkpoint(path: Path, *, label: str, package: str) -> Checkpoint:
     def make(folder: Path) -> dict[str, Any]:
         model = convert(path)
         cache.check_room(folder, sum(p.numel() * p.element_size() for p in model.parameters()))
-        with weights.quiet():
+        with weights.loading():
             model.save_pretrained(folder)
         (folder / "preprocessor_config.json").write_text(json.dumps(IMAGES, indent=2) + "\n", encoding="utf-8")
         origin = f"backbone of {path.name} ({package}, ONNX, sha256 {digest[:12]})"

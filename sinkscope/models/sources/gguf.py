@@ -116,7 +116,7 @@ def _write(path: Path, name: str, folder: Path) -> str:
     """Write weights, configuration and tokenizer into ``folder``; give the name of the quantisation."""
     place, file = str(path.parent), path.name
     try:
-        with weights.quiet():
+        with weights.loading():
             config = AutoConfig.from_pretrained(place, gguf_file=file, local_files_only=True)
         weights.check_config(config)
         model = weights.load_weights(place, config, local=True, dtype=torch.float32, gguf_file=file)
@@ -126,7 +126,7 @@ def _write(path: Path, name: str, folder: Path) -> str:
         raise _explained(path, name, error) from error
     _write_tokenizer(path, name, folder)
     cache.check_room(folder, sum(p.numel() * p.element_size() for p in model.parameters()))
-    with weights.quiet():
+    with weights.loading():
         _plain(model).save_pretrained(folder)
     return _kind(path)
 
@@ -137,7 +137,7 @@ def _write_tokenizer(path: Path, name: str, folder: Path) -> None:
     It is saved for the plain class, since those of some architectures build their tokenizer anew at each load.
     """
     try:
-        with weights.quiet():
+        with weights.loading():
             own = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
             own.save_pretrained(folder)
             own.backend_tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
