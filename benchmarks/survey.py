@@ -1,7 +1,7 @@
 """What a survey takes: peak memory and speed against the number of prompts, and equality after kills and in shards.
 
-python benchmarks/survey.py memory --prompts 100000 --marks 10000 100000
-python benchmarks/survey.py kills --prompts 4000 --times 10
+python benchmarks/survey.py memory --prompts 100000 --marks 10000 --output whole.nc
+python benchmarks/survey.py kills --prompts 100000 --times 10 --whole whole.nc
 python benchmarks/survey.py shards --prompts 4000
 """
 
@@ -27,6 +27,7 @@ import sinkscope as sk
 
 MODEL, TOKENS = "zoo:lm-python", 64
 PROBES = (sk.KeyMass(), sk.Entropy())
+SETTINGS = sk.SurveySettings(every=0)  # what was found is kept after every block
 
 
 def prompts(count: int) -> Iterator[list[int]]:
@@ -41,8 +42,8 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def memory(count: int, marks: list[int]) -> None:
-    """Print peak memory and speed when so many prompts have been asked for."""
+def memory(count: int, marks: list[int], output: Path | None) -> None:
+    """Print peak memory and speed when so many prompts have been asked for; save the survey where a file is named."""
     model, start, cpu = sk.load_model(MODEL), time.perf_counter(), time.process_time()
 
     def watched() -> Iterator[list[int]]:
@@ -59,8 +60,10 @@ def memory(count: int, marks: list[int]) -> None:
         )
 
     print("| prompts | peak MiB | prompts/s | prompts/CPU s | s | CPU s |\n|---|---|---|---|---|---|")
-    found = sk.survey(model, watched(), PROBES)
+    found = sk.survey(model, watched(), PROBES, settings=SETTINGS)
     report(count)
+    if output is not None:
+        sk.save(found, output, overwrite=True)
     print(f"state: {found.sizes['byte']:,} bytes; {found.attrs['survey']}")
 
 
@@ -73,10 +76,8 @@ def child(count: int, output: Path, *, shard: str = "1/1", state: Path | None = 
 
 def one(count: int, shard: str, output: Path, state: Path | None) -> None:
     """Make one survey and save it."""
-    settings = sk.SurveySettings(every=0)
-    found = sk.survey(
-        sk.load_model(MODEL), prompts(count), PROBES, shard=shard, checkpoint=state, settings=settings
-    )  # fmt: skip
+    model = sk.load_model(MODEL)
+    found = sk.survey(model, prompts(count), PROBES, shard=shard, checkpoint=state, settings=SETTINGS)
     sk.save(found, output, overwrite=True)
 
 
@@ -86,27 +87,45 @@ def same(first: xr.Dataset, second: xr.Dataset) -> bool:
     return names == set(second) - {"survey_state"} and all(first[name].equals(second[name]) for name in names)
 
 
-def kills(count: int, times: int) -> None:
-    """Kill a survey at random times and let it go on, and compare with one that was left alone."""
+def kills(count: int, times: int, whole: Path | None) -> None:
+    """Kill a survey after random blocks, a random time into the next, go on, and compare with one left alone.
+
+    Blocks, not seconds, say when: on a busy machine a survey that is killed by the clock may never come further.
+    """
+    blocks = -(-count // SETTINGS.block)
+    if not 0 < times < blocks:
+        raise SystemExit(f"{count} prompts make {blocks} blocks: --times must be below that")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        start = time.perf_counter()
-        if child(count, place / "whole.nc").wait():
+        if whole is None and child(count, whole := place / "whole.nc").wait():
             raise SystemExit("the survey failed")
-        whole = time.perf_counter() - start
-        draw, killed = random.Random(0), 0
-        while True:
+        draw, killed, before = random.Random(0), 0, 0
+        for after in [*sorted(draw.sample(range(1, blocks), times)), blocks]:
             running = child(count, place / "killed.nc", state=place / "state")
-            wait = draw.uniform(0.1, 0.4) * whole if killed < times else None
-            try:
-                running.wait(wait)
+            if after == blocks:
                 break
-            except subprocess.TimeoutExpired:
-                running.send_signal(signal.SIGKILL)
-                running.wait()
-                killed += 1
-        equal = same(sk.open(place / "whole.nc"), sk.open(place / "killed.nc"))
+            seconds = _wait_for_blocks(running, place / "state", after - before)
+            time.sleep(draw.uniform(0, seconds))
+            running.send_signal(signal.SIGKILL)
+            killed += running.wait() == -signal.SIGKILL
+            before = after
+        if running.wait():
+            raise SystemExit("the survey failed")
+        equal = same(sk.open(whole), sk.open(place / "killed.nc"))
         print(json.dumps({"prompts": count, "killed": killed, "bit for bit": equal}))
+
+
+def _wait_for_blocks(running: subprocess.Popen[bytes], state: Path, number: int) -> float:
+    """Wait until so many further blocks stand in the state, or the survey has ended; return seconds of the last one."""
+    seen, known, times = -1, None, [time.monotonic()]
+    while seen < number and running.poll() is None:
+        now = state.stat().st_mtime_ns if state.exists() else None
+        if now != known:
+            # The first change is the state that the survey begins with.
+            seen, known = seen + 1, now
+            times.append(time.monotonic())
+        time.sleep(0.005)
+    return times[-1] - times[-2]
 
 
 def shards(count: int) -> None:
@@ -130,13 +149,14 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--shard", default="1/1")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--whole", type=Path, help="a survey of these prompts that was left alone, from memory")
     parser.add_argument("--state", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.what == "memory":
-        memory(given.prompts, given.marks)
+        memory(given.prompts, given.marks, given.output)
     elif given.what == "kills":
-        kills(given.prompts, given.times)
+        kills(given.prompts, given.times, given.whole)
     elif given.what == "shards":
         shards(given.prompts)
     else:

@@ -8,6 +8,7 @@ os.environ |= {
     "PIP_NO_INDEX": "1",  # some libraries install packages by themselves when they are loaded
     "WANDB_MODE": "disabled",
     "MPLBACKEND": "Agg",
+    "TRITON_INTERPRET": "1",  # kernels of the GPU path run on the CPU
 }
 
 # After the settings above, which libraries read when they are imported.

@@ -52,6 +52,9 @@ def _public(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
 
 
 def _parameters(function: Function) -> list[ast.arg]:
+    """Parameters that the rules speak of: a Triton kernel takes pointers, strides and sizes, which have no types."""
+    if any(ast.unparse(decorator) == "triton.jit" for decorator in function.decorator_list):
+        return []
     arguments = function.args
     every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
     return [argument for argument in every if argument.arg not in ("self", "cls")]

@@ -29,6 +29,10 @@ linear in T. These identities make it nearly as cheap as the plain kernel, and e
 * **Edits as log-biases**: multiplying the weight of a key by g and renormalising the row is adding log g to its logit,
   exactly; g = 0 hides the key (:mod:`~sinkscope.attention.primitives`).
 
+On a GPU every statistic comes from the library's kernel and its log-sum-exp (:mod:`~sinkscope.attention.gpu`): weights
+are exp(t_ij - lse_i), formed again tile by tile in Triton kernels (:mod:`~sinkscope.attention.kernels`), and the terms
+of the entropy are p_ij (lse_i - t_ij), none of them negative.
+
 Where less than every weight is needed, the library's fused kernel computes the call, under three more identities:
 
 * **Few-keys shares** (:mod:`~sinkscope.attention.fused`): the kernel returns lse_i with the output, so the weights on

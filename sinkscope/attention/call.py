@@ -39,10 +39,14 @@ class Call:
         The one question every fast path asks first: only then may a library's kernel compute the call. The head sizes
         must agree too, because PyTorch's CPU kernel with log-sum-exp refuses a value of another width.
         """
+        return self.plain_on_keys and self.sink_logits is None
+
+    @property
+    def plain_on_keys(self) -> bool:
+        """True where a call is plain but for learned sinks: over the keys alone a library's kernel may compute it."""
         return (
-            self.mask.plain and self.bias is None and self.softcap is None and self.sink_logits is None
-            and self.extra_key is None and self.normaliser == "softmax"
-            and self.query.shape[-1] == self.value.shape[-1]
+            self.mask.plain and self.bias is None and self.softcap is None and self.extra_key is None
+            and self.normaliser == "softmax" and self.query.shape[-1] == self.value.shape[-1]
         )  # fmt: skip
 
     @property

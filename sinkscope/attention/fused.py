@@ -7,6 +7,9 @@ wanted this path is refused and the blockwise one runs.
 
 from __future__ import annotations
 
+import functools
+import os
+
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -15,6 +18,9 @@ from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.statistic import CallFacts, Gatherer
 from sinkscope.attention.view import Ask, Context, LayerStats, Wants
+
+SWITCH = "SINKSCOPE_GPU_KERNELS"
+"""Environment variable: at 0 a GPU computes every statistic blockwise, by PyTorch alone."""
 
 FEW = 16
 """Most keys for which a thin product beats the blockwise pass."""
@@ -27,8 +33,23 @@ def serves(call: Call, wants: Wants, edits: CallEdits | None) -> bool:
     if not wants.from_kernel:
         return True
     grad = torch.is_grad_enabled() and call.query.requires_grad
-    # The kernel that returns the log-sum-exp is named by device; this one is PyTorch's for CPU.
-    return call.query.device.type == "cpu" and not grad and all(map(_cheap, wants.asks.values()))
+    return has_log_sum_exp(call) and not grad and all(map(_cheap, wants.asks.values()))
+
+
+def has_log_sum_exp(call: Call) -> bool:
+    """Return whether the device of a plain call has a kernel that returns the log-sum-exp."""
+    device, dim = call.query.device, call.query.shape[-1]
+    # On a GPU the kernels want vectors that begin at multiples of 16 bytes.
+    aligned = dim % 8 == 0 and dim <= 256 and call.query.stride(-1) == 1
+    return device.type == "cpu" or (on_gpu(device) and aligned)
+
+
+@functools.cache
+def on_gpu(device: torch.device) -> bool:
+    """Say whether a device is an NVIDIA GPU since Ampere, whose kernels return the log-sum-exp."""
+    if os.environ.get(SWITCH) == "0" or device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _cheap(ask: Ask) -> bool:
@@ -53,18 +74,27 @@ def attend(
 
 
 def flash(
-    query: Float[torch.Tensor, "batch head query dim"], key: Float[torch.Tensor, "batch head key dim"],
-    value: Float[torch.Tensor, "batch head key dim"], causal: bool, scale: float,
+    query: Float[torch.Tensor, "batch head query dim"], key: Float[torch.Tensor, "batch kv_head key dim"],
+    value: Float[torch.Tensor, "batch kv_head key dim"], causal: bool, scale: float,
 ) -> tuple[Float[torch.Tensor, "batch head query dim"], Float[torch.Tensor, "batch head query"]]:  # fmt: skip
-    """Return output and log-sum-exp of PyTorch's CPU kernel, which has no public name and needs keys repeated."""
+    """Return output and log-sum-exp of PyTorch's kernel of this device and dtype; none of them has a public name."""
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    if query.device.type == "cuda" and half:  # shares keys and values within a group by itself
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, scale=scale)[:2]
+        return out, lse.float()
+    group = query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(group, 1) if group > 1 else tensor for tensor in (key, value))
+    if query.device.type == "cuda":
+        kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+        out, lse = kernel(query, key, value, None, True, 0.0, causal, scale=scale)[:2]
+        return out, lse[:, :, : query.shape[2]].float()  # it comes padded to a multiple of 32
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     out, lse = kernel(query, key, value, 0.0, causal, scale=scale)
     return out, lse.float()
 
 
 def _with_shares(call: Call, wants: Wants, context: Context) -> tuple[torch.Tensor, LayerStats]:
-    key, value = (t.repeat_interleave(call.group, 1) if call.group > 1 else t for t in (call.key, call.value))
-    out, lse = flash(call.query, key, value, call.causal, call.scale)
+    out, lse = flash(call.query, call.key, call.value, call.causal, call.scale)
     facts = CallFacts.of(call, context)
     others = {label: ask for label, ask in wants.asks.items() if ask.name not in ("key_sum", "log_sum_exp")}
     stats = LayerStats(Gatherer(others, facts).finish(), "fused")

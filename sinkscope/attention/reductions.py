@@ -260,9 +260,21 @@ class RoleColumns:
         one_hot = self.one_hot[:, first:stop]
         one_hot = one_hot[tile.batch] if len(one_hot) > 1 else one_hot.expand(len(weights), -1, -1)
         shares = torch.bmm(weights.index_select(2, self.cols[first:stop] - tile.cols.start), one_hot)
-        rest = (1.0 if total is None else total) - shares.sum(-1)
-        shares[..., self.major] = rest.clamp(min=0.0)
+        return self.with_rest(shares, 1.0 if total is None else total)
+
+    def with_rest(
+        self, shares: Float[torch.Tensor, "*rows role"], total: Float[torch.Tensor, "*rows"] | float
+    ) -> Float[torch.Tensor, "*rows role"]:
+        """Give the most frequent role what the others leave of each row; in place."""
+        shares[..., self.major] = (total - shares.sum(-1)).clamp(min=0.0)
         return shares
+
+    def spread(self, keys: int) -> Float[torch.Tensor, "batch key role"]:
+        """Return membership of every key in the summed roles; keys of the most frequent one are in none."""
+        batch, _, roles = self.one_hot.shape
+        spread = torch.zeros(batch, keys, roles, device=self.one_hot.device)
+        spread[:, self.cols] = self.one_hot
+        return spread
 
 
 @dataclass

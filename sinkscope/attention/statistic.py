@@ -158,6 +158,11 @@ class RowStatistic(Statistic):
         for ask, kept in zip(self.asks, self.kept, strict=True):
             kept[part.flat, part.tile.rows] = self.rows(part, ask)
 
+    def put(self, found: Sequence[Float[torch.Tensor, "batch head query ..."]]) -> None:
+        """Take whole results, one per ask, from a path that folds no tiles."""
+        for kept, each in zip(self.kept, found, strict=True):
+            kept.copy_(each.flatten(0, 1))
+
     def finish(self) -> list[torch.Tensor]:
         """Return the rows their batch and head."""
         return [rearrange(each, "(batch head) ... -> batch head ...", batch=self.facts.shape[0]) for each in self.kept]
