@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -38,11 +39,15 @@ PAD = 1
 class LanguageModelConfig:
     """What decides the weights: model, data and optimiser.
 
-    Variants: ``normaliser`` (softmax, softmax1, sigmoid, relu), ``extra_key`` (a learned key without value per head),
-    ``gate`` (a sigmoid gate per head; with ``gate_elements`` one per element of its output), ``bos=False`` (texts start
-    without ``<s>``), ``window`` (keys that a query sees, itself included; 0: all before it). Data of Gu et al. 2025, in
-    training and measurement: ``fixed_at`` (the padding token stands at that position of every window; -1: nowhere),
-    ``random_first`` (so many tokens in front are drawn at random, ``<s>`` among them).
+    Variants: ``normaliser`` (softmax, softmax1, sigmoid, sigmoid_normalised, relu), ``extra_key`` (a learned key per
+    head, without a value; ``extra_value`` gives it a learned one), ``value_bias`` (a learned vector added to every
+    head's output), ``gate`` (a sigmoid gate per head; with ``gate_elements`` one per element of its output),
+    ``positions`` (rotary, learned, alibi, none), ``bos=False`` (texts start without ``<s>``), ``window``
+    (keys that a query sees, itself included; 0: all before it), ``prefix`` (so many first keys are seen by every
+    query, and not predicted).
+    Data of Gu et al. 2025 and Xiao et al. 2024, in training and measurement: ``fixed_at`` (the padding token stands at
+    that position of every window; -1: nowhere), ``sink_token`` (it is put in front of every window: an embedding that
+    stands for no text), ``random_first`` (so many tokens in front are drawn at random, ``<s>`` among them).
 
     ``lr`` is held constant after ``warmup`` steps and falls linearly to a twentieth over the last ``decay`` share of
     ``steps``. The first ``start_steps`` steps use ``start_batch`` and ``start_repeat_share`` instead of ``batch`` and
@@ -71,8 +76,13 @@ class LanguageModelConfig:
     bos: bool = True
     normaliser: str = "softmax"
     extra_key: bool = False
+    extra_value: bool = False
+    value_bias: bool = False
     gate: bool = False
     gate_elements: bool = False
+    positions: str = "rotary"
+    prefix: int = 0
+    sink_token: bool = False
     fixed_at: int = -1
     random_first: int = 0
     window: int = 0
@@ -127,10 +137,11 @@ def build_model(config: LanguageModelConfig) -> Any:
     )
     if config.window:
         model_config.sliding_window = config.window
-    extra = {"normaliser": config.normaliser, "extra_key": config.extra_key, "gate": config.gate}
-    if config.gate_elements:
-        extra["gate"] = "element"
-    model_config.update({f"sinkscope_{k}": v for k, v in extra.items() if v not in (False, "softmax")})
+    same = ("normaliser", "extra_key", "value_bias", "gate", "positions", "prefix")
+    extra: dict[str, Any] = {name: getattr(config, name) for name in same}
+    extra |= {"gate": "element"} if config.gate_elements else {}
+    extra |= {"extra_key": "value"} if config.extra_value else {}
+    model_config.update({f"sinkscope_{k}": v for k, v in extra.items() if v not in (False, "softmax", "rotary")})
     return variants.build(model_config)
 
 
@@ -218,7 +229,7 @@ def train(
         running = loss if running == 0.0 else 0.98 * running + 0.02 * loss
         step += 1
         if step % measure_every == 0 or step == last or step == 1:
-            stats = sink_statistics(model, probe)
+            stats = sink_statistics(model, probe, max(config.prefix, 1 + config.sink_token))
             seconds = time.process_time() - started
             row = {"step": step, "tokens": tokens_seen(config, step), "train_loss": running}
             row |= summary(stats) | {"cpu_seconds": seconds} | {"detail": stats}
@@ -230,12 +241,28 @@ def train(
 
 
 def arranged(ids: NDArray[np.int64], config: LanguageModelConfig, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Windows with the token that always stands at one place, and with random tokens in front, as ``config`` asks."""
+    """Windows with the token that always stands at one place, and with random tokens in front, as ``config`` asks.
+
+    Windows keep their length: a sink token pushes the last one out.
+    """
     if config.random_first:
         ids[:, : config.random_first] = rng.integers(2, config.vocab, (len(ids), config.random_first))
     if config.fixed_at >= 0:
         ids[:, config.fixed_at] = PAD
+    if config.sink_token:
+        ids = np.concatenate([np.full_like(ids[:, :1], PAD), ids[:, :-1]], axis=1)
     return ids
+
+
+def next_token_loss(
+    logits: Float[torch.Tensor, "batch query vocab"], ids: Int[torch.Tensor, "batch key"], config: LanguageModelConfig
+) -> Float[torch.Tensor, ""]:
+    """Mean cross-entropy in nats of the tokens ``ids[:, 1:]``, a prefix and what stands behind a sink token left out.
+
+    A prefix is seen by every query, so its tokens could be copied. What follows a sink token follows no text.
+    """
+    first = max(config.prefix, 1 + config.sink_token)
+    return torch.nn.functional.cross_entropy(logits[:, first - 1 :].flatten(0, 1), ids[:, first:].flatten())
 
 
 def _seconds_before(folder: Path) -> float:
@@ -254,7 +281,7 @@ def _one_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
     logits = model(ids[:, :-1], use_cache=False).logits
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    loss = next_token_loss(logits, ids, config)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

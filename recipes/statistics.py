@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 UNNORMALISED = ("sigmoid", "relu")
 
+FIRST = 5
+"""Positions whose attention is kept one by one, for tokens that a recipe puts in front."""
+
 
 @contextmanager
 def recorded(modules: Sequence[Any]) -> Iterator[list[torch.Tensor]]:
@@ -42,12 +45,13 @@ def decoder_layers(model: Any) -> list[Any]:
 
 
 @torch.no_grad()
-def sink_statistics(model: Any, ids: Int[torch.Tensor, "batch key"]) -> dict[str, Any]:
+def sink_statistics(model: Any, ids: Int[torch.Tensor, "batch key"], predicted: int = 1) -> dict[str, Any]:
     """Sink statistics of a Llama-like model at the first token.
 
     Args:
         model: A causal language model of the Llama family (separate ``v_proj``).
         ids: Token ids; the first column is the sink candidate.
+        predicted: The first token whose prediction counts in the loss.
 
     Returns:
         ``loss``: mean next-token cross-entropy in nats. ``alpha``: (layer, head) mean over all queries of the attention
@@ -57,7 +61,10 @@ def sink_statistics(model: Any, ids: Int[torch.Tensor, "batch key"]) -> dict[str
         (layer, kv head) mean over sequences of the value norm of key 0 over the median of the others. ``massive``:
         (layer,) largest magnitude of the residual stream at key 0 after the block over the median magnitude of all
         entries (Sun et al. 2024); ``massive_value``, ``massive_dim``: that entry of the first sequence.
-        ``residual_ratio``: (layer,) residual norm of key 0 over the median of the others.
+        ``residual_ratio``: (layer,) residual norm of key 0 over the median of the others. ``alpha_first``: (layer,
+        position, head) alpha of each of the first five keys, over the queries from its own on, for tokens that a recipe
+        puts in front. ``off_keys``: (layer, head) one minus the sum of the row, mean over queries: what a learned key
+        takes.
     """
     layers = decoder_layers(model)
     previous = model.config._attn_implementation
@@ -78,19 +85,27 @@ def sink_statistics(model: Any, ids: Int[torch.Tensor, "batch key"]) -> dict[str
         maps = [a / (a.abs().sum(-1, keepdim=True) + 1e-8) for a in maps]
     window = getattr(model.config, "sliding_window", None) or ids.shape[1]
     alpha = torch.stack([a[..., :window, 0].mean((0, 2)) for a in maps])
+    first = [[a[..., k:, k].mean((0, 2)).tolist() for k in range(min(FIRST, ids.shape[1]))] for a in maps]
+    off = [(1 - a.sum(-1)).mean((0, 2)).tolist() for a in maps]
     kv = model.config.num_key_value_heads
     ratios = torch.stack([_first_over_median(x.unflatten(-1, (kv, -1)).norm(dim=-1).transpose(1, 2)) for x in v])
     logits: Float[torch.Tensor, "batch query vocab"] = out.logits.float()
     oldest = [a.diagonal(1 - window, 2, 3)[..., 1:].mean((0, 2)).tolist() for a in maps]
     return ({"oldest": oldest} if window < ids.shape[1] else {}) | {
-        "loss": float(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())),
+        "loss": float(_loss(logits[:, predicted - 1 : -1], ids[:, predicted:])),
         "alpha": alpha.tolist(),
+        "alpha_first": first,
+        "off_keys": off,
         "value_ratio": ratios.tolist(),
         "massive": [float((x[:, 0].abs().amax(-1) / x.abs().flatten(1).quantile(0.5, dim=1)).mean()) for x in h],
         "massive_value": [float(x[0, 0, int(x[0, 0].abs().argmax())]) for x in h],
         "massive_dim": [int(x[0, 0].abs().argmax()) for x in h],
         "residual_ratio": [float(_first_over_median(x.norm(dim=-1))) for x in h],
     }
+
+
+def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def _first_over_median(norms: Float[torch.Tensor, "batch *more key"]) -> Float[torch.Tensor, "*more"]:
@@ -102,13 +117,17 @@ def summary(stats: dict[str, Any], threshold: float = 0.3) -> dict[str, float]:
 
     ``sink_rate`` is over all heads, ``sink_rate_after_first`` over the heads of layers 1 and up; ``value_ratio`` is the
     median over layers 1 and up; ``massive`` the largest over layers; ``oldest_max``, with a sliding window, the largest
-    mean attention to the oldest visible key over heads.
+    mean attention to the oldest visible key over heads; ``alpha_second_mean`` the mean attention to the second key;
+    ``off_keys_mean`` the mean share of a row that is on no token (a learned key).
     """
     alpha = torch.tensor(stats["alpha"])
     later = alpha[1:] if len(alpha) > 1 else alpha
     value = torch.tensor(stats["value_ratio"])
     value = value[1:] if len(value) > 1 else value
     oldest = {"oldest_max": float(torch.tensor(stats["oldest"]).max())} if "oldest" in stats else {}
+    if "off_keys" in stats:
+        oldest["alpha_second_mean"] = float(torch.tensor(stats["alpha_first"])[:, 1].mean())
+        oldest["off_keys_mean"] = float(torch.tensor(stats["off_keys"]).mean())
     return oldest | {
         "loss": stats["loss"],
         "alpha_mean": float(alpha.mean()),

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from sinkscope.edits import MaskKeys as MaskKeys
     from sinkscope.edits import MixIdentity as MixIdentity
     from sinkscope.edits import NullKey as NullKey
+    from sinkscope.edits import OpenKeys as OpenKeys
     from sinkscope.edits import Patch as Patch
     from sinkscope.edits import Redistribute as Redistribute
     from sinkscope.edits import ReplaceValues as ReplaceValues
@@ -109,8 +110,9 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "definitions": ("cite",),
     "edits": (
         "AblateHeads", "AmplifyGaze", "AmplifyLogits", "BoostRecent", "CalibrateSinks", "DropKeys", "GateHeads",
-        "InjectWrites", "KeyValueBias", "MaskKeys", "MixIdentity", "NullKey", "Patch", "Redistribute", "ReplaceValues",
-        "RouteHeads", "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues",
+        "InjectWrites", "KeyValueBias", "MaskKeys", "MixIdentity", "NullKey", "OpenKeys", "Patch", "Redistribute",
+        "ReplaceValues", "RouteHeads", "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser",
+        "ZeroValues",
     ),
     "errors": (
         "EditError", "EditHasNoEffect", "MetricError", "ModelError", "OutputError", "ProbeError", "PromptError",

@@ -152,6 +152,10 @@ _ENTRIES: tuple[Reference, ...] = (
         "li2026", authors="Li and Ye and Feng and Zhong and Ma and Feng", year=2026, arxiv="2511.05923",
         note="FCCT and IRI, AAAI 2026",
     ),
+    Reference(
+        "aki", "Seeing is Understanding: Unlocking Causal Attention into Modality-Mutual Attention for Multimodal LLMs",
+        "Wang and Wang and Suzuki and Kobayashi", 2025, "2503.02597", "AKI",
+    ),
     Reference("arif2025", authors="Arif and Dip and Hussain and Zhang and Thomas", arxiv="2501.12206", note="PAINT"),
     Reference(
         "ahn2025", "Fine-Grained Perturbation Guidance via Attention Head Selection",

@@ -112,6 +112,7 @@ class _Output:
         # Gates work on float32; without one every tile is rounded to the model's type as it is written.
         dtype = torch.float32 if edits and edits.gates else call.query.dtype
         shape = (batch, rows, heads, call.value.shape[-1])
+        self.bias = call.value_bias
         self.batch, self.out = batch, None if grad else torch.empty(shape, dtype=dtype, device=call.query.device)
 
     def put(self, tile: Float[torch.Tensor, "flat query vdim"], chunk: _Chunk, rows: slice) -> None:
@@ -125,11 +126,13 @@ class _Output:
         self.pieces[-1].append(tile)
 
     def whole(self, edits: CallEdits | None) -> Float[torch.Tensor, "batch query head vdim"]:
-        """Return the output, gated."""
+        """Return the output with the model's own value bias, gated."""
         out = self.out
         if out is None:
             flat = torch.cat([torch.cat(pieces, dim=1) for pieces in self.pieces])
             out = rearrange(flat, "(batch head) query dim -> batch query head dim", batch=self.batch)
+        if self.bias is not None:
+            out = out + self.bias.to(out.dtype)
         for gate in edits.gates if edits else ():
             out = gate(out)
         return out

@@ -15,8 +15,9 @@ class Call:
     """One attention call as a model makes it: keys and values un-repeated, rotary positions already applied.
 
     ``bias`` is added to the scaled logits (ALiBi, T5's relative positions). ``softcap`` is Gemma 2's c tanh(t / c).
-    ``sink_logits`` are learned logits in the denominator alone (GPT-OSS); ``extra_key`` is a learned key without a
-    value. ``normaliser`` is ``"softmax"`` or what :mod:`sinkscope.attention.normalise` knows.
+    ``sink_logits`` are learned logits in the denominator alone (GPT-OSS); ``extra_key`` is a learned key,
+    ``extra_value`` its value (None: zeros), ``value_bias`` a vector added to every output. ``normaliser`` is
+    ``"softmax"`` or what :mod:`sinkscope.attention.normalise` knows.
     """
 
     query: Float[torch.Tensor, "batch head query dim"]
@@ -28,6 +29,8 @@ class Call:
     softcap: float | None = None
     sink_logits: Float[torch.Tensor, " head"] | None = None
     extra_key: Float[torch.Tensor, "head dim"] | None = None
+    extra_value: Float[torch.Tensor, "head vdim"] | None = None
+    value_bias: Float[torch.Tensor, "head vdim"] | None = None
     normaliser: str = "softmax"
     index: int = 0
     """Which call of its block this is, where a block attends more than once."""
@@ -46,7 +49,8 @@ class Call:
         """True where a call is plain but for learned sinks: over the keys alone a library's kernel may compute it."""
         return (
             self.mask.plain and self.bias is None and self.softcap is None and self.extra_key is None
-            and self.normaliser == "softmax" and self.query.shape[-1] == self.value.shape[-1]
+            and self.value_bias is None and self.normaliser == "softmax"
+            and self.query.shape[-1] == self.value.shape[-1]
         )  # fmt: skip
 
     @property

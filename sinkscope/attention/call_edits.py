@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from jaxtyping import Bool, Float
 
+from sinkscope.attention.masks import MaskSpec
 from sinkscope.attention.primitives import (
     ExtraKey,
     Gate,
@@ -23,8 +24,9 @@ from sinkscope.attention.tile import Normaliser
 class CallEdits:
     """Everything to be changed in one attention call.
 
-    Log-biases that stand before every weight edit act on the logits; later ones on the weights. The normaliser and what
-    shares its denominator hold wherever they stand. ``blockwise`` asks for the blockwise pass though nothing changes.
+    ``mask`` takes the place of the call's own, for all heads, before anything else. Log-biases that stand before every
+    weight edit act on the logits; later ones on the weights. The normaliser and what shares its denominator hold
+    wherever they stand. ``blockwise`` asks for the blockwise pass though nothing changes.
     """
 
     biases: list[LogBias] = field(default_factory=list)
@@ -34,6 +36,7 @@ class CallEdits:
     null_logits: Float[torch.Tensor, " head"] | None = None
     extra_keys: list[ExtraKey] = field(default_factory=list)
     normalisers: dict[Normaliser, Bool[torch.Tensor, " head"]] = field(default_factory=dict)
+    mask: MaskSpec | None = None
     blockwise: bool = False
 
     def add_bias(self, bias: LogBias) -> None:
@@ -69,7 +72,9 @@ class CallEdits:
     def neutral(self) -> CallEdits:
         """Return what takes the same path and changes nothing: an edited call is compared with it, bit for bit."""
         # A swapped normaliser has no neutral form; the blockwise pass that serves it, without the swap, is one.
-        same = CallEdits(blockwise=self.blockwise or bool(set(self.normalisers) - {"softmax1"}))
+        # So has another mask.
+        off_fast_paths = self.mask is not None or bool(set(self.normalisers) - {"softmax1"})
+        same = CallEdits(blockwise=self.blockwise or off_fast_paths)
         same.biases = [bias.neutral() for bias in self.biases]
         same.weights = [w.neutral() if isinstance(w, KeyedWeightEdit) else _keep for w in self.weights]
         same.values = [change.neutral() for change in self.values]
@@ -86,7 +91,7 @@ class CallEdits:
     def __bool__(self) -> bool:
         return bool(
             self.biases or self.weights or self.values or self.gates or self.normalisers or self.extra_keys
-            or self.null_logits is not None or self.blockwise
+            or self.null_logits is not None or self.mask is not None or self.blockwise
         )  # fmt: skip
 
 

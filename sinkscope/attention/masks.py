@@ -238,6 +238,21 @@ def sinkscope_mask(  # noqa: PLR0913 - the library fixes this signature
     )  # fmt: skip
 
 
+def with_opened(
+    mask: MaskSpec, keys: Bool[torch.Tensor, "batch key"], queries: Bool[torch.Tensor, "batch query"]
+) -> MaskSpec:
+    """Show ``keys`` to ``queries`` whatever the rule says of them: keys behind a query are opened to it.
+
+    Both are masks over the axes of the call. Padding stays hidden.
+    """
+    rule, first_query, first_key = mask.rule, mask.q_offset, mask.kv_offset
+
+    def opened(batch: Any, head: Any, query: Any, key: Any) -> Any:
+        return rule(batch, head, query, key) | (queries[batch, query - first_query] & keys[batch, key - first_key])
+
+    return replace(mask, rule=opened, _cache={})
+
+
 def with_chosen(
     mask: MaskSpec | torch.Tensor | None,
     indices: Int[torch.Tensor, "batch query chosen"],

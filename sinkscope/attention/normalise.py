@@ -10,7 +10,12 @@ from jaxtyping import Bool, Float
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.masks import HIDDEN_LOGIT
+from sinkscope.attention.primitives import ExtraKey
 from sinkscope.attention.tile import Normaliser, Tile, TileInputs
+from sinkscope.errors import UnsupportedModelError
+
+EPS = 1e-8
+"""What is added to the sum of a row that is divided by it."""
 
 
 def normalise(
@@ -58,14 +63,32 @@ def row_weights(
     """Return attention without softmax: sigmoid(t), relu(t) / number of visible keys, or a function of the row.
 
     Sources: Guo et al. 2024; Gu et al. 2025.
+
+    Raises:
+        UnsupportedModelError: a name that is none of them.
     """
     hidden = logits <= HIDDEN_LOGIT / 2
     if callable(kind):
         return kind(logits, tile).masked_fill(hidden, 0.0)
     if kind == "sigmoid":
         return torch.sigmoid(logits).masked_fill(hidden, 0.0)
+    if kind == "sigmoid_normalised":
+        return over_sum(torch.sigmoid(logits), ~hidden)
+    if kind != "relu":
+        raise UnsupportedModelError(
+            f"normaliser {kind!r}: unknown. Set config.sinkscope_normaliser to softmax, softmax1, sigmoid, "
+            "sigmoid_normalised or relu."
+        )
     count = (~hidden).sum(-1, keepdim=True).clamp(min=1)
     return torch.relu(logits).masked_fill(hidden, 0.0) / count
+
+
+def over_sum(
+    scores: Float[torch.Tensor, "flat query key"], seen: Bool[torch.Tensor, "flat query key"]
+) -> Float[torch.Tensor, "flat query key"]:
+    """Return the scores of the keys a query sees over their sum + 1e-8 (Gu et al. 2025)."""
+    scores = scores * seen
+    return scores / (scores.sum(-1, keepdim=True) + EPS)
 
 
 def has_mass_off_keys(call: Call, edits: CallEdits | None) -> bool:
@@ -93,9 +116,12 @@ def denominator(
         total = torch.where(kinds["softmax1"][head][:, None], plus_one, total)
     if edits is not None and edits.null_logits is not None:
         total = torch.logaddexp(total, edits.null_logits[head][:, None].expand_as(total))
-    if call.extra_key is not None:
+    extras = list(edits.extra_keys) if edits else []
+    if call.extra_key is not None and call.extra_value is not None:
+        own = torch.ones(len(call.extra_key), dtype=torch.bool, device=lse.device)
+        extras.insert(0, ExtraKey(call.extra_key, call.extra_value, own))
+    elif call.extra_key is not None:
         total = torch.logaddexp(total, inputs.logit_of(call.extra_key))
-    extras = edits.extra_keys if edits else []
     logits = []
     for each in extras:
         logits.append(inputs.logit_of(each.key).masked_fill(~each.heads[head][:, None], -math.inf))

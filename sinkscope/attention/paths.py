@@ -13,6 +13,8 @@ docs/decisions.md has the measurements. The path taken stands in each reading.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 
@@ -27,6 +29,8 @@ def attend(
     call: Call, wants: Wants, context: Context, edits: CallEdits | None = None
 ) -> tuple[Float[torch.Tensor, "batch query head vdim"], LayerStats]:
     """Run one call by the cheapest path and return its output and statistics; ``stats.path`` names the path."""
+    if edits is not None and edits.mask is not None:
+        call, edits = replace(call, mask=edits.mask), replace(edits, mask=None, blockwise=True)
     if fused.serves(call, wants, edits):
         return fused.attend(call, wants, context)
     if edits:

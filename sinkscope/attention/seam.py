@@ -79,6 +79,8 @@ def sinkscope_attention(  # noqa: PLR0913 - the library fixes this signature
         softcap=kwargs.get("softcap"),
         sink_logits=kwargs.get("s_aux"),
         extra_key=getattr(module, "extra_key", None),
+        extra_value=getattr(module, "extra_value", None),
+        value_bias=getattr(module, "value_bias", None),
         normaliser=getattr(getattr(module, "config", None), "sinkscope_normaliser", None) or "softmax",
     )  # fmt: skip
     session.calls.append(module)

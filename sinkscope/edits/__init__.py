@@ -15,6 +15,7 @@ from sinkscope.edits.heads import AblateHeads, GateHeads, MixIdentity, RouteHead
 from sinkscope.edits.inject import InjectWrites
 from sinkscope.edits.keys import DropKeys, MaskKeys, ScaleKeys, ShiftLogits, SteerKeys, ZeroValues
 from sinkscope.edits.normalisers import AmplifyLogits, KeyValueBias, NullKey, SwapNormaliser
+from sinkscope.edits.opened import OpenKeys
 from sinkscope.edits.patch import Patch, record
 from sinkscope.edits.recent import BoostRecent
 from sinkscope.edits.redistribute import Redistribute
@@ -26,7 +27,7 @@ from sinkscope.edits.text import dumps, loads, parse
 __all__ = [
     "EDITS", "AblateHeads", "AmplifyGaze", "AmplifyLogits", "AttentionEdit", "BoostRecent", "CalibrateSinks",
     "DropKeys", "Edit", "EditedCall", "EditedStream", "GateHeads", "InjectWrites", "KeyValueBias", "MaskKeys",
-    "MixIdentity", "NullKey", "Patch", "Redistribute", "ReplaceValues", "ResidualEdit", "RouteHeads", "ScaleKeys",
-    "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues", "dumps", "loads",
+    "MixIdentity", "NullKey", "OpenKeys", "Patch", "Redistribute", "ReplaceValues", "ResidualEdit", "RouteHeads",
+    "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues", "dumps", "loads",
     "mean_activations", "mean_outputs", "parse", "record",
 ]  # fmt: skip

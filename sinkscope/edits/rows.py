@@ -15,32 +15,27 @@ from jaxtyping import Bool, Float
 
 from sinkscope.attention.call import Call
 from sinkscope.attention.masks import HIDDEN_LOGIT
+from sinkscope.attention.normalise import EPS, over_sum
 from sinkscope.attention.tile import Tile
 
 Logits = Float[torch.Tensor, "flat query key"]
 Seen = Bool[torch.Tensor, "flat query key"]
-EPS = 1e-8
 
 
 def _softmax(logits: Logits, seen: Seen) -> Logits:
     return torch.softmax(logits.masked_fill(~seen, HIDDEN_LOGIT), -1) * seen
 
 
-def _over_sum(scores: Logits, seen: Seen) -> Logits:
-    scores = scores * seen
-    return scores / (scores.sum(-1, keepdim=True) + EPS)
-
-
 def _sigmoid(logits: Logits, seen: Seen) -> Logits:
-    return _over_sum(logits.sigmoid(), seen)
+    return over_sum(logits.sigmoid(), seen)
 
 
 def _elu(logits: Logits, seen: Seen) -> Logits:
-    return _over_sum(torch.nn.functional.elu(logits) + 1, seen)
+    return over_sum(torch.nn.functional.elu(logits) + 1, seen)
 
 
 def _softplus(logits: Logits, seen: Seen) -> Logits:
-    return _over_sum(torch.nn.functional.softplus(logits), seen)
+    return over_sum(torch.nn.functional.softplus(logits), seen)
 
 
 def _temperature(logits: Logits, seen: Seen, tau: float) -> Logits:

@@ -22,7 +22,8 @@ EVERY = [
     sk.ReplaceValues("first", how="donor", donor=-1, seed=3),
     sk.SwapNormaliser("clipped", parameters=[1.03, -0.03]), sk.AmplifyLogits(0.7, queries="last"),
     sk.AmplifyGaze(np.ones((1, 3)), alpha=4.0), sk.MixIdentity(0.5, heads=[1]), sk.RouteHeads(2, shared=[0]),
-    sk.BoostRecent(0.2, window=3), sk.InjectWrites("mlp", sources=[1, 0], weights=[0.5, 0.25], targets=[2, 3]),
+    sk.BoostRecent(0.2, window=3), sk.OpenKeys("text", queries="image", layers=range(4)),
+    sk.InjectWrites("mlp", sources=[1, 0], weights=[0.5, 0.25], targets=[2, 3]),
     sk.Patch("mlp", layer=2, source=np.ones((1, 2, 3)), keys="last"),
     sk.SetActivations("1.post", dims=[4, 2], value=[1.5, -0.5]),
 ]  # fmt: skip

@@ -137,7 +137,9 @@ def test_language_model_reruns_are_equal_and_a_resumed_run_is_too(source, tmp_pa
 @pytest.mark.parametrize(
     "extra", [
         {"normaliser": "sigmoid"}, {"extra_key": True}, {"gate": True}, {"bos": False}, {"gate_elements": True},
-        {"fixed_at": 2}, {"random_first": 1},
+        {"fixed_at": 2}, {"random_first": 1}, {"extra_key": True, "extra_value": True}, {"value_bias": True},
+        {"sink_token": True}, {"prefix": 3}, {"positions": "learned"}, {"positions": "alibi"}, {"positions": "none"},
+        {"normaliser": "sigmoid_normalised"},
     ],
 )  # fmt: skip
 def test_language_model_variants_train(source, tmp_path, extra):
@@ -146,8 +148,8 @@ def test_language_model_variants_train(source, tmp_path, extra):
     again = variants.load(tmp_path / "w")
     ids = torch.arange(10)[None]
     torch.testing.assert_close(again(ids).logits, model.eval()(ids).logits)
-    if extra.get("extra_key"):
-        assert any(layer.self_attn.extra_key.abs().max() > 0 for layer in model.model.layers)
+    for name in {"extra_key", "extra_value", "value_bias"} & set(extra):
+        assert any(getattr(layer.self_attn, name).abs().max() > 0 for layer in model.model.layers)
 
 
 def test_a_token_always_stands_at_one_place_and_others_are_drawn_in_front():
@@ -159,6 +161,22 @@ def test_a_token_always_stands_at_one_place_and_others_are_drawn_in_front():
     assert (found[:, :2] != ids[:, :2]).any()
     np.testing.assert_array_equal(found[:, 4:], ids[:, 4:])
     np.testing.assert_array_equal(lm.arranged(ids.copy(), TINY, np.random.default_rng(0)), ids)
+
+
+def test_a_sink_token_stands_in_front_and_neither_it_nor_a_prefix_is_predicted():
+    ids = np.arange(40).reshape(2, 20) % 7 + 10
+    config = dataclasses.replace(TINY, sink_token=True)
+    found = lm.arranged(ids.copy(), config, np.random.default_rng(0))
+    assert (found[:, 0] == lm.PAD).all()
+    np.testing.assert_array_equal(found[:, 1:], ids[:, :-1])
+    logits = torch.zeros(2, 19, 30)
+    logits[:, :4, 0] = 50.0  # says 0 for sure where the first four tokens are predicted, and is wrong
+    given = torch.from_numpy(ids)
+    plain = float(lm.next_token_loss(logits, given, TINY))
+    assert plain == pytest.approx((4 * 50 + 15 * np.log(30)) / 19)
+    assert float(lm.next_token_loss(logits, given, config)) == pytest.approx((3 * 50 + 15 * np.log(30)) / 18)
+    without = lm.next_token_loss(logits, given, dataclasses.replace(TINY, prefix=5))
+    assert float(without) == pytest.approx(np.log(30))
 
 
 def test_learning_rate_warms_up_stays_and_falls():

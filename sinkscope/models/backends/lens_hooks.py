@@ -157,6 +157,11 @@ class _Layer:
                 "an extra key-value pair is scored against the queries, and a bridge hands over finished scores. "
                 "Load the transformers model instead of the bridge."
             )
+        if any(part is not None and part.mask is not None for part in parts):
+            raise EditError(
+                "OpenKeys: a bridge hands over scores with the hidden keys taken out, so they cannot be opened. "
+                "Load the transformers model instead of the bridge."
+            )
         return edits
 
     def _call(self, weights: Float[torch.Tensor, "batch head query key"], visible: torch.Tensor) -> Call:

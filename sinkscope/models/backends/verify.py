@@ -18,6 +18,7 @@ import torch
 from sinkscope.attention import seam
 from sinkscope.attention.view import Ask, Wants
 from sinkscope.errors import UnsupportedModelError
+from sinkscope.models import variants
 from sinkscope.models.backends.base import Backend, Instruments, Output, Tower
 from sinkscope.models.backends.discovery import no_cache, trial_inputs
 
@@ -171,11 +172,13 @@ def _is_id(name: str, value: Any) -> bool:
 
 @contextmanager
 def eager_attention(network: torch.nn.Module) -> Iterator[None]:
-    """While inside, the model computes attention by its own eager function."""
+    """While inside, the model computes attention by its own eager function, a variant of the zoo by the dense one."""
     before = [(config, config._attn_implementation_internal) for config in seam.configs(network)]
     try:
         for config, _ in before:
-            config._attn_implementation_internal = "eager"
+            # Eager attention would leave out the learned keys and biases of a variant.
+            dense = config._attn_implementation_internal == variants.NAME
+            config._attn_implementation_internal = variants.NAME if dense else "eager"
         yield
     finally:
         for config, old in before:
