@@ -58,7 +58,8 @@ def serves(call: Call, wants: Wants, context: Context, edits: CallEdits | None) 
 
 def knows(call: Call, wants: Wants, context: Context) -> bool:
     """Return whether the kernels have this kind of call and these statistics, whatever the device."""
-    softmax = call.bias is None and call.extra_key is None and call.normaliser == "softmax"
+    added = call.bias is None and call.extra_key is None and call.value_bias is None
+    softmax = added and call.normaliser == "softmax"
     small = max(call.query.shape[-1], call.value.shape[-1]) <= MOST_DIM and len(context.role_list) <= MOST_ROLES
     return softmax and small and all(map(_given, wants.asks.values())) and Spans.of(call.mask) is not None
 
