@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float
 from sinkscope.attention.blockwise import attend
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
-from sinkscope.attention.masks import BLOCK, with_opened
 from sinkscope.attention.primitives import DropWeights, ExtraKey, LogBias, ValueScale
 from sinkscope.attention.tile import Tile
 from sinkscope.attention.view import Ask, Context, LayerStats, Wants
@@ -169,21 +168,6 @@ class EditedCall(CallMasks):
         """Add a key and a value that every query of the heads sees; no position is applied to the key."""
         self.tally.touched = 1
         self.written.extra_keys.append(ExtraKey(key, value, self.heads))
-
-    def open_keys(self, keys: Bool[torch.Tensor, "batch key"], queries: Bool[torch.Tensor, "batch query"]) -> None:
-        """Show ``keys`` to ``queries`` in all heads, though they stand behind them: the mask is opened there.
-
-        Both are over the axes of the call. Keys that are open already count as nothing, and padding stays hidden.
-        """
-        mask = self.written.mask or self.call.mask
-        opened = with_opened(mask, keys, queries)
-        columns = slice(0, mask.kv_length)
-        for start in range(0, mask.q_length, BLOCK):
-            rows = slice(start, min(start + BLOCK, mask.q_length))
-            before, after = mask.visible(rows, columns), opened.visible(rows, columns)
-            if before is not None and after is not None and bool((after & ~before).any()):
-                self.tally.touched += 1
-        self.written.mask = opened
 
     def add_null_key(self, logit: float) -> None:
         """Add a key that is only a ``logit``: rows sum to less than 1, and what is missing goes nowhere."""

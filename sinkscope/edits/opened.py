@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from sinkscope.attention.masks import BLOCK, with_opened
 from sinkscope.edits.base import AttentionEdit
 from sinkscope.edits.call import EditedCall
 from sinkscope.errors import EditError
@@ -53,4 +54,13 @@ class OpenKeys(AttentionEdit):
         queries = call.queries()
         if queries is None:
             queries = call.rows(call.tokens.queries.batch.real, True)
-        call.open_keys(call.keys().any(1), queries)
+        before = call.written.mask or call.call.mask
+        after = with_opened(before, call.keys().any(1), queries)
+        # What is open already counts as nothing.
+        columns = slice(0, before.kv_length)
+        for start in range(0, before.q_length, BLOCK):
+            rows = slice(start, min(start + BLOCK, before.q_length))
+            seen, now = before.visible(rows, columns), after.visible(rows, columns)
+            if seen is not None and now is not None and bool((now & ~seen).any()):
+                call.tally.touched += 1
+        call.written.mask = after
