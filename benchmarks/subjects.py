@@ -54,7 +54,7 @@ class Subject:
     def forward(self, **arguments: Any) -> Any:
         """Run the model without its head once."""
         with torch.no_grad():
-            return self.base(self.tokens, **arguments)
+            return self.base(self.tokens.to(self.handle.device), **arguments)
 
     def eager(self) -> Subject:
         """Return a copy that computes attention maps."""

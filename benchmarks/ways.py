@@ -77,7 +77,9 @@ def lens_cache(subject: Subject) -> Callable[[], Any]:
     def once() -> Any:
         with torch.no_grad():
             _, cache = bridge.run_with_cache(
-                subject.tokens, names_filter=lambda name: name.endswith("hook_pattern"), return_type=None
+                subject.tokens.to(subject.handle.device),
+                names_filter=lambda name: name.endswith("hook_pattern"),
+                return_type=None,
             )
         return reduce(cache.values())
 
@@ -91,6 +93,8 @@ def _reduction(subject: Subject) -> Callable[[Iterable[torch.Tensor]], list[Any]
     seen = torch.arange(length, 0, -1) if causal else torch.full((length,), length)
     roles = torch.from_numpy(subject.prompts.roles[0]).long()
     member = torch.nn.functional.one_hot(roles, int(roles.max()) + 1).float()
+
+    seen, member = (tensor.to(subject.handle.device) for tensor in (seen, member))
 
     def reduce(maps: Iterable[torch.Tensor]) -> list[Any]:
         found = []

@@ -107,16 +107,18 @@ def _walk(tiles: Launcher, total: Float[torch.Tensor, "batch head query"], gathe
     return walked + [tiles.rows(total, None, each, False) for each in sets[1:]]
 
 
-def _numbers(statistic: RowStatistic, walked: list[RowNumbers], call: Call) -> list[torch.Tensor | None]:
+def _numbers(statistic: RowStatistic, walked: list[RowNumbers], call: Call) -> list[torch.Tensor]:
     """Return what a statistic has of the walks, one for each of its asks."""
     if isinstance(statistic, MaxWeight):
-        return [each.max_weight for each in walked]
+        return [each.max_weight for each in walked if each.max_weight is not None]
     found = walked[0]
-    if isinstance(statistic, RoleShares):
+    one: torch.Tensor | None
+    if isinstance(statistic, RoleShares) and found.shares is not None:
         one = statistic.roles.with_rest(found.shares, found.row_sum)
     elif isinstance(statistic, MaxLogit) and call.sink_logits is not None:
         one = torch.full_like(found.max_logit, torch.nan)  # such rows are no softmax of their logits
     else:
         one = {RowSums: found.row_sum, RowEntropies: found.entropy, MaxLogit: found.max_logit,
                TopColumn: found.top_column}[type(statistic)]  # fmt: skip
+    assert one is not None
     return [one] * len(statistic.asks)
