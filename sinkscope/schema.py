@@ -258,27 +258,39 @@ def concat(readings: Sequence[xr.Dataset], dim: str = "prompt") -> xr.Dataset:
                 f"concat: the readings differ in {name}: {' and '.join(repr(text[:60]) for text in found[:2])}. Join "
                 "those made in one way; for runs under several edits use sinkscope.sweep, which has a dim for them."
             )
-    import xarray as xr
-
-    joined = xr.concat(
-        _same_lengths(readings), dim=dim, join="outer", data_vars="all", coords="different", compat="equals",
-        combine_attrs="override",
-    )  # fmt: skip
-    for name, blank in (("token", ""), ("token_role", "pad"), ("query_token", ""), ("query_role", "pad")):
-        if name in joined.coords:
-            joined[name] = joined[name].fillna(blank).astype(str)
+    joined = join(readings, dim)
     if dim == "prompt" and len(readings) > 1:
-        joined = joined.assign_coords(prompt=np.arange(joined.sizes["prompt"]))
         parts = "".join(str(ds.attrs.get("prompts_hash", "")) for ds in readings)
         joined.attrs["prompts_hash"] = hashlib.sha256(parts.encode()).hexdigest()
     return validate(joined)
 
 
-def _same_lengths(readings: Sequence[xr.Dataset]) -> list[xr.Dataset]:
-    """Lengthen the unlabelled token dims with NaN, so that readings of shorter prompts fit beside longer ones."""
-    longest = {dim: max(ds.sizes.get(dim, 0) for ds in readings) for dim in ("query", "key")}
-    missing = [{dim: (0, n - ds.sizes[dim]) for dim, n in longest.items() if dim in ds.sizes} for ds in readings]
-    return [ds.pad(w) if any(map(any, w.values())) else ds for ds, w in zip(readings, missing, strict=True)]
+def join(parts: Sequence[xr.Dataset], dim: str = "prompt", fill: Mapping[str, object] | None = None) -> xr.Dataset:
+    """Join datasets of other prompts, readings or what was made of them; nothing is checked.
+
+    Args:
+        parts: Datasets with ``dim``.
+        dim: What they are joined along; ``prompt`` is numbered anew.
+        fill: By variable, what stands where a shorter prompt has no token; NaN if left out.
+    """
+    import xarray as xr
+
+    longest = {name: max(ds.sizes.get(name, 0) for ds in parts) for name in ("query", "key")}
+    missing = [{name: (0, n - ds.sizes[name]) for name, n in longest.items() if name in ds.sizes} for ds in parts]
+    blanks: Any = fill if fill is None else dict(fill)
+    same = [
+        ds.pad(widths, constant_values=blanks) if any(map(any, widths.values())) else ds
+        for ds, widths in zip(parts, missing, strict=True)
+    ]
+    joined = xr.concat(
+        same, dim=dim, join="outer", data_vars="all", coords="different", compat="equals", combine_attrs="override"
+    )
+    for name, blank in (("token", ""), ("token_role", "pad"), ("query_token", ""), ("query_role", "pad")):
+        if name in joined.coords:
+            joined[name] = joined[name].fillna(blank).astype(str)
+    if dim == "prompt" and len(parts) > 1:
+        joined = joined.assign_coords(prompt=np.arange(joined.sizes["prompt"]))
+    return joined
 
 
 def to_dataframe(ds: xr.Dataset, variable: str) -> pd.DataFrame:

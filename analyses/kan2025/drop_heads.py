@@ -6,7 +6,7 @@ the picture cannot. Cost: nineteen runs over 128 prompts. Different here: no tra
 one set of heads for all prompts, from their means: the third with the highest maximum are vision heads, the others are
 halved by entropy (SADS' own valleys are reported beside); controls: five draws of as many other late heads.
 
-    python analyses/kan2025/drop_heads.py --model zoo:vlm-shapes
+    python analyses/kan2025/drop_heads.py --model zoo:vlm-smol
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope import metrics
-from sinkscope.analysis import Study, describe_difference, has_sign
+from sinkscope.analysis import VISION_LANGUAGE_MODELS, Study, describe_difference, has_sign, is_large
 from sinkscope.methods.sads import SadsSettings, classify, measure
 from sinkscope.tasks.examples import answer_score
 from sinkscope.tasks.scene_questions import SceneQuestions, scene_questions
@@ -51,49 +51,45 @@ def score(model: sk.Model, shapes: SceneQuestions, draws: int) -> xr.Dataset:
     return joined
 
 
-def main() -> None:
-    """Measure, draw, and state what was found."""
-    with Study(__doc__, paper="kan2025", model="zoo:vlm-shapes") as study:
-        shapes = scene_questions(study.model, 15 if study.quick else 128)
-        ds = study.reading("scores", lambda: score(study.model, shapes, 2 if study.quick else 5))
-        axes = sk.plot.head_class_map(sk.plot.described(ds["kind"], ds), title="Late heads by what they look at")
-        study.figure(
-            axes, "head_classes", source=ds, says="upper third by maximum visual attention, the rest by entropy"
-        )
+def judge(study: Study, model: sk.Model) -> None:
+    """Measure, draw, and state what was found on one model."""
+    shapes = scene_questions(model, 15 if study.quick else 100 if is_large(model) else 128)
+    ds = study.reading("scores", lambda: score(model, shapes, 2 if study.quick else 3 if is_large(model) else 5))
+    axes = sk.plot.head_class_map(sk.plot.described(ds["kind"], ds), title="Late heads by what they look at")
+    study.figure(axes, "head_classes", source=ds, says="upper third by maximum visual attention, the rest by entropy")
 
-        change = ds["correct"] - ds["plain"]
-        spread = metrics.compare(change.isel(draw=0), to=0 * change.isel(draw=0))
-        says = "change of the share of right answers; controls: as many other late heads, one point a draw"
-        effect = (
-            spread["difference"].rename("change of accuracy").assign_attrs(units="1", long_name="change of accuracy")
-        )
-        axes = sk.plot.effect_bars(
-            sk.plot.described(effect, ds), interval=(spread["low"], spread["high"]),
-            controls=change.isel(draw=slice(1, None)).mean("prompt"), title="Dropping a class of late heads",
-        )  # fmt: skip
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
-        study.figure(axes, "dropped_classes", source=ds, says=f"{says}; 95 % bootstrap intervals")
+    change = ds["correct"] - ds["plain"]
+    spread = metrics.compare(change.isel(draw=0), to=0 * change.isel(draw=0))
+    says = "change of the share of right answers; controls: as many other late heads, one point a draw"
+    effect = spread["difference"].rename("change of accuracy").assign_attrs(units="1", long_name="change of accuracy")
+    axes = sk.plot.effect_bars(
+        sk.plot.described(effect, ds), interval=(spread["low"], spread["high"]),
+        controls=change.isel(draw=slice(1, None)).mean("prompt"), title="Dropping a class of late heads",
+    )  # fmt: skip
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    study.figure(axes, "dropped_classes", source=ds, says=f"{says}; 95 % bootstrap intervals")
 
-        plain = float(ds["plain"].mean())
-        counts = {name: int((ds["kind"] == name).sum()) for name in CLASSES}
-        controls = change.isel(draw=slice(1, None)).mean("draw")
-        for name, claim, sign in (
-            ("resink, isolated", "Dropping isolated resink heads costs less than dropping other heads", 1),
-            ("vision", "Dropping vision heads costs more than dropping other heads", -1),
-        ):
-            words, found = describe_difference(change.isel(draw=0).sel(dropped=name), controls.sel(dropped=name))
-            study.claim(
-                "Table 1", claim, paper="39.5 to 43.8 without isolated ones; one vision head back out 42.6",
-                found=f"{counts[name]} heads, change of accuracy less that of controls {words}; plain {plain:.3f}",
-                agrees=has_sign(found, sign),
-            )  # fmt: skip
-        words, found = describe_difference(change.isel(draw=0).sel(dropped="resink, isolated"))
+    plain = float(ds["plain"].mean())
+    counts = {name: int((ds["kind"] == name).sum()) for name in CLASSES}
+    controls = change.isel(draw=slice(1, None)).mean("draw")
+    for name, claim, sign in (
+        ("resink, isolated", "Dropping isolated resink heads costs less than dropping other heads", 1),
+        ("vision", "Dropping vision heads costs more than dropping other heads", -1),
+    ):
+        words, found = describe_difference(change.isel(draw=0).sel(dropped=name), controls.sel(dropped=name))
         study.claim(
-            "Table 1", "Without isolated resink heads the answers get better", paper="+4.3 points",
-            found=f"{words}; SADS' own rule finds {'' if ds.attrs['bimodal'] else 'no '}two humps",
-            agrees=has_sign(found),
+            "Table 1", claim, paper="39.5 to 43.8 without isolated ones; one vision head back out 42.6",
+            found=f"{counts[name]} heads, change of accuracy less that of controls {words}; plain {plain:.3f}",
+            agrees=has_sign(found, sign),
         )  # fmt: skip
+    words, found = describe_difference(change.isel(draw=0).sel(dropped="resink, isolated"))
+    study.claim(
+        "Table 1", "Without isolated resink heads the answers get better", paper="+4.3 points",
+        found=f"{words}; SADS' own rule finds {'' if ds.attrs['bimodal'] else 'no '}two humps",
+        agrees=has_sign(found),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    with Study(__doc__, paper="kan2025", model=VISION_LANGUAGE_MODELS) as study:
+        study.for_each(judge)

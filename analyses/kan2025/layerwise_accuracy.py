@@ -4,7 +4,7 @@ Paper: Kan et al. 2025 (RAR, OpenReview xTbFeDhdRG), figure 2. Claim: accuracy b
 Cost: one pass over 320 prompts. Different here: the source does not say how a middle layer is decoded; here the model's
 own final norm and output layer are applied to each state of the last position; accuracy by question family.
 
-    python analyses/kan2025/layerwise_accuracy.py --model zoo:vlm-shapes
+    python analyses/kan2025/layerwise_accuracy.py --model zoo:vlm-smol
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope import metrics
-from sinkscope.analysis import Study, describe_difference, has_sign
+from sinkscope.analysis import VISION_LANGUAGE_MODELS, Study, describe_difference, has_sign, is_large
 from sinkscope.models.backends.base import Tower
 from sinkscope.probes.base import Probe, ProbeContext
 from sinkscope.schema import Variable
@@ -61,38 +61,38 @@ def measure(model: sk.Model, shapes: SceneQuestions) -> xr.Dataset:
     return found.assign_coords(prompt=ds["prompt"].values, family=("prompt", family)).assign_attrs(ds.attrs)
 
 
-def main() -> None:
-    """Measure, draw, and state what was found."""
-    with Study(__doc__, paper="kan2025", model="zoo:vlm-shapes") as study:
-        shapes = scene_questions(study.model, 20 if study.quick else 320)
-        ds = study.reading("layers", lambda: measure(study.model, shapes))
-        right = ds["right"]
-        lines = right.groupby("family").mean("prompt").transpose("family", "layer")
-        says = "share of right answers when each layer's state is read by the final norm and output layer (logit lens)"
-        axes = sk.plot.layer_profile(
-            sk.plot.described(lines, ds), ylabel="share of right answers", title="Accuracy by layer"
-        )
-        axes.set_ylim(0, 1.02)
-        study.figure(axes, "accuracy_by_layer", source=ds, says=says)
-        bare = right.reset_coords(drop=True)
-        mean = bare.mean("prompt").values
-        order = np.random.default_rng(0).permutation(len(bare))
-        half = len(order) // 2
-        best = int(bare.isel(prompt=order[:half]).mean("prompt").values[:-1].argmax())
-        rest = bare.isel(prompt=order[half:])
-        words, found = describe_difference(rest.isel(layer=best), rest.isel(layer=-1).drop_vars("layer"))
-        study.claim(
-            "Fig. 2", "Some layer before the last answers better than the last", paper="rises, then falls",
-            found=f"by layer {', '.join(f'{v:.2f}' for v in mean)}; the best earlier layer on half of the prompts "
-            f"is {best}; on the others it differs from the last by {words}", agrees=has_sign(found),
-        )  # fmt: skip
-        difference = metrics.compare(bare.isel(layer=-1).drop_vars("layer"), to=bare.isel(layer=0).drop_vars("layer"))
-        study.claim(
-            "Fig. 2", "Accuracy rises over the first layers", paper="yes",
-            found=f"last less first layer {float(difference['difference']):+.3f} "
-            f"[{float(difference['low']):+.3f}, {float(difference['high']):+.3f}]", agrees=has_sign(difference),
-        )  # fmt: skip
+def judge(study: Study, model: sk.Model) -> None:
+    """Measure, draw, and state what was found on one model."""
+    shapes = scene_questions(model, 20 if study.quick else 200 if is_large(model) else 320)
+    ds = study.reading("layers", lambda: measure(model, shapes))
+    right = ds["right"]
+    lines = right.groupby("family").mean("prompt").transpose("family", "layer")
+    says = "share of right answers when each layer's state is read by the final norm and output layer (logit lens)"
+    axes = sk.plot.layer_profile(
+        sk.plot.described(lines, ds), ylabel="share of right answers", title="Accuracy by layer"
+    )
+    axes.set_ylim(0, 1.02)
+    study.figure(axes, "accuracy_by_layer", source=ds, says=says)
+    bare = right.reset_coords(drop=True)
+    mean = bare.mean("prompt").values
+    order = np.random.default_rng(0).permutation(len(bare))
+    half = len(order) // 2
+    best = int(bare.isel(prompt=order[:half]).mean("prompt").values[:-1].argmax())
+    rest = bare.isel(prompt=order[half:])
+    words, found = describe_difference(rest.isel(layer=best), rest.isel(layer=-1).drop_vars("layer"))
+    study.claim(
+        "Fig. 2", "Some layer before the last answers better than the last", paper="rises, then falls",
+        found=f"by layer {', '.join(f'{v:.2f}' for v in mean)}; the best earlier layer on half of the prompts "
+        f"is {best}; on the others it differs from the last by {words}", agrees=has_sign(found),
+    )  # fmt: skip
+    difference = metrics.compare(bare.isel(layer=-1).drop_vars("layer"), to=bare.isel(layer=0).drop_vars("layer"))
+    study.claim(
+        "Fig. 2", "Accuracy rises over the first layers", paper="yes",
+        found=f"last less first layer {float(difference['difference']):+.3f} "
+        f"[{float(difference['low']):+.3f}, {float(difference['high']):+.3f}]", agrees=has_sign(difference),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    with Study(__doc__, paper="kan2025", model=VISION_LANGUAGE_MODELS) as study:
+        study.for_each(judge)

@@ -5,7 +5,7 @@ first token spikes, an ordinary visual token in none. Cost: one pass over 24 sho
 the block input where the highest phi of a visual token is highest; the sink is the visual token with the highest phi
 there, the ordinary one that with the median phi; spikes are told by the rank of the first token's largest channel.
 
-    python analyses/kang2025/channels.py --model zoo:vlm-shapes
+    python analyses/kang2025/channels.py --model zoo:vlm-smol
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import Study, describe_difference, has_sign
+from sinkscope.analysis import VISION_LANGUAGE_MODELS, Study, describe_difference, has_sign
 from sinkscope.methods.residual import residual_stream
 from sinkscope.methods.var import sink_dims_or_largest
 from sinkscope.metrics import phi
@@ -47,33 +47,32 @@ def measured(model: sk.Model, prompts: sk.Prompts, dims: list[int]) -> xr.Datase
     )  # fmt: skip
 
 
-def main() -> None:
-    """Measure, draw, and state what was found."""
-    with Study(__doc__, paper="kang2025", model="zoo:vlm-shapes") as study:
-        model = study.model
-        shapes = scene_questions(model, 6 if study.quick else 24)
-        dims = [int(dim) for dim in sink_dims_or_largest(model, shapes.prompts)[0]]
-        ds = study.reading("channels", lambda: measured(model, shapes.prompts, dims))
-        figure, panels = plt.subplots(1, 3, figsize=(10, 3), layout="constrained", sharey=True)
-        for axes, name in zip(panels, ds["token"].values.tolist(), strict=True):
-            axes.plot(ds["size"].sel(token=name).isel(prompt=0).values, linewidth=0.8)
-            axes.set(title=name, xlabel="channel")
-        panels[0].set_ylabel("magnitude over root mean square")
-        study.figure(figure, "channels", source=ds, says=f"one prompt, behind block {ds.attrs['site'].split('.')[0]}")
-        top = ds["size"].sel(token="first token").argmax("channel").reset_coords(drop=True)
-        ratio = ds["size"].isel(channel=top).reset_coords(drop=True)
-        sink, plain = (ratio.sel(token=name, drop=True) for name in ("visual sink", "ordinary visual token"))
-        words, found = describe_difference(sink, plain, digits=2)
-        first = float(ratio.sel(token="first token").mean())
-        verdict = has_sign(found)
-        study.claim(
-            "Figs. 2 and 7", "A visual sink spikes where the first token does, an ordinary visual token does not",
-            paper="same channels (pictures)",
-            found=f"in the first token's largest channel, where it has {first:.1f} root mean squares: sink "
-            f"{float(sink.mean()):.1f}, ordinary {float(plain.mean()):.1f}, difference {words}",
-            agrees=verdict if verdict is None else bool(verdict and float(sink.mean()) > 0.5 * first),
-        )  # fmt: skip
+def judge(study: Study, model: sk.Model) -> None:
+    """Measure, draw, and state what was found on one model."""
+    shapes = scene_questions(model, 6 if study.quick else 24)
+    dims = [int(dim) for dim in sink_dims_or_largest(model, shapes.prompts)[0]]
+    ds = study.reading("channels", lambda: measured(model, shapes.prompts, dims))
+    figure, panels = plt.subplots(1, 3, figsize=(10, 3), layout="constrained", sharey=True)
+    for axes, name in zip(panels, ds["token"].values.tolist(), strict=True):
+        axes.plot(ds["size"].sel(token=name).isel(prompt=0).values, linewidth=0.8)
+        axes.set(title=name, xlabel="channel")
+    panels[0].set_ylabel("magnitude over root mean square")
+    study.figure(figure, "channels", source=ds, says=f"one prompt, behind block {ds.attrs['site'].split('.')[0]}")
+    top = ds["size"].sel(token="first token").argmax("channel").reset_coords(drop=True)
+    ratio = ds["size"].isel(channel=top).reset_coords(drop=True)
+    sink, plain = (ratio.sel(token=name, drop=True) for name in ("visual sink", "ordinary visual token"))
+    words, found = describe_difference(sink, plain, digits=2)
+    first = float(ratio.sel(token="first token").mean())
+    verdict = has_sign(found)
+    study.claim(
+        "Figs. 2 and 7", "A visual sink spikes where the first token does, an ordinary visual token does not",
+        paper="same channels (pictures)",
+        found=f"in the first token's largest channel, where it has {first:.1f} root mean squares: sink "
+        f"{float(sink.mean()):.1f}, ordinary {float(plain.mean()):.1f}, difference {words}",
+        agrees=verdict if verdict is None else bool(verdict and float(sink.mean()) > 0.5 * first),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    with Study(__doc__, paper="kang2025", model=VISION_LANGUAGE_MODELS) as study:
+        study.for_each(judge)

@@ -4,7 +4,7 @@ Paper: Kang et al. 2025 (arXiv 2503.03321), table 4. Claim: without the selectio
 three runs over 160 prompts, seconds. Different here: questions about made pictures; rho .5 selects, rho 0 takes every
 head; the part moved is .6 and .9; dimensions from other prompts.
 
-    python analyses/kang2025/selection.py --model zoo:vlm-shapes
+    python analyses/kang2025/selection.py --model zoo:vlm-smol
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope import metrics
-from sinkscope.analysis import Study, describe_difference, has_sign
-from sinkscope.methods.var import VarSettings, sink_dims_or_largest, tau_of
+from sinkscope.analysis import VISION_LANGUAGE_MODELS, Study, describe_difference, has_sign, is_large, visual_tau
+from sinkscope.methods.var import sink_dims_or_largest
 from sinkscope.tasks.examples import answer_score
 from sinkscope.tasks.scene_questions import scene_questions
+
+CALIBRATION = 48
+"""Prompts that dimensions and threshold are found on."""
 
 
 def measured(model: sk.Model, n: int) -> xr.Dataset:
     """Log probability of the right answer, and whether it comes first: dims (arm prompt)."""
-    asked = scene_questions(model, 2 * n, seed=5)
-    others, test = asked.examples.split(0.5, seed=0)
+    asked = scene_questions(model, n + min(n, CALIBRATION), seed=5)
+    others, test = asked.examples.split(min(n, CALIBRATION) / len(asked.prompts), seed=0)
     dims, _ = sink_dims_or_largest(model, others.prompts)
-    tau = tau_of(model, VarSettings())
+    tau, _ = visual_tau(model, sk.run(model, others.prompts, [sk.SinkDims(dims)]))
     arms = {"plain": []}
     for part in (0.6, 0.9):
         for name, rho in (("selected heads", 0.5), ("every head", 0.0)):
@@ -37,35 +40,33 @@ def measured(model: sk.Model, n: int) -> xr.Dataset:
     return joined.assign_coords(arm=list(arms), prompt=found[0]["prompt"].values).assign_attrs(found[0].attrs)
 
 
-def main() -> None:
-    """Measure, draw, and state what was found."""
-    with Study(__doc__, paper="kang2025", model="zoo:vlm-shapes") as study:
-        ds = study.reading("scores", lambda: measured(study.model, 12 if study.quick else 160))
-        value = ds["log_probability"]
-        change = (value - value.sel(arm="plain", drop=True)).drop_sel(arm="plain")
-        spread = metrics.compare(change, to=xr.zeros_like(change))
-        bars = spread["difference"].rename("change").assign_attrs(units="nat", long_name="change of log probability")
-        says = "change of the log probability of the right answer; 95 % bootstrap intervals"
-        axes = sk.plot.effect_bars(
-            sk.plot.described(bars, ds, says),
-            interval=(spread["low"], spread["high"]),
-            title="With a choice and without",
-        )
-        study.figure(axes, "selection", source=ds, says=says)
-        for part in ("0.6", "0.9"):
-            one, other = (
-                value.sel(arm=f"{name}, {part} moved", drop=True) for name in ("every head", "selected heads")
-            )
-            words, found = describe_difference(one, other, digits=4)
-            verdict = has_sign(found, -1)
-            right = {str(arm): float(ds["correct"].sel(arm=arm).mean()) for arm in ds["arm"].values}
-            study.claim(
-                "Table 4", f"Without the selection of heads the score falls, {part} moved", paper="collapses to 0",
-                found=f"every head less selected ones {words}, nat; right answers "
-                + ", ".join(f"{name} {share:.2f}" for name, share in right.items()),
-                agrees=verdict if verdict is not None else "the interval holds 0",
-            )  # fmt: skip
+def judge(study: Study, model: sk.Model) -> None:
+    """Measure, draw, and state what was found on one model."""
+    ds = study.reading("scores", lambda: measured(model, 12 if study.quick else 100 if is_large(model) else 160))
+    value = ds["log_probability"]
+    change = (value - value.sel(arm="plain", drop=True)).drop_sel(arm="plain")
+    spread = metrics.compare(change, to=xr.zeros_like(change))
+    bars = spread["difference"].rename("change").assign_attrs(units="nat", long_name="change of log probability")
+    says = "change of the log probability of the right answer; 95 % bootstrap intervals"
+    axes = sk.plot.effect_bars(
+        sk.plot.described(bars, ds, says),
+        interval=(spread["low"], spread["high"]),
+        title="With a choice and without",
+    )
+    study.figure(axes, "selection", source=ds, says=says)
+    for part in ("0.6", "0.9"):
+        one, other = (value.sel(arm=f"{name}, {part} moved", drop=True) for name in ("every head", "selected heads"))
+        words, found = describe_difference(one, other, digits=4)
+        verdict = has_sign(found, -1)
+        right = {str(arm): float(ds["correct"].sel(arm=arm).mean()) for arm in ds["arm"].values}
+        study.claim(
+            "Table 4", f"Without the selection of heads the score falls, {part} moved", paper="collapses to 0",
+            found=f"every head less selected ones {words}, nat; right answers "
+            + ", ".join(f"{name} {share:.2f}" for name, share in right.items()),
+            agrees=verdict if verdict is not None else "the interval holds 0",
+        )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    with Study(__doc__, paper="kang2025", model=VISION_LANGUAGE_MODELS) as study:
+        study.for_each(judge)

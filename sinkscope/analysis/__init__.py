@@ -23,10 +23,12 @@ from sinkscope.analysis.common import (
     points_above,
     spread_layers,
     together,
+    visual_tau,
 )
-from sinkscope.analysis.study import LANGUAGE_MODELS, Study, need
+from sinkscope.analysis.study import LANGUAGE_MODELS, VISION_LANGUAGE_MODELS, Study, need
 
 __all__ = [
-    "LANGUAGE_MODELS", "Claim", "Estimate", "Study", "ask", "describe_difference", "has_sign", "heads_that_change",
-    "highest_tokens", "is_large", "need", "points_above", "spread_layers", "together", "with_intervals",
+    "LANGUAGE_MODELS", "VISION_LANGUAGE_MODELS", "Claim", "Estimate", "Study", "ask", "describe_difference",
+    "has_sign", "heads_that_change", "highest_tokens", "is_large", "need", "points_above", "spread_layers", "together",
+    "visual_tau", "with_intervals",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ import xarray as xr
 
 from sinkscope import metrics
 from sinkscope.analysis.claims import Estimate, Verdict
-from sinkscope.errors import SinkscopeWarning
+from sinkscope.errors import MetricError, SinkscopeWarning
 
 if TYPE_CHECKING:
     from sinkscope.models.handle import Model
@@ -92,6 +92,25 @@ def points_above(scores: xr.DataArray, to: xr.DataArray) -> tuple[Estimate, Verd
     made = Estimate.mean(pairs, "+.1f", "points")
     least = float(metrics.smallest_effect(pairs)) if float(pairs.std()) else float("nan")
     return made, made.above(0.0), f"smallest effect found with power .8: {least:.1f} points"
+
+
+def visual_tau(model: Model, reading: xr.Dataset) -> tuple[float, str]:
+    """Return the threshold on phi that a visual sink passes, and where it is from.
+
+    The one relative to the width, or where that lies among ordinary text tokens the middle of the gap between these and
+    first tokens (:func:`sinkscope.methods.var.choose_tau`); without a gap the first, as nothing better is known.
+
+    Args:
+        model: the model.
+        reading: ``phi`` of prompts of it.
+    """
+    from sinkscope.methods.var import VarSettings, choose_tau, tau_of
+
+    bound = tau_of(model, VarSettings())
+    try:
+        return choose_tau(reading, bound)
+    except MetricError:
+        return bound, "relative to the width; phi of first tokens and ordinary ones has no gap"
 
 
 def together(verdicts: Sequence[Verdict]) -> Verdict:

@@ -18,9 +18,10 @@ import xarray as xr
 
 from sinkscope import metrics
 from sinkscope.edits.heads import AblateHeads
-from sinkscope.engine.run import find_tower, run
+from sinkscope.engine.run import find_tower
 from sinkscope.errors import EditError, PromptError
 from sinkscope.methods.base import MethodResult
+from sinkscope.methods.parts import run_in_parts
 from sinkscope.methods.sads_trigger import Trigger, find_trigger
 from sinkscope.probes.attention import AttentionMap, MaxAttention
 from sinkscope.registry import method
@@ -172,16 +173,20 @@ def measure(model: Model, prompts: Prompts, layers: Sequence[int], reduce: str =
     """Read what heads are judged by: ``max_visual_attention``, ``non_vision_entropy`` (prompt layer head)."""
     heads = range(max(site.heads for site in find_tower(model, None).attention))
     probes = [MaxAttention(keys="image", queries="after_image"), AttentionMap(layers=list(layers), heads=list(heads))]
-    reading = run(model, prompts, probes).sel(layer=list(layers))
-    largest = metrics.max_visual_attention(reading, reduce=reduce, over=())
-    rows = reading["max_attention"].notnull().any(["layer", "head"])
-    after = reading.assign(attention=reading["attention"].where(rows))
-    return xr.Dataset(
-        {
-            "max_visual_attention": largest.transpose("prompt", "layer", "head"),
-            "non_vision_entropy": metrics.non_vision_entropy(after).transpose("prompt", "layer", "head"),
-        }
-    )
+
+    def judged(reading: xr.Dataset) -> xr.Dataset:
+        reading = reading.sel(layer=list(layers))
+        largest = metrics.max_visual_attention(reading, reduce=reduce, over=())
+        rows = reading["max_attention"].notnull().any(["layer", "head"])
+        after = reading.assign(attention=reading["attention"].where(rows))
+        return xr.Dataset(
+            {
+                "max_visual_attention": largest.transpose("prompt", "layer", "head"),
+                "non_vision_entropy": metrics.non_vision_entropy(after).transpose("prompt", "layer", "head"),
+            }
+        )
+
+    return run_in_parts(model, prompts, probes, judged, maps=len(layers) * len(heads))
 
 
 def classify(largest: xr.DataArray, entropy: xr.DataArray, settings: SadsSettings) -> tuple[xr.Dataset, xr.DataArray]:

@@ -21,6 +21,7 @@ from sinkscope.edits.redistribute import Redistribute
 from sinkscope.engine.run import find_tower, run
 from sinkscope.errors import EditError, MetricError
 from sinkscope.methods.base import MethodResult
+from sinkscope.methods.parts import run_in_parts
 from sinkscope.methods.residual import residual_stream
 from sinkscope.metrics.residual import phi_threshold
 from sinkscope.probes.attention import AttentionMap
@@ -214,18 +215,22 @@ def image_heads(
 ) -> xr.Dataset:
     """Rows and heads that VAR would change: ``image_mass``, ``non_sink_share``, ``selected`` (prompt layer head query).
 
-    Keeps the maps of all heads of the layers VAR acts on, so it is for short prompts. Layers before ``start_layer`` and
-    a skipped last layer are left out.
+    Layers before ``start_layer`` and a skipped last layer are left out. Maps are held for a few prompts at a time.
     """
     chosen = settings or VarSettings()
     tower = find_tower(model, None)
     layers = redistribution(model, rho, dims, chosen).layers_in(tower)
     heads = range(max(site.heads for site in tower.attention))
-    reading = run(model, prompts, [AttentionMap(layers=layers, heads=heads), SinkDims(tuple(dims))])
-    sinks = metrics.phi_sinks(reading, tau=tau_of(model, chosen), roles="image")
-    at = metrics.at_block_inputs(sinks, list(layers))
-    definition = "paper" if chosen.rule == "non_sink" else "released_code"
-    return metrics.image_centric_heads(reading, definition, sinks=at, min_image_mass=chosen.min_image_mass, rho=rho)
+
+    def chosen_rows(reading: xr.Dataset) -> xr.Dataset:
+        sinks = metrics.phi_sinks(reading, tau=tau_of(model, chosen), roles="image")
+        at = metrics.at_block_inputs(sinks, list(layers))
+        definition = "paper" if chosen.rule == "non_sink" else "released_code"
+        return metrics.image_centric_heads(reading, definition, sinks=at, min_image_mass=chosen.min_image_mass, rho=rho)
+
+    probes = [AttentionMap(layers=layers, heads=heads), SinkDims(tuple(dims))]
+    fill = {"image_mass": np.nan, "non_sink_share": np.nan, "selected": False}
+    return run_in_parts(model, prompts, probes, chosen_rows, maps=len(layers) * len(heads), fill=fill)
 
 
 def _stacked(scores: dict[str, xr.Dataset]) -> xr.Dataset:

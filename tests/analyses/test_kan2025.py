@@ -19,7 +19,7 @@ def results(tmp_path_factory):
     """Every script once."""
     folder = tmp_path_factory.mktemp("kan2025")
     with pytest.MonkeyPatch.context() as patch:
-        return {name: run(f"kan2025/{name}.py", folder, patch) for name in SCRIPTS}
+        return {name: run(f"kan2025/{name}.py", folder, patch, "--model", "zoo:vlm-shapes") for name in SCRIPTS}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

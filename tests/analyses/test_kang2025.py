@@ -10,6 +10,7 @@ from analyses.scripts import run
 SCRIPTS = {
     "phi_and_attention": (2, 2), "role_shares": (3, 1), "sink_content": (4, 2), "mask_visual_sinks": (3, 2),
     "image_heads": (2, 2), "redistribution": (2, 1), "word_maps": (2, 1), "channels": (1, 1), "selection": (2, 1),
+    "common_vector": (1, 1),
 }  # fmt: skip
 """Script -> claims and figures."""
 
@@ -19,7 +20,7 @@ def results(tmp_path_factory):
     """Every script once."""
     folder = tmp_path_factory.mktemp("kang2025")
     with pytest.MonkeyPatch.context() as patch:
-        return {name: run(f"kang2025/{name}.py", folder, patch) for name in SCRIPTS}
+        return {name: run(f"kang2025/{name}.py", folder, patch, "--model", "zoo:vlm-shapes") for name in SCRIPTS}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
