@@ -4,7 +4,7 @@ LLaVA architecture: a CLIP tower, a two-layer projector, and a Llama decoder tha
 embedding table of its own. The tower is trained first, to name the colour and the shape that each patch shows; then
 the projector and the embeddings alone; then everything, on questions about pictures of coloured shapes. Questions
 about one picture share it in one sequence and do not see each other. Takes 20 minutes of one core; a killed run goes on
-from its last checkpoint. ``--samples FOLDER`` writes pictures and questions instead.
+from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -199,27 +199,10 @@ def train(
     return learner
 
 
-def samples(folder: Path, count: int = 8, seed: int = 0) -> list[Path]:
-    """Write held-out pictures as PNG, and ``questions.jsonl`` with one question of each family about each."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng, paths, lines = np.random.default_rng([seed, 5]), [], []
-    for index, scene in enumerate(data.held_out(count, seed)):
-        paths.append(folder / f"shapes-{index:02d}.png")
-        scene.image().save(paths[-1])
-        for family in data.FAMILIES:
-            question = data.ask(scene, family, rng)
-            lines.append({"image": paths[-1].name, **dataclasses.asdict(question)})
-    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return paths
-
-
 def main() -> None:
     """Command line: every field of :class:`VisionLanguageConfig` is an option."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    goal = parser.add_mutually_exclusive_group(required=True)
-    goal.add_argument("--out", type=Path, help="train: folder for checkpoints and the curve")
-    goal.add_argument("--samples", type=Path, help="write held-out pictures and questions into this folder")
-    parser.add_argument("--count", type=int, default=8, help="number of pictures for --samples")
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the curve")
     parser.add_argument("--measure-every", type=int, default=200)
     parser.add_argument("--stop-at", type=int, default=None, help="stop at this step, to go on later")
     for field in dataclasses.fields(VisionLanguageConfig):
@@ -228,11 +211,8 @@ def main() -> None:
                 f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default, metavar="X"
             )
     options = vars(parser.parse_args())
-    out, folder, count, every, stop = (options.pop(n) for n in ("out", "samples", "count", "measure_every", "stop_at"))
+    out, every, stop = (options.pop(name) for name in ("out", "measure_every", "stop_at"))
     config = VisionLanguageConfig(**options)
-    if folder is not None:
-        samples(folder, count, config.seed)
-        return
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2))
     train(config, out, measure_every=every, stop_at=stop, say=lambda line: print(line, flush=True))

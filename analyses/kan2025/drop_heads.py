@@ -53,8 +53,8 @@ def score(model: sk.Model, shapes: SceneQuestions, draws: int) -> xr.Dataset:
 
 def judge(study: Study, model: sk.Model) -> None:
     """Measure, draw, and state what was found on one model."""
-    shapes = scene_questions(model, 15 if study.quick else 100 if is_large(model) else 128)
-    ds = study.reading("scores", lambda: score(model, shapes, 2 if study.quick else 3 if is_large(model) else 5))
+    shapes = scene_questions(model, 15 if study.quick else 64 if is_large(model) else 128)
+    ds = study.reading("scores", lambda: score(model, shapes, 2 if study.quick else 2 if is_large(model) else 5))
     axes = sk.plot.head_class_map(sk.plot.described(ds["kind"], ds), title="Late heads by what they look at")
     study.figure(axes, "head_classes", source=ds, says="upper third by maximum visual attention, the rest by entropy")
 

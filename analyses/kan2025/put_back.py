@@ -4,7 +4,7 @@ Paper: Kan et al. 2025 (RAR, OpenReview xTbFeDhdRG), table 1: without all isolat
 back 43.0, one global one removed 43.2, one vision head removed 42.6, base 39.5. Claims: a single isolated head put back
 costs, and so does a single vision head removed. Cost: one run per late head over 128 prompts, a minute. Different here:
 classes of heads as in ``drop_heads.py``, no training; the log probability of the right answer, mean over the heads of a
-class; every late head is tried, not one (five of a class on a large model).
+class; every late head is tried, not one (two of a class on a large model).
 
     python analyses/kan2025/put_back.py --model zoo:vlm-smol
 """
@@ -23,7 +23,7 @@ from sinkscope.tasks.examples import answer_score
 from sinkscope.tasks.scene_questions import scene_questions
 
 ISOLATED = CLASSES[2]
-TRIED = 5
+TRIED = 2
 """Heads of a class that are tried one by one on a large model, drawn at random."""
 
 
@@ -65,7 +65,7 @@ def scores(model: sk.Model, n: int) -> xr.Dataset:
 
 def judge(study: Study, model: sk.Model) -> None:
     """Measure, draw, and state what was found on one model."""
-    ds = study.reading("scores", lambda: scores(model, 4 if study.quick else 64 if is_large(model) else 128))
+    ds = study.reading("scores", lambda: scores(model, 4 if study.quick else 48 if is_large(model) else 128))
     value = ds["log_probability"]
     change = (value - value.sel(arm="plain", drop=True)).drop_sel(arm="plain")
     spread = metrics.compare(change, to=xr.zeros_like(change))

@@ -47,7 +47,7 @@ def measure(model: sk.Model, n: int) -> xr.Dataset:
 
 def judge(study: Study, model: sk.Model) -> None:
     """Measure, draw, and state what was found on one model."""
-    ds = study.reading("scores", lambda: measure(model, 24 if study.quick else 240 if is_large(model) else 320))
+    ds = study.reading("scores", lambda: measure(model, 24 if study.quick else 128 if is_large(model) else 320))
     tried = ds["log_probability_calibration"]
     gain = tried.drop_sel(tried="none") - tried.sel(tried="none", drop=True)
     spread = metrics.compare(gain, to=xr.zeros_like(gain), over="calibrated")

@@ -42,7 +42,7 @@ def measured(model: sk.Model, n: int) -> xr.Dataset:
 
 def judge(study: Study, model: sk.Model) -> None:
     """Measure, draw, and state what was found on one model."""
-    ds = study.reading("scores", lambda: measured(model, 12 if study.quick else 100 if is_large(model) else 160))
+    ds = study.reading("scores", lambda: measured(model, 12 if study.quick else 64 if is_large(model) else 160))
     value = ds["log_probability"]
     change = (value - value.sel(arm="plain", drop=True)).drop_sel(arm="plain")
     spread = metrics.compare(change, to=xr.zeros_like(change))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 from sinkscope.errors import PromptError
+from sinkscope.files import replacing
 from sinkscope.prompts import Prompts
 from sinkscope.roles import ROLE_INDEX
 from sinkscope.tasks import photo_scenes
@@ -114,14 +118,10 @@ def scene_questions(
         PromptError: another kind of picture, no family is left, or a photograph's package is not installed.
     """
     kind = pictures or SHOWN.get(model.id, "shapes")
-    if kind not in ("shapes", "photographs"):
-        raise PromptError(f"scene_questions(pictures={kind!r}): there are 'shapes' and 'photographs'.")
+    scenes = _held_out(kind, n, seed, FIRST, "scene_questions")
     rng = np.random.default_rng([seed, 11])
     families = _told_apart(model, families)
-    if kind == "photographs":
-        scenes, scale = tuple(photo_scenes.held_out(n, first=FIRST + (seed << 16))), scale or 1
-    else:
-        scenes = tuple(made.held_out(n, seed, first=FIRST))
+    scale = 1 if kind == "photographs" and scale is None else scale
     asked = tuple(made.ask(scene, families[i % len(families)], rng) for i, scene in enumerate(scenes))
     if scale is None:
         side = getattr(getattr(model.config, "vision_config", None), "image_size", None) or 4 * made.SIDE
@@ -130,6 +130,46 @@ def scene_questions(
     prompts = Prompts.from_chat(items, model)
     answers = _first_tokens(model, [q.text for q in asked], [q.answer for q in asked])
     return SceneQuestions(Examples(prompts, answers), asked, scenes, scale)
+
+
+def write_pictures(folder: str | Path, n: int = 8, *, pictures: str = "photographs", seed: int = 0) -> list[Path]:
+    """Write held-out pictures as PNG, and ``questions.jsonl`` with one question of each family about each.
+
+    A line of ``questions.jsonl`` holds ``image`` (file name), ``text``, ``answer``, ``family`` and ``about``.
+
+    Args:
+        folder: Where they go; made if it is not there. Files of these names in it are replaced.
+        n: Number of pictures.
+        pictures: As for :func:`scene_questions`.
+        seed: Decides pictures and questions.
+
+    Returns:
+        The pictures' files.
+
+    Raises:
+        PromptError: another kind of picture, or a photograph's package is not installed.
+    """
+    scenes = _held_out(pictures, n, seed, 0, "write_pictures")
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    rng, paths, lines = np.random.default_rng([seed, 5]), [], []
+    for index, scene in enumerate(scenes):
+        paths.append(target / f"{pictures}-{index:02d}.png")
+        scene.image().save(paths[-1])
+        for family in made.FAMILIES:
+            question = dataclasses.asdict(made.ask(scene, family, rng))
+            lines.append(json.dumps({"image": paths[-1].name, **question}) + "\n")
+    with replacing(target / "questions.jsonl") as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
+    return paths
+
+
+def _held_out(kind: str, n: int, seed: int, first: int, asked: str) -> tuple[made.Scene, ...]:
+    if kind == "photographs":
+        return tuple(photo_scenes.held_out(n, first=first + (seed << 16)))
+    if kind == "shapes":
+        return tuple(made.held_out(n, seed, first=first))
+    raise PromptError(f"{asked}(pictures={kind!r}): there are 'shapes' and 'photographs'.")
 
 
 def _told_apart(model: Model, families: Sequence[str]) -> list[str]:

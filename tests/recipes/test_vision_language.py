@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import sinkscope as sk
 from recipes import ship
@@ -209,16 +208,6 @@ def test_highest_and_verdict(tiny):
     assert has_sign(found) is True
     assert has_sign(found, -1) is False
     assert has_sign(found - 2.5) is None
-
-
-def test_samples_come_with_questions(tmp_path):
-    paths = vl.samples(tmp_path / "pictures", 3)
-    for path in paths:
-        with Image.open(path) as picture:
-            assert picture.size == (64, 64)
-    rows = [json.loads(line) for line in (tmp_path / "pictures" / "questions.jsonl").read_text().splitlines()]
-    assert len(rows) == 3 * len(data.FAMILIES)
-    assert rows[0]["image"] == "shapes-00.png"
 
 
 def test_a_run_is_shipped_with_a_card(run, tmp_path, monkeypatch):
