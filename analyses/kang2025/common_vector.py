@@ -3,8 +3,9 @@
 Paper: Kang et al. 2025 (arXiv 2503.03321), section 3: visual sinks arise as the text sink does, in its dimensions. Why
 a model has none is asked here: the projector's output is taken apart into its mean over pictures and patches, and the
 rest. With a part of the mean taken away, do visual tokens spike in the first token's dimension? Control: as much of a
-random direction taken away. Cost: fourteen passes over 24 prompts, five minutes on ``zoo:vlm-smol``. The mean is that of
-other pictures. The answers get worse as the mean goes, so this says what the mean does to phi, nothing about answers.
+random direction taken away. Cost: fourteen passes over 24 prompts, five minutes on ``zoo:vlm-smol``. The mean is
+that of other pictures. The answers get worse as the mean goes, so this says what the mean does to phi, nothing about
+answers.
 
     python analyses/kang2025/common_vector.py --model zoo:vlm-smol
 """
