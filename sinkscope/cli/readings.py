@@ -84,20 +84,23 @@ def plot(
     print(f"Saved {target}.")
 
 
-def report(
+def report(  # noqa: PLR0913 - one option each
     readings: Path,
     *,
     output: Output = Path("report.html"),
+    against: Path | None = None,
     image: Annotated[list[Path] | None, Parameter(negative=())] = None,
     title: str | None = None,
     overwrite: bool = False,
     select: Select = None,
 ) -> None:
-    """Write a reading as one HTML page that opens without a network.
+    """Write a reading, or a sweep, as one HTML page that opens without a network.
 
     Args:
         readings: File written by sinkscope run.
         output: File to write.
+        against: File of a second reading of the same prompts, such as the run without edits: both side by side, with
+            the differences.
         image: Image, or folder of images, that the prompts hold, in their order: attention is laid on them. Give it
             several times for several.
         title: Title of the page. Default: the model's name.
@@ -105,12 +108,15 @@ def report(
         select: Part of the reading, such as edit=baseline or layer=3. Give it several times for several.
     """
     target = schema.check_output(output, overwrite=overwrite)
-    ds = _one_run(selected(schema.open(readings), select or []), "report")
+    ds = selected(schema.open(readings), select or [])
+    other = None if against is None else schema.open(against)
 
     from sinkscope.report import write_report
 
     images = image_files(image) if image else None
-    print(f"Saved {write_report(ds, target, title=title, overwrite=overwrite, images=images)}.")
+    labels = None if against is None else (readings.stem, against.stem)
+    saved = write_report(ds, target, title=title, overwrite=overwrite, images=images, against=other, labels=labels)
+    print(f"Saved {saved}.")
 
 
 def cite(readings: Path) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 import xarray as xr
 
 from sinkscope import schema
-from sinkscope.errors import SchemaError
 from sinkscope.files import write
 from sinkscope.report.figures import FIGURES, available, chosen, draw, figure
 from sinkscope.report.findings import Finding, findings
-from sinkscope.report.heads import head_data
 from sinkscope.report.images import views
+from sinkscope.report.pagedata import page_data
 from sinkscope.report.pictures import pictures
+from sinkscope.report.runs import base_of, leading_dims, runs_of
 from sinkscope.report.sinks import SinkKind, Sinks, find_sinks
 from sinkscope.report.survey_drawings import sink_rate_map as _  # noqa: F401 - registers the figures of surveys
 
@@ -26,7 +26,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def write_report(
+def write_report(  # noqa: PLR0913 - one call is the whole interface
     ds: xr.Dataset,
     path: str | os.PathLike[str],
     *,
@@ -34,51 +34,54 @@ def write_report(
     overwrite: bool = False,
     figures: Sequence[str] | None = None,
     images: Sequence[Any] | None = None,
+    against: xr.Dataset | None = None,
+    labels: tuple[str, str] | None = None,
 ) -> Path:
-    """Write a reading as one HTML page: findings in words, a head grid to click, figures, definitions, provenance.
+    """Write a reading as one HTML page: findings in words, a head map to click, tokens, figures, definitions.
 
-    The page holds its own script and pictures, makes no request, and shows every token as text. It is written through a
-    temporary file, so a killed run leaves the old page or none.
+    The page holds its own script, numbers and pictures, makes no request, and shows every token as text. It is written
+    through a temporary file, so a killed run leaves the old page or none. A sweep is shown with all its variants and
+    their differences from the baseline.
 
     Args:
-        ds: a reading. Select one label first if it has an ``edit`` dimension.
+        ds: a reading, or a sweep.
         path: the file to write.
         title: title of the page; the model's id if left out.
         overwrite: replace an existing file.
         figures: names out of ``FIGURES``; all that the reading allows if left out.
         images: the original pictures of the prompts, in their order (paths, PIL images or arrays); attention is then
             laid on them.
+        against: a second reading of the same prompts, such as the run without edits: both are shown side by side, with
+            the differences ``ds - against``.
+        labels: names of the two readings; their models or edits if left out.
 
     Returns:
         The path that was written.
 
     Raises:
-        OutputError: the path cannot be written, exists, or plotly is not installed.
-        SchemaError: ``ds`` is not a reading, has dimensions in front of ``prompt``, or lacks what a named figure needs;
-            or the pictures do not fit the prompts.
+        OutputError: the path cannot be written, or exists.
+        SchemaError: ``ds`` is not a reading, is a sweep of too many variants, or lacks what a named figure needs;
+            ``against`` holds other prompts, layers or heads; or the pictures do not fit the prompts.
     """
-    from sinkscope.report.page import plotly_script, render
+    from sinkscope.report.compared import differences
+    from sinkscope.report.page import PageParts, render
 
     target = schema.check_output(path, overwrite=overwrite)
-    schema.validate(ds)
-    _check_leading(ds)
-    names = chosen(ds, figures)
-    plotly_script()
-    told, sinks = findings(ds)
-    found = views(ds, images)
-    drawn = pictures(ds, names, sinks=sinks, found=found)
-    page = render(ds, title or f"{ds.attrs['model_id']}", told, sinks, drawn, head_data(ds, sinks, found))
+    for reading in (ds, *(() if against is None else (against,))):
+        schema.validate(reading, leading_dims(reading))
+    runs = runs_of(ds, against, labels)
+    base = base_of(runs, against is not None)
+    names = chosen(runs[0].ds, figures)
+    told, sinks = findings(runs[base].ds)
+    shown = [(runs[base].label, told)]
+    if against is not None:
+        shown.insert(0, (runs[0].label, findings(runs[0].ds)[0]))
+    found = views(runs[0].ds, images)
+    drawn = pictures(runs[0].ds, names, sinks=sinks, found=found)
+    data, packed = page_data(runs, base, sinks, found, drawn)
+    page = render(
+        PageParts(
+            title or f"{ds.attrs['model_id']}", runs, shown, sinks, drawn, differences(runs, base, sinks), data, packed
+        )
+    )
     return write(target, page)
-
-
-def _check_leading(ds: xr.Dataset) -> None:
-    declared = schema.variables(ds)
-    for name in map(str, ds.data_vars):
-        known = declared.get(name)
-        extra = [str(d) for d in ds[name].dims if known is not None and d not in known.dims]
-        if extra:
-            first = ds[extra[0]].values.tolist()[0] if extra[0] in ds.coords else 0
-            raise SchemaError(
-                f"write_report: this reading has the dimension {extra[0]!r} in front; a page shows one run. "
-                f"Select one: ds.sel({extra[0]}={first!r})."
-            )

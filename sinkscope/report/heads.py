@@ -1,8 +1,7 @@
-"""What the page's script needs to show any head: plain lists and base64 arrays, within a budget."""
+"""What the page's script needs to show any head: tokens, attention received, entropies, value norms, maps."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,19 +9,18 @@ import numpy as np
 import xarray as xr
 
 from sinkscope.report.images import View, for_script, question
+from sinkscope.report.measures import head_measures
+from sinkscope.report.payload import Payload
+from sinkscope.report.runs import ShownRun
 from sinkscope.report.sinks import Sinks
 from sinkscope.report.text import visible
 
 MAX_VALUES = 1_000_000
-"""Most numbers of one variable that a page carries (about 5 MB each); the reading's file holds all."""
+"""Most numbers of one variable that a page carries, over all its runs; the reading's file holds all."""
 MAX_TOKENS = 256
 """Most tokens of one prompt that a page shows."""
-
-
-def packed(array: np.ndarray) -> dict[str, Any]:
-    """Pack an array for the script: shape, and little-endian float32 as base64 (NaN survives)."""
-    flat = np.ascontiguousarray(array, dtype="<f4")
-    return {"shape": list(flat.shape), "data": base64.b64encode(flat.tobytes()).decode()}
+MAX_MAP_TOKENS = 128
+"""Most tokens of one prompt whose attention map a page shows."""
 
 
 def window(sizes: dict[str, int], heads: int) -> tuple[int, int]:
@@ -31,48 +29,88 @@ def window(sizes: dict[str, int], heads: int) -> tuple[int, int]:
     return min(sizes["prompt"], max(1, MAX_VALUES // (heads * tokens))), tokens
 
 
-def head_data(ds: xr.Dataset, sinks: Sinks | None, found: Sequence[View] = ()) -> dict[str, Any] | None:
-    """Collect what a click on a head shows; None without ``key_mass``. ``found``: the prompts' pictures."""
-    if "key_mass" not in ds or sinks is None:
+def head_data(
+    runs: Sequence[ShownRun], payload: Payload, sinks: Sinks | None, found: Sequence[View] = ()
+) -> dict[str, Any] | None:
+    """Collect what a click on a head shows; None without ``key_mass``.
+
+    Args:
+        runs: the runs of the page, all of the same prompts, layers and heads.
+        payload: takes the arrays.
+        sinks: which tokens are the sink.
+        found: the prompts' pictures.
+    """
+    if sinks is None or any("key_mass" not in run.ds for run in runs):
         return None
-    mass = ds["key_mass"].transpose("prompt", "layer", "head", "key")
-    layers, heads = mass.sizes["layer"], mass.sizes["head"]
-    prompts, tokens = window({str(k): v for k, v in mass.sizes.items()}, layers * heads)
-    cut = ds.isel(prompt=slice(0, prompts), key=slice(0, tokens))
-    if "query" in cut.dims:
-        cut = cut.isel(query=slice(0, tokens))
-    plain = mass.drop_vars([n for n in mass.coords if n not in mass.dims])
-    data: dict[str, Any] = {
+    ds = runs[0].ds
+    sizes = {str(k): v for k, v in ds["key_mass"].sizes.items()}
+    prompts, tokens = window(sizes, sizes["layer"] * sizes["head"] * len(runs))
+    measured = [head_measures(run.ds, sinks) for run in runs]
+    return {
         "layers": [str(v) for v in ds["layer"].values.tolist()],
         "heads": [str(v) for v in ds["head"].values.tolist()],
-        "sink": sinks.label,
-        "maps": {f"attention on {sinks.label}": packed(plain.where(sinks.mask).mean(["prompt", "key"]).values)},
-        "prompts": _prompts(cut, ds),
-        "key_mass": packed(cut["key_mass"].transpose("prompt", "layer", "head", "key").values),
         "kv_of_head": ds["kv_of_head"].values.tolist() if "kv_of_head" in ds.coords else None,
+        "sink": sinks.label,
+        "threshold": sinks.threshold,
+        "causal": int(ds.attrs.get("causal", 1)),
+        "measures": [
+            {"name": m.name, "label": m.label, "says": m.says, "scale": m.scale}
+            for m in measured[0] if all(m.name in {other.name for other in group} for group in measured)
+        ],
+        "prompts": _prompts(ds.isel(prompt=slice(0, prompts), key=slice(0, tokens)), ds, sinks),
+        "runs": [
+            {
+                "label": run.label, "edits": run.edits,
+                "grids": {m.name: payload.add(m.grid, "single") for m in group},
+                "variables": _variables(run.ds, payload, prompts, tokens),
+                "maps": _maps(run.ds, payload, prompts, min(tokens, MAX_MAP_TOKENS), MAX_VALUES // len(runs)),
+            }
+            for run, group in zip(runs, measured, strict=True)
+        ],
         "note": _note(ds, prompts, tokens),
         "views": for_script(found, prompts, tokens) if found else None,
-    }
-    if "entropy" in ds:
-        data["maps"]["mean entropy [nat]"] = packed(
-            ds["entropy"].mean(["prompt", "query"]).transpose("layer", "head").values
-        )
-        data["entropy"] = packed(cut["entropy"].transpose("prompt", "layer", "head", "query").values)
-    if "value_norm" in ds:
-        data["value_norm"] = packed(cut["value_norm"].transpose("prompt", "layer", "kv_head", "key").values)
-    return data
+    }  # fmt: skip
 
 
-def _prompts(cut: xr.Dataset, ds: xr.Dataset) -> list[dict[str, Any]]:
+def _variables(ds: xr.Dataset, payload: Payload, prompts: int, tokens: int) -> dict[str, Any]:
+    """Pack the variables by token: attention received, entropy of the row, value norm."""
+    dims = {
+        "key_mass": ("prompt", "layer", "head", "key"), "entropy": ("prompt", "layer", "head", "query"),
+        "value_norm": ("prompt", "layer", "kv_head", "key"),
+    }  # fmt: skip
+    return {
+        name: payload.add(ds[name].transpose(*order).values[:prompts, ..., :tokens])
+        for name, order in dims.items() if name in ds
+    }  # fmt: skip
+
+
+def _maps(ds: xr.Dataset, payload: Payload, prompts: int, tokens: int, most: int) -> dict[str, Any] | None:
+    """Pack the attention maps that were recorded, of as many prompts as ``most`` numbers hold; None without one."""
+    if "attention" not in ds:
+        return None
+    maps = ds["attention"].transpose("prompt", "layer", "head", "query", "key").values[:prompts, ..., :tokens, :tokens]
+    held = np.argwhere(np.isfinite(maps).any(axis=(0, 3, 4)))
+    if not len(held):
+        return None
+    places = maps.shape[3] * maps.shape[4]
+    kept = held[: max(1, most // places)]
+    shown = maps[: max(1, most // (len(kept) * places)), kept[:, 0], kept[:, 1]]
+    return {"heads": kept.tolist(), "all": len(held) == len(kept), "values": payload.add(shown)}
+
+
+def _prompts(cut: xr.Dataset, ds: xr.Dataset, sinks: Sinks) -> list[dict[str, Any]]:
     roles = cut["token_role"].transpose("prompt", "key").values.astype(str)
+    mask = sinks.mask.transpose("prompt", "key").values
     shown = []
     for p, role in enumerate(roles):
         count = int(((role != "") & (role != "pad")).sum())
         texts = cut["token"].isel(prompt=p).values.astype(str)[:count] if "token" in cut.coords else ["token"] * count
-        label = str(ds["prompt"].values[p])
         tokens = [visible(str(text), 40) for text in texts]
         words = question(cut, p, 48) if (role == "image").any() else ""
-        shown.append({"label": label, "tokens": tokens, "roles": role[:count].tolist(), "words": words})
+        shown.append({
+            "label": str(ds["prompt"].values[p]), "tokens": tokens, "roles": role[:count].tolist(), "words": words,
+            "sinks": np.flatnonzero(mask[p, :count]).tolist(),
+        })  # fmt: skip
     return shown
 
 

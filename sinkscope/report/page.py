@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from importlib import resources, util
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jinja2
 import xarray as xr
 
 from sinkscope.definitions import cite
-from sinkscope.errors import OutputError
-from sinkscope.plot.theme import SEQUENTIAL_STOPS
+from sinkscope.report.compared import RunDifference
 from sinkscope.report.findings import Finding
 from sinkscope.report.pictures import Picture
+from sinkscope.report.runs import ShownRun
+from sinkscope.report.scripts import policy, script, styles
 from sinkscope.report.sinks import Sinks
 from sinkscope.report.surveys import corpus_of, is_survey
-from sinkscope.report.text import counted, percent
+from sinkscope.report.text import call_text, counted, percent
 from sinkscope.schema import variables
 
 _STRUCTURED = ("edits", "probes", "versions")
@@ -35,46 +36,45 @@ _FIRST = (
 )
 
 
-def plotly_script() -> str:
-    """Return plotly's own JavaScript from the installed package.
+@dataclass(frozen=True, eq=False)
+class PageParts:
+    """What a page is made of: title, runs, findings, sinks, figures, differences, and the numbers for its script."""
 
-    Raises:
-        OutputError: plotly is not installed.
-    """
-    if util.find_spec("plotly") is None:
-        raise OutputError("write_report: plotly is not installed. Install it: pip install 'sinkscope[html]'.")
-    from plotly.offline import get_plotlyjs
+    title: str
+    runs: Sequence[ShownRun]
+    told: Sequence[tuple[str, list[Finding]]]
+    sinks: Sinks | None
+    pictures: Sequence[Picture]
+    differences: Sequence[RunDifference]
+    data: Mapping[str, Any]
+    packed: str
 
-    return get_plotlyjs().replace("</script", "<\\/script")
 
-
-def render(
-    ds: xr.Dataset,
-    title: str,
-    told: list[Finding],
-    sinks: Sinks | None,
-    pictures: list[Picture],
-    data: dict[str, Any] | None,
-) -> str:
+def render(parts: PageParts) -> str:
     """Return the page as HTML. Every text that comes from the reading is escaped by the template."""
-    folder = resources.files("sinkscope.report")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    ds = parts.runs[0].ds
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, loader=jinja2.PackageLoader("sinkscope.report", "page_files")
+    )
     environment.filters["percent"] = percent
-    template = environment.from_string((folder / "page.html.j2").read_text(encoding="utf-8"))
-    return template.render(
-        title=title,
+    every = [finding for _, told in parts.told for finding in told]
+    return environment.get_template("page.html.j2").render(
+        title=parts.title,
         attrs=ds.attrs,
         summary=summary(ds),
-        findings=told,
-        kinds=sinks.kinds if sinks is not None else (),
-        pictures=pictures,
-        data=None if data is None else {**data, "stops": list(SEQUENTIAL_STOPS)},
-        definitions=definition_rows(ds, told),
+        runs=parts.runs,
+        told=parts.told,
+        kinds=parts.sinks.kinds if parts.sinks is not None else (),
+        pictures=parts.pictures,
+        differences=parts.differences,
+        data=parts.data,
+        packed=parts.packed,
+        definitions=definition_rows(ds, every),
         provenance=provenance_rows(ds),
         bibtex=cite(ds),
-        css=(folder / "page.css").read_text(encoding="utf-8"),
-        script=(folder / "page.js").read_text(encoding="utf-8"),
-        plotly=plotly_script() if data is not None else "",
+        css=styles(),
+        script=script(),
+        policy=policy(),
     )
 
 
@@ -130,20 +130,7 @@ def _readable(text: str) -> str:
     except ValueError:
         return text
     if isinstance(value, dict):
-        return ", ".join(f"{k} {_one(v)}" for k, v in value.items()) or "none"
+        return ", ".join(f"{k} {call_text(v)}" for k, v in value.items()) or "none"
     if isinstance(value, list):
-        return "; ".join(_one(item) for item in value) or "none"
+        return "; ".join(call_text(item) for item in value) or "none"
     return str(value)
-
-
-def _one(value: Any) -> str:
-    """Write a probe or an edit as the call that makes it, anything else as JSON."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, dict):
-        rest = dict(value)
-        for key in ("probe", "edit"):
-            name = rest.pop(key, None)
-            if isinstance(name, str):
-                return f"{name}({', '.join(f'{k}={v!r}' for k, v in rest.items() if v is not None)})"
-    return json.dumps(value)

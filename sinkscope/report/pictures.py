@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,22 +11,19 @@ import xarray as xr
 from sinkscope.report.drawings import gallery
 from sinkscope.report.figures import FIGURES, chosen, draw
 from sinkscope.report.images import View
+from sinkscope.report.numbers import table
 from sinkscope.report.sinks import Sinks
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn figure: SVG bytes, and the words around it."""
+    """A drawn figure: SVG bytes, the words around it, and its numbers as CSV."""
 
     name: str
     heading: str
     caption: str
     svg: bytes
-
-    @property
-    def source(self) -> str:
-        """Give the figure as a ``data:`` address, so that the page needs no other file."""
-        return "data:image/svg+xml;base64," + base64.b64encode(self.svg).decode()
+    csv: str = ""
 
 
 def pictures(
@@ -56,12 +52,15 @@ def pictures(
             assert figure is not None
             caption = figure.get_supxlabel().replace("\n", " ").replace(r"\$", "$")  # type: ignore[union-attr]
             figure.supxlabel("")  # type: ignore[union-attr]
+            numbers = table(figure)  # type: ignore[arg-type]
             buffer = io.BytesIO()
             box = "tight" if hasattr(axes, "get_zlim") else None  # a picture in space leaves wide margins
             figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches=box)  # type: ignore[union-attr]
             plt.close(figure)  # type: ignore[arg-type]
         shown = FIGURES[name]
         drawn.append(
-            Picture(name, shown.heading, f"{shown.says} {caption[:1].upper()}{caption[1:]}.", buffer.getvalue())
+            Picture(
+                name, shown.heading, f"{shown.says} {caption[:1].upper()}{caption[1:]}.", buffer.getvalue(), numbers
+            )
         )
     return drawn

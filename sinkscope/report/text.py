@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import unicodedata
+from typing import Any
 
 _VISIBLE = {"\n": "↵", "\r": "␍", "\t": "⇥", " ": "␣", "\u00a0": "⍽"}
 _UNSEEN = ("Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp", "Zs")
@@ -54,3 +56,16 @@ def number(value: float) -> str:
 def counted(count: int, noun: str) -> str:
     """Return ``1 prompt``, ``2 prompts``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def call_text(value: Any) -> str:
+    """Write a probe or an edit as the call that makes it, anything else as JSON."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        rest = dict(value)
+        for key in ("probe", "edit"):
+            name = rest.pop(key, None)
+            if isinstance(name, str):
+                return f"{name}({', '.join(f'{k}={v!r}' for k, v in rest.items() if v is not None)})"
+    return json.dumps(value)

@@ -1,12 +1,14 @@
 """A realistic reading without a model: a sink on the first token, its values drained, one dimension that carries it."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import xarray as xr
 
 from sinkscope import registry, schema
+from sinkscope.report.payload import array_of, unpack
 
 TOKENS = [
     "<s>", " The", " price", " of", " $5", "\n", " tea", "</script><script>alert(1)</script>",
@@ -100,9 +102,26 @@ def _shares(mass, heads):
     return np.stack([bos, rest * 0.7, rest * 0.2, rest * 0.1], axis=-1).astype("float32")
 
 
+class PageData:
+    """What a written page carries for its script."""
+
+    def __init__(self, path):
+        packed = re.search(r'<script id="data" type="text/plain">(.*?)</script>', path.read_text("utf-8"), re.S)[1]
+        self.packed = packed
+        self.header, self.content = unpack(packed)
+
+    def array(self, reference):
+        return array_of(reference, self.content)
+
+
 @pytest.fixture(scope="session")
 def build():
     return fake_reading
+
+
+@pytest.fixture(scope="session")
+def data_of():
+    return PageData
 
 
 @pytest.fixture

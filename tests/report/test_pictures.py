@@ -2,8 +2,6 @@
 
 import base64
 import io
-import json
-import re
 
 import matplotlib
 
@@ -45,11 +43,6 @@ def originals():
 def _close_figures():
     yield
     plt.close("all")
-
-
-def data_of(path):
-    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', path.read_text("utf-8"), re.S)
-    return json.loads(found[1])
 
 
 def test_each_picture_of_each_prompt_is_a_view(reading, originals):
@@ -96,17 +89,17 @@ def test_the_figure_lies_on_the_pictures(reading, originals):
     assert "one scale for all pictures" in picture.caption
 
 
-def test_the_page_carries_places_and_pictures(reading, originals, tmp_path):
+def test_the_page_carries_places_and_pictures(reading, originals, tmp_path, data_of):
     page = write_report(with_pictures(reading), tmp_path / "page.html", images=originals)
-    found = data_of(page)["views"]
+    found = data_of(page).header["heads"]["views"]
     assert [len(prompt) for prompt in found] == [2, 1, 0]
     assert found[1][0]["keys"] == [3, 4]
     assert found[1][0]["boxes"] == [[0, 0, 10, 8], [10, 0, 20, 8]]
     shown = Image.open(io.BytesIO(base64.b64decode(found[1][0]["source"].partition(",")[2])))
     assert (shown.size, shown.getpixel((3, 3))) == ((20, 8), (0, 0, 255))
     bare = write_report(with_pictures(reading), tmp_path / "bare.html")
-    assert data_of(bare)["views"][0][0]["source"] == ""
-    assert data_of(write_report(reading, tmp_path / "text.html"))["views"] is None
+    assert data_of(bare).header["heads"]["views"][0][0]["source"] == ""
+    assert data_of(write_report(reading, tmp_path / "text.html")).header["heads"]["views"] is None
 
 
 def test_large_pictures_are_made_smaller():
@@ -125,7 +118,7 @@ def test_the_question_is_the_text_after_the_picture(reading):
     assert question(ds, 1, 10) == after[:9] + "…"
 
 
-def test_the_command_takes_a_folder(reading, originals, tmp_path, capsys):
+def test_the_command_takes_a_folder(reading, originals, tmp_path, capsys, data_of):
     from sinkscope import schema
 
     folder = tmp_path / "pictures"
@@ -136,7 +129,7 @@ def test_the_command_takes_a_folder(reading, originals, tmp_path, capsys):
     schema.save(with_pictures(reading), tmp_path / "r.nc")
     target = tmp_path / "r.html"
     assert cli.main(["report", str(tmp_path / "r.nc"), "--image", str(folder), "--output", str(target)]) == 0
-    assert [len(prompt) for prompt in data_of(target)["views"]] == [2, 1, 0]
+    assert [len(prompt) for prompt in data_of(target).header["heads"]["views"]] == [2, 1, 0]
     (tmp_path / "none").mkdir()
     arguments = [
         "report",

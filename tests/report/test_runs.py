@@ -1,0 +1,112 @@
+"""Two readings on one page, and sweeps: which runs there are, what they are compared with, and how they differ."""
+
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from sinkscope.errors import SchemaError
+from sinkscope.report import find_sinks, write_report
+from sinkscope.report.compared import differences
+from sinkscope.report.runs import MAX_RUNS, base_of, runs_of
+
+
+@pytest.fixture
+def halved(reading):
+    changed = reading.copy(deep=True)
+    changed["key_mass"].values[..., 0] *= 0.5
+    changed.attrs["edits"] = json.dumps([{"edit": "MaskKeys", "keys": "first"}])
+    return changed
+
+
+def test_one_reading_is_one_run(reading):
+    (run,) = runs_of(reading)
+    assert (run.label, run.edits) == ("this reading", "no edits")
+
+
+def test_two_readings_are_named_by_what_tells_them_apart(reading, halved):
+    runs = runs_of(halved, reading)
+    assert [run.label for run in runs] == ["MaskKeys(keys='first')", "no edits"]
+    assert base_of(runs, compared=True) == 1
+    halved.attrs["model_id"] = "other"
+    assert [run.label for run in runs_of(halved, reading)] == ["other", "fake/six-layers"]
+    assert [run.label for run in runs_of(halved, reading, ("a", "b"))] == ["a", "b"]
+    assert [run.label for run in runs_of(reading, reading)] == ["this reading", "the other reading"]
+
+
+def test_a_sweep_gives_a_run_per_variant(reading, halved):
+    sweep = xr.concat([halved, reading], xr.Variable("edit", ["mask", "baseline"]), combine_attrs="override")
+    runs = runs_of(sweep)
+    assert [run.label for run in runs] == ["mask", "baseline"]
+    assert base_of(runs, compared=False) == 1
+    np.testing.assert_array_equal(runs[0].ds["key_mass"], halved["key_mass"])
+
+
+def test_a_grid_has_its_axes_in_the_labels_and_its_baseline_in_front(reading, halved):
+    grid = xr.concat([halved, reading], xr.Variable("gamma", [0.5, 1.0]), combine_attrs="override")
+    grid["key_mass_baseline"] = reading["key_mass"]
+    runs = runs_of(grid)
+    assert [run.label for run in runs] == ["baseline", "gamma = 0.5", "gamma = 1.0"]
+    assert "key_mass_baseline" not in runs[1].ds
+    np.testing.assert_array_equal(runs[0].ds["key_mass"], reading["key_mass"])
+
+
+def test_too_many_variants_say_how_to_select(reading):
+    sweep = reading[["key_mass"]].expand_dims(edit=np.arange(MAX_RUNS + 1))
+    with pytest.raises(SchemaError, match=r"has 65 variants along \['edit'\].*ds.isel\(edit=slice\(0, 64\)\)"):
+        runs_of(sweep)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda ds: ds.isel(layer=slice(1, None)), "layer has 6 labels in one reading and 5 in the other"),
+        (lambda ds: ds.assign_coords(token=ds["token"] + "x"), "hold other tokens"),
+        (lambda ds: ds.expand_dims(edit=["none"]), r"has the dimension 'edit' in front. Select one: .*edit='none'"),
+    ],
+)
+def test_readings_of_other_prompts_are_refused(reading, change, said, tmp_path):
+    with pytest.raises(SchemaError, match=said):
+        write_report(reading, tmp_path / "r.html", against=change(reading))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_differences_are_paired_over_prompts(build):
+    base = build(lengths=(40, 25, 33, 30, 30, 30, 30, 30))
+    changed = base.copy(deep=True)
+    changed["key_mass"].values[..., 0] *= 0.5
+    sinks = find_sinks(base)
+    found = differences(runs_of(changed, base, ("half", "whole")), 1, sinks)
+    rows = {row.quantity: row for row in found}
+    share = rows[f"attention on {sinks.label}, mean over heads"]
+    assert share.difference == pytest.approx(share.value - share.base)
+    assert share.difference < 0
+    assert share.low <= share.difference <= share.high
+    assert share.q_value < 0.05
+    assert (share.run, share.n) == ("half", 8)
+    assert rows["largest activation"].difference == 0
+
+
+def test_one_prompt_has_no_interval(build):
+    base = build(lengths=(40,))
+    row = differences(runs_of(base, base), 1, find_sinks(base))[0]
+    assert row.cells[5:] == ("too few prompts", "", "1")
+
+
+def test_the_page_shows_both_and_the_differences(reading, halved, tmp_path, data_of):
+    path = write_report(halved, tmp_path / "r.html", against=reading, figures=[], labels=("halved", "plain"))
+    text = path.read_text("utf-8")
+    assert 'id="differences"' in text
+    assert "Each run against <strong>plain</strong>" in text
+    data = data_of(path)
+    runs = data.header["heads"]["runs"]
+    assert [run["label"] for run in runs] == ["halved", "plain"]
+    np.testing.assert_allclose(data.array(runs[0]["variables"]["key_mass"]), halved["key_mass"], rtol=1.1e-3)
+
+
+def test_the_page_of_a_sweep(reading, halved, tmp_path, data_of):
+    sweep = xr.concat([reading, halved], xr.Variable("edit", ["baseline", "mask"]), combine_attrs="override")
+    header = data_of(write_report(sweep, tmp_path / "r.html", figures=["sink_map"])).header
+    assert header["base"] == 0
+    assert [run["label"] for run in header["massive"]["runs"]] == ["baseline", "mask"]
