@@ -64,7 +64,7 @@ const oneMap = (map, scale, order, box) => {
   const width = box.width - MARGIN.left - MARGIN.bar, cell = width / count, row = box.height / layers;
   const group = svg("g", { transform: `translate(${box.x},${box.y})` });
   const gap = Math.min(1, cell / 8, row / 8);
-  group.append(words(MARGIN.left, 18, cut(map.title, Math.floor((width + MARGIN.bar) / 7.6)), { "font-weight": 600, "font-size": 13 }));
+  if (state.against !== null) group.append(words(MARGIN.left, 18, cut(map.title, Math.floor((width + MARGIN.bar) / 7.6)), { "font-weight": 600, "font-size": 13 }));
   for (let layer = 0; layer < layers; layer++) {
     order[layer].forEach((head, column) => {
       const value = map.grid.values[layer * count + head];

@@ -51,8 +51,9 @@ export const startRanking = () => {
   watch(["run", "against", "sort", "descending"], () => {
     const all = listed();
     const table = html("table", {}, html("thead", {}, header()), html("tbody", {}, ...all.slice(0, MOST).map(line)));
-    const what = state.against === null ? "" : "; differences, by their size";
-    table.prepend(html("caption", {}, `Heads ranked${what}${all.length > MOST ? `; the first ${MOST} of ${all.length}` : ""}`));
+    const said = [state.against === null ? "" : "differences, ranked by their size", all.length > MOST ? `the first ${MOST} of ${all.length} heads` : ""];
+    const told = said.filter((text) => text).join("; ");
+    if (told) table.prepend(html("caption", {}, told));
     el("ranking").replaceChildren(table);
     markRow();
   });

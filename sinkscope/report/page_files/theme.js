@@ -32,7 +32,7 @@ const light = ([r, g, b]) => {
   return 0.2126 * x + 0.7152 * y + 0.0722 * z;
 };
 // Black or white, whichever is read better on a colour.
-export const textOn = (rgb) => (light(rgb) > 0.18 ? "#0d1117" : "#ffffff");
+export const textOn = (rgb) => (light(rgb) > 0.179 ? "#000000" : "#ffffff");
 export const role = (name) => page.header.colours.roles[name] || "#7f7f7f";
 
 const preferred = () => {
@@ -43,7 +43,7 @@ const preferred = () => {
 export const useTheme = (theme) => {
   document.documentElement.dataset.theme = theme;
   const button = document.getElementById("theme");
-  button.setAttribute("aria-pressed", String(theme === "dark"));
+  button.textContent = theme === "dark" ? "Light" : "Dark";
   set({ theme });
 };
 export const otherTheme = () => {

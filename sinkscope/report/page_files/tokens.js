@@ -130,7 +130,7 @@ export const startTokens = () => {
   watch(KEYS, () => {
     const list = strips(), prompt = promptNow();
     boxes = list.map((each) => strip(each, prompt));
-    el("strips").replaceChildren(...list.flatMap((each, s) => (each.title ? [html("h5", {}, each.title), boxes[s]] : [boxes[s]])));
+    el("strips").replaceChildren(...list.flatMap((each, s) => (each.title ? [html("p", { class: "of" }, each.title), boxes[s]] : [boxes[s]])));
     describe();
     table();
     colour();
