@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "sinkscope").rglob("*.py"))
 MAX_LINES, REPORT_LINES, MAX_FUNCTION, MAX_METHODS, MAX_PARAMETERS = 400, 250, 60, 9, 6
 ALLOWED_PARAMETERS = {
-    "sinkscope/models/handle.py:load_model": 9,  # the public contract names them
+    "sinkscope/models/handle.py:load_model": 10,  # the public contract names them
     "sinkscope/metrics/comparison.py:compare": 7,  # one call is the whole interface
     "sinkscope/engine/run.py:run": 7,  # one call is the whole interface
     "sinkscope/engine/sweep/driver.py:sweep": 9,  # one call is the whole interface

@@ -12,10 +12,12 @@ from tqdm.auto import tqdm
 
 from sinkscope import registry
 from sinkscope.attention.view import Ask, Context, LayerStats, Wants
+from sinkscope.engine.ranks import check_ranks, join_heads
 from sinkscope.engine.reading import ReadingBuilder, Store, provenance
 from sinkscope.engine.resume import FinishedBatches
 from sinkscope.errors import ModelError, ProbeError, UnsupportedModelError, did_you_mean
 from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower
+from sinkscope.models.ranks import mesh_of
 from sinkscope.probes.base import Probe, ProbeContext
 from sinkscope.probes.gradient import GradientProbe
 from sinkscope.prompts import Batch, Prompts
@@ -61,7 +63,9 @@ def run(  # noqa: PLR0913 - one call is the whole interface
         OutputError: the cache cannot be written.
     """
     probes, edits = as_tuple(probes, "probes"), as_tuple(edits, "edits")
-    where = find_tower(model, tower)
+    where = find_tower(model, tower, split=True)
+    if split := mesh_of(model.model) is not None:
+        check_ranks(model, probes, edits, cache)
     check_request(model, prompts, probes, where, batch_size)
     prompts = prompts.seen_by(inner_module(model, where), model)
     builder = ReadingBuilder(probes, where, prompts.lengths, query_lengths(prompts, where, probes))
@@ -93,7 +97,7 @@ def run(  # noqa: PLR0913 - one call is the whole interface
         ds.attrs |= guard.attributes()
     if kept is not None and kept.off:
         ds.attrs["cache"] = f"off: {kept.off}"
-    return validate(ds)
+    return validate(join_heads(ds, model) if split else ds)
 
 
 def as_tuple(values: Any, name: str) -> tuple[Any, ...]:
@@ -105,16 +109,21 @@ def as_tuple(values: Any, name: str) -> tuple[Any, ...]:
     return items
 
 
-def find_tower(model: Model, name: str | None) -> Tower:
-    """Return the tower to read: the model's default one, or the one named.
+def find_tower(model: Model, name: str | None, split: bool = False) -> Tower:
+    """Return the tower to read: the model's default one, or the one named; ``split`` says that ranks will be joined.
 
     Raises:
         ModelError: ``model`` is no handle.
-        UnsupportedModelError: the attention cannot be read at all, or there is no such tower.
+        UnsupportedModelError: the attention cannot be read at all, there is no such tower, or this is one rank's part.
     """
     if not hasattr(model, "backend"):
         given = f"the text {model!r}" if isinstance(model, str) else f"a {type(model).__name__}"
         raise ModelError(f"run: expected a model, got {given}. Load it first: model = sinkscope.load_model(...).")
+    if not split and (mesh := mesh_of(model.model)) is not None:
+        raise UnsupportedModelError(
+            f"{model.id} is split over {mesh.size()} ranks (tensor parallelism), each of which holds a part of the "
+            "heads. Only sinkscope.run without edits joins them. Load the model with device_map= for everything else."
+        )
     towers = model.backend.towers
     if not towers:
         raise UnsupportedModelError(model.backend.why_not)

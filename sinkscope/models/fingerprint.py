@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 VOLATILE = {
     "_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "_attn_implementation_autoset",
+    "distributed_config",
 }  # fmt: skip
 """Config entries that do not change what the model computes."""
 OWN_HOOKS = ("transformers", "accelerate", "sinkscope")
@@ -95,6 +96,8 @@ def _foreign(function: Any) -> bool:
 
 def _tensor(tensor: torch.Tensor) -> str:
     """Say type, shape and bytes of a tensor; of a quantised one, those of the plain tensors it is made of."""
+    if (whole := getattr(tensor, "full_tensor", None)) is not None:
+        tensor = whole()  # cut over ranks, all of which ask: equal to the model in one piece
     head = f"{tuple(tensor.shape)} {tensor.dtype}"
     if tensor.is_meta:
         return f"{head} meta"

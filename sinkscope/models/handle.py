@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from transformers import PreTrainedModel
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from sinkscope.errors import ModelError, UnsupportedModelError
 from sinkscope.models import processors, sources, weights, wrappers
@@ -217,6 +218,7 @@ def load_model(  # noqa: PLR0913 (the public contract names them)
     backend: BackendName = "auto",
     gguf_file: str | None = None,
     device_map: Any | None = None,
+    tp_plan: Any | None = None,
     quantization_config: Any | None = None,
 ) -> Model:
     """Load a model, or take one you hold.
@@ -235,6 +237,8 @@ def load_model(  # noqa: PLR0913 (the public contract names them)
         gguf_file: name of a GGUF file in the folder or hub repository ``source``.
         device_map: spread the model over devices, ``"cpu"`` and ``"disk"`` among them, as accelerate does: ``"auto"``,
             or a mapping of modules.
+        tp_plan: ``"auto"``, or a mapping of modules, in a process that ``torchrun`` started: this rank takes its part
+            of the heads, and :func:`sinkscope.run`, called on every rank, gives each the whole reading.
         quantization_config: of transformers, to quantise the weights as they are loaded.
 
     Raises:
@@ -244,7 +248,8 @@ def load_model(  # noqa: PLR0913 (the public contract names them)
     if backend not in get_args(BackendName):
         raise ModelError(f"load_model(backend={backend!r}): backends are {list(get_args(BackendName))}.")
     wanted, place = _dtype(dtype), _device(device)
-    settings = _settings(device, device_map=device_map, quantization_config=quantization_config)
+    cut = None if tp_plan is None else DistributedConfig(tp_plan=tp_plan)
+    settings = _settings(device, device_map=device_map, quantization_config=quantization_config, distributed_config=cut)
     if isinstance(source, torch.nn.Module):
         _refuse_settings(settings if gguf_file is None else {"gguf_file": gguf_file})
         return _take(source, tokenizer, processor, wanted, place, backend)
