@@ -13,10 +13,9 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
-from scipy import stats
 
 import sinkscope as sk
-from sinkscope.analysis import Study
+from sinkscope.analysis import Study, draw_right_and_wrong, right_and_wrong
 from sinkscope.methods.vhr import divergence, token_divergence
 from sinkscope.tasks.examples import answer_score
 from sinkscope.tasks.scene_questions import scene_questions
@@ -43,12 +42,7 @@ def main() -> None:
         says = "distance of a head's output with and without the picture, at the token that predicts the answer"
         drawn = sk.plot.described(mean.rename("divergence").assign_attrs(units="1"), ds, says)
         sk.plot.sink_map(drawn, vmax=float(mean.max()), title="Divergence by head", label="mean divergence", ax=left)
-        edges = np.linspace(float(summed.min()), float(summed.max()), 21)
-        for name, chosen in (("right", right), ("wrong", ~right)):
-            if chosen.any():
-                axes.hist(summed.values[chosen], edges, density=True, alpha=0.6, label=f"{name} (n = {chosen.sum()})")
-        axes.set(xlabel="divergence of the token", ylabel="density", title="Right and wrong answers")
-        axes.legend()
+        draw_right_and_wrong(summed, right, "divergence of the token", axes)
         study.figure(figure, "divergence", source=ds, says=says)
 
         ranked = np.sort(mean.values.ravel())[::-1]
@@ -59,22 +53,7 @@ def main() -> None:
             found=f"a tenth of the heads ({tenth} of {len(ranked)}) holds {share:.0%} (n = {len(right)})",
             agrees=share > 0.5,
         )  # fmt: skip
-        if min(right.sum(), (~right).sum()) < 2:
-            words, agrees = (
-                f"{right.mean():.0%} of {len(right)} answers are right",
-                "answers are all right or all wrong",
-            )
-        else:
-            found = stats.bootstrap(
-                (summed.values[right], summed.values[~right]), lambda a, b, axis: a.mean(axis) - b.mean(axis),
-                method="percentile", rng=np.random.default_rng(0), n_resamples=2000, vectorized=True,
-            ).confidence_interval  # fmt: skip
-            one, other = (float(summed.values[chosen].mean()) for chosen in (right, ~right))
-            words = (
-                f"{one:.2f} right (n = {int(right.sum())}), {other:.2f} wrong (n = {int((~right).sum())}): difference "
-                f"{one - other:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
-            )
-            agrees = "the interval holds 0" if found.low <= 0 <= found.high else one > other
+        words, agrees = right_and_wrong(summed, right)
         study.claim(
             "Fig. 3", "The divergence is lower where the answer is wrong", paper="hallucinated words shifted left",
             found=words, agrees=agrees,

@@ -17,7 +17,7 @@ from drop_heads import CLASSES, classes
 
 import sinkscope as sk
 from sinkscope import metrics
-from sinkscope.analysis import VISION_LANGUAGE_MODELS, Study, describe_difference, has_sign, is_large
+from sinkscope.analysis import VISION_LANGUAGE_MODELS, Study, change_bars, compare_arms, is_large, join_arms
 from sinkscope.methods.sads import measure
 from sinkscope.tasks.examples import answer_score
 from sinkscope.tasks.scene_questions import scene_questions
@@ -39,54 +39,37 @@ def scores(model: sk.Model, n: int) -> xr.Dataset:
         for name, heads in places.items()
     }
 
-    def without(heads: list[tuple[int, int]]) -> xr.DataArray:
+    def without(heads: list[tuple[int, int]]) -> xr.Dataset:
         flags = np.zeros(kind.shape, bool)
         for at in heads:
             flags[at] = True
         edit = sk.AblateHeads(metrics.head_list(kind.copy(data=flags)), how="zero", allow_empty=True)
-        return answer_score(model, asked.examples, [edit])["log_probability"]
+        return answer_score(model, asked.examples, [edit])[["log_probability"]]
+
+    def mean(each: list[xr.Dataset]) -> xr.Dataset:
+        return xr.concat(each, "which", combine_attrs="override").mean("which", keep_attrs=True)
 
     everything = places[ISOLATED]
     arms = {"plain": without([]), "all isolated out": without(everything)}
-    back = [without([at for at in everything if at != one]) for one in tried[ISOLATED]]
-    arms["one isolated back"] = xr.concat(back, "which", combine_attrs="override").mean("which")
+    arms["one isolated back"] = mean([without([at for at in everything if at != one]) for one in tried[ISOLATED]])
     for name in CLASSES:
-        each = [without([one]) for one in tried[name]]
-        arms[f"one {name} out"] = xr.concat(each, "which", combine_attrs="override").mean("which")
-    joined = xr.concat([array.reset_coords(drop=True) for array in arms.values()], "arm", combine_attrs="override")
-    reading = answer_score(model, asked.examples)
+        arms[f"one {name} out"] = mean([without([one]) for one in tried[name]])
     counts = {f"n_{name}": len(heads) for name, heads in places.items()} | {"tried": len(tried[ISOLATED])}
-    values = (("arm", "prompt"), joined.transpose("arm", "prompt").values)
-    return xr.Dataset(
-        {"log_probability": values}, coords={"arm": list(arms), "prompt": reading["prompt"].values},
-        attrs=reading.attrs | counts,
-    )  # fmt: skip
+    return join_arms(arms).assign_attrs(counts)
 
 
 def judge(study: Study, model: sk.Model) -> None:
     """Measure, draw, and state what was found on one model."""
     ds = study.reading("scores", lambda: scores(model, 4 if study.quick else 48 if is_large(model) else 128))
-    value = ds["log_probability"]
-    change = (value - value.sel(arm="plain", drop=True)).drop_sel(arm="plain")
-    spread = metrics.compare(change, to=xr.zeros_like(change))
-    bars = spread["difference"].rename("change").assign_attrs(units="nat", long_name="change of log probability")
-    says = "change of the log probability of the right answer, mean over the heads of a class; 95 % intervals"
-    axes = sk.plot.effect_bars(
-        sk.plot.described(bars, ds, says), interval=(spread["low"], spread["high"]), title="One head at a time"
-    )
-    study.figure(axes, "put_back", source=ds, says=says)
+    value = change_bars(study, ds, "put_back", "One head at a time", ", mean over the heads of a class")
     for claim, one, other, paper in (
         ("An isolated resink head put back costs", "one isolated back", "all isolated out", "43.8 to 43.0"),
         ("A vision head removed costs", "one vision out", "plain", "43.8 to 42.6"),
         ("A vision head removed costs more than an isolated one", "one vision out", f"one {ISOLATED} out", "42.6"),
     ):
-        words, found = describe_difference(value.sel(arm=one, drop=True), value.sel(arm=other, drop=True), digits=4)
-        verdict = has_sign(found, -1)
-        study.claim(
-            "Table 1", claim, paper=paper,
-            found=f"{one} less {other}: {words}, nat; {ds.attrs['tried']} heads of a class one by one",
-            agrees=verdict if verdict is not None else "the interval holds 0",
-        )  # fmt: skip
+        words, agrees = compare_arms(value, one, other)
+        found = f"{words}; {ds.attrs['tried']} heads of a class one by one"
+        study.claim("Table 1", claim, paper=paper, found=found, agrees=agrees)
 
 
 if __name__ == "__main__":

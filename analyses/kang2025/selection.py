@@ -12,8 +12,7 @@ from __future__ import annotations
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope import metrics
-from sinkscope.analysis import VISION_LANGUAGE_MODELS, Study, describe_difference, has_sign, is_large, visual_tau
+from sinkscope.analysis import VISION_LANGUAGE_MODELS, Study, change_bars, compare_arms, is_large, join_arms, visual_tau
 from sinkscope.methods.var import sink_dims_or_largest
 from sinkscope.tasks.examples import answer_score
 from sinkscope.tasks.scene_questions import scene_questions
@@ -34,36 +33,20 @@ def measured(model: sk.Model, n: int) -> xr.Dataset:
             arms[f"{name}, {part:g} moved"] = [
                 sk.Redistribute(part, rho=rho, tau=tau, dims=dims, min_image_mass=0.2 if rho else 0.0)
             ]
-    found = [answer_score(model, test, edits) for edits in arms.values()]
-    names = ("log_probability", "correct")
-    joined = xr.concat([each[list(names)].reset_coords(drop=True) for each in found], "arm", combine_attrs="override")
-    return joined.assign_coords(arm=list(arms), prompt=found[0]["prompt"].values).assign_attrs(found[0].attrs)
+    return join_arms({name: answer_score(model, test, edits) for name, edits in arms.items()})
 
 
 def judge(study: Study, model: sk.Model) -> None:
     """Measure, draw, and state what was found on one model."""
     ds = study.reading("scores", lambda: measured(model, 12 if study.quick else 64 if is_large(model) else 160))
-    value = ds["log_probability"]
-    change = (value - value.sel(arm="plain", drop=True)).drop_sel(arm="plain")
-    spread = metrics.compare(change, to=xr.zeros_like(change))
-    bars = spread["difference"].rename("change").assign_attrs(units="nat", long_name="change of log probability")
-    says = "change of the log probability of the right answer; 95 % bootstrap intervals"
-    axes = sk.plot.effect_bars(
-        sk.plot.described(bars, ds, says),
-        interval=(spread["low"], spread["high"]),
-        title="With a choice and without",
-    )
-    study.figure(axes, "selection", source=ds, says=says)
+    value = change_bars(study, ds, "selection", "With a choice and without")
     for part in ("0.6", "0.9"):
-        one, other = (value.sel(arm=f"{name}, {part} moved", drop=True) for name in ("every head", "selected heads"))
-        words, found = describe_difference(one, other, digits=4)
-        verdict = has_sign(found, -1)
+        words, agrees = compare_arms(value, f"every head, {part} moved", f"selected heads, {part} moved")
         right = {str(arm): float(ds["correct"].sel(arm=arm).mean()) for arm in ds["arm"].values}
         study.claim(
             "Table 4", f"Without the selection of heads the score falls, {part} moved", paper="collapses to 0",
-            found=f"every head less selected ones {words}, nat; right answers "
-            + ", ".join(f"{name} {share:.2f}" for name, share in right.items()),
-            agrees=verdict if verdict is not None else "the interval holds 0",
+            found=f"{words}; right answers " + ", ".join(f"{name} {share:.2f}" for name, share in right.items()),
+            agrees=agrees,
         )  # fmt: skip
 
 

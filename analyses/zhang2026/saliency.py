@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 import xarray as xr
-from scipy import stats
 
 import sinkscope as sk
-from sinkscope.analysis import Study
+from sinkscope.analysis import Study, draw_right_and_wrong, right_and_wrong
 from sinkscope.methods.saliency import rate_by_bin, word_saliency
 from sinkscope.tasks.examples import answer_score
 from sinkscope.tasks.scene_questions import scene_questions
@@ -38,12 +37,7 @@ def main() -> None:
         ds = study.reading("saliency", lambda: measured(study.model, 12 if study.quick else 640))
         values, right = ds["saliency"].values.astype(float), ds["right"].values > 0
         figure, (left, axes) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-        edges = np.linspace(values.min(), values.max(), 21)
-        for name, chosen in (("right", right), ("wrong", ~right)):
-            if chosen.any():
-                left.hist(values[chosen], edges, density=True, alpha=0.6, label=f"{name} (n = {int(chosen.sum())})")
-        left.set(xlabel="saliency of the text before", ylabel="density", title="Right and wrong answers")
-        left.legend()
+        draw_right_and_wrong(values, right, "saliency of the text before", left)
         table = rate_by_bin(values, ~right)
         middle, rate = (table["low"] + table["high"]) / 2, table["rate"]
         error = np.clip([rate - table["rate_low"], table["rate_high"] - rate], 0, None)
@@ -53,22 +47,7 @@ def main() -> None:
         says = "attention times gradient in the row that predicts the answer, second half of the layers; 95 % intervals"
         study.figure(figure, "saliency", source=ds, says=says)
 
-        if min(right.sum(), (~right).sum()) < 2:
-            words, agrees = (
-                f"{right.mean():.0%} of {len(right)} answers are right",
-                "answers are all right or all wrong",
-            )
-        else:
-            found = stats.bootstrap(
-                (values[right], values[~right]), lambda a, b, axis: a.mean(axis) - b.mean(axis), method="percentile",
-                rng=np.random.default_rng(0), n_resamples=2000, vectorized=True,
-            ).confidence_interval  # fmt: skip
-            gap = values[right].mean() - values[~right].mean()
-            words = (
-                f"{values[right].mean():.3f} right (n = {int(right.sum())}), {values[~right].mean():.3f} wrong "
-                f"(n = {int((~right).sum())}): difference {gap:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
-            )
-            agrees = "the interval holds 0" if found.low <= 0 <= found.high else bool(gap > 0)
+        words, agrees = right_and_wrong(values, right, ".3f")
         study.claim(
             "histograms", "Right words rest more on the text before than wrong ones",
             paper="0.472 against 0.193, LLaVA-1.5-7B", found=words, agrees=agrees,

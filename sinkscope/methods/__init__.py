@@ -1,6 +1,7 @@
 """Procedures of the literature and our own, made of runs, sweeps, edits and metrics; ``base`` says their shape."""
 
 from sinkscope.methods import (
+    compression,
     head_hunter,
     registers,
     retrieval,
@@ -8,6 +9,7 @@ from sinkscope.methods import (
     saliency,
     secondary_mlp,
     secondary_sinks,
+    secondary_sweep,
     sink_heads,
     tracing,
     var,
@@ -23,7 +25,7 @@ from sinkscope.methods.profiling import HeadProfileSettings, profile_heads
 from sinkscope.methods.zerotuning import zerotune
 
 __all__ = [
-    "ExplainSettings", "HeadProfileSettings", "ImageExplanation", "MethodResult", "explain_image", "head_hunter",
-    "profile_heads", "registers", "retrieval", "sads", "saliency", "secondary_mlp", "secondary_sinks", "sink_heads",
-    "tracing", "var", "vhr", "zerotune", "zerotuning", "zerotuning_compare", "zoom",
+    "ExplainSettings", "HeadProfileSettings", "ImageExplanation", "MethodResult", "compression", "explain_image",
+    "head_hunter", "profile_heads", "registers", "retrieval", "sads", "saliency", "secondary_mlp", "secondary_sinks",
+    "secondary_sweep", "sink_heads", "tracing", "var", "vhr", "zerotune", "zerotuning", "zerotuning_compare", "zoom",
 ]  # fmt: skip

@@ -43,18 +43,25 @@ def _saliency(
     model: Model, prompts: Prompts, which: int, layers: Sequence[int], target: tuple[int, int], edits: Sequence[Edit]
 ) -> float:
     """Saliency of one token id at one place; the row before it is read. 1 where no key counts, as the paper has it."""
-    place, token = target
+    place = target[0]
     columns = _columns(prompts, which, place)
     if not len(columns):
         return 1.0
+    return metrics.token_saliency(_rows(model, prompts, which, layers, target, edits), columns)
+
+
+def _rows(
+    model: Model, prompts: Prompts, which: int, layers: Sequence[int], target: tuple[int, int], edits: Sequence[Edit]
+) -> np.ndarray:
+    """|weight x gradient| in the row that predicts a token, mean over heads: (layer, key)."""
+    place, token = target
     heads = range(find_tower(model, None).attention[0].heads)
 
     def said(logits: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         return torch.log_softmax(logits[place - 1].float(), -1)[token]
 
     found = run(model, prompts.subset([which]), [AttentionGradient(layers, heads, said)], edits).attention_gradient
-    row = np.abs(found[0].isel(query=place - 1).transpose("layer", "head", "key").values).mean(1)
-    return metrics.token_saliency(np.nan_to_num(row), columns)
+    return np.nan_to_num(np.abs(found[0].isel(query=place - 1).transpose("layer", "head", "key").values).mean(1))
 
 
 def _layers(model: Model, layers: Sequence[int] | None) -> list[int]:
@@ -96,6 +103,35 @@ def word_saliency(
     attrs = {"units": "1", "long_name": "saliency of the text before", "reference": "zhang2026", "layers": chosen}
     coords = {"prompt": np.arange(len(prompts)), "query": np.arange(found.shape[1])}
     return xr.DataArray(found, dims=("prompt", "query"), coords=coords, name="word_saliency", attrs=attrs)
+
+
+@method()
+def word_map(
+    model: Model, prompts: Prompts, which: int = 0, layers: Sequence[int] | None = None, *,
+    roles: Sequence[str] = ("generated",), edits: Sequence[Edit] = (),
+) -> xr.DataArray:  # fmt: skip
+    """Return what each written token of one prompt rests on, token by token: dims (query key), the paper's figure 2.
+
+    A row holds ``|weight x gradient|`` of the token's log probability in the row that predicts it, mean over heads,
+    over its norm, mean over ``layers`` (the second half when left out); 0 at keys that it could not see. Source: Zhang
+    et al. 2026 (zhang2026).
+
+    Raises:
+        PromptError: no token has such a role.
+    """
+    chosen = _layers(model, layers)
+    places = np.flatnonzero(np.isin(prompts.roles[which], [ROLE_INDEX[role] for role in roles]))
+    if not len(places):
+        raise PromptError(f"word_map(roles={list(roles)}): no token of prompt {which} has such a role. Generate.")
+    found = np.zeros((len(places), prompts.lengths[which]))
+    for row, place in enumerate(places):
+        target = int(place), int(prompts.ids[which][place])
+        own = _rows(model, prompts, which, chosen, target, edits)
+        size = np.linalg.norm(own, axis=-1, keepdims=True).clip(1e-9)
+        found[row, : own.shape[-1]] = (own / size).mean(0)[: found.shape[1]]
+    coords = {"query": places, "key": np.arange(found.shape[1]), "token": ("key", list(prompts.tokens[which]))}
+    attrs = {"units": "1", "long_name": "attention times gradient", "reference": "zhang2026"}
+    return xr.DataArray(found, dims=("query", "key"), coords=coords, name="word_map", attrs=attrs)
 
 
 def rate_by_bin(values: Iterable[float], wrong: Iterable[bool], bins: int = 5) -> pd.DataFrame:

@@ -89,7 +89,7 @@ def _made(model: Model, prompts: Prompts, index: int, keys: list[int], one: xr.D
     starts, births = ({key: int(one[name][key]) for key in keys} for name in ("start", "born"))
     needed = {layer: int(layers[layer]) for layer in {*births.values(), *starts.values()}}
     with model.exclusive(), ExitStack() as stack:
-        inside = {i: stack.enter_context(_stages(mlp_of(model, layer))) for i, layer in needed.items()}
+        inside = {i: stack.enter_context(stages(mlp_of(model, layer))) for i, layer in needed.items()}
         at = residual_stream(model, prompts, index)
     lives = one["lifetime"].values > 0
     rows = []
@@ -120,7 +120,7 @@ def cosine(a: Float[np.ndarray, " dim"], b: Float[np.ndarray, " dim"]) -> float:
 
 
 @contextmanager
-def _stages(mlp: torch.nn.Module) -> Iterator[dict[str, np.ndarray]]:
+def stages(mlp: torch.nn.Module) -> Iterator[dict[str, np.ndarray]]:
     """Record, while open, what goes through an MLP of one prompt: input, each projection, hidden, output."""
     found: dict[str, np.ndarray] = {}
     inner = [(name, module) for name, module in mlp.named_modules() if getattr(module, "weight", None) is not None]

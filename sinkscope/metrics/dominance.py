@@ -37,13 +37,18 @@ from sinkscope.roles import TEXT_ROLES
     ),
 )
 def modality_dominance(
-    ds: xr.Dataset, *, text: Sequence[str] = (*TEXT_ROLES, "bos", "special"), other: str | Sequence[str] = "image"
+    ds: xr.Dataset,
+    *,
+    text: Sequence[str] = (*TEXT_ROLES, "bos", "special"),
+    other: str | Sequence[str] = "image",
+    left_out: xr.DataArray | None = None,
 ) -> xr.Dataset:
     """Attention per text token over attention per visual token, and each modality's efficiency; dims (prompt layer).
 
     Needs ``role_share`` (prompt layer head role); heads are averaged. ``mdi = (A_T / |T|) / (A_O / |O|)``, above 1
     where text dominates; ``aei_text``, ``aei_other`` = share of the attention over share of the tokens. Whether the
     first token and the template are text decides the result, as the sinks sit there: say which roles with ``text=``.
+    ``left_out`` (bool, prompt key) are tokens that were hidden and count in no number of tokens.
     NaN where a prompt has no token of a modality, infinite where the other modality gets nothing. Average prompts with
     care: ratios have outliers. Source: "When Language Overrules" (text_dominance2025).
 
@@ -62,7 +67,10 @@ def modality_dominance(
                 f"{ds['role'].values.tolist()}."
             )
         attention.append(share.sel(role=held).sum("role", min_count=1))
-        tokens.append(of_role(ds, "modality_dominance", roles).sum("key").reset_coords(drop=True).astype("float64"))
+        counted = of_role(ds, "modality_dominance", roles).reset_coords(drop=True)
+        if left_out is not None:
+            counted = counted & ~counted.copy(data=left_out.transpose("prompt", "key").values)
+        tokens.append(counted.sum("key").astype("float64"))
     (a_t, a_o), (n_t, n_o) = attention, tokens
     both: xr.DataArray = (n_t > 0) & (n_o > 0)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -5,7 +5,7 @@ from PIL import Image
 import sinkscope as sk
 from analyses.scripts import run
 
-SCRIPTS = {"levels_and_norms": 5, "makers": 3}
+SCRIPTS = {"levels_and_norms": 5, "makers": 3, "directions": 2}
 LANGUAGE = ("--model", "zoo:lm-python")
 
 

@@ -45,6 +45,10 @@ def test_the_published_vector():
     bare = np.array([[1, 1], [0, 0], [2, 0], [0.5, 0.4]])
     distance = sk.metrics.head_divergence(full, bare)
     np.testing.assert_allclose(distance, [1, 3, 2, 0.1])
+    energy = (bare**2).sum(-1)
+    np.testing.assert_allclose(energy, [2, 0, 4, 0.41])
+    edges = [values.mean() + values.std() for values in (distance, energy)]  # population deviation
+    np.testing.assert_allclose(edges, [2.609839, 3.175401], atol=1e-6)
     found = xr.Dataset(
         {
             "divergence": labelled(distance[None, None], ("prompt", "layer", "head")),

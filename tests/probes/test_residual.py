@@ -32,6 +32,14 @@ def test_massive_activations_rank_signed_entries_of_real_tokens():
     assert found["median_abs"].tolist() == [2.5, 1.5]
 
 
+def test_cosines_to_the_first_real_token_are_those_of_the_sheet():
+    rows = [[1.0, 0], [1, 1], [0, 2], [-3, 0]]
+    hidden = torch.tensor([rows, [[9.0, 9], *rows[:3]]])
+    found = sk.BosCosine().at_site(hidden, scene([[True] * 4, [False, True, True, True]]))["bos_cosine"]
+    np.testing.assert_allclose(found[0], [1, 0.707107, 0, -1], atol=1e-6)
+    np.testing.assert_allclose(found[1, 1:], [1, 0.707107, 0], atol=1e-6)
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.integers(1, 9), st.integers(1, 12), st.integers(1, 12), st.integers(0, 10**6), st.sampled_from([0.0, 1.0, 50.0])

@@ -1,0 +1,27 @@
+"""Analyses with one script to a paper: claims with numbers, and figures with something on them."""
+
+import re
+
+import pytest
+from PIL import Image
+
+from analyses.scripts import run
+
+SCRIPTS = {
+    "text_dominance2025/compression": ("text_dominance2025", "zoo:vlm-shapes", 6, 1),
+    "li2026/tracing": ("li2026", "zoo:vlm-shapes", 5, 2),
+    "zhang2026/words": ("zhang2026", "zoo:lm-python", 2, 1),
+}
+"""Script -> paper, model, claims and figures."""
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_claims_and_figures_with_something_on_them(name, tmp_path, monkeypatch):
+    said, figures = run(f"{name}.py", tmp_path, monkeypatch)
+    paper, model, claims, drawn = SCRIPTS[name]
+    assert (said["paper"], said["models"]) == (paper, [model])
+    assert (len(said["claims"]), len(figures)) == (claims, drawn)
+    assert all(re.search(r"\d", claim["found"]) for claim in said["claims"])
+    for figure in figures:
+        with Image.open(figure) as picture:
+            assert len(set(picture.convert("L").resize((60, 40)).tobytes())) > 12
