@@ -223,7 +223,7 @@ def test_the_stored_claims_stand_in_the_table_and_on_the_papers_page() -> None:
 
 def test_every_figure_of_the_core_papers_has_a_script_or_a_reason_and_every_script_is_named() -> None:
     page = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8").partition("## Figures of the six core papers")[2]
-    named = set(re.findall(r"`([a-z0-9]+/\w+\.py)`", page))
+    named = set(re.findall(r"`([a-z0-9_]+/\w+\.py)`", page))
     scripts = {
         f"{path.parent.name}/{path.name}"
         for path in (ROOT / "analyses").glob("*/[a-z]*.py")

@@ -32,7 +32,7 @@ def measured(model: sk.Model, n: int) -> xr.Dataset:
     rows = []
     for text in COUNTED.values():
         each = [compressed_dominance(model, asked.prompts, SHARES, by=by, text=text) for by in ("tower", "random")]
-        rows.append(xr.concat([metrics.by_stage(one) for one in each], "ranking", combine_attrs="override"))
+        rows.append(xr.concat([one.map(metrics.by_stage) for one in each], "ranking", combine_attrs="override"))
     joined = xr.concat(rows, "counted", combine_attrs="override")
     reading = sk.run(model, asked.prompts, [sk.TokenLoss()])
     return joined.assign_coords(counted=list(COUNTED), ranking=["tower", "random"]).assign_attrs(reading.attrs)

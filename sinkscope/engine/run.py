@@ -93,10 +93,8 @@ def run(  # noqa: PLR0913 - one call is the whole interface
         guard.verdict()
     ds = builder.dataset(prompts)
     ds.attrs = provenance(model, where, prompts, probes, _edits_json(edits), paths)
-    if guard is not None:
-        ds.attrs |= guard.attributes()
-    if kept is not None and kept.off:
-        ds.attrs["cache"] = f"off: {kept.off}"
+    ds.attrs |= {} if guard is None else guard.attributes()
+    ds.attrs |= {"cache": f"off: {kept.off}"} if kept is not None and kept.off else {}
     return validate(join_heads(ds, model) if split else ds)
 
 

@@ -57,21 +57,7 @@ def direction_sweep(
     starts, counts = np.unique(found["start"].values[here], return_counts=True)
     start = int(starts[counts.argmax()])
     layer, rng = int(found["layer"].values[start]), np.random.default_rng(seed)
-    read: dict[str, list[np.ndarray]] = {"sink": [], "other": []}
-    writes: list[np.ndarray] = []
-    for index in np.flatnonzero((here & (found["start"].values == start)).any(1)).tolist():
-        one = found.isel(prompt=index)
-        keys = np.flatnonzero(here[index] & (one["start"].values == start))
-        birth = int(found["layer"].values[int(one["born"][keys[0]])])
-        with model.exclusive(), stages(mlp_of(model, layer)) as made, stages(mlp_of(model, birth)) as first:
-            residual_stream(model, prompts, index)
-        writes.append(first["output"][int(one["primary"])])
-        ids = np.asarray(prompts.ids[index])
-        free = np.flatnonzero((one["lifetime"].values[: len(ids)] == 0) & (np.arange(len(ids)) != int(one["primary"])))
-        alike = np.isin(ids[free], ids[keys])
-        order = np.concatenate([rng.permutation(free[alike]), rng.permutation(free[~alike])]).astype(int)
-        read["sink"].append(made["input"][keys])
-        read["other"].append(made["input"][order[: len(keys)]])
+    read, writes = _read(model, prompts, found, (start, layer), rng)
     inputs = np.concatenate([*read["sink"], *read["other"]]).astype(np.float64)
     who = [name for name, parts in read.items() for _ in range(sum(map(len, parts)))]
     centred = inputs - inputs.mean(0)
@@ -90,6 +76,30 @@ def direction_sweep(
         coords={"who": ("token", who), "component": names, "direction": [*names, "random"], "scale": list(scales)},
         attrs=dict(found.attrs) | {"layer": layer, "n": len(who) // 2, "reference": "wong2025"},
     )  # fmt: skip
+
+
+def _read(
+    model: Model, prompts: Prompts, found: xr.Dataset, at: tuple[int, int], rng: np.random.Generator
+) -> tuple[dict[str, list[np.ndarray]], list[np.ndarray]]:
+    """What the MLP of a layer reads at its secondary sinks and at other tokens, and what made the primary sinks."""
+    start, layer = at
+    here = (found["kind"].values == "secondary") & (found["start"].values == start)
+    read: dict[str, list[np.ndarray]] = {"sink": [], "other": []}
+    writes: list[np.ndarray] = []
+    for index in np.flatnonzero(here.any(1)).tolist():
+        one = found.isel(prompt=index)
+        keys = np.flatnonzero(here[index])
+        birth = int(found["layer"].values[int(one["born"][keys[0]])])
+        with model.exclusive(), stages(mlp_of(model, layer)) as made, stages(mlp_of(model, birth)) as first:
+            residual_stream(model, prompts, index)
+        writes.append(first["output"][int(one["primary"])])
+        ids = np.asarray(prompts.ids[index])
+        free = np.flatnonzero((one["lifetime"].values[: len(ids)] == 0) & (np.arange(len(ids)) != int(one["primary"])))
+        alike = np.isin(ids[free], ids[keys])
+        order = np.concatenate([rng.permutation(free[alike]), rng.permutation(free[~alike])]).astype(int)
+        read["sink"].append(made["input"][keys])
+        read["other"].append(made["input"][order[: len(keys)]])
+    return read, writes
 
 
 def _written(model: Model, layer: int, directions: np.ndarray, scales: Sequence[float]) -> np.ndarray:

@@ -228,15 +228,12 @@ def load_model(  # noqa: PLR0913 (the public contract names them)
             ``sinkscope models`` lists them), a local folder (the network is never touched), a ``.gguf`` file,
             ``"ollama:NAME[:TAG]"``, a hub id, a transformers model (PEFT's and torch's wrappers are read through,
             adapters on), or a TransformerLens ``TransformerBridge``.
-        tokenizer: use this one instead of the checkpoint's.
-        processor: use this one instead of the checkpoint's.
+        tokenizer, processor: use these instead of the checkpoint's.
         dtype: load the weights in this type; ``None`` keeps the checkpoint's own (float32 for the zoo and GGUF files).
         device: put the model here; ``None`` leaves it where it is.
-        backend: ``"transformers"``, ``"lens"`` (TransformerLens, on a copy), or ``"auto"``: transformers, and
-            TransformerLens for architectures that bypass the attention interface.
+        backend: ``"transformers"``, ``"lens"`` (TransformerLens, on a copy), or ``"auto"``: what the model needs.
         gguf_file: name of a GGUF file in the folder or hub repository ``source``.
-        device_map: spread the model over devices, ``"cpu"`` and ``"disk"`` among them, as accelerate does: ``"auto"``,
-            or a mapping of modules.
+        device_map: ``"auto"``, or modules by device, ``"cpu"`` and ``"disk"`` among them, as accelerate takes them.
         tp_plan: ``"auto"``, or a mapping of modules, in a process that ``torchrun`` started: this rank takes its part
             of the heads, and :func:`sinkscope.run`, called on every rank, gives each the whole reading.
         quantization_config: of transformers, to quantise the weights as they are loaded.
@@ -267,8 +264,8 @@ def load_model(  # noqa: PLR0913 (the public contract names them)
         processor = processors.load_processor(name, config, tokenizer, local)
     if place is not None:
         network.to(place)  # type: ignore[arg-type]
-    name = checkpoint.label or folder_name(name)
-    model = Model(network, tokenizer=tokenizer, processor=processor, name=name, backend=backend)
+    shown = checkpoint.label or folder_name(name)
+    model = Model(network, tokenizer=tokenizer, processor=processor, name=shown, backend=backend)
     model.origin = checkpoint.origin
     return model
 

@@ -8,7 +8,7 @@ import sinkscope as sk
 from sinkscope import testing
 from sinkscope.engine.generation import extended
 from sinkscope.errors import PromptError
-from sinkscope.methods.saliency import SgrsSettings, accept, rate_by_bin, sgrs, word_saliency
+from sinkscope.methods.saliency import SgrsSettings, accept, rate_by_bin, sgrs, word_map, word_saliency
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,18 @@ def test_it_is_that_of_autograd_through_eager_maps(case):
     # The released row, that of the token itself, has no gradient.
     maps = sk.run(model, written.subset([0]), [sk.AttentionGradient([1], range(4), lambda s, _: s[-2, 11])])
     assert not np.nan_to_num(maps.attention_gradient[0, 0, :, -1]).any()
+
+
+def test_the_map_of_words_holds_what_each_word_rests_on(case):
+    model, prompts, written = case
+    rests, each = word_map(model, written), word_saliency(model, written)
+    assert rests["query"].values.tolist() == [4, 5]
+    assert rests["token"].values.tolist() == list(written.tokens[0])
+    for row, place in enumerate((4, 5)):
+        assert float(rests[row, 1:place].mean()) == pytest.approx(float(each[0, place]), abs=1e-5)
+        assert not rests[row, place:].any()  # a word does not see itself or what comes after
+    with pytest.raises(PromptError, match=r"word_map\(roles=\['generated'\]\)"):
+        word_map(model, prompts)
 
 
 def test_a_draw_that_rests_on_too_little_is_refused():
