@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= disabled
 
-.PHONY: help demo test check parity models docs figures bench clean
+.PHONY: help demo test check parity models docs figures package constraints bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
@@ -41,6 +41,12 @@ docs: .venv/.docs ## HTML pages in docs/_build/html, notebooks executed, warning
 figures: .venv/.models ## figures and claims of analyses/ that are missing or changed (FRESH=1: all), and the pages that show them
 	$(BIN)/python analyses/figures.py --jobs $(JOBS) $(if $(FRESH),--fresh)
 	$(BIN)/python analyses/collect.py
+
+package: .venv/.dev ## wheel and sdist in out/dist, the wheel used in a clean environment (DOWNLOAD=1: with dependencies from the index)
+	$(BIN)/python .ci/package.py $(if $(DOWNLOAD),--download)
+
+constraints: .venv/.dev ## constraints.txt anew from one resolve of all extras
+	$(BIN)/python .ci/constraints.py
 
 bench: .venv/.dev ## time and memory beside the plain forward pass and the peers
 	$(BIN)/python benchmarks/overhead.py --output docs/benchmarks.md

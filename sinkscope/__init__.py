@@ -2,8 +2,8 @@
 
     import sinkscope as sk
 
-    model = sk.load_model(sk.minilm_path())
-    prompts = sk.Prompts.from_texts(["The cat sat on the mat."], model)
+    model = sk.load_model("smollm2-135m")
+    prompts = sk.Prompts.from_texts(sk.tasks.corpora.texts(), model)
     readings = sk.run(model, prompts, probes=[sk.KeyMass(), sk.ValueNorm()])
     print(sk.metrics.sink_rate(readings))
 
@@ -145,7 +145,9 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(f"sinkscope.{home}"), name)
         globals()[name] = value
         return value
-    raise AttributeError(f"module 'sinkscope' has no attribute {name!r}")
+    from sinkscope.errors import unknown_name
+
+    return unknown_name(__name__, (*_SUBMODULES, *_HOME, *_probe_names()))(name)
 
 
 def __dir__() -> list[str]:

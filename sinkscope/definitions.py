@@ -163,6 +163,6 @@ def _software(version: str) -> str:
         "@software{sinkscope,",
         "  title = {sinkscope: measure, test and explain attention sinks in transformers},",
     ]
-    lines += ["  author = {{The sinkscope developers}},"]
+    lines += ["  author = {{The sinkscope developers}},", "  year = {2026},", "  note = {Python package},"]
     lines += [f"  version = {{{version}}},"] if version else []
     return "\n".join([*lines, "}"])

@@ -6,10 +6,10 @@ Every class has a page under ``docs/errors/``; every message has a test.
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 
 class SinkscopeError(Exception):
@@ -61,3 +61,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     plain = {text.lower().replace("_", "-"): text for text in map(str, known)}
     close = get_close_matches(str(name).lower().replace("_", "-"), plain, n=1, cutoff=0.6)
     return f" Did you mean {plain[close[0]]!r}?" if close else ""
+
+
+def unknown_name(module: str, known: Iterable[str]) -> Callable[[str], Any]:
+    """Return the ``__getattr__`` of a module: a misspelt name is an AttributeError that offers the closest one.
+
+    Python's own suggestion is printed by its interpreter alone; notebooks do not show it.
+    """
+
+    def missing(name: str) -> Any:
+        meant = "" if name.startswith("_") else did_you_mean(name, known)
+        raise AttributeError(f"module {module!r} has no attribute {name!r}.{meant}", name=name)
+
+    return missing

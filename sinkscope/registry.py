@@ -23,7 +23,7 @@ import re
 import warnings
 from abc import ABCMeta
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -199,8 +199,19 @@ class Table(Mapping[str, Any]):
         return len(entries(self.kind))
 
 
+def probe_for(variable: str) -> str:
+    """Return the shortest call of the probe that makes a variable, such as ``KeyMass()``, to be named in an error."""
+    for cls in Table("probe").values():
+        if variable in cls.variables:
+            needed = [f for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+            shown = [f"{f.name}=[...]" if str(f.type).startswith("Sequence") else f"{f.name}=..." for f in needed]
+            return f"{cls.__name__}({', '.join(shown)})"
+    return f"the probe that makes {variable!r}"
+
+
 def _kind(name: str) -> str:
     single = name if name in KINDS else name.removesuffix("s")
+    single = "source" if single == "model" else single  # what the command line calls them
     if single not in KINDS:
         raise SinkscopeError(
             f"kind {name!r}: there is no such kind. Kinds are {', '.join(KINDS)}.{did_you_mean(name, KINDS)}"

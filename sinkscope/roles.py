@@ -25,6 +25,13 @@ ROLES: tuple[str, ...] = (
 )
 """All role names, in the order of the ``role`` dimension (``pad`` never appears there)."""
 
+ROLE_COLOURS: dict[str, str] = {
+    "bos": "#D55E00", "system": "#CC79A7", "user": "#56B4E9", "text": "#0072B2", "image": "#009E73",
+    "punctuation": "#E69F00", "newline": "#8C6D1F", "special": "#5B3A8E", "register": "#A61C3C",
+    "generated": "#404040", "answer": "#6B8E23", "audio": "#6A6FB5", "pad": "#D9D9D9",
+}  # fmt: skip
+"""One colour per role, the same in every figure and page; grey for what is never measured."""
+
 ROLE_INDEX: dict[str, int] = {name: i for i, name in enumerate(ROLES)}
 
 ATTENDED_ROLES: tuple[str, ...] = ROLES[:-1]

@@ -44,3 +44,20 @@ def test_a_name_with_a_slip_is_answered_with_the_one_that_was_meant(ask, offered
 def test_a_task_where_its_questions_are_wanted_is_told_how_to_take_them():
     with pytest.raises(PromptError, match=r"expected Questions, got Task. Take some of a task's, such as Questions.of"):
         sk.tasks.evaluate(None, sk.tasks.load("copy"), {"none": []})
+
+
+def test_a_misspelt_name_of_a_module_is_answered_with_the_closest() -> None:
+    import sinkscope as sk
+
+    asked = {
+        "sinkscope": (sk, "KeyMas", "KeyMass"), "sinkscope.metrics": (sk.metrics, "sinkrate", "sink_rate"),
+        "sinkscope.plot": (sk.plot, "sinkmap", "sink_map"), "sinkscope.tasks": (sk.tasks, "englsh", "english"),
+        "sinkscope.methods": (sk.methods, "zerotunin", "zerotuning"), 
+        "sinkscope.edits": (sk.edits, "MaskKey", "MaskKeys"),
+        "sinkscope.probes": (sk.probes, "Entrpy", "Entropy"),
+    }  # fmt: skip
+    for module, (where, name, meant) in asked.items():
+        with pytest.raises(AttributeError) as raised:
+            getattr(where, name)
+        assert str(raised.value) == f"module {module!r} has no attribute {name!r}. Did you mean {meant!r}?"
+    assert not hasattr(sk.metrics, "__wrapped__")

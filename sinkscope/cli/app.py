@@ -11,7 +11,7 @@ import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from cyclopts import App, CycloptsError
 from cyclopts.config import Toml
@@ -38,14 +38,11 @@ from sinkscope.cli.sweep import VariantOptions, edits_of
 from sinkscope.cli.tune import tune
 from sinkscope.errors import PromptError, SinkscopeError, did_you_mean
 
-if TYPE_CHECKING:
-    pass
-
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 _EPILOGUE = """\
 Stages, with files between them:
 
-  sinkscope run minilm --text "The cat sat on the mat." --output readings.nc
+  sinkscope run smollm2-135m --text-file paragraphs.txt --output readings.nc
   sinkscope show readings.nc
   sinkscope plot sink-map readings.nc --output sink.png
   sinkscope report readings.nc --output report.html
@@ -187,16 +184,26 @@ def demo(*, output: Output = Path("out/demo")) -> None:
 
 @app.command(name="list", sort_key=9)
 def list_(kind: str | None = None) -> None:
-    """List what can be named: probes, edits, metrics, figures, methods, tasks, sources; also those of other packages.
+    """List what can be named: probes, edits, metrics, figures, methods, tasks, models; also those of other packages.
 
     Args:
-        kind: One kind, such as probes. Left out: all.
+        kind: One kind, such as probes, figures or models. Left out: all.
     """
     from sinkscope import registry
 
     for entry in registry.entries(kind):
         own = "" if entry.package == registry.GROUP else f" [{entry.package}]"
         print(f"{entry.kind:<8} {registry.kebab(entry.name):<22} {entry.summary}{own}".replace("``", ""))
+
+
+@app.command(sort_key=12)
+def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
+    """Print what completes commands and options in your shell: eval "$(sinkscope completion bash)".
+
+    Args:
+        shell: The shell; put the line above into its startup file to have it always.
+    """
+    print(app.generate_completion(shell=shell))
 
 
 def _take_config(arguments: list[str]) -> Path | None:

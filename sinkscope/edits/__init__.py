@@ -6,6 +6,8 @@ Edits act in list order. Rows keep their sums unless the edit says otherwise; a 
 is left unchanged and counted; an edit that changes nothing raises ``EditHasNoEffect``.
 """
 
+from typing import TYPE_CHECKING
+
 from sinkscope.edits.activations import SetActivations
 from sinkscope.edits.base import EDITS, AttentionEdit, Edit, ResidualEdit
 from sinkscope.edits.calibrate import CalibrateSinks
@@ -23,6 +25,7 @@ from sinkscope.edits.reference import mean_activations, mean_outputs
 from sinkscope.edits.replace import ReplaceValues
 from sinkscope.edits.stream import EditedStream
 from sinkscope.edits.text import dumps, loads, parse
+from sinkscope.errors import unknown_name
 
 __all__ = [
     "EDITS", "AblateHeads", "AmplifyGaze", "AmplifyLogits", "AttentionEdit", "BoostRecent", "CalibrateSinks",
@@ -31,3 +34,6 @@ __all__ = [
     "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues", "dumps", "loads",
     "mean_activations", "mean_outputs", "parse", "record",
 ]  # fmt: skip
+
+if not TYPE_CHECKING:  # a type checker shall complain of a name that does not exist
+    __getattr__ = unknown_name(__name__, __all__)

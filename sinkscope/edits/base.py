@@ -8,6 +8,7 @@ caches, generation, sweeps, the effect check, JSON, the text form) is done by th
 
 from __future__ import annotations
 
+import html
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -40,6 +41,15 @@ class Edit(EditFields, abstract=True):
     """Let the edit select nothing: without it an empty selection is an error."""
     papers: ClassVar[tuple[str | Reference, ...]] = ()
     """Papers it comes from: their keys in :mod:`sinkscope.references`, or references of one's own."""
+
+    def _repr_html_(self) -> str:
+        said = (type(self).__doc__ or "").strip().partition("\n")[0].replace("``", "")
+        rows = "".join(
+            f"<tr><th>{html.escape(f.name)}</th><td>{html.escape(show(getattr(self, f.name)))}</td></tr>"
+            for f in fields(self)
+            if f.name != "allow_empty" or self.allow_empty
+        )
+        return f"<div><code>{html.escape(repr(self))}</code><br>{html.escape(said)}</div><table>{rows}</table>"
 
     @property
     def identity(self) -> bool:

@@ -15,7 +15,7 @@ from sinkscope.attention.view import Ask, Context, LayerStats, Wants
 from sinkscope.engine.ranks import check_ranks, join_heads
 from sinkscope.engine.reading import ReadingBuilder, Store, provenance
 from sinkscope.engine.resume import FinishedBatches
-from sinkscope.errors import ModelError, ProbeError, UnsupportedModelError, did_you_mean
+from sinkscope.errors import ProbeError, UnsupportedModelError, did_you_mean
 from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower
 from sinkscope.models.ranks import mesh_of
 from sinkscope.probes.base import Probe, ProbeContext
@@ -23,6 +23,7 @@ from sinkscope.probes.gradient import GradientProbe
 from sinkscope.prompts import Batch, Prompts
 from sinkscope.prompts.data import check_batch_size
 from sinkscope.prompts.identity import check_prompts
+from sinkscope.prompts.model import check_model
 from sinkscope.roles import ATTENDED_ROLES, ROLE_INDEX
 from sinkscope.schema import validate
 
@@ -114,9 +115,7 @@ def find_tower(model: Model, name: str | None, split: bool = False) -> Tower:
         ModelError: ``model`` is no handle.
         UnsupportedModelError: the attention cannot be read at all, there is no such tower, or this is one rank's part.
     """
-    if not hasattr(model, "backend"):
-        given = f"the text {model!r}" if isinstance(model, str) else f"a {type(model).__name__}"
-        raise ModelError(f"run: expected a model, got {given}. Load it first: model = sinkscope.load_model(...).")
+    check_model(model, "run")
     if not split and (mesh := mesh_of(model.model)) is not None:
         raise UnsupportedModelError(
             f"{model.id} is split over {mesh.size()} ranks (tensor parallelism), each of which holds a part of the "

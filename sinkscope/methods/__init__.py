@@ -1,5 +1,8 @@
 """Procedures of the literature and our own, made of runs, sweeps, edits and metrics; ``base`` says their shape."""
 
+from typing import TYPE_CHECKING
+
+from sinkscope.errors import unknown_name
 from sinkscope.methods import (
     compression,
     head_hunter,
@@ -29,3 +32,6 @@ __all__ = [
     "head_hunter", "profile_heads", "registers", "retrieval", "sads", "saliency", "secondary_mlp", "secondary_sinks",
     "secondary_sweep", "sink_heads", "tracing", "var", "vhr", "zerotune", "zerotuning", "zerotuning_compare", "zoom",
 ]  # fmt: skip
+
+if not TYPE_CHECKING:  # a type checker shall complain of a name that does not exist
+    __getattr__ = unknown_name(__name__, __all__)

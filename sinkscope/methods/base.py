@@ -11,6 +11,7 @@ field, so that the call without settings is the paper's.
 
 from __future__ import annotations
 
+import html
 import json
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,6 +23,13 @@ from sinkscope.definitions import cite
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+
+
+_ROWS = 20
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}"
 
 
 class MethodResult(ABC):
@@ -42,6 +50,18 @@ class MethodResult(ABC):
     @abstractmethod
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the figure that shows it, on ``ax`` or on axes of its own."""
+
+    def __str__(self) -> str:
+        """Return the settings and the first rows of the table, as text."""
+        table = self.table()
+        rest = f"\n... {len(table) - _ROWS} more rows: .table()" if len(table) > _ROWS else ""
+        return f"{type(self).__name__}: {self.settings}\n\n{table.head(_ROWS).to_string(float_format=_short)}{rest}"
+
+    def _repr_html_(self) -> str:
+        table = self.table()
+        rest = f"<div>... {len(table) - _ROWS} more rows: <code>.table()</code></div>" if len(table) > _ROWS else ""
+        head = f"<div><b>{type(self).__name__}</b> <code>{html.escape(str(self.settings))}</code></div>"
+        return f"{head}{table.head(_ROWS).to_html(float_format=_short)}{rest}"
 
     def cite(self) -> str:
         """Return BibTeX of the papers behind the procedure, and of sinkscope."""

@@ -4,6 +4,9 @@ Every result carries ``units``, ``definition``, ``reference`` and ``n``; inputs 
 is NaN with ``n`` 0.
 """
 
+from typing import TYPE_CHECKING
+
+from sinkscope.errors import unknown_name
 from sinkscope.metrics.arrays import (
     attention_rollout,
     collapse,
@@ -90,3 +93,6 @@ __all__ = [
     "stable_rank", "sublayer_peak", "texture_complexity", "token_saliency", "valley_threshold", "value_drain",
     "vision_aware_heads",
 ]  # fmt: skip
+
+if not TYPE_CHECKING:  # a type checker shall complain of a name that does not exist
+    __getattr__ = unknown_name(__name__, __all__)

@@ -9,7 +9,6 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import MISSING, fields
 from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -20,19 +19,10 @@ from numpy.typing import NDArray
 from sinkscope import registry
 from sinkscope.definitions import DEFINITIONS, Definition, define
 from sinkscope.errors import MetricError
+from sinkscope.registry import probe_for as probe_for
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-def probe_for(variable: str) -> str:
-    """Return the shortest call of the probe that makes a variable, such as ``KeyMass()``, to be named in an error."""
-    for cls in registry.Table("probe").values():
-        if variable in cls.variables:
-            needed = [f for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
-            shown = [f"{f.name}=[...]" if str(f.type).startswith("Sequence") else f"{f.name}=..." for f in needed]
-            return f"{cls.__name__}({', '.join(shown)})"
-    return f"the probe that makes {variable!r}"
 
 
 def metric(*definitions: Definition) -> Callable[[Callable[P, R]], Callable[P, R]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import html
 import os
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
@@ -206,6 +207,9 @@ class Model:
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"Model({self.id!r}, {self.kind}, {type(self.model).__name__}, {dtype} on {self.device})"
+
+    def _repr_html_(self) -> str:
+        return f"<div><code>{html.escape(repr(self))}</code></div>{self.capabilities()._repr_html_()}"
 
 
 def load_model(  # noqa: PLR0913 (the public contract names them)

@@ -20,7 +20,8 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging as transformers_logging
 
-from sinkscope.errors import ModelError, UnsupportedModelError
+from sinkscope import registry
+from sinkscope.errors import ModelError, UnsupportedModelError, did_you_mean
 from sinkscope.models.locks import FairLock
 
 ATTENTION_FREE = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"})
@@ -235,6 +236,7 @@ def unreachable(name: str, error: Exception) -> ModelError:
     return ModelError(
         f"load_model({name!r}): there is no such local folder, and no such model on the hub could be read "
         f"({first_line(error)}). Check the spelling and the network, or give a local folder or 'zoo:NAME'."
+        f"{did_you_mean(name, registry.names('source'))}"
     )
 
 

@@ -1,5 +1,8 @@
 """Figures: ``DataArray -> matplotlib Axes``. They select and draw; ``sinkscope.metrics`` measures."""
 
+from typing import TYPE_CHECKING
+
+from sinkscope.errors import unknown_name
 from sinkscope.plot.distributions import max_attention_histogram, value_drain
 from sinkscope.plot.effects import effect_bars, masking_curve, sweep_curve
 from sinkscope.plot.groups import grouped_bars
@@ -17,3 +20,6 @@ __all__ = [
     "max_attention_histogram", "norm_profile", "pair_map", "patch_overlay", "phi_vs_attention", "role_share_by_layer",
     "sink_map", "sweep_curve", "theme", "token_label", "token_labels", "top_values_by_layer", "value_drain",
 ]  # fmt: skip
+
+if not TYPE_CHECKING:  # a type checker shall complain of a name that does not exist
+    __getattr__ = unknown_name(__name__, __all__)

@@ -14,13 +14,14 @@ from scipy import stats
 from sinkscope.errors import SchemaError
 from sinkscope.plot.labels import plain
 from sinkscope.plot.profiles import finish_depth
-from sinkscope.plot.theme import OTHER, PALETTE, SINK, axes_for, themed, thin
+from sinkscope.plot.readings import drawn, first_and_others, largest_attention
+from sinkscope.plot.theme import OTHER, PALETTE, SINK, axes_for, thin
 
 
-@themed
+@drawn(takes=first_and_others("value_norm", "l2 norm of the value vectors, every key-value head and prompt"))
 def value_drain(
     sink: xr.DataArray,
-    others: xr.DataArray,
+    others: xr.DataArray | None = None,
     *,
     ylabel: str = "l2 norm of the value vector",
     title: str = "Values of the sink and of other tokens",
@@ -32,12 +33,15 @@ def value_drain(
     not drawn.
 
     Args:
-        sink: dims ``layer`` and any others (prompts, key-value heads); each number is one observation.
+        sink: dims ``layer`` and any others (prompts, key-value heads); each number is one observation. Or a reading,
+            alone: its first token against the others.
         others: likewise for the other tokens.
         ylabel: label of the y axis.
         title: title of the axes.
         ax: axes to draw on.
     """
+    if others is None:
+        raise SchemaError("value_drain: others are missing. Pass norms of the sink and of the others, or a reading.")
     for array, name in ((sink, "sink"), (others, "others")):
         if "layer" not in array.dims:
             raise SchemaError(f"value_drain: {name} has no dimension 'layer'; it has {tuple(array.dims)}.")
@@ -62,7 +66,7 @@ def _samples(array: xr.DataArray) -> list[np.ndarray]:
     return [row[np.isfinite(row)] for row in rows]
 
 
-@themed
+@drawn(takes=largest_attention)
 def max_attention_histogram(
     array: xr.DataArray,
     fit: Mapping[str, Any] | xr.Dataset | None = None,
@@ -75,7 +79,7 @@ def max_attention_histogram(
     """Draw the histogram of one number per head, with the mixture fitted to it and the valley that splits it.
 
     Args:
-        array: numbers of any dims, one per head (and prompt); NaN is left out.
+        array: numbers of any dims, one per head (and prompt); NaN is left out. Or a reading: ``max_attention``.
         fit: what ``metrics.bimodality`` found (one verdict), or plain numbers: ``means``, ``weights``, ``sds`` of the
             components, ``valley`` (NaN: none was found), ``bimodal`` (optional). Nothing is fitted here.
         bins: bars of the histogram.

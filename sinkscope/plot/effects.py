@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 
 from sinkscope.errors import SchemaError
 from sinkscope.plot.labels import labels_of, need_dims, plain
-from sinkscope.plot.theme import CONTROL, OTHER, PALETTE, axes_for, dot, themed, thin
+from sinkscope.plot.readings import differences, drawn
+from sinkscope.plot.theme import CONTROL, OTHER, PALETTE, axes_for, dot, thin
 
 Interval = tuple[xr.DataArray, xr.DataArray]
 
@@ -19,7 +20,7 @@ def _label(array: xr.DataArray, otherwise: str) -> str:
     return plain(f"{name} [{units}]" if units and units != "1" else name)
 
 
-@themed
+@drawn("edit", takes=differences)
 def effect_bars(
     effect: xr.DataArray,
     *,
@@ -31,7 +32,8 @@ def effect_bars(
     """Draw one bar per edit with its interval, and the controls beside it as grey points.
 
     Args:
-        effect: dims ``(edit,)``; the paired difference to the run without an edit.
+        effect: dims ``(edit,)``; the paired difference to the run without an edit. Or what ``metrics.compare``
+            returned: its difference and interval.
         interval: lower and upper limit, dims ``(edit,)``.
         controls: dims ``(edit,)`` or ``(edit, draw)``: the same edit on random tokens or heads. Labels must match.
         title: title of the axes.
@@ -82,7 +84,7 @@ def _only_dim(array: xr.DataArray, function: str) -> str:
     return str(array.dims[0])
 
 
-@themed
+@drawn(takes=differences)
 def sweep_curve(
     array: xr.DataArray,
     *,
@@ -95,7 +97,8 @@ def sweep_curve(
     """Draw a metric against the strength of an edit, one line per group of layers, each with a band.
 
     Args:
-        array: dims ``(x,)`` and at most one more, whose labels become the lines (groups of layers, say).
+        array: dims ``(x,)`` and at most one more, whose labels become the lines (groups of layers, say). Or what
+            ``metrics.compare`` returned.
         x: the dimension along the x axis; its coordinate must be numbers.
         interval: lower and upper limit, with the dims of ``array``.
         reference: value of ``x`` at which the edit does nothing (a dotted line), or None.
@@ -128,7 +131,7 @@ def sweep_curve(
     return axes
 
 
-@themed
+@drawn(takes=differences)
 def masking_curve(
     array: xr.DataArray, *, interval: Interval | None = None, title: str = "Masking tokens", ax: Axes | None = None
 ) -> Axes:

@@ -7,12 +7,13 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from sinkscope.plot.labels import labels_of, need_dims, plain
-from sinkscope.plot.theme import CONTROL, OTHER, PALETTE, ROLE_COLOURS, SINK, axes_for, dot, themed, thin
+from sinkscope.plot.readings import drawn
+from sinkscope.plot.theme import CONTROL, OTHER, PALETTE, ROLE_COLOURS, SINK, axes_for, dot, thin
 
 _FIXED = {"sink": SINK, "others": OTHER, "other": OTHER, "control": CONTROL, "neighbour": CONTROL, **ROLE_COLOURS}
 
 
-@themed
+@drawn()
 def grouped_bars(
     array: xr.DataArray,
     *,

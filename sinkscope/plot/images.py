@@ -15,6 +15,7 @@ from matplotlib.patches import Ellipse, Rectangle
 
 from sinkscope.errors import SchemaError
 from sinkscope.plot.labels import need_dims, plain
+from sinkscope.plot.readings import drawn
 from sinkscope.plot.theme import OTHER, PALETTE, ROLE_COLOURS, SINK, axes_for, dot, themed, thin
 
 
@@ -138,7 +139,7 @@ def mark_patches(sets: Mapping[str, np.ndarray], *, ax: Axes) -> Axes:
     return ax
 
 
-@themed
+@drawn()
 def phi_vs_attention(
     phi: xr.DataArray,
     attention: xr.DataArray,

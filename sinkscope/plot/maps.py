@@ -14,7 +14,8 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 
 from sinkscope.plot.labels import labels_of, need_dims, plain, set_ticks, token_labels
-from sinkscope.plot.theme import DIVERGING, MISSING, PALETTE, SEQUENTIAL, axes_for, dot, themed
+from sinkscope.plot.readings import differences_of_heads, drawn, entropy_of_heads, first_map, on_first_token
+from sinkscope.plot.theme import DIVERGING, MISSING, PALETTE, SEQUENTIAL, axes_for, dot
 
 
 def _image(ax: Axes, values: np.ndarray, limits: tuple[float, float], cmap: str | Colormap, bar: str) -> AxesImage:
@@ -44,7 +45,7 @@ def _head_axes(ax: Axes, layers: Sequence[str], heads: Sequence[str], title: str
     ax.set(xlabel="head", ylabel="layer", title=plain(title))
 
 
-@themed
+@drawn("layer", "head", takes=on_first_token)
 def sink_map(
     array: xr.DataArray,
     *,
@@ -57,6 +58,7 @@ def sink_map(
 
     Args:
         array: dims ``(layer, head)``, for example ``ds.key_mass.isel(key=0).mean("prompt")``; attention weight 0 to 1.
+            Or a reading: its first token is drawn.
         vmax: weight with the darkest colour; 1 keeps figures of different models comparable.
         title: title of the axes.
         label: label of the colour bar.
@@ -69,14 +71,14 @@ def sink_map(
     return axes
 
 
-@themed
+@drawn("layer", "head", takes=entropy_of_heads)
 def entropy_map(
     array: xr.DataArray, *, vmax: float | None = None, title: str = "Attention entropy", ax: Axes | None = None
 ) -> Axes:
     """Draw the mean entropy of the attention rows for every layer and head.
 
     Args:
-        array: dims ``(layer, head)``, in nats (or normalised: then say so in ``attrs["units"]``).
+        array: a reading, or dims ``(layer, head)``, in nats (or normalised: then say so in ``attrs["units"]``).
         vmax: entropy with the darkest colour; the largest value if left out.
         title: title of the axes.
         ax: axes to draw on.
@@ -89,7 +91,7 @@ def entropy_map(
     return axes
 
 
-@themed
+@drawn("layer", "head", takes=differences_of_heads)
 def effect_map(
     array: xr.DataArray,
     *,
@@ -101,7 +103,8 @@ def effect_map(
     """Draw a signed effect for every layer and head; white is no effect, and the colour scale is symmetric.
 
     Args:
-        array: dims ``(layer, head)``; ``attrs["units"]`` labels the colour bar.
+        array: dims ``(layer, head)``; ``attrs["units"]`` labels the colour bar. Or what ``metrics.compare`` returned:
+            heads whose q-value is below .05 are marked.
         marked: boolean ``(layer, head)``; these heads get a dot (for example: significant after correction).
         limit: effect with the darkest colour; the largest magnitude if left out.
         title: title of the axes.
@@ -120,7 +123,7 @@ def effect_map(
     return axes
 
 
-@themed
+@drawn("layer", "head")
 def head_class_map(array: xr.DataArray, *, title: str = "Classes of heads", ax: Axes | None = None) -> Axes:
     """Draw the class of every head as a colour with a legend; an empty name is drawn as not classified.
 
@@ -148,7 +151,7 @@ def head_class_map(array: xr.DataArray, *, title: str = "Classes of heads", ax: 
     return axes
 
 
-@themed
+@drawn("query", "key", takes=first_map)
 def attention_map(
     array: xr.DataArray,
     tokens: Sequence[str] | None = None,
@@ -160,7 +163,8 @@ def attention_map(
     """Draw the attention map of one prompt, layer and head, with the tokens along both axes.
 
     Args:
-        array: dims ``(query, key)``; attention weight 0 to 1. Rows and columns of NaN (beyond the prompt) are cut.
+        array: dims ``(query, key)``; attention weight 0 to 1. Rows and columns of NaN (beyond the prompt) are cut. Or a
+            reading: its first map is drawn.
         tokens: one string per key; taken from the coordinate ``token`` if left out. Anything may be in them.
         vmax: weight with the darkest colour.
         title: title of the axes; layer and head from the coordinates if left out.

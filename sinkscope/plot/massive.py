@@ -30,8 +30,9 @@ def massive_activations_picture(
     """Draw the largest entries of the residual stream as stems: token x dimension x magnitude (Sun et al. 2024).
 
     Args:
-        ds: one prompt and one site of a reading, ``ds.isel(prompt=0).sel(site="3.post")``: ``top_value``, ``top_dim``
-            and ``top_position`` with the dim ``rank``, ``median_abs`` and the coordinate ``token`` if it has them.
+        ds: a reading, of which the prompt and the site with the largest entry are drawn, or one prompt and one site of
+            it, ``ds.isel(prompt=0).sel(site="3.post")``: ``top_value``, ``top_dim`` and ``top_position`` with the dim
+            ``rank``, ``median_abs`` and the coordinate ``token`` if it has them.
         highlight: dimensions drawn in the sink's colour (those that carry a sink); the largest entry's if left out.
         max_tokens: most positions with a token label: the carriers and the first ones.
         title: title; the site if left out.
@@ -45,6 +46,7 @@ def massive_activations_picture(
         raise SchemaError(f"massive_activations_picture: {missing} are missing. Run with MassiveActivations().")
     if ax is not None and not isinstance(ax, Axes3D):
         raise SchemaError('massive_activations_picture: ax is flat. Make it with subplot_kw={"projection": "3d"}.')
+    ds = _largest(ds)
     value, dim, place = (need_dims(ds[n], ("rank",), "massive_activations_picture").values for n in _NEEDS)
     kept = np.isfinite(value) & np.isfinite(dim) & np.isfinite(place)
     value, dim, place = np.abs(value[kept]), dim[kept].astype(int), place[kept].astype(int)
@@ -58,6 +60,16 @@ def massive_activations_picture(
     _decorate(axes, ds, place, dim[np.isin(dim, list(chosen))] if dim.size else dim, max_tokens)
     axes.set_title(plain(title or f"Largest activations at {_site(ds)}"))
     return axes
+
+
+def _largest(ds: xr.Dataset) -> xr.Dataset:
+    """Of a whole reading, take the prompt and the site that hold the largest entry."""
+    left = [dim for dim in ("prompt", "site") if dim in ds["top_value"].dims]
+    if not left or set(ds["top_value"].dims) - {"prompt", "site", "rank"}:
+        return ds
+    sizes = abs(ds["top_value"]).max("rank").transpose(*left)
+    at = np.unravel_index(int(sizes.fillna(-1).values.argmax()), sizes.shape)
+    return ds.isel({dim: int(i) for dim, i in zip(left, at, strict=True)})
 
 
 def _site(ds: xr.Dataset) -> str:

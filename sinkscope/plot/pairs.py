@@ -8,10 +8,11 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 
 from sinkscope.plot.labels import labels_of, need_dims, plain, set_ticks, token_labels
-from sinkscope.plot.theme import DIVERGING, MISSING, SEQUENTIAL, axes_for, themed
+from sinkscope.plot.readings import drawn
+from sinkscope.plot.theme import DIVERGING, MISSING, SEQUENTIAL, axes_for
 
 
-@themed
+@drawn("query", "key")
 def pair_map(
     array: xr.DataArray,
     *,

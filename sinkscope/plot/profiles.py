@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 
 from sinkscope.errors import SchemaError
 from sinkscope.plot.labels import labels_of, need_dims, plain, set_ticks
-from sinkscope.plot.theme import OTHER, PALETTE, ROLE_COLOURS, SINK, axes_for, themed
+from sinkscope.plot.readings import drawn, largest_entries, shares_of_roles, two_lines
+from sinkscope.plot.theme import OTHER, PALETTE, ROLE_COLOURS, SINK, axes_for
 
 _DEPTHS = ("layer", "site")
 
@@ -40,7 +41,7 @@ def _colour(name: str, index: int) -> str:
     return fixed.get(name, PALETTE[index % len(PALETTE)])
 
 
-@themed
+@drawn("layer")
 def layer_profile(
     array: xr.DataArray,
     *,
@@ -102,14 +103,15 @@ def _named(array: xr.DataArray) -> str:
     return f"{name} [{units}]" if units and units != "1" else name
 
 
-@themed
+@drawn(takes=two_lines("residual_norm", "l2 norm of the residual stream of the first token and of the others, mean"))
 def norm_profile(
     array: xr.DataArray, *, log: bool = True, title: str = "Norm of the residual stream", ax: Axes | None = None
 ) -> Axes:
     """Draw norms over depth, one line per group of tokens (Gu et al. 2025, figure 2: sink against others).
 
     Args:
-        array: dims ``(site,)`` or ``(layer,)`` and at most one more with the groups (``sink``, ``others``).
+        array: dims ``(site,)`` or ``(layer,)`` and at most one more with the groups (``sink``, ``others``). Or a
+            reading: its first token against the others.
         log: log scale.
         title: title of the axes.
         ax: axes to draw on.
@@ -117,10 +119,10 @@ def norm_profile(
     return layer_profile(array, ylabel="l2 norm", log=log, title=title, ax=ax)
 
 
-@themed
+@drawn(takes=largest_entries)
 def top_values_by_layer(
     top: xr.DataArray,
-    median: xr.DataArray,
+    median: xr.DataArray | None = None,
     *,
     ranks: int = 3,
     title: str = "Largest activations",
@@ -129,12 +131,14 @@ def top_values_by_layer(
     """Draw the largest magnitudes of the residual stream and their median over depth (Sun et al. 2024, figure 4).
 
     Args:
-        top: magnitudes, dims ``(site, rank)`` or ``(layer, rank)``: the mean over prompts, say.
+        top: magnitudes, dims ``(site, rank)`` or ``(layer, rank)``: the mean over prompts, say. Or a reading, alone.
         median: median magnitude, dims ``(site,)`` or ``(layer,)``.
         ranks: how many of the largest to draw.
         title: title of the axes.
         ax: axes to draw on.
     """
+    if median is None:
+        raise SchemaError("top_values_by_layer: the median is missing. Pass it too, or a reading.")
     depth = depth_of(top, "top_values_by_layer")
     values = need_dims(top, (depth, "rank"), "top_values_by_layer").values
     middle = need_dims(median, (depth,), "top_values_by_layer(median=)").values
@@ -155,14 +159,14 @@ def _positive(values: np.ndarray) -> np.ndarray:
     return np.where(values > 0, values, np.nan)
 
 
-@themed
+@drawn("layer", "role", takes=shares_of_roles)
 def role_share_by_layer(array: xr.DataArray, *, title: str = "Where attention goes", ax: Axes | None = None) -> Axes:
     """Draw the share of attention on each role as stacked bars, one per layer.
 
     What is missing to 1 went to no token: an implicit sink (a learned sink logit, softmax-off-by-one).
 
     Args:
-        array: dims ``(layer, role)``; attention weight, mean over prompts, heads and queries.
+        array: a reading, or dims ``(layer, role)``; attention weight, mean over prompts, heads and queries.
         title: title of the axes.
         ax: axes to draw on.
     """

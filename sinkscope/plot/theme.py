@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from sinkscope.roles import ROLE_COLOURS as ROLE_COLOURS
+
 Kind = Literal["paper", "slide", "page"]
 P = ParamSpec("P")
 
@@ -31,19 +33,13 @@ SINK, OTHER, CONTROL = PALETTE[1], PALETTE[0], "#7F7F7F"
 MISSING = "#D9D9D9"
 """Colour of a cell that was not measured (NaN)."""
 
-ROLE_COLOURS: dict[str, str] = {
-    "bos": "#D55E00", "system": "#CC79A7", "user": "#56B4E9", "text": "#0072B2", "image": "#009E73",
-    "punctuation": "#E69F00", "newline": "#8C6D1F", "special": "#5B3A8E", "register": "#A61C3C",
-    "generated": "#404040", "answer": "#6B8E23", "audio": "#6A6FB5", "pad": MISSING,
-}  # fmt: skip
-"""One colour per token role, the same in every figure."""
-
 _SIZES: dict[str, tuple[float, float, float]] = {
     "paper": (3.3, 2.4, 7.5),
     "slide": (9.0, 5.6, 17),
     "page": (6.6, 4.2, 10),
 }
 _ACTIVE: ContextVar[str | None] = ContextVar("sinkscope_plot_theme", default=None)
+_CAPTIONS: ContextVar[bool] = ContextVar("sinkscope_plot_captions", default=True)
 
 
 def settings(kind: Kind = "paper") -> dict[Any, Any]:
@@ -69,14 +65,20 @@ def settings(kind: Kind = "paper") -> dict[Any, Any]:
 
 
 @contextmanager
-def theme(kind: Kind = "paper") -> Iterator[None]:
-    """Draw inside this context to get the look of ``kind``; the settings found before are put back after it."""
+def theme(kind: Kind = "paper", *, captions: bool = True) -> Iterator[None]:
+    """Draw inside this context to get the look of ``kind``; the settings found before are put back after it.
+
+    Args:
+        kind: ``"paper"`` is one column (3.3 in), ``"slide"`` a projected page, ``"page"`` the report.
+        captions: False leaves the line under the figure out, which says model, n and definition.
+    """
     with mpl.rc_context(settings(kind)):
-        token = _ACTIVE.set(kind)
+        tokens = _ACTIVE.set(kind), _CAPTIONS.set(captions)
         try:
             yield
         finally:
-            _ACTIVE.reset(token)
+            _ACTIVE.reset(tokens[0])
+            _CAPTIONS.reset(tokens[1])
             # A notebook's first figure loads its backend in here, which makes figures interactive; that must stay.
             interactive = mpl.is_interactive()
     mpl.interactive(interactive)
@@ -177,7 +179,7 @@ def caption(figure: Figure | Axes, source: xr.Dataset | xr.DataArray | str, *, d
 
     target = figure.get_figure(root=True) if isinstance(figure, Axes) else figure
     text = source if isinstance(source, str) else caption_text(source, definition=definition)
-    if not text or not isinstance(target, Figure):
+    if not text or not isinstance(target, Figure) or not _CAPTIONS.get():
         return text
     size = float(mpl.rcParams["font.size"]) * 0.8
     columns = int(target.get_size_inches()[0] * 72 / (size * 0.56))

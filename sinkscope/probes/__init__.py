@@ -1,5 +1,8 @@
 """Probes: what to read from a run. Each is a frozen dataclass; ``base`` says how to add one."""
 
+from typing import TYPE_CHECKING
+
+from sinkscope.errors import unknown_name
 from sinkscope.probes import attention, base, gradient, output, residual, vectors
 from sinkscope.probes.attention import *
 from sinkscope.probes.base import *
@@ -15,3 +18,6 @@ __all__ += gradient.__all__
 __all__ += output.__all__
 __all__ += residual.__all__
 __all__ += vectors.__all__
+
+if not TYPE_CHECKING:  # a type checker shall complain of a name that does not exist
+    __getattr__ = unknown_name(__name__, __all__)

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 import torch
 
+from sinkscope.errors import ModelError
+
 
 class PromptModel(Protocol):
     """A model as prompts see it; ``sinkscope.models.handle.Model`` is one."""
@@ -39,3 +41,14 @@ class PromptModel(Protocol):
     def context_length(self) -> int | None:
         """Longest prompt in tokens, or ``None`` where nothing limits it."""
         ...
+
+
+def check_model(model: Any, caller: str) -> None:
+    """Refuse what is no model of sinkscope, such as a name or a transformers model that was not loaded by it.
+
+    Raises:
+        ModelError: ``model`` is something else; the message opens with the ``caller`` that was asked.
+    """
+    if not hasattr(model, "backend") and not hasattr(model, "kind"):
+        given = f"the text {model!r}" if isinstance(model, str) else f"a {type(model).__name__}"
+        raise ModelError(f"{caller}: expected a model, got {given}. Load it first: model = sinkscope.load_model(...).")

@@ -14,7 +14,7 @@ from sinkscope.prompts.crops import fields_of_crops
 from sinkscope.prompts.data import Batch, PromptFields
 from sinkscope.prompts.images import fields_of_images
 from sinkscope.prompts.inputs import fields_of_inputs
-from sinkscope.prompts.model import PromptModel
+from sinkscope.prompts.model import PromptModel, check_model
 from sinkscope.prompts.pairs import fields_of_pairs, fields_of_side
 from sinkscope.prompts.text import fields_of_ids, fields_of_texts
 from sinkscope.prompts.towers import fields_of_tower
@@ -40,6 +40,7 @@ class Prompts(PromptFields):
         Raises:
             PromptError: no tokenizer, an empty list or text, a text beyond the context length, a wrong ``add_bos``.
         """
+        check_model(model, "from_texts")
         return cls(**vars(fields_of_texts(texts, model, add_bos)))
 
     @classmethod
@@ -49,6 +50,7 @@ class Prompts(PromptFields):
         Raises:
             PromptError: an empty list or prompt, an id outside the vocabulary, a prompt beyond the context length.
         """
+        check_model(model, "from_ids")
         return cls(**vars(fields_of_ids(ids, model)))
 
     @classmethod
@@ -64,6 +66,7 @@ class Prompts(PromptFields):
             PromptError: not a vision encoder, no image processor, a broken, animated or floating-point image, or a
                 size that the encoder refuses.
         """
+        check_model(model, "from_images")
         return cls(**vars(fields_of_images(images, model)))
 
     @classmethod
@@ -86,6 +89,7 @@ class Prompts(PromptFields):
             PromptError: not such a model, no processor, a malformed item, a broken image, placeholders in the text, or
                 an answer that the tokenizer rewrites.
         """
+        check_model(model, "from_chat")
         return cls(**vars(fields_of_chat(items, model)))
 
     @classmethod
@@ -100,6 +104,7 @@ class Prompts(PromptFields):
         Raises:
             PromptError: no token ids, a row of padding only, a mask of another shape, placeholders without images.
         """
+        check_model(model, "from_inputs")
         return cls(**vars(fields_of_inputs(inputs, model)))
 
     @classmethod
@@ -118,6 +123,7 @@ class Prompts(PromptFields):
             PromptError: not such a model, no tokenizer, something that is no pair, an empty text, ids outside the
                 vocabulary.
         """
+        check_model(model, "from_pairs")
         return cls(**vars(fields_of_pairs(pairs, model)))
 
     def crop(self, boxes: Sequence[Sequence[float] | None], model: PromptModel, *, beside: bool = True) -> Prompts:

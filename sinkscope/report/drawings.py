@@ -65,8 +65,7 @@ def role_share(ds: xr.Dataset, sinks: Sinks | None) -> Axes:
     """Shares by the role of the key."""
     from sinkscope import plot
 
-    says = "share of attention on the keys of each role, mean over heads and queries"
-    return plot.role_share_by_layer(plot.described(ds["role_share"].mean(["prompt", "head"]), ds, says))
+    return plot.role_share_by_layer(ds)
 
 
 @figure("How its values are drained", needs=["value_norm"])
@@ -85,9 +84,7 @@ def top_values(ds: xr.Dataset, sinks: Sinks | None) -> Axes:
     """Log scale."""
     from sinkscope import plot
 
-    top = abs(ds["top_value"]).mean("prompt")
-    says = "three largest magnitudes in the residual stream and the median, mean over prompts (Sun et al. 2024)"
-    return plot.top_values_by_layer(plot.described(top, ds, says), ds["median_abs"].mean("prompt"))
+    return plot.top_values_by_layer(ds)
 
 
 @figure("Where the massive activations are", needs=["top_value", "top_dim", "top_position"])
@@ -95,9 +92,7 @@ def massive_activations(ds: xr.Dataset, sinks: Sinks | None) -> Axes:
     """The prompt and site with the largest entry; the dimension of that entry is marked."""
     from sinkscope import plot
 
-    sizes = abs(ds["top_value"]).transpose("prompt", "site", "rank").fillna(-1).values
-    prompt, site, _ = np.unravel_index(int(sizes.argmax()), sizes.shape)
-    return plot.massive_activations_picture(ds.isel(prompt=int(prompt), site=int(site)))
+    return plot.massive_activations_picture(ds)
 
 
 @figure("Norms over depth", needs=["residual_norm"])
@@ -115,8 +110,7 @@ def entropy_map(ds: xr.Dataset, sinks: Sinks | None) -> Axes:
     """Dark rows spread their attention."""
     from sinkscope import plot
 
-    grid = ds["entropy"].mean(["prompt", "query"])
-    return plot.entropy_map(plot.described(grid, ds, "entropy of the attention row, mean over queries, natural log"))
+    return plot.entropy_map(ds)
 
 
 @figure("One class of heads or two", needs=["max_attention"])

@@ -8,6 +8,9 @@ scores = sk.tasks.evaluate(model, questions, {"none": [], "scaled": [sk.ScaleKey
 sk.tasks.rate(scores["correct"])                  # value, Wilson interval, n
 """
 
+from typing import TYPE_CHECKING
+
+from sinkscope.errors import unknown_name
 from sinkscope.tasks.base import Item, Task
 from sinkscope.tasks.benchmarks import BENCHMARKS, load, suited
 from sinkscope.tasks.chat import in_chat
@@ -21,3 +24,6 @@ __all__ = [
     "BENCHMARKS", "ENGLISH", "OFFLINE", "Answers", "Item", "NeedleTests", "Questions", "Task", "collapse", "english",
     "evaluate", "in_chat", "load", "needle_tests", "offline", "rate", "scores", "suited",
 ]  # fmt: skip
+
+if not TYPE_CHECKING:  # a type checker shall complain of a name that does not exist
+    __getattr__ = unknown_name(__name__, __all__)

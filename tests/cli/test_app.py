@@ -416,3 +416,17 @@ def test_tune_refuses_before_a_model_is_loaded(refused: Callable[..., str], ques
     target.write_text("kept")
     assert "exists" in refused(1, "tune", "nowhere", "copy", "-o", target)
     assert target.read_text() == "kept"
+
+
+def test_models_are_listed_among_what_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "models"]) == 0
+    said = capsys.readouterr().out
+    assert {"smollm2-135m", "zoo:lm-python"} <= {line.split()[1] for line in said.splitlines()}
+
+
+def test_completion_knows_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        assert main(["completion", shell]) == 0
+        said = capsys.readouterr().out
+        assert all(name in said for name in ("explain-image", "sweep", "--output", "--batch-size"))
+    assert main(["completion", "csh"]) == 2

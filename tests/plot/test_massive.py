@@ -47,8 +47,8 @@ def test_highlighted_dimensions_are_chosen_by_hand():
 def test_wrong_input_is_named():
     with pytest.raises(SchemaError, match=r"\['top_dim'\] are missing. Run with MassiveActivations\(\)"):
         plot.massive_activations_picture(one_site().drop_vars("top_dim"))
-    with pytest.raises(SchemaError, match=r"Select one of 'prompt' with \.isel"):
-        plot.massive_activations_picture(one_site().expand_dims("prompt"))
+    with pytest.raises(SchemaError, match=r"Select one of 'edit' with \.isel"):
+        plot.massive_activations_picture(one_site().expand_dims("edit"))
     _, flat = plt.subplots()
     with pytest.raises(SchemaError, match="ax is flat"):
         plot.massive_activations_picture(one_site(), ax=flat)

@@ -51,6 +51,14 @@ def test_a_name_is_no_model():
         sk.run(tiny("llama"), "text")
 
 
+@pytest.mark.parametrize("make", ["from_texts", "from_ids", "from_images", "from_chat", "from_inputs", "from_pairs"])
+def test_prompts_of_a_model_that_was_not_loaded(make):
+    with pytest.raises(ModelError, match=rf"{make}: expected a model, got a LlamaForCausalLM\. Load it first: model ="):
+        getattr(Prompts, make)(["the cat"], tiny("llama"))
+    with pytest.raises(ModelError, match=rf"{make}: expected a model, got the text 'name'\. Load it first"):
+        getattr(Prompts, make)(["the cat"], "name")
+
+
 @pytest.mark.parametrize("ids", [[[1, True]], [[1.0, 2.0]], [[1, [2, 3]]], [[1, None]], [["1"]], [[2**70]], [[1, 2.5]]])
 def test_ids_of_another_type(model, ids):
     with pytest.raises(PromptError, match=r"prompt 0: expected a flat list of token ids \(whole numbers\)"):
