@@ -273,7 +273,8 @@ def paper_page(key: str, group: list[dict[str, Any]]) -> str:
         lines += [f"({anchor(data)})=", f"## {cell(short(data['title']))}\n", f"    python analyses/{data['script']}\n"]
         for figure in data["figures"]:
             image = f"{Path(data['script']).with_suffix('')}/{figure['file']}"
-            lines.append(f"![{cell(figure['says']).replace('[', '(').replace(']', ')')}]({image})\n")
+            says = cell(figure["says"]).replace("[", "(").replace("]", ")")
+            lines += [f"![{says}]({image})\n", *([f"*{says}*\n"] if says else []), *how_made(figure["file"], data)]
         if data["claims"]:
             lines += [*TABLE, *(row(claim, model_of(claim, data)) for claim in data["claims"]), ""]
         about = data["description"].partition("\n")[2].strip()
@@ -281,6 +282,20 @@ def paper_page(key: str, group: list[dict[str, Any]]) -> str:
             lines += [cell(about) + "\n"]
         lines.append(f"Models: {', '.join(f'`{model}`' for model in data['models'])}.\n")
     return "\n".join(lines)
+
+
+def how_made(file: str, data: dict[str, Any]) -> list[str]:
+    """Give the box under a figure that says which command drew it, of which model, and at what cost."""
+    model = Path(file).stem.partition("--")[2]
+    named = f" --model {model.replace('zoo-', 'zoo:', 1)}" if model else ""
+    seconds = data.get("processor_seconds")
+    cost = f" All figures of the script together took {float(seconds):.0f} s of processor time." if seconds else ""
+    return [
+        ":::{dropdown} How this figure was made\n",
+        f"    python analyses/{data['script']}{named}\n",
+        f"Readings and claims are written beside it; what was measured, against which control, stands below.{cost}\n",
+        ":::\n",
+    ]
 
 
 def anchor(data: dict[str, Any]) -> str:
@@ -319,7 +334,7 @@ def heading(key: str) -> str:
     """Name a paper: first author, year and the key words of its title."""
     reference = REFERENCES[key]
     authors = reference.authors.split(" and ")
-    name = authors[0].split(",")[0] + (" et al." if len(authors) > 1 else "")
+    name = authors[0].split(" ")[-1] + (" et al." if len(authors) > 1 else "")
     return cell(f"{name}{f' {reference.year}' if reference.year else ''}: {reference.title.split(':')[0]}")
 
 

@@ -35,6 +35,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = f"sinkscope {__version__}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_extra_path = ["../llms.txt"]
 html_show_sourcelink = False
 html_sidebars = {"quickstart": [], "concepts": [], "gallery": [], "architectures": [], "benchmarks": []}
 html_theme_options: dict[str, Any] = {

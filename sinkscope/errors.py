@@ -6,10 +6,11 @@ Every class has a page under ``docs/errors/``; every message has a test.
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import Any
 
 
 class SinkscopeError(Exception):

@@ -117,7 +117,11 @@ def test_claims_become_the_table_the_gallery_and_the_papers_page(tmp_path: Path)
     about = "| Fig. 2 | Sinks at &lt;s&gt; \\| first | most |"
     assert f"\n{about} `zoo:lm-python` | 21% of 24 heads; more words | agrees |\n" in page
     assert f"\n{about} `b` | other | **differs** |\n" in page
-    assert "![n = 3 (a)](gu2025/sink_map/map.png)" in page
+    assert "![n = 3 (a)](gu2025/sink_map/map.png)\n\n*n = 3 (a)*\n" in page
+    assert ":::{dropdown} How this figure was made\n\n    python analyses/gu2025/sink_map.py\n" in page
+    assert "took 90 s of processor time" in page
+    made = collect.how_made("sink_map--zoo-lm-python.png", {"script": "gu2025/sink_map.py"})
+    assert "    python analyses/gu2025/sink_map.py --model zoo:lm-python\n" in made
     assert "Cost: `seconds` for &lt;s&gt;." in page
     with Image.open(tmp_path / "docs" / "gallery" / "gu2025" / "sink_map" / "map.png") as image:
         assert image.size == (1000, 500)

@@ -9,7 +9,12 @@ import sinkscope
 from sinkscope import cli
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "errors").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "llms.txt",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "errors").glob("*.md")),
+]
 
 
 def test_the_example_runs_and_is_short(

@@ -56,8 +56,9 @@ def value_drain(
         )  # fmt: skip
     finish_depth(axes, sink, "layer")
     axes.set(ylabel=plain(ylabel), title=plain(title))
-    axes.set_ylim(bottom=0)
-    axes.legend(handles=[Patch(color=SINK, label="sink token"), Patch(color=OTHER, label="other tokens")])
+    axes.set_ylim(0, 1.16 * axes.get_ylim()[1])  # room for the legend above the longest whisker
+    handles = [Patch(color=SINK, label="sink token"), Patch(color=OTHER, label="other tokens")]
+    axes.legend(handles=handles, loc="upper left", ncols=2)
     return axes
 
 
@@ -88,16 +89,56 @@ def max_attention_histogram(
         ax: axes to draw on.
     """
     values = array.values[np.isfinite(array.values)]
+    found = _numbers(fit) if isinstance(fit, xr.Dataset) else fit
     axes = axes_for(array, ax)
     if values.size:
-        axes.hist(values, bins=bins, density=True, color="#BFC8CF", label=f"heads (n = {values.size})")
-    if fit is not None:
-        _mixture(axes, _numbers(fit) if isinstance(fit, xr.Dataset) else fit, names)
+        _bars(axes, values, bins, _split(found))
+    if found is not None:
+        _mixture(axes, found, names)
     axes.set(xlabel=plain(str(array.attrs.get("long_name", array.name or "largest attention weight"))),
              ylabel="density", title=plain(title))  # fmt: skip
     if values.size or fit is not None:
         axes.legend()
     return axes
+
+
+MUTED = "#7C8A94"
+"""Colour of heads that are not split."""
+
+
+def _split(fit: Mapping[str, Any] | None) -> float:
+    """Return the valley that splits the heads, NaN where they are one class."""
+    if fit is None or not fit.get("bimodal", True):
+        return float("nan")
+    return float(fit.get("valley", np.nan))
+
+
+def _bars(axes: Axes, values: np.ndarray, bins: int, valley: float) -> None:
+    """Draw the histogram, each class in its colour, and under it one tick for each number."""
+    heights, edges = np.histogram(values, bins=bins, density=True)
+    middle = (edges[:-1] + edges[1:]) / 2
+    sides = (
+        ((middle < valley, SINK), (middle >= valley, OTHER)) if np.isfinite(valley) else ((middle == middle, MUTED),)
+    )
+    for side, colour in sides:
+        axes.bar(middle[side], heights[side], width=np.diff(edges)[side], color=colour, alpha=0.38, linewidth=0)
+    axes.plot([], [], " ", label=f"heads (n = {values.size})")
+    colours = [colour for side, colour in sides for _ in range(int(_in(values, valley, colour).sum()))]
+    ordered = np.concatenate([values[_in(values, valley, colour)] for _, colour in sides])
+    strip = axes.inset_axes((0.0, -0.055, 1.0, 0.045), sharex=axes)
+    strip.vlines(ordered, 0, 1, colors=colours, linewidth=0.3, alpha=max(0.08, min(0.8, 60 / values.size)))
+    strip.set_axis_off()
+    axes.spines["bottom"].set_position(("axes", -0.06))
+    low, high = edges[0], edges[-1]
+    margin = 0.04 * (high - low)
+    axes.set_xlim(max(0.0, low - margin) if low >= 0 else low - margin, high + margin)
+
+
+def _in(values: np.ndarray, valley: float, colour: str) -> np.ndarray:
+    """Say which numbers a colour stands for."""
+    if not np.isfinite(valley):
+        return np.ones(values.shape, dtype=bool)
+    return values < valley if colour == SINK else values >= valley
 
 
 def _numbers(found: xr.Dataset) -> dict[str, Any]:
@@ -126,4 +167,4 @@ def _mixture(axes: Axes, fit: Mapping[str, Any], names: Sequence[str]) -> None:
     if np.isfinite(valley) and bimodal:
         axes.axvline(valley, color="black", linestyle="--", linewidth=thin(), label=f"valley {valley:.3g}")
     elif not bimodal:
-        axes.plot([], [], " ", label="not bimodal: no split")
+        axes.plot([], [], " ", label="one hump: no split")

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 
 from sinkscope.plot.labels import labels_of, need_dims, plain, set_ticks, token_labels
 from sinkscope.plot.readings import differences_of_heads, drawn, entropy_of_heads, first_map, on_first_token
-from sinkscope.plot.theme import DIVERGING, MISSING, PALETTE, SEQUENTIAL, axes_for, dot
+from sinkscope.plot.theme import DIVERGING, MISSING, OTHER, PALETTE, SEQUENTIAL, SINK, axes_for, dot
 
 
 def _image(ax: Axes, values: np.ndarray, limits: tuple[float, float], cmap: str | Colormap, bar: str) -> AxesImage:
@@ -137,7 +137,8 @@ def head_class_map(array: xr.DataArray, *, title: str = "Classes of heads", ax: 
     axes = axes_for(array, ax)
     index = {name: i for i, name in enumerate(names)}
     codes = np.vectorize(lambda name: index.get(str(name), -1), otypes=[float])(grid.values)
-    colours = [MISSING, *(PALETTE[i % len(PALETTE)] for i in range(len(names)))]
+    others = iter(colour for colour in PALETTE * len(names) if colour not in (SINK, OTHER))
+    colours = [MISSING, *(_class_colour(name) or next(others) for name in names)]
     norm = BoundaryNorm(np.arange(-1.5, len(names) + 0.5), len(names) + 1)
     axes.imshow(codes, aspect="auto", cmap=ListedColormap(colours), norm=norm)
     handles = [Patch(color=colours[i + 1], label=plain(name)) for name, i in index.items()]
@@ -149,6 +150,11 @@ def head_class_map(array: xr.DataArray, *, title: str = "Classes of heads", ax: 
         spine.set_visible(False)
     _head_axes(axes, layers, heads, title)
     return axes
+
+
+def _class_colour(name: str) -> str:
+    """Sinks and vision heads have the colours that they have in the histogram; other classes get others."""
+    return SINK if "sink" in name else OTHER if "vision" in name else ""
 
 
 @drawn("query", "key", takes=first_map)

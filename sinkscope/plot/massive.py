@@ -57,7 +57,8 @@ def massive_activations_picture(
         colour = SINK if d in chosen else OTHER
         axes.plot([t, t], [d, d], [0, z], color=colour, solid_capstyle="round")
         axes.scatter([t], [d], [z], color=colour, s=dot(), depthshade=False)  # type: ignore[arg-type]
-    _decorate(axes, ds, place, dim[np.isin(dim, list(chosen))] if dim.size else dim, max_tokens)
+    large = dim[value >= 0.05 * value.max()] if dim.size else dim
+    _decorate(axes, ds, place, np.concatenate([dim[np.isin(dim, list(chosen))], large]), max_tokens)
     axes.set_title(plain(title or f"Largest activations at {_site(ds)}"))
     return axes
 
@@ -92,7 +93,7 @@ def _decorate(axes: Axes3D, ds: xr.Dataset, place: np.ndarray, dims: np.ndarray,
     axes.set_xlim(0, max(1, length - 1))
     width = int(ds.attrs.get("d_model", 0)) or (int(ds["top_dim"].max()) + 1)
     axes.set_ylim(0, max(1, width - 1))
-    marks = sorted(set(dims.tolist()))
+    marks = _spread(list(dict.fromkeys(dims.tolist())), width / 12)[:6]
     axes.set_yticks(marks or [0, width - 1])
     axes.set_zlim(bottom=0)
     axes.tick_params(axis="x", rotation=75, pad=-3)

@@ -84,6 +84,11 @@ def theme(kind: Kind = "paper", *, captions: bool = True) -> Iterator[None]:
     mpl.interactive(interactive)
 
 
+def active() -> bool:
+    """Say whether a theme is active."""
+    return _ACTIVE.get() is not None
+
+
 def themed(draw: Callable[P, Axes]) -> Callable[P, Axes]:
     """Wrap a drawing function in the paper theme where no theme is active."""
 

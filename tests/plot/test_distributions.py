@@ -43,7 +43,7 @@ def test_histogram_draws_the_mixture_it_was_given():
     ax = plot.max_attention_histogram(heads(), FIT, bins=20)
     assert sum(p.get_height() * p.get_width() for p in ax.patches) == pytest.approx(1.0)
     assert len(ax.patches) == 20
-    low, high, valley = ax.lines
+    _, low, high, valley = ax.lines
     x = low.get_xdata()
     np.testing.assert_allclose(low.get_ydata(), 0.6 * stats.norm.pdf(x, 0.05, 0.02))
     np.testing.assert_allclose(high.get_ydata(), 0.4 * stats.norm.pdf(x, 0.4, 0.05))
@@ -55,13 +55,13 @@ def test_histogram_draws_the_mixture_it_was_given():
 def test_histogram_says_when_it_is_not_bimodal():
     ax = plot.max_attention_histogram(heads(), {**FIT, "bimodal": False})
     texts = [t.get_text() for t in ax.get_legend().get_texts()]
-    assert texts[1:] == ["component 1", "component 2", "not bimodal: no split"]
-    assert len(ax.lines) == 3, "two components and the remark, no valley"
+    assert texts[1:] == ["component 1", "component 2", "one hump: no split"]
+    assert len(ax.lines) == 4, "the count, two components and the remark, no valley"
 
 
 def test_histogram_takes_what_the_metric_returns():
     found = bimodality(heads())
-    low, high, valley = plot.max_attention_histogram(heads(), found).lines
+    _, low, high, valley = plot.max_attention_histogram(heads(), found).lines
     assert low.get_ydata().max() > high.get_ydata().max()
     assert valley.get_xdata() == [float(found.valley)] * 2
     with pytest.raises(SchemaError, match=r"the fit has the dimensions \('layer',\), one histogram needs one verdict"):
