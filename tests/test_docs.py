@@ -241,3 +241,28 @@ def test_every_figure_of_the_core_papers_has_a_script_or_a_reason_and_every_scri
         assert figure.strip()
         assert differences.strip()
         assert "`" in script or script.strip() == "none"
+
+
+def test_the_three_studies_run_as_they_stand_in_at_most_ten_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+    codes = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(codes) == 3
+    assert all(len([line for line in code.splitlines() if line.strip()]) <= 10 for code in codes)
+    monkeypatch.chdir(tmp_path)
+    # Smaller models and fewer texts; every call is the page's.
+    for old, new in (
+        ('"smollm2-135m"', '"zoo:lm-python"'), ("corpora.texts()", "corpora.snippets()[:6]"), ("[2, 3, 4]", "[1]"),
+        ("[13, 14, 15]", "[3]"), ("[26, 27, 28]", "[5]"),
+        ("(10, 11, 12) for head in range(9)", "(5,) for head in range(4)"),
+        ('"zoo:vlm-smol"', '"zoo:vlm-shapes"'), ("(model, 12)", "(model, 4)"),
+    ):  # fmt: skip
+        assert old in page
+        codes = [code.replace(old, new) for code in codes]
+    for code in codes:
+        exec(compile(code, "studies.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("early", "middle", "late"))
+    assert re.search(r"(uni|bi)modal", said)
+    assert {path.name for path in tmp_path.iterdir()} == {"masked.png", "gamma.png", "split.png"}
