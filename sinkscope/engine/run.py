@@ -15,7 +15,7 @@ from sinkscope.attention.view import Ask, Context, LayerStats, Wants
 from sinkscope.engine.ranks import check_ranks, join_heads
 from sinkscope.engine.reading import ReadingBuilder, Store, provenance
 from sinkscope.engine.resume import FinishedBatches
-from sinkscope.errors import ProbeError, UnsupportedModelError, did_you_mean
+from sinkscope.errors import ModelError, ProbeError, UnsupportedModelError, did_you_mean
 from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower
 from sinkscope.models.ranks import mesh_of
 from sinkscope.probes.base import Probe, ProbeContext
