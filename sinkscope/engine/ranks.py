@@ -26,12 +26,14 @@ HEADS = ("head", "kv_head")
 
 
 def check_ranks(model: Model, probes: Sequence[Probe], edits: Sequence[Any], cache: Any) -> None:
-    """Refuse what a rank that knows only its own heads would do wrong.
+    """Refuse what a rank that knows only its own heads would do wrong; a model in one piece is refused nothing.
 
     Raises:
         UnsupportedModelError: edits, or a cache.
         ProbeError: a probe that names heads, looks at what they write, or takes a gradient.
     """
+    if mesh_of(model.model) is None:
+        return
     if edits or cache is not None:
         raise UnsupportedModelError(
             f"run: {model.id} is split over ranks, each of which numbers its own heads from 0 and writes its own "
@@ -49,12 +51,13 @@ def check_ranks(model: Model, probes: Sequence[Probe], edits: Sequence[Any], cac
 
 
 def join_heads(ds: xr.Dataset, model: Model) -> xr.Dataset:
-    """Put the heads of all ranks side by side; every rank gets the whole reading.
+    """Put the heads of all ranks side by side; every rank gets the whole reading. A model in one piece has it already.
 
     What has no dimension of heads is the same on all ranks, which hold the residual stream whole.
     """
     mesh = mesh_of(model.model)
-    assert mesh is not None
+    if mesh is None:
+        return ds
     sizes = {dim: ds.sizes[dim] * mesh.size() for dim in HEADS if dim in ds.sizes}
     joined = {}
     for name, variable in ds.data_vars.items():

@@ -65,8 +65,7 @@ def run(  # noqa: PLR0913 - one call is the whole interface
     """
     probes, edits = as_tuple(probes, "probes"), as_tuple(edits, "edits")
     where = find_tower(model, tower, split=True)
-    if split := mesh_of(model.model) is not None:
-        check_ranks(model, probes, edits, cache)
+    check_ranks(model, probes, edits, cache)
     check_request(model, prompts, probes, where, batch_size)
     prompts = prompts.seen_by(inner_module(model, where), model)
     builder = ReadingBuilder(probes, where, prompts.lengths, query_lengths(prompts, where, probes))
@@ -90,12 +89,13 @@ def run(  # noqa: PLR0913 - one call is the whole interface
             if kept is not None:
                 kept.keep(batch, plan, guard, output.paths)
     paths |= set() if kept is None else kept.paths
-    if guard is not None:
-        guard.verdict()
     ds = builder.dataset(prompts)
     ds.attrs = provenance(model, where, prompts, probes, _edits_json(edits), paths)
-    ds.attrs |= {} if guard is None else guard.attributes()
-    ds.attrs |= {"cache": f"off: {kept.off}"} if kept is not None and kept.off else {}
+    if guard is not None:
+        guard.verdict()
+        ds.attrs |= guard.attributes()
+    if kept is not None and kept.off:
+        ds.attrs["cache"] = f"off: {kept.off}"
     return validate(join_heads(ds, model) if split else ds)
 
 

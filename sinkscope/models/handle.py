@@ -237,9 +237,8 @@ def load_model(  # noqa: PLR0913 (the public contract names them)
         device: put the model here; ``None`` leaves it where it is.
         backend: ``"transformers"``, ``"lens"`` (TransformerLens, on a copy), or ``"auto"``: what the model needs.
         gguf_file: name of a GGUF file in the folder or hub repository ``source``.
-        device_map: ``"auto"``, or modules by device, ``"cpu"`` and ``"disk"`` among them, as accelerate takes them.
-        tp_plan: ``"auto"``, or a mapping of modules, in a process that ``torchrun`` started: this rank takes its part
-            of the heads, and :func:`sinkscope.run`, called on every rank, gives each the whole reading.
+        device_map: spread it over devices, ``"cpu"`` and ``"disk"`` among them: ``"auto"``, or a mapping of modules.
+        tp_plan: ``"auto"`` under ``torchrun``: this rank takes its part of the heads, and ``run`` joins them on each.
         quantization_config: of transformers, to quantise the weights as they are loaded.
 
     Raises:
@@ -249,8 +248,7 @@ def load_model(  # noqa: PLR0913 (the public contract names them)
     if backend not in get_args(BackendName):
         raise ModelError(f"load_model(backend={backend!r}): backends are {list(get_args(BackendName))}.")
     wanted, place = _dtype(dtype), _device(device)
-    cut = None if tp_plan is None else DistributedConfig(tp_plan=tp_plan)
-    settings = _settings(device, device_map=device_map, quantization_config=quantization_config, distributed_config=cut)
+    settings = _settings(device, device_map=device_map, tp_plan=tp_plan, quantization_config=quantization_config)
     if isinstance(source, torch.nn.Module):
         _refuse_settings(settings if gguf_file is None else {"gguf_file": gguf_file})
         return _take(source, tokenizer, processor, wanted, place, backend)
@@ -311,6 +309,8 @@ def _load(checkpoint: sources.Checkpoint, dtype: torch.dtype | None, settings: d
         network = (network if dtype is None else network.to(dtype)).eval()
         weights.check_finite(network, checkpoint.name)
         return network
+    if "tp_plan" in settings:
+        settings["distributed_config"] = DistributedConfig(tp_plan=settings.pop("tp_plan"))
     return weights.load_weights(checkpoint.name, config, local=checkpoint.local, dtype=dtype, **settings)
 
 
