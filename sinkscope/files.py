@@ -7,8 +7,24 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
-from sinkscope.errors import OutputError
+from sinkscope.errors import OutputError, SinkscopeError
+
+
+def as_path(path: object, error: type[SinkscopeError]) -> Path:
+    """Return a path that a file may have, or raise ``error``."""
+    if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes):
+        found = "None" if path is None else f"a {type(path).__name__}"
+        raise error(f"expected the path of a file, got {found}. Name a file, such as 'readings.nc'.")
+    found = Path(cast("str", path))
+    try:
+        named = b"\0" not in os.fsencode(found)
+    except UnicodeEncodeError:
+        named = False
+    if not named:
+        raise error(f"{str(found)!r}: no file can have such a name. Choose one without control characters.")
+    return found
 
 
 def write(path: str | os.PathLike[str], content: bytes | str) -> Path:
@@ -20,7 +36,8 @@ def write(path: str | os.PathLike[str], content: bytes | str) -> Path:
     Raises:
         OutputError: no room, or no leave to write.
     """
-    data = content.encode() if isinstance(content, str) else content
+    # Half a character, of a text cut short, has no encoding; nobody shall lose a report for it.
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     try:
         with replacing(path) as temporary:
             temporary.write_bytes(data)

@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Integral
 from pathlib import Path
@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from sinkscope.errors import OutputError, SchemaError, SinkscopeError, did_you_mean
-from sinkscope.files import write
+from sinkscope.arguments import is_iterable
+from sinkscope.errors import OutputError, SchemaError, did_you_mean
+from sinkscope.files import as_path, write
 from sinkscope.roles import ROLES
 
 if TYPE_CHECKING:  # they take half a second, which the command line's help should not wait for
@@ -108,20 +109,6 @@ def _described(value: object) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def _path(path: Any, error: type[SinkscopeError]) -> Path:
-    """Return a path that a file may have, or raise ``error``."""
-    if not isinstance(path, str | os.PathLike):
-        raise error(f"expected the path of a file, got {_described(path)}. Name a file, such as 'readings.nc'.")
-    found = Path(cast("str", path))
-    try:
-        named = b"\0" not in os.fsencode(found)
-    except UnicodeEncodeError:
-        named = False
-    if not named:
-        raise error(f"{str(found)!r}: no file can have such a name. Choose one without control characters.")
-    return found
-
-
 def variables(ds: xr.Dataset) -> dict[str, Variable]:
     """Return what the variables of a reading were declared as by the probes that made them.
 
@@ -188,7 +175,7 @@ def _seal(content: bytes) -> bytes:
 
 def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Refuse an output path that cannot be written, before any work is done for it."""
-    target = _path(path, OutputError)
+    target = as_path(path, OutputError)
     if target.is_dir():
         raise OutputError(f"{target}: this is a folder. Name a file in it.")
     if not target.parent.is_dir():
@@ -209,7 +196,7 @@ def open(path: str | os.PathLike[str]) -> xr.Dataset:
     Raises:
         SchemaError: the file is absent, is damaged, is not netCDF, or is not a sinkscope reading.
     """
-    source = _path(path, SchemaError)
+    source = as_path(path, SchemaError)
     if not source.is_file():
         raise SchemaError(f"{source}: no such file. Readings are written by sinkscope.save or `sinkscope run`.")
     import xarray as xr
@@ -239,7 +226,7 @@ def concat(readings: Sequence[xr.Dataset], dim: str = "prompt") -> xr.Dataset:
             other edits, in another dtype or tower. One attribute cannot speak for both.
     """
     given: Any = readings
-    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+    if isinstance(given, Mapping) or not is_iterable(given):
         raise SchemaError(f"concat: expected a list of readings, got {_described(readings)}. Wrap it in a list.")
     readings = list(readings)
     if not readings:

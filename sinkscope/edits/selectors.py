@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any, cast
 
 import numpy as np
 import xarray as xr
 
+from sinkscope.arguments import is_iterable, is_whole
 from sinkscope.edits.values import HeadMap, Selection, labelled
 from sinkscope.errors import EditError
 from sinkscope.roles import SELECTIONS, is_selection, no_role_or_selection
@@ -65,9 +65,9 @@ def whole_numbers(values: Any, asked: str, what: str) -> tuple[int, ...]:
     Raises:
         EditError: anything but whole numbers.
     """
-    several = isinstance(values, Sequence | np.ndarray | set | frozenset) and not isinstance(values, str)
+    several = is_iterable(values) and not isinstance(values, Mapping)
     items: list[Any] = list(cast("Sequence[Any]", values)) if several else [values]
-    if not all(not isinstance(x, bool) and isinstance(x, Integral) for x in items):
+    if not all(map(is_whole, items)):
         raise EditError(f"{asked}: {what} must be whole numbers. Give a number, a range or a list of numbers.")
     return tuple(sorted({int(x) for x in items}))
 

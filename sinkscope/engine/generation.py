@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from transformers import GenerationMixin, LogitsProcessor, StaticCache
 
+from sinkscope.arguments import is_iterable, is_whole, shown
 from sinkscope.attention.primitives import Tally
 from sinkscope.edits.base import Edit
 from sinkscope.engine.applied import applied
 from sinkscope.engine.effect import require_touched
 from sinkscope.engine.pair_generation import Continue, generate_targets
+from sinkscope.engine.run import as_tuple
 from sinkscope.errors import ModelError, PromptError, UnsupportedModelError
 from sinkscope.models.facts import in_type_of
 from sinkscope.prompts import Prompts
@@ -46,10 +48,10 @@ def generate(
         ModelError: the logits of a step are NaN or infinite.
         EditError, EditHasNoEffect: as :func:`sinkscope.run`; an edit that touches nothing in any pass has no effect.
     """
-    edits = tuple(edits) if isinstance(edits, Iterable) else (edits,)
+    edits = as_tuple(edits, "edits")
     _check(model, prompts, max_new_tokens, options)
     prompts.spans(batch_size)  # refuses a wrong size, for prompts with images too
-    checks = [*options.pop("logits_processor", ()), _FiniteLogits(model.id)]
+    checks = [*_processors(options.pop("logits_processor", None)), _FiniteLogits(model.id)]
     own_static = _static(getattr(model.model.generation_config, "cache_implementation", None))
     static = not own_static and _static(options.get("cache_implementation"))
     if own_static:
@@ -184,7 +186,17 @@ def _left_padded(prompts: Prompts, device: torch.device) -> dict[str, torch.Tens
 
 def _end_ids(model: Model, options: dict[str, Any]) -> set[int]:
     found = options.get("eos_token_id", getattr(model.model.generation_config, "eos_token_id", None))
-    return set() if found is None else {int(i) for i in ([found] if isinstance(found, int) else list(found))}
+    listed = [] if found is None else list(found) if is_iterable(found) else [found]
+    if not all(map(is_whole, listed)):
+        raise PromptError(f"generate(eos_token_id={shown(found)}): give a token id, a list of them, or None.")
+    return {int(i) for i in listed}
+
+
+def _processors(given: Any) -> list[Any]:
+    listed = [] if given is None else list(given) if is_iterable(given) else [given]
+    if not all(map(callable, listed)) or any(isinstance(each, type) for each in listed):
+        raise PromptError(f"generate(logits_processor={shown(given)}): give a list of transformers' LogitsProcessor.")
+    return listed
 
 
 def _until_end(ids: torch.Tensor, ends: set[int]) -> list[np.ndarray]:

@@ -9,7 +9,6 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +20,7 @@ from sinkscope.attention.view import Ask, Context, Wants
 from sinkscope.engine.applied import watch_passes
 from sinkscope.engine.run import find_tower
 from sinkscope.errors import OutputError, ProbeError, SinkscopeWarning, UnsupportedModelError
+from sinkscope.files import as_path
 from sinkscope.models.backends.base import Instruments, Tower
 from sinkscope.models.backends.collector import Collector
 from sinkscope.models.backends.residual_hooks import residual_hooks
@@ -263,7 +263,7 @@ def _writer(to: Any, stack: contextlib.ExitStack) -> Write | None:
         return _tensorboard(stack)
     if to == "wandb":
         return _wandb()
-    path = Path(to)
+    path = as_path(to, OutputError)
     try:
         file = stack.enter_context(path.open("a", encoding="utf-8", buffering=1))
     except OSError as error:

@@ -24,7 +24,7 @@ import xarray as xr
 
 from sinkscope.edits.values import Selection
 from sinkscope.errors import OutputError
-from sinkscope.files import replacing
+from sinkscope.files import as_path, replacing
 from sinkscope.models.fingerprint import behaviour, fingerprint, foreign_hooks
 from sinkscope.probes.base import Probe
 
@@ -102,7 +102,7 @@ def prepare(folder: str | os.PathLike[str], call: str) -> Path:
     Raises:
         OutputError: it is a file, or cannot be made or written.
     """
-    path = Path(folder)
+    path = as_path(folder, OutputError)
     if path.exists() and not path.is_dir():
         raise OutputError(f"{call}(cache={str(folder)!r}): this is a file. Name a folder for the finished results.")
     try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
 from sinkscope import registry
+from sinkscope.arguments import is_iterable, shown
 from sinkscope.attention.view import Ask, Context, LayerStats, Wants
 from sinkscope.engine.ranks import check_ranks, join_heads
 from sinkscope.engine.reading import ReadingBuilder, Store, provenance
@@ -96,12 +97,12 @@ def run(  # noqa: PLR0913 - one call is the whole interface
         ds.attrs |= guard.attributes()
     if kept is not None and kept.off:
         ds.attrs["cache"] = f"off: {kept.off}"
-    return validate(join_heads(ds, model) if split else ds)
+    return validate(join_heads(ds, model))
 
 
 def as_tuple(values: Any, name: str) -> tuple[Any, ...]:
     """Take one value or several as a tuple; a class is refused."""
-    items = tuple(values) if isinstance(values, Iterable) else (values,)
+    items = tuple(values) if is_iterable(values) else (values,)
     for item in items:
         if isinstance(item, type):
             raise ProbeError(f"{name}: {item.__name__} is a class, not a value. Write {item.__name__}().")
@@ -120,6 +121,10 @@ def find_tower(model: Model, name: str | None, split: bool = False) -> Tower:
         raise UnsupportedModelError(
             f"{model.id} is split over {mesh.size()} ranks (tensor parallelism), each of which holds a part of the "
             "heads. Only sinkscope.run without edits joins them. Load the model with device_map= for everything else."
+        )
+    if name is not None and not isinstance(cast("object", name), str):
+        raise UnsupportedModelError(
+            f"tower={shown(name)}: give the name of a tower, such as 'vision', or leave it out."
         )
     towers = model.backend.towers
     if not towers:

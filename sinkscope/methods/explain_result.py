@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import xarray as xr
 
+from sinkscope.arguments import check_fields
 from sinkscope.errors import PromptError
 from sinkscope.methods.base import MethodResult
 from sinkscope.methods.explain_masking import Masking
@@ -59,8 +60,10 @@ class ExplainSettings:
         """Check the numbers.
 
         Raises:
-            PromptError: a share outside 0 to 1, or fewer than two draws.
+            PromptError: a value of the wrong type, a number that is not finite, a share outside 0 to 1, or
+                fewer than two draws.
         """
+        check_fields(self, PromptError)
         if not 0 < self.share < 1 or self.draws < 2:
             raise PromptError(
                 f"ExplainSettings(share={self.share}, draws={self.draws}): the share of top patches is between 0 and "

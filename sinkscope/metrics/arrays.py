@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import entr
 
+from sinkscope.arguments import checked
 from sinkscope.errors import MetricError
+from sinkscope.metrics.base import positions
 
 Array = NDArray[np.float64]
 
@@ -26,6 +28,7 @@ def _square(attention: ArrayLike, name: str) -> Array:
     return weights
 
 
+@checked(MetricError)
 def importance_score(attention: ArrayLike) -> Array:
     """Mean attention each key gets from the rows that can see it, ``A[k:, k].sum() / (T - k)``; shape ``(..., key)``.
 
@@ -38,6 +41,7 @@ def importance_score(attention: ArrayLike) -> Array:
     return column_sums / viewers
 
 
+@checked(MetricError)
 def row_entropy(attention: ArrayLike) -> Array:
     """Entropy of each causal row over ln of the keys it sees, in [0, 1]; row 0 is 0. Shape ``(..., query)``.
 
@@ -48,6 +52,7 @@ def row_entropy(attention: ArrayLike) -> Array:
     return np.divide(entr(weights).sum(-1), visible, out=np.zeros(weights.shape[:-1]), where=visible > 0)
 
 
+@checked(MetricError)
 def column_entropy(attention: ArrayLike) -> Array:
     """Entropy of each causal column, normalised to sum 1, over ln(T - j); the last column is 0. Shape ``(..., key)``.
 
@@ -60,6 +65,7 @@ def column_entropy(attention: ArrayLike) -> Array:
     return np.divide(entr(share).sum(-2), rows, out=np.zeros(share.shape[:-2] + rows.shape), where=rows > 0)
 
 
+@checked(MetricError)
 def entropy_without(entropy: ArrayLike, share: ArrayLike, row_sum: ArrayLike = 1.0, min_rest: float = 1e-4) -> Array:
     """Entropy (nat) of a row renormalised without one key, from its entropy H, the key's share p and the row sum S.
 
@@ -73,6 +79,7 @@ def entropy_without(entropy: ArrayLike, share: ArrayLike, row_sum: ArrayLike = 1
     return np.where(kept, np.maximum((whole - entr(part)) / safe + np.log(safe), 0.0), np.nan)
 
 
+@checked(MetricError)
 def sink_logit_gap(logits: ArrayLike, tokens: ArrayLike, bos: int) -> dict[int, tuple[float, float]]:
     """Mean logit of the keys 1..i-1 and gap of key 0 above it, averaged per query token: ``{token: (mean, gap)}``.
 
@@ -90,6 +97,7 @@ def sink_logit_gap(logits: ArrayLike, tokens: ArrayLike, bos: int) -> dict[int, 
     return result
 
 
+@checked(MetricError)
 def matrix_entropy(states: ArrayLike, without: int | None = None) -> float:
     """Return the entropy (nat) of the normalised squared singular values of token states ``(token, dim)``.
 
@@ -104,12 +112,14 @@ def matrix_entropy(states: ArrayLike, without: int | None = None) -> float:
     return float(entr(energy / total).sum()) if total > 0 else float("nan")
 
 
+@checked(MetricError)
 def collapse(values: ArrayLike) -> float:
     """Distance of token states ``(token, dim)`` from their mean, Frobenius norm. Source: Barbero et al. 2025."""
     matrix = np.asarray(values, dtype=np.float64)
     return float(np.linalg.norm(matrix - matrix.mean(0, keepdims=True)))
 
 
+@checked(MetricError)
 def attention_rollout(attention: ArrayLike, residual: bool = False) -> Array:
     """Product of head-averaged maps over depth, ``A_L ... A_1``: ``(layer, query, key)`` to ``(query, key)``.
 
@@ -128,21 +138,26 @@ def attention_rollout(attention: ArrayLike, residual: bool = False) -> Array:
     return rolled
 
 
+@checked(MetricError)
 def norm_weighted(attention: ArrayLike, norms: ArrayLike) -> Array:
     """Attention times the norm of what each key writes, ``A_ij |v_j W_O|``; shape as the map. Source: Kobayashi."""
     return np.asarray(attention, dtype=np.float64) * np.asarray(norms, dtype=np.float64)[..., None, :]
 
 
+@checked(MetricError)
 def phi(states: ArrayLike, dims: ArrayLike, eps: float = 1e-6) -> Array:
     """Return the largest magnitude over the sink dims over the root mean square: ``(..., dim)`` to ``(...)``.
 
     ``max_d |x_d| / sqrt(mean(x^2) + eps)`` on the raw residual stream, no norm weight. Bounded by sqrt(D).
     Source: Kang et al. (kang2025) B1.
     """
+    if eps < 0:
+        raise MetricError(f"phi(eps={eps}): give 0 or more; it stands under a root.")
     x = np.asarray(states, dtype=np.float64)
-    return np.abs(x[..., np.asarray(dims, dtype=int)]).max(-1) / np.sqrt((x**2).mean(-1) + eps)
+    return np.abs(x[..., positions(dims, "phi", "dims")]).max(-1) / np.sqrt((x**2).mean(-1) + eps)
 
 
+@checked(MetricError)
 def head_divergence(with_image: ArrayLike, without_image: ArrayLike) -> Array:
     """Return the distance of each head's output with and without the image: ``(..., head, width)`` to ``(..., head)``.
 
@@ -152,6 +167,7 @@ def head_divergence(with_image: ArrayLike, without_image: ArrayLike) -> Array:
     return np.linalg.norm(difference, axis=-1)
 
 
+@checked(MetricError)
 def vision_aware_heads(divergence: ArrayLike, without_image: ArrayLike) -> NDArray[np.bool_]:
     """Heads whose divergence is above the median of their layer, outliers set to 0 first; ``(layer, head)`` bool.
 
@@ -165,6 +181,7 @@ def vision_aware_heads(divergence: ArrayLike, without_image: ArrayLike) -> NDArr
     return values > np.median(values, axis=-1, keepdims=True)
 
 
+@checked(MetricError)
 def hoyer_sparsity(values: ArrayLike) -> float:
     """Hoyer sparsity of all entries, 0 (all equal) to 1 (one entry); NaN for zeros. Used for attention gradients."""
     flat = np.abs(np.asarray(values, dtype=np.float64)).ravel()

@@ -6,17 +6,15 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from sinkscope import registry
+from sinkscope.arguments import checked
 from sinkscope.definitions import DEFINITIONS, Definition, define
 from sinkscope.errors import MetricError
 from sinkscope.registry import probe_for as probe_for
@@ -38,53 +36,21 @@ def metric(*definitions: Definition) -> Callable[[Callable[P, R]], Callable[P, R
 def exact(function: Callable[P, R]) -> Callable[P, R]:
     """Run a function with exact joins: readings whose labels differ are an error, never a silent intersection.
 
-    Its parameters that are numbers must be finite: every comparison with NaN is false, so that a threshold of NaN would
-    find nothing, without a word.
+    Its arguments are checked against their annotations (:func:`sinkscope.arguments.checked`).
     """
-    signature = inspect.signature(function)
+    name = getattr(function, "__name__", "metric")
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        _check_numbers(signature, getattr(function, "__name__", "metric"), args, kwargs)
         try:
             with xr.set_options(arithmetic_join="exact", keep_attrs=False):
                 return function(*args, **kwargs)
         except xr.AlignmentError as error:
             raise MetricError(
-                f"{getattr(function, '__name__', 'metric')}: the labels of the inputs differ ({error}). "
-                "Select the same prompts, layers and heads in both."
+                f"{name}: the labels of the inputs differ ({error}). Select the same prompts, layers and heads in both."
             ) from None
 
-    return wrapped
-
-
-def _check_numbers(signature: inspect.Signature, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse what is no finite number where the signature says ``float`` or ``int``."""
-    try:
-        given = signature.bind(*args, **kwargs).arguments
-    except TypeError:
-        return  # the call itself says what is missing
-    for parameter in signature.parameters.values():
-        kinds = set(str(parameter.annotation).split(" | "))
-        if parameter.name not in given or not kinds <= _NUMBERS:
-            continue
-        value = given[parameter.name]
-        several: dict[str, Any] = value if parameter.kind is parameter.VAR_KEYWORD else {parameter.name: value}
-        whole = not kinds & {"float", "Sequence[float]"}
-        for label, one in several.items():
-            listed = isinstance(one, Sequence | np.ndarray | range) and not isinstance(one, str)
-            parts: list[Any] = list(cast(Iterable[Any], one)) if listed else [one]
-            if one is not parameter.default and not all(_is_number(part, whole) for part in parts):
-                raise MetricError(f"{name}({label}={one!r}): give {'a whole' if whole else 'a finite'} number.")
-
-
-_NUMBERS = {"float", "int", "None", "Sequence[int]", "Sequence[float]"}
-
-
-def _is_number(value: Any, whole: bool) -> bool:
-    if value is None or isinstance(value, bool | np.bool_):
-        return value is None
-    return isinstance(value, Integral if whole else Real) and math.isfinite(value)
+    return checked(MetricError)(wrapped)
 
 
 def require(ds: object, metric: str, *variables: str) -> None:
@@ -146,6 +112,18 @@ def of_role(ds: xr.Dataset | xr.DataArray, metric: str, roles: str | Sequence[st
     if roles == "all":
         return real_tokens(ds, metric, dim)
     return token_roles(ds, metric, dim).isin([roles] if isinstance(roles, str) else list(roles))
+
+
+def positions(values: ArrayLike, metric: str, name: str) -> NDArray[np.int64]:
+    """Return indices as an array; numbers that are not whole, and masks, are refused: a cast would make others of them.
+
+    Raises:
+        MetricError: they are not whole numbers.
+    """
+    found = np.asarray(values)
+    if found.dtype.kind not in "iu":
+        raise MetricError(f"{metric}({name}=): whole numbers are needed, got {found.dtype}. Of a mask: np.flatnonzero.")
+    return found.astype(np.int64)
 
 
 def lengths(ds: xr.Dataset | xr.DataArray, metric: str) -> xr.DataArray:

@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
+from sinkscope.arguments import check_fields
 from sinkscope.definitions import Definition, define
 from sinkscope.errors import MetricError, SinkscopeWarning
 from sinkscope.metrics.base import coords_within, dims_over, metric
@@ -35,6 +36,16 @@ class Resampling:
     resamples: int = 9999
     seed: int = 0
     level: float = 0.95
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            MetricError: no resample, or a level outside 0 to 1.
+        """
+        check_fields(self, MetricError)
+        if self.resamples < 1 or self.seed < 0 or not 0 < self.level < 1:
+            raise MetricError(f"{self}: resample at least once, from a seed of 0 or more, at a level between 0 and 1.")
 
 
 class _Test(NamedTuple):

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from sinkscope.arguments import checked
 from sinkscope.errors import MetricError
 from sinkscope.metrics.base import of_role
 
 
+@checked(MetricError)
 def matched_controls(
     sinks: xr.DataArray,
     seed: int = 0,
@@ -77,6 +79,7 @@ def _draw(flags: xr.DataArray, pool: np.ndarray, rng: np.random.Generator, withi
     return drawn
 
 
+@checked(MetricError)
 def random_heads(heads: xr.DataArray, seed: int = 0, *, same_layer: bool = True) -> xr.DataArray:
     """Draw as many other heads: bool, dims (layer head), none of them among ``heads``.
 
@@ -111,6 +114,7 @@ def random_heads(heads: xr.DataArray, seed: int = 0, *, same_layer: bool = True)
     return result
 
 
+@checked(MetricError)
 def head_list(heads: xr.DataArray) -> dict[int, list[int]]:
     """Return a bool map (layer head) as the mapping ``{layer: [heads]}`` that edits take; empty layers are left out."""
     flags = heads.astype(bool).transpose("layer", "head")

@@ -70,6 +70,8 @@ def recovery_rate(patched: ArrayLike, clean: ArrayLike, corrupt: ArrayLike, floo
     ``(P_patched - P_corrupt) / (P_clean - P_corrupt)``; NaN where the two runs differ by less than ``floor``. Source:
     Li et al. (li2026); the floor is ours.
     """
+    if floor < 0:
+        raise MetricError(f"recovery_rate(floor={floor}): give 0 or more.")
     low = np.asarray(corrupt, dtype=np.float64)
     whole = np.asarray(clean, dtype=np.float64) - low
     part, whole = np.broadcast_arrays(np.asarray(patched, dtype=np.float64) - low, whole)

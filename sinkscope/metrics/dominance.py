@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from sinkscope.arguments import checked
 from sinkscope.definitions import Definition, define
 from sinkscope.errors import MetricError
 from sinkscope.metrics.base import metric, of_role, require
@@ -89,6 +90,7 @@ def modality_dominance(
     return result
 
 
+@checked(MetricError)
 def by_stage(array: xr.DataArray) -> xr.DataArray:
     """Average the first two, middle two and last two layers: the dim ``layer`` becomes ``stage`` (early, middle, late).
 
@@ -111,6 +113,7 @@ class Trend(NamedTuple):
     r2: float
 
 
+@checked(MetricError)
 def positional_trend(scores: ArrayLike) -> Trend:
     """Fit the trend of a visual attention curve over raster rank, least squares on the logs of its positive entries.
 
@@ -129,6 +132,7 @@ def positional_trend(scores: ArrayLike) -> Trend:
     return Trend(float(np.exp(level)), float(slope), float(1 - left / spread) if spread > 0 else 1.0)
 
 
+@checked(MetricError)
 def debias(scores: ArrayLike, trend: Trend) -> np.ndarray:
     """Divide scores ``(..., token)`` by the trend at their rank. Source: Zhao et al. (zhao2025)."""
     values = np.asarray(scores, dtype=np.float64)

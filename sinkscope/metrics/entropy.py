@@ -57,6 +57,8 @@ def entropy_summary(
         MetricError: a variable is missing; the message names the probe to add.
     """
     require(ds, "entropy_summary", "entropy")
+    if min_rest < 0:
+        raise MetricError(f"entropy_summary(min_rest={min_rest}): give 0 or more; it is a share of a row.")
     whole = ds["entropy"].astype("float64")
     part = (_sink_share(ds, sink) if share is None else share).astype("float64")
     part = part.drop_vars([name for name in part.coords if name not in part.dims])

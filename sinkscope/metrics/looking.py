@@ -16,7 +16,7 @@ from scipy.special import entr
 
 from sinkscope.definitions import Definition
 from sinkscope.errors import MetricError
-from sinkscope.metrics.base import metric
+from sinkscope.metrics.base import metric, positions
 
 Array = NDArray[np.float64]
 RATIOS = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0)
@@ -199,10 +199,21 @@ def map_entropy(values: ArrayLike) -> float:
     return float(_terms(flat / total).sum()) if total > 0 else float("nan")
 
 
+def _rgb(image: ArrayLike, name: str) -> Image.Image:
+    values = np.asarray(image)
+    # Whatever lies outside of a byte would come round to another grey, without a word.
+    if values.ndim != 3 or values.shape[-1] != 3 or not bool(((values >= 0) & (values <= 255)).all()):
+        raise MetricError(
+            f"{name}: expected an RGB image (row, column, 3) of values 0 to 255, got {values.dtype} of shape "
+            f"{values.shape}."
+        )
+    return Image.fromarray(values.astype(np.uint8))
+
+
 @metric()
 def colour_complexity(image: ArrayLike, bins: int = 180) -> float:
     """Return the entropy of the hues of an RGB image ``(row, column, 3)`` over ln of the bins, 0 to 1 (ge2025)."""
-    hues = np.asarray(Image.fromarray(np.asarray(image, dtype=np.uint8)).convert("HSV"))[..., 0]
+    hues = np.asarray(_rgb(image, "colour_complexity").convert("HSV"))[..., 0]
     counts = np.histogram(hues, bins, (0, 256))[0]
     return float(_terms(counts / counts.sum()).sum() / np.log(bins))
 
@@ -214,7 +225,7 @@ def texture_complexity(image: ArrayLike, sigma: float = 1.0, low: float = 0.1, h
     Edges are the ridges of the gradient of the grey values (0 to 1, blurred by ``sigma`` pixels) above ``high``, and
     what hangs together with them above ``low``. The paper's thresholds were not found: these are this project's own.
     """
-    grey = np.asarray(Image.fromarray(np.asarray(image, dtype=np.uint8)).convert("L"), dtype=np.float64) / 255
+    grey = np.asarray(_rgb(image, "texture_complexity").convert("L"), dtype=np.float64) / 255
     smooth = np.asarray(ndimage.gaussian_filter(grey, sigma), dtype=np.float64)
     down, right = (np.asarray(ndimage.sobel(smooth, axis=axis), dtype=np.float64) for axis in (0, 1))
     size = np.hypot(down, right)
@@ -264,7 +275,7 @@ def token_saliency(weighted_gradient: ArrayLike, columns: ArrayLike) -> float:
     """
     size = np.abs(np.asarray(weighted_gradient, dtype=np.float64))
     size = size / np.maximum(np.linalg.norm(size, axis=-1, keepdims=True), 1e-9)
-    return float(size[..., np.asarray(columns, dtype=int)].mean())
+    return float(size[..., positions(columns, "token_saliency", "columns")].mean())
 
 
 @metric()
@@ -273,7 +284,7 @@ def patch_entropy(image: ArrayLike, rows: int, columns: int, bins: int = 32) -> 
 
     VFlowOpt (vflowopt2025) weighs the attention a patch gets by it; its histogram was not found, the bins are ours.
     """
-    grey = np.asarray(Image.fromarray(np.asarray(image, dtype=np.uint8)).convert("L"))
+    grey = np.asarray(_rgb(image, "patch_entropy").convert("L"))
     parts = [np.array_split(band, columns, axis=1) for band in np.array_split(grey, rows, axis=0)]
     counts = [[np.histogram(part, bins, (0, 256))[0] for part in band] for band in parts]
     shares = np.asarray(counts, dtype=np.float64)

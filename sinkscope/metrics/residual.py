@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
+from sinkscope.arguments import checked
 from sinkscope.definitions import Definition, define
 from sinkscope.errors import MetricError
 from sinkscope.metrics.base import attribute, masked, metric, of_role, require, stamp
@@ -144,6 +145,7 @@ def phi_histogram(ds: xr.Dataset, bins: int = 50, *, roles: str | Sequence[str] 
     return result.rename("phi_histogram").assign_attrs(units="tokens")
 
 
+@checked(MetricError)
 def at_block_inputs(array: xr.DataArray, layers: Sequence[int]) -> xr.DataArray:
     """Turn the dim ``site`` into ``layer``: the state that each layer reads (``embed``, then ``(l-1).post``).
 

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from sinkscope.arguments import checked
 from sinkscope.definitions import Definition, define
 from sinkscope.errors import MetricError
 from sinkscope.metrics.base import dims_over, masked, mean_over, metric, of_role, require, stamp
@@ -236,6 +237,7 @@ def background_share(
     return result.rename("background_share").assign_attrs(units="share of visual attention")
 
 
+@checked(MetricError)
 def patch_background(mask: ArrayLike, rows: int, cols: int, *, rule: str = "majority") -> np.ndarray:
     """Say which patches of a grid are background, from a pixel mask that is true on the object; bool (rows cols).
 

@@ -91,6 +91,8 @@ def patch_overlay(
         ax: axes to draw on.
     """
     line = need_dims(values, ("key",), "patch_overlay")
+    if image.ndim not in (2, 3) or 0 in image.shape:
+        raise SchemaError(f"patch_overlay: an image is (height, width) or (height, width, colour), got {image.shape}.")
     height, width = image.shape[:2]
     if boxes is not None:
         edges, kept = _given(line, np.asarray(boxes, dtype=float))

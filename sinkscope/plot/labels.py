@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
+from sinkscope.arguments import checked
 from sinkscope.errors import SchemaError
 
 _VISIBLE = {"\n": "↵", "\r": "␍", "\t": "⇥", " ": "␣", "\u00a0": "⍽"}
@@ -42,6 +43,7 @@ def plain(text: str) -> str:
     return "".join(c if c in " \n" else _shown(c) for c in text).replace("$", r"\$")
 
 
+@checked(SchemaError)
 def token_label(token: str, max_chars: int = 14) -> str:
     r"""Return a token as a figure label: one line, every character visible, nothing read as mathematics.
 
@@ -64,6 +66,7 @@ def token_label(token: str, max_chars: int = 14) -> str:
     return "".join(shown).replace("$", r"\$") if token else "∅"
 
 
+@checked(SchemaError)
 def token_labels(tokens: Sequence[str] | np.ndarray, max_chars: int = 14) -> list[str]:
     """Return every token as a figure label (see :func:`token_label`)."""
     return [token_label(str(token), max_chars) for token in tokens]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Literal, ParamSpec
 
@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from sinkscope.arguments import checked
+from sinkscope.errors import SchemaError
 from sinkscope.roles import ROLE_COLOURS as ROLE_COLOURS
 
 Kind = Literal["paper", "slide", "page"]
@@ -48,8 +50,8 @@ def settings(kind: Kind = "paper") -> dict[Any, Any]:
     Args:
         kind: ``"paper"`` is one column (3.3 in), ``"slide"`` a projected page, ``"page"`` the report.
     """
-    if kind not in _SIZES:
-        raise ValueError(f"theme({kind!r}): there is no such theme. Use one of {sorted(_SIZES)}.")
+    if not isinstance(kind, str) or kind not in _SIZES:
+        raise SchemaError(f"theme({kind!r}): there is no such theme. Use one of {sorted(_SIZES)}.")
     width, height, size = _SIZES[kind]
     return {
         "figure.figsize": (width, height), "figure.dpi": 150, "savefig.dpi": 300 if kind == "paper" else 150,
@@ -90,16 +92,31 @@ def active() -> bool:
 
 
 def themed(draw: Callable[P, Axes]) -> Callable[P, Axes]:
-    """Wrap a drawing function in the paper theme where no theme is active."""
+    """Wrap a drawing function in the paper theme where no theme is active; its arguments are checked.
+
+    What fails half-way leaves no figure behind, and the axes that were given as far as it came.
+    """
 
     @functools.wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Axes:
-        if _ACTIVE.get() is not None:
-            return draw(*args, **kwargs)
-        with theme():
+        with theme() if _ACTIVE.get() is None else nullcontext(), _no_figure_left():
             return draw(*args, **kwargs)
 
-    return wrapper
+    return checked(SchemaError)(wrapper)
+
+
+@contextmanager
+def _no_figure_left() -> Iterator[None]:
+    """Close the figures that were opened inside, should what happens inside fail."""
+    import matplotlib.pyplot as plt
+
+    before = plt.get_fignums()
+    try:
+        yield
+    except BaseException:
+        for number in set(plt.get_fignums()) - set(before):
+            plt.close(number)
+        raise
 
 
 def thin() -> float:
@@ -132,6 +149,7 @@ def axes_for(array: xr.DataArray, ax: Axes | None, *, height: float = 1.0, proje
     return new
 
 
+@checked(SchemaError)
 def caption_text(source: xr.Dataset | xr.DataArray, *, definition: str | None = None) -> str:
     """Say in one line what was measured: model, number of prompts, definition.
 
@@ -161,6 +179,7 @@ def _definition(attrs: Mapping[str, Any]) -> str:
     return name or str(attrs.get("long_name", ""))
 
 
+@checked(SchemaError)
 def described(array: xr.DataArray, source: xr.Dataset | xr.DataArray, definition: str = "") -> xr.DataArray:
     """Return ``array`` with the attributes that its caption needs, taken from the reading it was made of.
 
@@ -178,6 +197,7 @@ def described(array: xr.DataArray, source: xr.Dataset | xr.DataArray, definition
     return array.assign_attrs(attrs)
 
 
+@checked(SchemaError)
 def caption(figure: Figure | Axes, source: xr.Dataset | xr.DataArray | str, *, definition: str | None = None) -> str:
     """Write the caption line under a figure, wrapped to its width, and return it (empty: nothing is known)."""
     from sinkscope.plot.labels import plain

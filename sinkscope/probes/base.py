@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, cast
 
-import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Bool, Float
 
 from sinkscope import registry
+from sinkscope.arguments import is_iterable, is_whole
 from sinkscope.attention.view import Ask, LayerStats
 from sinkscope.errors import ProbeError, SinkscopeError
 from sinkscope.models.backends.base import Tower
@@ -135,9 +135,8 @@ def whole_numbers(value: Any, asked: str) -> tuple[int, ...]:
     Raises:
         ProbeError: anything else; 1.5 is not cut to 1, and True is no number. ``asked`` opens the message.
     """
-    several = isinstance(value, Iterable) and not isinstance(value, str)
-    items: list[Any] = list(cast(Iterable[Any], value)) if several else [value]
-    if any(not isinstance(item, int | np.integer) or isinstance(item, bool) for item in items):
+    items: list[Any] = list(cast(Iterable[Any], value)) if is_iterable(value) else [value]
+    if not all(map(is_whole, items)):
         raise ProbeError(f"{asked}={_short(value)}): whole numbers are needed. Give a list of them, or a range.")
     return tuple(dict.fromkeys(int(item) for item in items))
 

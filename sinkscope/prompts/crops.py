@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from PIL import Image
 
+from sinkscope.arguments import is_listed, shown
 from sinkscope.errors import PromptError
 from sinkscope.prompts.chat import fields_of_chat
 from sinkscope.prompts.data import PromptFields
@@ -18,6 +19,8 @@ Box = Sequence[float] | None
 
 def fields_of_crops(prompts: PromptFields, boxes: Sequence[Box], model: PromptModel, beside: bool) -> PromptFields:
     """Build prompts with their first picture cropped; see ``Prompts.crop``."""
+    if not is_listed(boxes):
+        raise PromptError(f"crop(boxes={shown(boxes)}): give a list of boxes, one (or None) per prompt.")
     if not prompts.made_of or len(boxes) != len(prompts):
         known = bool(prompts.made_of)
         why = "one box (or None) per prompt is needed" if known else "these prompts do not know their pictures"

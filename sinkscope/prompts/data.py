@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int8
 
+from sinkscope.arguments import is_iterable, is_whole, shown
 from sinkscope.errors import PromptError
 from sinkscope.prompts import show
 from sinkscope.roles import ROLE_INDEX, ROLES
@@ -205,7 +206,11 @@ class PromptFields:
         Raises:
             PromptError: there are none, or one is out of range.
         """
-        chosen = tuple(int(i) for i in indices)
+        given: Any = indices
+        listed: list[Any] = list(given) if is_iterable(given) else [given]
+        if not all(map(is_whole, listed)):
+            raise PromptError(f"prompts are chosen by whole numbers, got {shown(given)}. Give a list of them.")
+        chosen = tuple(int(i) for i in listed)
         if not chosen:
             raise PromptError("no prompts chosen: the list of indices is empty.")
         for index in chosen:

@@ -10,7 +10,7 @@ import numpy as np
 
 from sinkscope.errors import PromptError
 from sinkscope.prompts.data import ImageSettings, PromptFields
-from sinkscope.prompts.model import PromptModel
+from sinkscope.prompts.model import PromptModel, check_model
 from sinkscope.prompts.vocabulary import Vocabulary
 
 _NAMES = ("processor_class", "image_processor_type", "feature_extractor_type", "auto_map")
@@ -45,8 +45,10 @@ def check_prompts(prompts: object, model: PromptModel, call: str) -> None:
     model's image processor does it. Another checkpoint with the same tokenizer and processor is fine.
 
     Raises:
+        ModelError: ``model`` is no handle on a model.
         PromptError: says what was given and how to build the prompts.
     """
+    check_model(model, call)
     if not isinstance(prompts, PromptFields):
         raise PromptError(f"{call}: expected Prompts, got {_describe(prompts)}. {_how(prompts)}")
     if len(prompts) == 0:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ def label_tokens(prompts: PromptFields, groups: Mapping[str, Any]) -> xr.DataArr
     Raises:
         PromptError: no group, an unknown selection, an image that no prompt has, or two groups that hold one token.
     """
-    if not groups:
+    if not isinstance(cast("object", groups), Mapping) or not groups:
         raise PromptError("label_tokens: no group is named. Give {name: selection}.")
     batch = _whole(prompts)
     shape = tuple(batch.real.shape)

@@ -43,12 +43,12 @@ class PromptModel(Protocol):
         ...
 
 
-def check_model(model: Any, caller: str) -> None:
-    """Refuse what is no model of sinkscope, such as a name or a transformers model that was not loaded by it.
+def check_model(model: object, call: str) -> None:
+    """Refuse what is no handle on a model, such as a model's name.
 
     Raises:
-        ModelError: ``model`` is something else; the message opens with the ``caller`` that was asked.
+        ModelError: says what was given, and how to load a model.
     """
-    if not hasattr(model, "backend") and not hasattr(model, "kind"):
+    if isinstance(model, type) or not (hasattr(model, "kind") and hasattr(model, "config")):
         given = f"the text {model!r}" if isinstance(model, str) else f"a {type(model).__name__}"
-        raise ModelError(f"{caller}: expected a model, got {given}. Load it first: model = sinkscope.load_model(...).")
+        raise ModelError(f"{call}: expected a model, got {given}. Load it first: model = sinkscope.load_model(...).")

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import torch
 
+from sinkscope.arguments import shown
+from sinkscope.errors import PromptError
 from sinkscope.prompts.batch import collate
 from sinkscope.prompts.chat import fields_of_chat
 from sinkscope.prompts.crops import fields_of_crops
@@ -139,6 +141,7 @@ class Prompts(PromptFields):
             PromptError: the prompts were not made by ``from_chat`` or ``from_images``, a box holds no pixel, or not one
                 box per prompt.
         """
+        check_model(model, "crop")
         return Prompts(**vars(fields_of_crops(self, boxes, model, beside)))
 
     def seen_by(self, tower: torch.nn.Module | str | None, model: PromptModel) -> Prompts:
@@ -161,6 +164,11 @@ class Prompts(PromptFields):
         """Collate the prompts at ``indices``: padded on the right, with a mask where there is padding.
 
         Raises:
-            PromptError: an index is out of range, or the further inputs of these prompts do not fit in one batch.
+            PromptError: an index is out of range, no such device, or the further inputs of these prompts do not fit in
+                one batch.
         """
+        try:
+            device = torch.device(device)
+        except (RuntimeError, TypeError):
+            raise PromptError(f"batch(device={shown(device)}): there is no such device. Use 'cpu' or 'cuda'.") from None
         return collate(self, self.check_indices(indices), device)

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from sinkscope.arguments import is_iterable
 from sinkscope.errors import PromptError, SinkscopeWarning
 from sinkscope.prompts.data import PromptFields
 from sinkscope.prompts.model import PromptModel
@@ -116,7 +117,7 @@ def check_list(items: Any, what: str, call: str) -> list[Any]:
     Raises:
         PromptError: ``items`` is a single text, mapping or array, or holds nothing.
     """
-    if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
+    if isinstance(items, Mapping) or not is_iterable(items):
         raise PromptError(
             f"{call}: expected a list of {what}, got one {type(cast(object, items)).__name__}. "
             "Wrap it in a list, even a single one."

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import xarray as xr
 
 from sinkscope import registry
+from sinkscope.arguments import is_iterable
 from sinkscope.errors import SchemaError, did_you_mean
 from sinkscope.metrics.base import probe_for
 from sinkscope.report.sinks import Sinks, find_sinks
@@ -66,8 +67,9 @@ def chosen(ds: xr.Dataset, names: Sequence[str] | None = None) -> list[str]:
     """
     if names is None:
         return available(ds)
+    names = [names] if isinstance(names, str) or not is_iterable(names) else list(names)
     for name in names:
-        if name not in FIGURES:
+        if not isinstance(cast("object", name), str) or name not in FIGURES:
             raise SchemaError(
                 f"figure {name!r}: there is no such figure. Use one of {sorted(FIGURES)}.{did_you_mean(name, FIGURES)}"
             )
@@ -76,7 +78,7 @@ def chosen(ds: xr.Dataset, names: Sequence[str] | None = None) -> list[str]:
             probes = ", ".join(dict.fromkeys(probe_for(v) for v in missing if not v.startswith("grid_")))
             todo = f"Add {probes} to the probes." if probes else "Measure prompts with images."
             raise SchemaError(f"figure {name!r} needs {missing}, which this reading lacks. {todo}")
-    return list(names)
+    return names
 
 
 def draw(ds: xr.Dataset, name: str, *, sinks: Sinks | None = None) -> Axes:

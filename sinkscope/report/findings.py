@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from sinkscope.errors import MetricError, SinkscopeWarning
-from sinkscope.metrics.base import lengths
+from sinkscope.metrics.base import lengths, require
 from sinkscope.metrics.bimodal import bimodality
 from sinkscope.metrics.drain import value_drain
 from sinkscope.metrics.entropy import row_entropy
@@ -46,6 +46,7 @@ def findings(ds: xr.Dataset) -> tuple[list[Finding], Sinks | None]:
         The findings in the order of the page, and the sinks (None: ``key_mass`` was not measured, or this is a survey,
         which keeps no prompt).
     """
+    require(ds, "findings")
     if is_survey(ds):
         return [Finding(*texts) for texts in survey_texts(ds)], None
     sinks = find_sinks(ds) if "key_mass" in ds else None

@@ -118,7 +118,7 @@ def test_errors():
         compare(values.drop_vars("prompt"), to=values.drop_vars("prompt").isel(prompt=slice(3)))
     with pytest.raises(MetricError, match=r"'to' has the dims \['edit'\], which the readings lack"):
         compare(values.isel(edit=0), to=values)
-    with pytest.raises(MetricError, match="expected a Dataset or DataArray, got list"):
+    with pytest.raises(MetricError, match=r"compare\(readings=\): expected a reading .*, got list"):
         compare([1.0], to="none")
 
 

@@ -86,7 +86,7 @@ def test_a_missing_variable_names_the_probe_to_add():
 
 
 def test_something_else_than_a_reading_is_refused():
-    with pytest.raises(MetricError, match=r"sink_rate: expected a reading \(xarray\.Dataset\), got ndarray"):
+    with pytest.raises(MetricError, match=r"sink_rate\(ds=\): expected a reading \(xarray\.Dataset\), got ndarray"):
         sink_rate(np.zeros(3))
 
 

@@ -6,6 +6,7 @@ import xarray as xr
 from matplotlib.colors import to_rgb
 
 from sinkscope import plot
+from sinkscope.errors import SchemaError
 from sinkscope.plot.theme import PALETTE, ROLE_COLOURS, SEQUENTIAL, settings
 from sinkscope.roles import ROLES
 
@@ -26,7 +27,7 @@ def test_theme_is_put_back_after_an_error():
 
 
 def test_unknown_theme():
-    with pytest.raises(ValueError, match=r"theme\('poster'\): there is no such theme. Use one of \['page'"):
+    with pytest.raises(SchemaError, match=r"theme\('poster'\): there is no such theme. Use one of \['page'"):
         settings("poster")
 
 

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
 from sinkscope import files
+from sinkscope.arguments import is_iterable, shown
 from sinkscope.engine.reading import provenance
 from sinkscope.engine.results import probe_content
 from sinkscope.engine.run import as_tuple, find_tower
@@ -24,6 +25,7 @@ from sinkscope.engine.survey.layout import SurveyLayout
 from sinkscope.engine.survey.reader import BlockReader, SurveySettings
 from sinkscope.engine.survey.state import SurveyState, from_bytes
 from sinkscope.errors import OutputError, ProbeError, PromptError, did_you_mean
+from sinkscope.files import as_path
 from sinkscope.probes.base import Probe
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class Shard(NamedTuple):
         Raises:
             PromptError: not of that form, or k is not from 1 to n.
         """
-        number, _, count = (text or "1/1").partition("/")
+        number, _, count = ("1/1" if text is None else text if isinstance(text, str) else "").partition("/")
         if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
             raise PromptError(f"survey(shard={text!r}): write k/n with k from 1 to n, such as '1/4'.")
         return cls(int(number), int(count))
@@ -93,11 +95,15 @@ def survey(  # noqa: PLR0913 - one call is the whole interface, as with run
         OutputError: the checkpoint belongs to another survey, is damaged, or cannot be written.
     """
     probes, settings, part = as_tuple(probes, "probes"), settings or SurveySettings(), Shard.parse(shard)
+    if not isinstance(cast("object", settings), SurveySettings):
+        raise ProbeError(f"survey(settings={shown(settings)}): give sinkscope.SurveySettings(...), or leave it out.")
     tower = find_tower(model, None)
     corpus = corpora.Corpus(source, settings.field)
     state = _new_state(model, probes, _reductions(reduce, probes), corpus, settings)
     state.runs = [(part.number - 1, part.of, 0)]
-    target = None if checkpoint is None else Path(checkpoint)
+    target = None if checkpoint is None else as_path(checkpoint, OutputError)
+    if target is not None and target.is_dir():
+        raise OutputError(f"survey(checkpoint={str(target)!r}): this is a folder. Name a file in it.")
     if target is not None:
         state = _resumed(state, target)
     if state.seen < 0:
@@ -162,12 +168,14 @@ def _resumed(state: SurveyState, target: Path) -> SurveyState:
 
 
 def _reductions(reduce: Sequence[str] | None, probes: Sequence[Probe]) -> list[str]:
+    if strange := [probe for probe in probes if not isinstance(probe, Probe)]:
+        raise ProbeError(f"survey: {shown(strange[0])} is no probe. Probes are values such as sinkscope.KeyMass().")
     makes = {name for probe in probes for name in probe.variables}
     if reduce is None:
         return [name for name in REDUCTIONS if name != "sink_tokens" or "key_mass" in makes]
-    wanted = [reduce] if isinstance(reduce, str) else list(reduce)
+    wanted = [reduce] if isinstance(reduce, str) else list(reduce) if is_iterable(reduce) else [reduce]
     for name in wanted:
-        if name not in REDUCTIONS:
+        if not isinstance(cast("object", name), str) or name not in REDUCTIONS:
             raise ProbeError(
                 f"survey(reduce={name!r}): there are {', '.join(REDUCTIONS)}.{did_you_mean(name, REDUCTIONS)}"
             )

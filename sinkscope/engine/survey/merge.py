@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import xarray as xr
 
+from sinkscope.arguments import is_iterable, shown
 from sinkscope.engine.survey.dataset import STATE, finished
 from sinkscope.engine.survey.state import SurveyState, from_bytes
 from sinkscope.errors import OutputError, SchemaError, SinkscopeWarning
@@ -28,11 +30,15 @@ def merge(readings: Sequence[xr.Dataset], names: Sequence[str] | None = None) ->
     Warns:
         SinkscopeWarning: parts of the corpus are in none of them.
     """
-    if not readings:
-        raise SchemaError("merge: no readings given. Pass the shards of one survey.")
-    called = list(names) if names is not None else [f"reading {i}" for i in range(len(readings))]
-    state = _state(readings[0], called[0])
-    for reading, name in zip(readings[1:], called[1:], strict=True):
+    given: Any = readings
+    listed: list[Any] = list(given) if is_iterable(given) and not isinstance(given, Mapping) else []
+    if not listed:
+        raise SchemaError(f"merge: expected readings, got {shown(given)}. Pass a list of the shards of one survey.")
+    called = [f"reading {i}" for i in range(len(listed))] if names is None else list(map(str, names))
+    if len(called) != len(listed):
+        raise SchemaError(f"merge: {len(listed)} readings and {len(called)} names. Name each, or leave names out.")
+    state = _state(listed[0], called[0])
+    for reading, name in zip(listed[1:], called[1:], strict=True):
         state.join(_state(reading, name), (called[0], name))
     missing = state.missing()
     if missing:
@@ -46,7 +52,7 @@ def merge(readings: Sequence[xr.Dataset], names: Sequence[str] | None = None) ->
 
 
 def _state(reading: xr.Dataset, name: str) -> SurveyState:
-    if STATE not in reading:
+    if not isinstance(cast("object", reading), xr.Dataset) or STATE not in reading:
         raise SchemaError(f"merge: {name} is no survey. Give what sinkscope.survey or `sinkscope survey` made.")
     state = from_bytes(np.asarray(reading[STATE].values, dtype=np.uint8).tobytes(), f"merge: {name}")
     if state.seen < 0:

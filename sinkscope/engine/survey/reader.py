@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sinkscope.arguments import check_fields
 from sinkscope.engine.run import check_request, read_batch
 from sinkscope.engine.survey.source import Item
 from sinkscope.engine.survey.state import SurveyState
@@ -43,6 +44,7 @@ class SurveySettings:
     field: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, ProbeError)
         for name in ("max_tokens", "batch_tokens", "block"):
             value = getattr(self, name)
             if (value is not None or name != "max_tokens") and (type(value) is not int or value < 1):

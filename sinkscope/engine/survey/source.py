@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from sinkscope.arguments import is_iterable
 from sinkscope.errors import PromptError
 
 FIELDS = ("text", "input_ids", "ids", "content")
@@ -47,7 +48,7 @@ class Corpus:
                 raise PromptError(
                     f"survey: {path}: prompts are read from {', '.join(SUFFIXES)} (a prompt per line or row)."
                 )
-        elif not isinstance(self.source, Iterable) or isinstance(self.source, bytes | Mapping):
+        elif not is_iterable(self.source) or isinstance(self.source, Mapping):
             raise PromptError(
                 f"survey: the source is a {type(self.source).__name__}. Give a file, or an iterable of texts, of lists "
                 "of token ids, or of rows with a column 'text'."

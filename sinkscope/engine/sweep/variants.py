@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from sinkscope.arguments import is_iterable
 from sinkscope.edits.base import Edit
 from sinkscope.edits.text import dumps
 from sinkscope.edits.values import show
@@ -141,7 +142,7 @@ def resolve(variants: Mapping[str, Any], tower: Tower) -> list[Variant]:
     for label, edits in variants.items():
         if not isinstance(label, str) or not label:
             raise EditError(f"sweep: the label {label!r} is no text. Labels name the variants in the reading.")
-        listed = (edits,) if isinstance(edits, Edit) else tuple(edits)
+        listed = tuple(edits) if is_iterable(edits) else (edits,)
         for edit in listed:
             if not isinstance(edit, Edit):
                 raise EditError(
