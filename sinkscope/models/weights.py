@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from sinkscope.models.locks import FairLock
 
 ATTENTION_FREE = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"})
 """Model types without any attention. Some name their mixing layer "attention", so the name tells nothing."""
+
+_NUMBER = re.compile(r"\.\d+\.")
 
 SHOWN = 3
 """How many tensor names an error shows before it counts the rest."""
@@ -119,7 +122,8 @@ def load_weights(
         settings: handed to ``from_pretrained`` as they are, such as ``device_map`` or ``gguf_file``.
 
     Raises:
-        ModelError: weights are absent, truncated, missing, of the wrong shape, or not finite.
+        ModelError: weights are absent, truncated, missing, of the wrong shape, of more blocks than the configuration
+            has, or not finite.
     """
     cls = model_class(config)
     model, info = _load(cls, name, config, local, dtype, **settings)
@@ -133,8 +137,25 @@ def load_weights(
             f"load_model({name!r}): {len(missing)} weights of {cls.__name__} are missing from the checkpoint: "
             f"{_list(missing)}. They would be random. Copy the model again, or use a checkpoint of this class."
         )
+    _refuse_more_blocks(model, info["unexpected_keys"], name)
     check_finite(model, name)
     return model.eval()
+
+
+def _refuse_more_blocks(model: PreTrainedModel, unexpected: Iterable[str], name: str) -> None:
+    """Refuse a checkpoint of more blocks than the configuration names; a head that is not wanted may be left out.
+
+    Raises:
+        ModelError: a weight that was left out is one of the model's, but for the number of its block.
+    """
+    known = {_NUMBER.sub(".#.", key) for key in model.state_dict()}
+    known |= {f"{model.base_model_prefix}.{key}" for key in known}
+    more = sorted(key for key in unexpected if "#" in (plain := _NUMBER.sub(".#.", key)) and plain in known)
+    if more:
+        raise ModelError(
+            f"load_model({name!r}): the checkpoint holds {len(more)} weights of blocks that config.json does not name: "
+            f"{_list(more)}. They would be left out. config.json belongs to another model."
+        )
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:

@@ -463,6 +463,16 @@ def test_an_absent_shard(tmp_path):
         load_model(tmp_path)
 
 
+def test_a_checkpoint_of_more_blocks_than_its_configuration(tmp_path):
+    saved(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["num_hidden_layers"] > 1
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1, "layer_types": None}))
+    message = r"holds \d+ weights of blocks that config\.json does not name: model\.layers\.1\..*another model"
+    with pytest.raises(ModelError, match=message):
+        load_model(tmp_path)
+
+
 def test_a_missing_tensor(tmp_path):
     saved(tmp_path)
     edit_weights(tmp_path, lambda tensors: tensors.pop(UP))

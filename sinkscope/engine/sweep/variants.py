@@ -59,7 +59,7 @@ def grid(edit: Edit | type[Edit], **axes: Iterable[Any]) -> EditGrid:
             f"grid({edit!r}): this is no edit. Give an edit such as ScaleKeys, and fields with their values."
         )
     known = [f.name for f in fields(cls)]
-    listed = {name: [values] if isinstance(values, str) else list(values) for name, values in axes.items()}
+    listed = {name: list(values) if is_iterable(values) else [values] for name, values in axes.items()}
     if not listed:
         raise EditError(f"grid({cls.__name__}): no axis. Name fields with lists of values, such as gamma=[0.5, 2.0].")
     for name, values in listed.items():
