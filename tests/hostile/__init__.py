@@ -1,4 +1,4 @@
-"""Bad and hostile input: an error of ours that helps, or the right answer; never a raw error, half a file, a silent NaN.
+"""Bad and hostile input: an error of ours that helps, or the right answer; no raw error, half a file or silent NaN.
 
 What is promised, and where it is tried (``make hostile`` tries the marked * with more examples, kills and processes):
 
@@ -20,7 +20,7 @@ files                        test_schema.py (300 flipped bits, versions, what is
                              test_values.py (names, attributes), test_faults.py* (kills, another user, two processes)
 types                        test_values.py (every field of every probe and edit), test_functions.py (metrics, figures),
                              test_calls.py (calls around a model, settings), cli/test_app.py
-anything at all              test_properties.py*: texts, ids, edits, sweeps, generation, comparisons, files, command lines
+anything at all              test_properties.py*: texts, ids, edits, sweeps, generation, comparisons, files, commands
 texts in a browser           report/test_browser.py and report/test_page.py (scripts, markup, right-to-left)
 ===========================  =========================================================================================
 """
