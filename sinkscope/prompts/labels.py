@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from sinkscope.arguments import shown
 from sinkscope.errors import PromptError
 from sinkscope.prompts.data import PAD, Batch, PromptFields
 from sinkscope.prompts.selection import select
@@ -80,6 +81,8 @@ def label_tokens(prompts: PromptFields, groups: Mapping[str, Any]) -> xr.DataArr
     Raises:
         PromptError: no group, an unknown selection, an image that no prompt has, or two groups that hold one token.
     """
+    if not isinstance(cast("object", prompts), PromptFields):
+        raise PromptError(f"label_tokens: expected Prompts, got {shown(prompts)}. Build them with Prompts.from_texts.")
     if not isinstance(cast("object", groups), Mapping) or not groups:
         raise PromptError("label_tokens: no group is named. Give {name: selection}.")
     batch = _whole(prompts)

@@ -98,7 +98,7 @@ def test_no_argument_lets_a_raw_error_out(name, model, prompts, reading, tmp_pat
         for hostile in HOSTILE:
             try:
                 found = function(**{**right, argument: hostile})
-                if hasattr(found, "__enter__"):
+                if name in ("applied", "monitor"):
                     with found:
                         pass
             except sk.SinkscopeError:

@@ -34,7 +34,9 @@ def merge(readings: Sequence[xr.Dataset], names: Sequence[str] | None = None) ->
     listed: list[Any] = list(given) if is_iterable(given) and not isinstance(given, Mapping) else []
     if not listed:
         raise SchemaError(f"merge: expected readings, got {shown(given)}. Pass a list of the shards of one survey.")
-    called = [f"reading {i}" for i in range(len(listed))] if names is None else list(map(str, names))
+    called = [f"reading {i}" for i in range(len(listed))]
+    if names is not None:
+        called = list(map(str, names)) if is_iterable(names) else [str(names)]
     if len(called) != len(listed):
         raise SchemaError(f"merge: {len(listed)} readings and {len(called)} names. Name each, or leave names out.")
     state = _state(listed[0], called[0])

@@ -92,7 +92,7 @@ def _made(edit: Edit | type[Edit], cls: type[Edit], given: dict[str, Any]) -> Ed
 
 
 def _labels(cls: type[Edit], name: str, values: list[Any]) -> list[Any]:
-    plain = [v.item() if isinstance(v, np.generic) else v for v in values]
+    plain = [v.item() if isinstance(v, np.generic | np.ndarray) and v.ndim == 0 else v for v in values]
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in plain)
     labels = plain if numbers else [_word(v) for v in plain]
     if len(set(labels)) < len(labels):
