@@ -8,7 +8,7 @@ config of the model names our function; on leaving, each config gets back exactl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -145,11 +145,21 @@ def entered(model: torch.nn.Module, session: Session) -> Iterator[Session]:
     try:
         for config, _ in before:
             config._attn_implementation_internal = DENSE_MASK if takes_tensors(model) else NAME
-        yield session
+        with _uncompiled(model):
+            yield session
     finally:
         for config, old in before:
             config._attn_implementation_internal = old
         _active.reset(token)
+
+
+def _uncompiled(model: torch.nn.Module) -> AbstractContextManager[Any]:
+    """While inside, a model that was compiled in place (``model.compile()``) runs as it was written.
+
+    Tracing the instrument would take minutes, and what it reads would be compiled into the model.
+    """
+    compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 @contextmanager

@@ -100,12 +100,18 @@ class _UncompiledCache(StaticCache):
 def _generated(model: Model, inputs: dict[str, torch.Tensor], settings: dict[str, Any]) -> torch.Tensor:
     try:
         found = model.model.generate(**inputs, **settings)  # type: ignore[operator]
-        return getattr(found, "sequences", found)
+        ids: torch.Tensor = getattr(found, "sequences", found)
     except (TypeError, ValueError, NotImplementedError, AttributeError) as error:
         raise PromptError(
             f"generate: {type(model.model).__name__} refuses to continue these prompts ({type(error).__name__}: "
             f"{str(error)[:160]}). Try model.model.generate by itself."
         ) from error
+    if ids.ndim != 2:
+        raise UnsupportedModelError(
+            f"generate: {type(model.model).__name__} writes {tuple(ids.shape)} (codes of several books a step), not "
+            "one token a step. Use model.model.generate inside sinkscope.applied."
+        )
+    return ids
 
 
 def _check(model: Model, prompts: Prompts, count: int, options: dict[str, Any]) -> None:

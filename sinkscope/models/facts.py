@@ -105,17 +105,21 @@ def kind_of(model: PreTrainedModel) -> Kind:
     Raises:
         UnsupportedModelError: the model takes neither text nor images nor recordings.
     """
-    config = model.config
+    config, main = model.config, main_input(model)
     if is_encoder_decoder(model):
         return "encoder-decoder"
-    if model.main_input_name in AUDIO_INPUTS:
+    if main in AUDIO_INPUTS:
         return "audio"
-    if model.main_input_name == "pixel_values" and getattr(config, "text_config", None) is None and not _of_grid(model):
+    if main == "pixel_values" and getattr(config, "text_config", None) is None and not _of_grid(model):
+        if isinstance(getattr(config, "num_frames", None), int):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} takes videos (prompt, frame, channel, height, width), of which nothing here "
+                "makes prompts. It reads models of text, images, both, or recordings."
+            )
         return "vision"
-    if model.main_input_name not in ("input_ids", "pixel_values"):
+    if main not in ("input_ids", "pixel_values"):
         raise UnsupportedModelError(
-            f"{type(model).__name__} takes {model.main_input_name}; sinkscope reads models of text, images, both, or "
-            "recordings."
+            f"{type(model).__name__} takes {main}; sinkscope reads models of text, images, both, or recordings."
         )
     if _of_grid(model):
         raise UnsupportedModelError(
@@ -132,6 +136,13 @@ def kind_of(model: PreTrainedModel) -> Kind:
 
 def _of_grid(model: torch.nn.Module) -> bool:
     return "grid_thw" in inspect.signature(model.forward).parameters
+
+
+def main_input(model: torch.nn.Module) -> str:
+    """Name of what a model is about; some vision encoders leave it at ``input_ids``, which they do not take."""
+    takes = inspect.signature(model.forward).parameters
+    named: Any = getattr(model, "main_input_name", "input_ids")
+    return "pixel_values" if named == "input_ids" and named not in takes and "pixel_values" in takes else named
 
 
 def is_encoder_decoder(model: torch.nn.Module) -> bool:

@@ -97,9 +97,7 @@ class Model:
         """The backend that drives this model; made on first use, which runs one token through the model."""
         if self._backend is None:
             with self.exclusive():
-                self._backend = self._backend or choose(
-                    self.model, self._asked, self.kind, self._bridge, self.to_bridge
-                )
+                self._backend = self._backend or choose(self.model, self._asked, self._bridge, self.to_bridge)
         return self._backend
 
     @property

@@ -190,16 +190,20 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 def check_finite(model: torch.nn.Module, name: str) -> None:
     """Refuse a model that holds a number that is not finite, naming the first such tensor.
 
+    A buffer may hold infinities: bounds that clip nothing (Gemma 4's audio encoder), hidden places of a mask.
+
     Raises:
-        ModelError: a weight is NaN or infinite.
+        ModelError: a weight is NaN or infinite, or a buffer NaN.
     """
+    buffers = {name for name, _ in model.named_buffers()}
     for key, tensor in model.state_dict().items():
         if not isinstance(tensor, torch.Tensor):  # quantised layers keep types and packed weights here
             continue
         if not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta:
             continue
         low, high = torch.aminmax(tensor)  # NaN and infinity both show in the extremes, with no second copy in memory
-        if not (torch.isfinite(low) and torch.isfinite(high)):
+        broken = torch.isnan if key in buffers else lambda number: ~torch.isfinite(number)
+        if bool(broken(low)) or bool(broken(high)):
             count = int((~torch.isfinite(tensor)).sum())
             raise ModelError(
                 f"{name}: {key} holds {count} of {tensor.numel()} numbers that are not finite. The checkpoint is "

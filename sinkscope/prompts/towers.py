@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def fields_of_tower(prompts: PromptFields, model: PromptModel, tower: torch.nn.M
     seen: list[tuple[Seen, tuple[float, float]]] = []
     origin: list[tuple[int, int, int]] = []
     for which, (inputs, grid) in enumerate(_parts(prompts)):
-        for part in _pictures(inputs, grid, model):
+        for part in _pictures(inputs, grid, model, tower):
             sizes = grid.sizes if grid is not None else ()
             seen.append((part, sizes[part[2]] if part[2] < len(sizes) else grids.UNKNOWN))
             origin.append((which, part[2], part[3]))
@@ -75,11 +76,13 @@ def _parts(prompts: PromptFields) -> list[tuple[dict[str, Any], Any]]:
     return list(zip(prompts.extras, prompts.grids, strict=True))
 
 
-def _pictures(inputs: dict[str, Any], grid: PatchGrid | None, model: PromptModel) -> list[Seen]:
+def _pictures(inputs: dict[str, Any], grid: PatchGrid | None, model: PromptModel, tower: torch.nn.Module) -> list[Seen]:
     if "pixel_values" not in inputs:
         return []
     if "image_grid_thw" in inputs:
-        return _packed(inputs, grid, model.config.vision_config)
+        own = "pixel_values" in inspect.signature(tower.forward).parameters
+        name = "pixel_values" if own else "hidden_states"
+        return _packed(inputs, grid, model.config.vision_config, name)
     values = inputs["pixel_values"]
     nested = values.ndim == 5
     if nested and model.config.model_type.startswith(("idefics3", "smolvlm")):
@@ -151,8 +154,8 @@ def _covered_tile(grid: PatchGrid, own: np.ndarray, tile: int, size: tuple[float
     return PixelMap(whole.y.cut(top, bottom - top), whole.x.cut(left, right - left))
 
 
-def _packed(inputs: dict[str, Any], grid: PatchGrid | None, config: Any) -> list[Seen]:
-    """Qwen-VL: patches of all images in one list, in blocks that will be merged."""
+def _packed(inputs: dict[str, Any], grid: PatchGrid | None, config: Any, name: str) -> list[Seen]:
+    """Qwen-VL: patches of all images in one list, in blocks that will be merged; the tower takes them as ``name``."""
     found: list[Seen] = []
     merge, start = int(config.spatial_merge_size), 0
     for image, thw in enumerate(inputs["image_grid_thw"]):
@@ -165,7 +168,7 @@ def _packed(inputs: dict[str, Any], grid: PatchGrid | None, config: Any) -> list
         cells = np.concatenate([cells[order.ravel()]] * frames)
         if getattr(config, "window_size", None):
             cells = cells.reshape(-1, merge * merge, cells.shape[1])[_window_order(thw, config)].reshape(count, -1)
-        part = {"hidden_states": inputs["pixel_values"][start : start + count], "grid_thw": thw[None]}
+        part = {name: inputs["pixel_values"][start : start + count], "grid_thw": thw[None]}
         found.append((part, cells, image, 0))
         start += count
     return found
@@ -183,7 +186,7 @@ def _window_order(thw: torch.Tensor, config: Any) -> np.ndarray:
 
 def _names(tower: torch.nn.Module, seen: list[tuple[Seen, tuple[float, float]]]) -> list[tuple[str, str]]:
     inputs, cells = seen[0][0][:2]
-    if "pixel_values" not in inputs:
+    if "grid_thw" in inputs:
         return []
     return prefix_tokens(tower, sequence_length(tower, inputs["pixel_values"]) - len(cells))
 

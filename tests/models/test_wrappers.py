@@ -92,6 +92,15 @@ def test_shells_of_torch_are_read_through():
     assert_same(read(compiled), read(network), rtol=1e-6, atol=1e-6)
 
 
+def test_a_model_compiled_in_place_is_not_compiled_with_the_instrument_in_it():
+    def compiler(*_):
+        raise AssertionError("compiled")
+
+    network = testing.tiny("llama")
+    network.compile(backend=compiler)
+    assert_same(read(network), read(testing.tiny("llama")), rtol=1e-6, atol=1e-6)
+
+
 def test_other_modules_around_a_model_are_not_looked_through():
     shell = torch.nn.Sequential(testing.tiny("llama"))
     assert unwrapped(shell) == (shell, "")

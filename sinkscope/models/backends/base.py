@@ -37,9 +37,9 @@ class AttentionSite:
 class Block:
     """One block of a tower: its number, its path, and what mixes the tokens in it.
 
-    ``kind`` is ``attention``, ``sliding`` (a window), ``linear``, ``ssm``, ``conv``, ``recurrent`` or ``mlp`` (nothing
-    does); ``attention+ssm`` where both do. ``turn`` counts the runs of a module that stands for several blocks
-    (ALBERT); None where each block has its own.
+    ``kind`` is ``attention``, ``sliding`` (a window), ``linear``, ``ssm``, ``conv``, ``recurrent``, ``cross``
+    (attention to an image alone) or ``mlp`` (nothing does); ``attention+ssm`` where both do. ``turn`` counts the runs
+    of a module that stands for several blocks (ALBERT); None where each block has its own.
     """
 
     layer: int

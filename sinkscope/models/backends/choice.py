@@ -9,14 +9,13 @@ import torch
 
 
 def choose(
-    network: torch.nn.Module, asked: str, kind: str, bridge: Any, to_bridge: Callable[[], Any]
+    network: torch.nn.Module, asked: str, bridge: Any, to_bridge: Callable[[], Any]
 ) -> Any:  # a Backend; which class it is, nobody needs to know
     """Return the backend that was asked for, or with ``"auto"`` the first that can read the model.
 
     Args:
         network: the model.
         asked: ``"transformers"``, ``"lens"`` or ``"auto"``.
-        kind: of the model, such as ``"decoder"``; maps are taken from decoders and encoders alone.
         bridge: what the model came as, if that was a ``TransformerBridge``.
         to_bridge: makes a bridge of a copy of the model.
 
@@ -34,7 +33,7 @@ def choose(
         return _through_lens(to_bridge())
     except Exception as error:  # whatever a bridge raises while it is built for an architecture it does not know
         backend.why_not = f"{backend.why_not} TransformerLens cannot serve it either: {error}"
-    return _returned_maps(network, backend.why_not) if kind in ("decoder", "encoder") else backend
+    return _returned_maps(network, backend.why_not)
 
 
 def _through_lens(bridge: Any) -> Any:

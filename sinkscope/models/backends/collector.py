@@ -13,6 +13,7 @@ from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.rows import RowEdits
 from sinkscope.attention.view import LayerStats, Wants, join
+from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends.base import AttentionSite, Instruments, Tower
 from sinkscope.models.backends.projections import Factor
 from sinkscope.models.backends.written import HeadOutputs, Reader, add_written
@@ -82,6 +83,7 @@ class Collector:
         site = self.site_of(module)
         if site is None:
             return None
+        self._refuse_other_keys(site, call)
         self.count[id(module)] = self.count.get(id(module), 0) + 1
         asked = self.instruments.edits
         edits = None if asked is None else asked(site.layer, replace(call, index=site.call))
@@ -91,6 +93,18 @@ class Collector:
             self.flush()
             self.outputs = HeadOutputs(site)
         return self.outputs.watch(call, edits)
+
+    def _refuse_other_keys(self, site: AttentionSite, call: Call) -> None:
+        """What is read is by token: an encoder that pads to blocks has keys that are none (Granite Speech)."""
+        context = self.instruments.context
+        if context is None or not self.instruments.wants.get(site.layer, Wants()).anything:
+            return
+        keys, tokens = call.key.shape[2], context.real.shape[1]
+        if keys > tokens:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__}: layer {site.layer} attends to {keys} keys, and its input has {tokens} "
+                "tokens: it pads or packs them by itself, so which key is which token is not known."
+            )
 
     def _collect(self, module: torch.nn.Module, stats: LayerStats) -> None:
         sites = self.sites[id(module)]

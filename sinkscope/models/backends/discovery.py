@@ -18,10 +18,11 @@ from sinkscope.attention import seam
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends.base import AttentionSite, Block, Tower
 from sinkscope.models.backends.kinds import kind_of
+from sinkscope.models.backends.pictured import FILLER, pictured_inputs, takes_pictures
 from sinkscope.models.backends.stream import residual_sites, turn_of
 from sinkscope.models.backends.trial import ModuleCall, Record, Seen, watch
 from sinkscope.models.backends.two_sided import pair_inputs, recording, split_calls
-from sinkscope.models.facts import AUDIO_INPUTS, device_of, is_encoder_decoder
+from sinkscope.models.facts import AUDIO_INPUTS, device_of, is_encoder_decoder, main_input
 
 VISION_ROOTS = ("vision_tower", "visual", "vision_model", "vision_encoder")
 
@@ -34,23 +35,78 @@ def discover(model: torch.nn.Module) -> dict[str, Tower]:
     Raises:
         UnsupportedModelError: the model has no attention, or its attention bypasses the library's interface.
     """
-    record = _watch_trial(model)
+    pictured = takes_pictures(model) and not is_encoder_decoder(model) and not hasattr(model, "logit_scale")
+    try:
+        record = _watch_trial(model)
+    except Exception:
+        found = _watch_pictured(model) if pictured else None
+        if found is None:
+            raise
+        return _pictured_towers(model, *found)
     if is_encoder_decoder(model):
         return {name: tower(model, name, record, calls) for name, calls in split_calls(model, record.calls).items()}
+    if pictured and _left_out(model, record):
+        found = _watch_pictured(model)
+        if found is not None:
+            return _pictured_towers(model, *found)
     return _towers(model, record)
+
+
+def _left_out(model: torch.nn.Module, record: Record) -> bool:
+    """Say whether some block was not run, of a list of which others attend."""
+    ran = {id(entry.module) for call in record.calls for entry in call.by.chain}
+    lists = [list(module) for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    return any(
+        any(id(member) in ran for member in members) and any(record.runs[id(member)] == 0 for member in members)
+        for members in lists
+    )
+
+
+def _watch_pictured(model: torch.nn.Module) -> tuple[Record, int] | None:
+    """Record a trial run with an image, and its number of tokens; None where no form of one runs."""
+    ids = trial_inputs(model)[0].get("input_ids")
+    start = 0 if ids is None else int(ids[0, 0])
+    for tensors in (False, True):
+        for inputs in pictured_inputs(model, [start] * FILLER):
+            seam.give_tensors(model, tensors)
+            try:
+                record = watch(model, lambda given=inputs: model(**given, **no_cache(model)))
+            except Exception:  # another form, or none
+                continue
+            return record, inputs["input_ids"].shape[1]
+    seam.give_tensors(model, False)
+    return None
+
+
+def _pictured_towers(model: torch.nn.Module, record: Record, tokens: int) -> dict[str, Tower]:
+    """The language part of a model that was run with an image: calls of all tokens; keys of their own are the image's.
+
+    A connector between the two (Q-Former, perceiver) is no tower.
+    """
+    root = find_vision_root(model)
+    calls = [call for call in record.calls if root is None or not f"{call.by.path}.".startswith(f"{root}.")]
+    own = [call for call in calls if (call.rows, call.keys) == (tokens, tokens)]
+    if not own:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: no attention call has the {tokens} tokens of a text as its queries and keys. The "
+            "image's tokens stand beside them in one sequence, or it computes attention by itself, so which token is "
+            "which is not known. Read its encoders by themselves."
+        )
+    return {"text": tower(model, "text", record, own, [call for call in calls if call.keys != tokens == call.rows])}
 
 
 def _watch_trial(model: torch.nn.Module) -> Record:
     """Record the trial run; a model that computes with its mask is run again with tensors for masks."""
     seam.give_tensors(model, False)
+    inputs = trial_inputs(model)
     try:
-        return watch(model, lambda: _run_trial(model))
+        return watch(model, lambda: _run_trial(model, inputs))
     except Exception as error:
         if isinstance(error, UnsupportedModelError) and error.__context__ is None:
             raise  # nothing failed: there is no call, or one that is refused
         seam.give_tensors(model)
         try:
-            return watch(model, lambda: _run_trial(model))
+            return watch(model, lambda: _run_trial(model, inputs))
         except Exception:  # it was not the mask
             seam.give_tensors(model, False)
             raise error from None
@@ -66,8 +122,8 @@ def explore(model: torch.nn.Module, name: str, run: Callable[[], Any]) -> Tower:
     return tower(model, name, record, record.calls)
 
 
-def _run_trial(model: torch.nn.Module) -> None:
-    for inputs in trial_inputs(model):
+def _run_trial(model: torch.nn.Module, given: list[dict[str, torch.Tensor]]) -> None:
+    for inputs in given:
         model(**inputs, **no_cache(model))
 
 
@@ -80,7 +136,8 @@ def trial_inputs(model: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
     """Return the smallest inputs that reach every attention layer: one token, one blank image, or both."""
     if is_encoder_decoder(model):
         return [pair_inputs(model)]
-    if model.main_input_name in AUDIO_INPUTS:
+    main = main_input(model)
+    if main in AUDIO_INPUTS:
         return [recording(model)]
     config: Any = model.config
     device = device_of(model)
@@ -88,7 +145,7 @@ def trial_inputs(model: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
     start = next((i for i in (getattr(text, n, None) for n in ("bos_token_id", "eos_token_id")) if _is_id(i, text)), 0)
     ids = torch.tensor([[start]], device=device)
     vision = getattr(config, "vision_config", None)
-    if model.main_input_name == "pixel_values" and vision is None:
+    if main == "pixel_values" and vision is None:
         return [{"pixel_values": _blank(config, model)}]
     if vision is not None and hasattr(model, "logit_scale"):
         return [{"input_ids": ids, "pixel_values": _blank(vision, model)}]
@@ -120,16 +177,25 @@ def _towers(model: torch.nn.Module, record: Record) -> dict[str, Tower]:
     both = getattr(config, "vision_config", None) is not None
     root = find_vision_root(model) if both else None
     groups: dict[str, list[Seen]] = {}
-    only_vision = model.main_input_name == "pixel_values" and not both
+    only_vision = main_input(model) == "pixel_values" and not both
     for call in record.calls:
         inside = only_vision or (root is not None and f"{call.by.path}.".startswith(f"{root}."))
         groups.setdefault("vision" if inside else "text", []).append(call)
     return {name: tower(model, name, record, groups[name]) for name in ("text", "vision") if name in groups}
 
 
-def tower(model: torch.nn.Module, name: str, record: Record, calls: list[Seen]) -> Tower:
-    """Number the blocks of one group of calls, and find its attention calls and residual-stream sites."""
+def tower(model: torch.nn.Module, name: str, record: Record, calls: list[Seen], crossing: Iterable[Seen] = ()) -> Tower:
+    """Number the blocks of one group of calls, and find its attention calls and residual-stream sites.
+
+    ``crossing`` are calls made in the same stack with keys of an image: a block that makes no others may be left out.
+    """
+    if blocks := max(call.batch for call in calls) - 1:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: it attends within {blocks + 1} groups of one prompt's tokens, laid out as a "
+            "batch, so which token is which key is not known."
+        )
     entries, of_call = find_blocks(model, record, calls)
+    across = {id(entry) for call in crossing for entry in call.by.chain}
     layer_of = {id(entry): layer for layer, entry in enumerate(entries)}
     made: Counter[int] = Counter()
     sites = []
@@ -146,10 +212,14 @@ def tower(model: torch.nn.Module, name: str, record: Record, calls: list[Seen]) 
     inside = [[call for call, block in zip(calls, of_call, strict=True) if block is entry] for entry in entries]
     blocks = tuple(
         Block(layer, entry.path, kind_of(entry, own, layer, len(entries)), turn_of(record, entry))
+        if own or id(entry) not in across
+        else Block(layer, entry.path, "cross", turn_of(record, entry))
         for layer, (entry, own) in enumerate(zip(entries, inside, strict=True))
     )
     # The stream of cross-attention is the decoder's, and its tokens are the queries, not the keys.
-    residual = () if name == "cross" else tuple(residual_sites(record, entries, inside, name == "decoder"))
+    optional = [id(entry) in across and not own for entry, own in zip(entries, inside, strict=True)]
+    both = name == "decoder" or any(id(entry) in across and own for entry, own in zip(entries, inside, strict=True))
+    residual = () if name == "cross" else tuple(residual_sites(record, entries, inside, both, optional))
     first = entries[0].given
     if first is None:
         raise UnsupportedModelError(

@@ -25,7 +25,8 @@ from sinkscope.models.backends.discovery import no_cache, tower, trial_inputs
 from sinkscope.models.backends.residual_hooks import residual_hooks
 from sinkscope.models.backends.transformers import hidden_state
 from sinkscope.models.backends.trial import ModuleCall, Record, Seen, watched
-from sinkscope.models.backends.verify import TOLERANCE, difference, eager_attention
+from sinkscope.models.backends.verify import MAPS, TOLERANCE, difference, eager_attention
+from sinkscope.models.facts import in_type_of, is_encoder_decoder
 
 TOKENS = 6
 """Tokens of the trial: enough to see which keys a query does not attend to."""
@@ -44,14 +45,14 @@ class OwnMapsBackend:
         try:
             check_functions(list(configs(model)))
             with torch.no_grad():
-                self.towers = {"text": _discover(model)}
+                self.towers = _discover(model)
         except UnsupportedModelError as error:
             self.why_not = why if str(error) in why else f"{why} {error}"
         except Exception as error:  # whatever a model of unknown make raises while it is looked at
             told = f"{type(error).__name__}: {str(error)[:120]}"
             self.why_not = f"{why} It returns no maps either (output_attentions=True ended in {told})."
         self.reading, self.edits = ("dense" if self.towers else "none"), False
-        self.default_tower, self.note = "text", NOTE if self.towers else ""
+        self.default_tower, self.note = next(iter(self.towers), "text"), NOTE if self.towers else ""
         self._batches = Batches(type(model).__name__, self._hidden, unpadded=False)
         if self.towers:
             self.why_not = f"{why} The maps that it returns are read, and an edit of them would change nothing."
@@ -70,6 +71,7 @@ class OwnMapsBackend:
         check_functions(list(configs(self.model)))  # somebody may have put one in since
         for wants in instruments.wants.values():
             _check(wants, self.why_not)
+        inputs = in_type_of(self.model, inputs)
         self._batches.check(inputs)
         maps = {"output_attentions": True} if instruments.wants else {}
         with (
@@ -77,13 +79,14 @@ class OwnMapsBackend:
             residual_hooks(self.model, tower, instruments.residual, vision.rows_of(inputs)),
         ):
             out = self.model(**inputs, **no_cache(self.model), **maps)
-        real = torch.ones(next(iter(inputs.values())).shape[:2], dtype=torch.bool, device=hidden_state(out).device)
-        context = instruments.context or Context(real, torch.zeros_like(real, dtype=torch.long), (0,))
-        for site, weights in zip(tower.attention, getattr(out, "attentions", None) or (), strict=bool(maps)):
+        for site, weights in zip(tower.attention, _maps(out, tower.name) if maps else (), strict=bool(maps)):
             wants = instruments.wants.get(site.layer)
             if wants is not None:
-                instruments.collect(site, reduce_map(weights, wants, context, _visible(context, site.causal)))
-        return Output(hidden_state(out), getattr(out, "logits", None), frozenset({"dense"}))
+                context = instruments.context or _everything_real(weights)
+                seen = _visible(context, site.causal, weights.shape[2])
+                instruments.collect(site, reduce_map(weights, wants, context, seen))
+        hidden = out.encoder_last_hidden_state if tower.name == "encoder" else hidden_state(out)
+        return Output(hidden, getattr(out, "logits", None), frozenset({"dense"}))
 
     def _hidden(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return hidden_state(self.model(**inputs, **no_cache(self.model)))
@@ -98,53 +101,106 @@ def _check(wants: Wants, why: str) -> None:
             )
 
 
-def _visible(context: Context, causal: bool) -> Bool[torch.Tensor, "batch query key"] | None:
+def _maps(out: Any, name: str) -> list[torch.Tensor]:
+    """The maps of a tower among what a model returned."""
+    found = getattr(out, MAPS.get(name, "attentions"), None) or ()
+    return [each for each in found if isinstance(each, torch.Tensor)]
+
+
+def _everything_real(weights: torch.Tensor) -> Context:
+    real = torch.ones((weights.shape[0], weights.shape[3]), dtype=torch.bool, device=weights.device)
+    return Context(real, torch.zeros_like(real, dtype=torch.long), (0,))
+
+
+def _visible(context: Context, causal: bool, queries: int) -> Bool[torch.Tensor, "batch query key"] | None:
     real = context.real
     if not causal and bool(real.all()):
         return None
-    seen = real[:, None, :].expand(-1, real.shape[1], -1)
+    seen = real[:, None, :].expand(-1, queries, -1)
     return seen & torch.ones_like(seen).tril() if causal else seen
 
 
-def _discover(model: torch.nn.Module) -> Tower:
-    """Find the module that makes each map, and from it the blocks.
+def _discover(model: torch.nn.Module) -> dict[str, Tower]:
+    """Find the module that makes each map, and from it the blocks, for each tower that returns maps.
 
     Raises:
         UnsupportedModelError: no maps, maps of other queries and keys than the tokens, or maps of another attention
             than the model's own: only its eager path returns them.
     """
-    inputs = trial_inputs(model)[0]
-    if set(inputs) != {"input_ids"}:
-        raise UnsupportedModelError(f"Maps are read off models of text alone, and this one takes {sorted(inputs)}.")
-    first = inputs["input_ids"]
-    more = torch.arange(5, 5 + TOKENS - 1, device=first.device)[None] % model.config.get_text_config().vocab_size  # type: ignore[union-attr]
-    ids = torch.cat([first, more], 1)
+    inputs = _trial(model)
     made: list[tuple[ModuleCall, Any]] = []
     record = Record({id(module): path for path, module in model.named_modules()})
-    usual = hidden_state(model(input_ids=ids, **no_cache(model)))
+    usual = hidden_state(model(**inputs, **no_cache(model)))
     with eager_attention(model), watched(model, record, lambda entry, output: made.append((entry, output))):
-        out = model(input_ids=ids, **no_cache(model), output_attentions=True)
-    maps = [each for each in getattr(out, "attentions", None) or () if isinstance(each, torch.Tensor)]
-    if not maps:
-        raise UnsupportedModelError("It returns no maps either.")
+        out = model(**inputs, **no_cache(model), output_attentions=True)
     apart = difference(hidden_state(out), usual)
     if not apart <= TOLERANCE.get(usual.dtype, 5e-2):
         raise UnsupportedModelError(
             f"It returns maps of its eager attention alone, by which it computes something else than as it runs "
             f"(largest difference {apart:.2g})."
         )
+    names = ("decoder", "encoder", "cross") if is_encoder_decoder(model) else (_only(inputs),)
+    found: dict[str, Tower] = {}
+    problem = UnsupportedModelError(
+        "It returns no maps either. Where its kind of attention is chosen as it is built (Data2Vec), build it with "
+        "attn_implementation='eager'."
+    )
+    for name in names:
+        maps = _maps(out, name)
+        try:
+            found |= {name: _tower(model, name, record, made, maps, inputs)} if maps else {}
+        except UnsupportedModelError as error:  # ProphetNet's encoder returns logits, its decoder weights
+            problem = error
+    if not found:
+        raise problem
+    return found
+
+
+def _trial(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The smallest inputs that show which keys a query does not attend to."""
+    first, *more = trial_inputs(model)
+    if more or len(set(first) - {"decoder_input_ids"}) != 1:
+        raise UnsupportedModelError(f"Maps are read off models of one input, and this one takes {sorted(first)}.")
+    if set(first) != {"input_ids"}:
+        return {name: torch.randn_like(given) if given.is_floating_point() else given for name, given in first.items()}
+    ids = first["input_ids"]
+    vocabulary: int = model.config.get_text_config().vocab_size  # type: ignore[union-attr]
+    return {"input_ids": torch.cat([ids, torch.arange(5, 5 + TOKENS - 1, device=ids.device)[None] % vocabulary], 1)}
+
+
+def _only(inputs: Mapping[str, torch.Tensor]) -> str:
+    return "vision" if set(inputs) == {"pixel_values"} else "text"
+
+
+def _tower(
+    model: torch.nn.Module,
+    name: str,
+    record: Record,
+    made: list[tuple[ModuleCall, Any]],
+    maps: list[torch.Tensor],
+    inputs: Mapping[str, torch.Tensor],
+) -> Tower:
+    """One tower, whose maps are those of its layers in order."""
+    seen = [_seen(each, made, model) for each in maps]
     shapes = {tuple(each.shape) for each in maps}
-    if any(len(shape) != 4 or shape[2:] != (TOKENS, TOKENS) for shape in shapes):
+    given = next(iter(inputs.values()))
+    tokens = given.shape[1] if not given.is_floating_point() and name == "text" else None
+    sizes = {shape[2:] for shape in shapes if len(shape) == 4}
+    square = name == "cross" or all(rows == keys for rows, keys in sizes)
+    if any(len(shape) != 4 or shape[0] != 1 for shape in shapes) or len(sizes) != 1 or not square or (
+        tokens is not None and sizes != {(tokens, tokens)}
+    ):  # fmt: skip
         raise UnsupportedModelError(
-            f"The maps that it returns are {sorted(shapes)} for {TOKENS} tokens: pooled or windowed, so which token is "
-            "which key is not known."
+            f"The maps that it returns are {sorted(shapes)}{'' if tokens is None else f' for {tokens} tokens'}: pooled "
+            "or windowed, so which token is which key is not known."
         )
     if any(bool((each < 0).any()) or not bool(((each.sum(-1) - 1).abs() < 1e-3).all()) for each in maps):
         raise UnsupportedModelError("What it returns as attentions are no weights: rows do not sum to 1.")
-    found = tower(model, "text", record, [_seen(each, made, model) for each in maps])
+    found = tower(model, name, record, seen)
     paths = {block.path for block in found.blocks}
     blocks = [entry for entry in _runs(record.outer) if entry.path in paths and entry.given is not None]
-    batched = all(entry.given is not None and entry.given.shape[:2] == (1, TOKENS) for entry in blocks)
+    rows = next(iter(sizes))[0]
+    batched = all(entry.given is not None and entry.given.shape[:2] == (1, rows) for entry in blocks)
     return found if batched else replace(found, residual=())
 
 

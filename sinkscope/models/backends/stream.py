@@ -6,7 +6,7 @@ attention output. Parallel blocks have no such place. In a decoder with cross-at
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,7 +23,11 @@ MID_CANDIDATES = (
 
 
 def residual_sites(
-    record: Record, entries: list[ModuleCall], calls: list[list[Seen]], decoder: bool = False
+    record: Record,
+    entries: list[ModuleCall],
+    calls: list[list[Seen]],
+    decoder: bool = False,
+    optional: Sequence[bool] = (),
 ) -> Iterable[ResidualSite]:
     """Find the sites of a stack, in order.
 
@@ -32,12 +36,15 @@ def residual_sites(
         entries: the runs of its blocks.
         calls: the attention calls made in each block.
         decoder: whether the blocks attend to a source behind their self-attention.
+        optional: for each block whether the model may leave it out; the stream then passes by it unchanged, so
+            nothing is read from inside it.
     """
     yield _before(record, "embed", entries[0])
     for layer, entry in enumerate(entries):
-        mid = None if decoder else _mid_of(entry, calls[layer])
+        mine, next_may = (layer + n < len(optional) and optional[layer + n] for n in (0, 1))
+        mid = None if decoder or mine else _mid_of(entry, calls[layer])
         carry = "behind"
-        if mid is None:
+        if mid is None and not mine:
             mid, carry = _next_part(entry, calls[layer], decoder)
         if mid is not None:
             yield replace(_before(record, f"{layer}.mid", mid), carry=carry)
@@ -46,7 +53,7 @@ def residual_sites(
             fits = after.given.shape == entry.made.shape
         else:
             fits = after is not None
-        if after is not None and fits:
+        if after is not None and fits and not next_may:
             yield _before(record, f"{layer}.post", after)
         else:
             streams = _streams(entry.made)

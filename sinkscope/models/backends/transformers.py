@@ -66,7 +66,9 @@ class TransformersBackend:
     ) -> Output:
         """Run the model once under ``instruments``; see :class:`sinkscope.models.backends.base.Backend`."""
         inputs = in_type_of(self.model, inputs)
-        if seam.takes_tensors(self.model):  # which keys it chooses by a mask may depend on padding (Mistral Large 4)
+        # Which keys a model chooses by a mask may depend on padding (Mistral Large 4), and an encoder may mix
+        # neighbours before its first block (MobileBERT); a decoder's tokens do not see what is behind them.
+        if seam.takes_tensors(self.model) or not tower.causal:
             self._batches.check(inputs)
         collector = Collector(self.model, tower, instruments, self.write_factor)
         alone = self._alone(tower, inputs)

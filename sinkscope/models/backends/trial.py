@@ -7,6 +7,7 @@ at each of them.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,10 @@ from sinkscope.errors import UnsupportedModelError
 
 KEPT = 1 << 22
 """Numbers up to which a tensor is kept; larger ones (pictures in a convolution) are no residual stream of a trial."""
+
+
+PARTS = ("text_model", "text_encoder", "text_decoder", "image_model", "vision_model", "backbone")
+"""Names of parts that are models by themselves."""
 
 
 @dataclass(eq=False)
@@ -60,6 +65,7 @@ class Seen:
     implicit_sink: bool
     full: bool
     keys: int
+    batch: int = 1
     output: torch.nn.Module | None = None
 
 
@@ -110,7 +116,7 @@ class Record:
         self.calls.append(
             Seen(
                 by, call.query.shape[1], call.key.shape[1], call.value.shape[-1], rows, causal, mask.windowed, sink,
-                mask.kind == "full", call.key.shape[2],
+                mask.kind == "full", call.key.shape[2], call.query.shape[0],
             )
         )  # fmt: skip
 
@@ -174,9 +180,17 @@ def watched(
 def bypass(model: torch.nn.Module, error: Exception | None) -> UnsupportedModelError:
     """The error for a model that calls no attention; ``error`` is what it raised instead."""
     told = f" ({type(error).__name__}: {_first_line(error)})" if error else ""
+    parts = [name for name, part in model.named_children() if name in PARTS and hasattr(part, "config")]
+    hint = f" Its parts may be read by themselves: load_model(model.{parts[0]})." if parts else ""
+    if error is None and not any(re.search(r"att(n|en)", type(m).__name__, re.IGNORECASE) for m in model.modules()):
+        return UnsupportedModelError(
+            f"{type(model).__name__}: none of its modules is one of attention, so there is nothing to read or edit in "
+            "it."
+        )
     return UnsupportedModelError(
         f"{type(model).__name__}: running one token made no call to transformers' attention interface{told}. "
         "The model has no attention, or computes it by itself; use backend='lens' where TransformerLens serves it."
+        f"{hint}"
     )
 
 

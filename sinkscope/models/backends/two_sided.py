@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from sinkscope.models.backends.trial import Seen
-from sinkscope.models.facts import AUDIO_INPUTS, device_of
+from sinkscope.models.facts import AUDIO_INPUTS, device_of, is_encoder_decoder
 
 SOURCE, TARGET = 3, 2
 """Tokens of the trial: of different number, so that cross-attention is told by the shape of its map."""
@@ -39,21 +39,42 @@ def source_inputs(model: torch.nn.Module, start: int) -> dict[str, torch.Tensor]
 
 
 def recording(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return a short recording as an audio encoder takes it: noise, since silence can make every state zero."""
+    """Return a short recording as an audio encoder takes it: the first of some forms that it runs on."""
+    first, *others = _recordings(model)
+    network: Any = model
+    encoder = network.get_encoder() if is_encoder_decoder(model) else model
+    if not others or runs_on(encoder, first):
+        return first
+    return next((form for form in others if runs_on(encoder, form)), first)
+
+
+@torch.no_grad()
+def runs_on(encoder: torch.nn.Module, given: dict[str, torch.Tensor]) -> bool:
+    """Say whether a forward pass takes these inputs."""
+    try:
+        encoder(**given)
+    except Exception:  # whatever a model of unknown make raises
+        return False
+    return True
+
+
+def _recordings(model: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
+    """Forms of a recording, most likely first: noise, since silence can make every state zero."""
     config: Any = model.config
     name: Any = model.main_input_name
     mel = getattr(config, "num_mel_bins", None)
     if name == "input_features":
         longest = getattr(config, "max_source_positions", None)
         if mel is not None and longest is not None:  # Whisper takes recordings of one length alone
-            return {name: _noise(model, 1, mel, 2 * longest)}
+            return [{name: _noise(model, 1, mel, 2 * longest)}]
         parts = [config, getattr(config, "encoder_config", None), getattr(config, "encoder", None)]
-        widths = ("input_feat_per_channel", "feature_projection_input_dim", "num_mel_bins")
-        found = (getattr(part, width, None) for part in parts for width in widths)
-        return {name: _noise(model, 1, 64, next((width for width in found if width), 80))}
+        widths = ("input_feat_per_channel", "feature_projection_input_dim", "num_mel_bins", "input_dim", "feature_size")
+        found = [size for part in parts for width in widths if isinstance(size := getattr(part, width, None), int)]
+        sizes = dict.fromkeys([*found, 80, 128])
+        return [{name: _noise(model, 1, *shape)} for size in sizes for shape in ((64, size), (size, 64))]
     if mel is not None and getattr(config, "max_length", None):  # a spectrogram as an image (AST)
-        return {name: _noise(model, 1, config.max_length, mel)}
-    return {name: _noise(model, 1, 4000)}
+        return [{name: _noise(model, 1, config.max_length, mel)}]
+    return [{name: _noise(model, *shape)} for shape in ((1, 4000), (1, 3840), (1, 1, 3840))]
 
 
 def split_calls(model: torch.nn.Module, calls: list[Seen]) -> dict[str, list[Seen]]:

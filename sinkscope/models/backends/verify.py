@@ -21,6 +21,8 @@ from sinkscope.errors import UnsupportedModelError
 from sinkscope.models import variants
 from sinkscope.models.backends.base import Backend, Instruments, Output, Tower
 from sinkscope.models.backends.discovery import no_cache, trial_inputs
+from sinkscope.models.backends.pictured import pictured_inputs, takes_pictures
+from sinkscope.models.backends.two_sided import runs_on
 
 SHORTEST, LONGEST = 192, 512
 """Tokens of the prompt: more than one block of rows, and past the longest pattern that the configuration names."""
@@ -148,6 +150,9 @@ def _inputs(network: torch.nn.Module, longest: int | None) -> tuple[dict[str, to
     chosen = ids[torch.randint(len(ids), (1, length - 1), generator=torch.Generator().manual_seed(0))]
     first = inputs["input_ids"]
     inputs["input_ids"] = torch.cat([first, chosen.to(first.device)], dim=1)
+    if takes_pictures(network) and not runs_on(network, inputs):  # BLIP-2 reads no text without an image
+        forms = pictured_inputs(network, inputs["input_ids"][0].tolist())
+        inputs = next((form for form in forms if runs_on(network, form)), inputs)
     return inputs, pattern if pattern >= length else 0
 
 

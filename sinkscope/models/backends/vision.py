@@ -64,7 +64,15 @@ def discover_vision(model: torch.nn.Module, root: str) -> Tower:
     """
     module = model.get_submodule(root)
     try:
+        missing = sorted(_needed(module) - set(trial_picture(module)))
+        if missing:
+            raise _MoreNeededError(missing)
         return explore(model, NAME, lambda: module(**trial_picture(module)))
+    except _MoreNeededError as error:
+        raise UnsupportedModelError(
+            f"{type(module).__name__}, the vision part of this model, takes {', '.join(error.args[0])} beside its "
+            "pictures, so it cannot be read alone. Read the language part (leave tower= out)."
+        ) from None
     except UnsupportedModelError as error:
         raise UnsupportedModelError(
             f"{type(module).__name__}, the vision part of this model, cannot be read alone. {error}"
@@ -76,6 +84,16 @@ def discover_vision(model: torch.nn.Module, root: str) -> Tower:
         ) from None
 
 
+class _MoreNeededError(Exception):
+    """Names of inputs that a vision part wants beside its pictures."""
+
+
+def _needed(module: torch.nn.Module) -> set[str]:
+    """Names of what the forward pass of a vision part cannot do without."""
+    named = inspect.signature(module.forward).parameters.items()
+    return {n for n, p in named if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
 def trial_picture(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Smallest inputs of a vision tower; noise, since a blank image can make every state zero."""
     config: Any = module.config
@@ -85,9 +103,10 @@ def trial_picture(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     if "grid_thw" in inspect.signature(module.forward).parameters:
         side = 2 * int(config.spatial_merge_size)
         channels = getattr(config, "in_channels", None) or getattr(config, "in_chans", 3)
-        row = channels * int(config.temporal_patch_size) * int(config.patch_size) ** 2
+        row = channels * int(getattr(config, "temporal_patch_size", 1)) * int(config.patch_size) ** 2
         patches = torch.randn(side * side, row, generator=generator).to(**like)
-        return {"hidden_states": patches, "grid_thw": torch.tensor([[1, side, side]], device=like["device"])}
+        name = "pixel_values" if "pixel_values" in inspect.signature(module.forward).parameters else "hidden_states"
+        return {name: patches, "grid_thw": torch.tensor([[1, side, side]], device=like["device"])}
     size = getattr(config, "image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
     pixels = torch.randn(1, getattr(config, "num_channels", 3), height, width, generator=generator)

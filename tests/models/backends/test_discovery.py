@@ -80,7 +80,7 @@ def test_architectures_that_bypass_the_interface_are_refused_with_the_way_out(na
 
 def test_a_model_without_attention_is_refused():
     sizes = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
-    with pytest.raises(UnsupportedModelError, match="MambaForCausalLM: running one token made no call"):
+    with pytest.raises(UnsupportedModelError, match="MambaForCausalLM: none of its modules is one of attention"):
         discover(MambaForCausalLM(MambaConfig(**sizes)))
 
 

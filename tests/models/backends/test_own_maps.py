@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from parity.ledger import trial
+from parity.ledger.compare import Comparison
+from parity.ledger.entries import entry
 
 import sinkscope as sk
 from sinkscope.errors import ProbeError, UnsupportedModelError
@@ -134,3 +137,37 @@ def test_a_model_that_computes_with_its_mask_gets_tensors():
             np.testing.assert_allclose(ds.attention.values[i, layer, :, : len(row), : len(row)], wanted, atol=1e-5)
     edited = sk.run(model, prompts, [sk.KeyMass()], [sk.MaskKeys([1])], batch_size=2)
     assert float(edited.key_mass.sel(key=1).max()) < 1e-6
+
+
+def exact(name, kinds, towers):
+    """How the ledger's small model of one type is read, against the maps that it returns."""
+    network, kind, rows = trial.built(entry(name))
+    model = sk.load_model(network)
+    assert kind == kinds
+    assert list(model.backend.towers) == towers
+    assert (model.capabilities().reading, model.capabilities().edits) == ("dense", False)
+    found = Comparison(network, model, kind, rows).everything()
+    assert {f"{tower} maps" for tower in towers} <= set(found.off)
+    assert max(found.off.values()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "towers"),
+    [
+        ("data2vec-vision", "image", ["vision"]),
+        ("wavlm", "audio", ["text"]),
+        ("mvp", "pair", ["decoder", "encoder", "cross"]),
+    ],
+)
+def test_maps_of_images_recordings_and_pairs_are_read(name, kind, towers):
+    exact(name, kind, towers)
+
+
+def test_what_can_be_done_where_maps_are_given_by_an_eager_model_alone_is_said():
+    network = transformers.Data2VecVisionModel(
+        transformers.Data2VecVisionConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16,
+                                          intermediate_size=16, patch_size=8)
+    )  # fmt: skip
+    randomise(network, 0)
+    why = sk.load_model(network.eval()).capabilities().why_not
+    assert "build it with attn_implementation='eager'" in why

@@ -213,7 +213,7 @@ def _broken(*args, **kwargs):
 def test_a_vision_part_that_cannot_run_alone_is_told():
     model = sk.load_model(testing.tiny("llava"))
     model.model.model.vision_tower.forward = lambda pixel_values, needed: None
-    with pytest.raises(UnsupportedModelError, match=r"CLIPVisionModel, the vision part of this model, cannot be read"):
+    with pytest.raises(UnsupportedModelError, match="takes needed beside its pictures, so it cannot be read alone"):
         _ = model.backend.towers["vision"]
     other = sk.load_model(testing.tiny("llava"))
     other.model.model.vision_tower.encoder.layers[2].forward = _broken
