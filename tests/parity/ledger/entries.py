@@ -32,6 +32,16 @@ class Entry:
         return zlib.crc32(self.model_type.encode()) % 100
 
 
+def entry(model_type):
+    """One entry, without asking the library for the classes of all others."""
+    for group, name in MAPPINGS.items():
+        mapping = getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING_NAMES" if name else "MODEL_MAPPING_NAMES")
+        if model_type in mapping:
+            cls = mapping[model_type]
+            return Entry(model_type, cls if isinstance(cls, str) else cls[0], group)
+    raise KeyError(model_type)
+
+
 @cache
 def entries():
     """Every entry by model type, sorted."""

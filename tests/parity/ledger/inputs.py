@@ -4,6 +4,8 @@ import inspect
 
 import torch
 
+from sinkscope.models.backends.pictured import pictured_inputs
+
 LENGTHS = (24, 17)
 """Tokens of the two prompts: longer than windows and sparse patterns; together in a batch the second is padded."""
 
@@ -49,39 +51,42 @@ def picture(config, count=1):
     return noise(count, frames, channels, height, width) if frames else noise(count, channels, height, width)
 
 
-def recording(network, name):
-    """Noise as a recording: samples, or a spectrogram."""
+def recordings(network, name):
+    """Noise as a recording: samples, or a spectrogram with either axis first, as long as encoders may ask for."""
+    name = "input_values" if name == "inputs" else name
     config = network.config
-    audio = (
-        getattr(config, "audio_config", None)
-        or getattr(config, "encoder_config", None)
-        or getattr(config, "encoder", config)
-    )
+    parts = (getattr(config, each, None) for each in ("audio_config", "encoder_config", "encoder"))
+    audio = next((part for part in parts if part is not None and not isinstance(part, int)), config)
     mel = next(
         (getattr(audio, n) for n in ("num_mel_bins", "n_mels", "num_mel_filters") if getattr(audio, n, None)), None
     )
     if name == "input_values":
         if mel is not None and getattr(audio, "max_length", None):
-            return noise(1, audio.max_length, mel)
-        return noise(1, 4000)
+            yield {name: noise(1, audio.max_length, mel)}
+        yield {name: noise(1, 3840)}
+        yield {name: noise(1, 1, 3840)}
+        return
     longest = getattr(audio, "max_source_positions", None)
-    if mel is not None and longest:
-        return (
-            noise(1, mel, 2 * longest)
-            if "features" in name and network.config.model_type == "whisper"
-            else noise(1, 64, mel)
-        )
-    width = (
-        getattr(audio, "input_feat_per_channel", None) or getattr(audio, "feature_projection_input_dim", None) or mel
-    )
-    return noise(1, 64, width or 80)
+    widths = ("input_feat_per_channel", "feature_projection_input_dim", "input_dim", "feature_size")
+    width = next((found for found in (getattr(audio, n, None) for n in widths) if isinstance(found, int)), mel or 80)
+    shapes = [(1, mel, 2 * longest)] if mel is not None and longest and config.model_type == "whisper" else []
+    shapes += [(1, 64, mel)] if mel is not None and longest else [(1, 64, width)]
+    shapes += [(1, mel or 80, 2 * longest)] if longest else []
+    shapes += [(1, mel or 80, 64), (1, 64, mel or 80), (1, 64, 128)]
+    needs = inspect.signature(network.forward).parameters
+    for shape in dict.fromkeys(shapes):
+        yield {name: noise(*shape)}
+        for mask in ("input_features_mask", "attention_mask"):
+            if mask in needs:
+                for frames in dict.fromkeys(shape[1:]):
+                    yield {name: noise(*shape), mask: torch.ones(1, frames, dtype=torch.long)}
 
 
-def of(network):
-    """Keyword arguments of one forward pass for each of two prompts, and how they are called.
+def forms(network):
+    """Ways in which the model may be called, most likely first: a kind, and keyword arguments for each prompt.
 
-    ``text``, ``image``, ``audio``, ``pair`` (encoder-decoders), ``both`` (a text and an image encoder side by side) or
-    ``whole``, where a forward pass needs an image beside its text.
+    The kind is ``text``, ``image``, ``audio``, ``pair`` (encoder-decoders), ``both`` (a text and an image encoder side
+    by side) or ``whole``, where a forward pass needs an image beside its text.
 
     Raises:
         NoInputsError: the model takes something else.
@@ -94,40 +99,52 @@ def of(network):
         if each.default is inspect.Parameter.empty and each.kind is each.POSITIONAL_OR_KEYWORD
     }
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in takes:
-        return "pair", [
-            _source(network, main, n) | {"decoder_input_ids": torch.tensor([_target(config, n, k)])}
-            for k, n in enumerate(LENGTHS)
-        ]
-    if main in ("input_features", "input_values"):
-        return "audio", [{main: recording(network, main)}]
-    if main == "pixel_values" and "input_ids" not in takes:
-        return "image", [_grid(network) if "grid_thw" in takes else {"pixel_values": picture(config)}]
-    if "input_ids" in takes:
-        rows = [{"input_ids": torch.tensor([ids(config, n, k)])} for k, n in enumerate(LENGTHS)]
-        if "bbox" in takes:
-            rows = [row | {"bbox": torch.zeros(*row["input_ids"].shape, 4, dtype=torch.long)} for row in rows]
-        if (
-            hasattr(network, "logit_scale")
-            and "pixel_values" in takes
-            and getattr(config, "vision_config", None) is not None
-        ):
-            mask = [{"attention_mask": torch.ones_like(row["input_ids"])} for row in rows]
-            return "both", [
-                row | m | {"pixel_values": picture(config.vision_config)} for row, m in zip(rows, mask, strict=True)
-            ]
-        if "pixel_values" in needs:
-            found = with_image(network)
-            return "whole", [found if found is not None else rows[0] | {"pixel_values": picture(vision_of(network))}]
-        return "text", rows
-    if "grid_thw" in takes:
-        raise NoInputsError("the image part of a larger model, with inputs of its own; it is read inside that model")
-    raise NoInputsError(f"it takes {main}")
+        for sources in zip(*(_sources(network, main, n) for n in LENGTHS), strict=True):
+            targets = (torch.tensor([_target(config, n, k)]) for k, n in enumerate(LENGTHS))
+            yield "pair", [s | {"decoder_input_ids": t} for s, t in zip(sources, targets, strict=True)]
+    elif main in ("input_features", "input_values", "inputs") and "input_ids" not in takes:
+        yield from (("audio", [given]) for given in recordings(network, main))
+    elif ("pixel_values" in takes and "input_ids" not in takes) or {"grid_thw", "image_grid_thw"} & needs:
+        yield "image", [_grid(network) if {"grid_thw", "image_grid_thw"} & set(takes) else _image(network)]
+    elif "input_ids" in takes:
+        yield from _texts(network, takes, needs)
+    else:
+        raise NoInputsError(f"it takes {main}")
+
+
+def _texts(network, takes, needs):
+    config = network.config
+    rows = [{"input_ids": torch.tensor([ids(config, n, k)])} for k, n in enumerate(LENGTHS)]
+    if "bbox" in takes:
+        rows = [row | {"bbox": torch.zeros(*row["input_ids"].shape, 4, dtype=torch.long)} for row in rows]
+    mask = [{"attention_mask": torch.ones_like(row["input_ids"])} for row in rows]
+    vision = getattr(config, "vision_config", None) or getattr(config, "image_config", None)
+    if hasattr(network, "logit_scale") and "pixel_values" in takes and vision is not None:
+        image = {"pixel_values": picture(vision)}
+        yield "both", [row | m | image for row, m in zip(rows, mask, strict=True)]
+        return
+    if "pixel_values" not in needs:
+        yield "text", rows
+    if "pixel_values" in takes:
+        found = with_image(network)
+        given = [found] if found is not None else pictured_inputs(network, rows[0]["input_ids"][0].tolist())
+        yield from (("whole", [row]) for row in given)
+    if "input_features" in takes:
+        sound = next(iter(recordings(network, "input_features")))
+        yield "both", [row | m | sound for row, m in zip(rows, mask, strict=True)]
+
+
+def _image(network):
+    config = network.config
+    sized = any(getattr(config, name, None) for name in ("image_size", "img_size", "input_size"))
+    return {"pixel_values": picture(config if sized else vision_of(network))}
 
 
 def vision_of(network):
     """The configuration of the image part, or the model's own."""
     config = network.config
-    return getattr(config, "vision_config", None) or getattr(config, "encoder", None) or config
+    parts = (getattr(config, name, None) for name in ("vision_config", "image_config", "backbone_config", "encoder"))
+    return next((part for part in parts if part is not None), config)
 
 
 def with_image(network):
@@ -135,11 +152,31 @@ def with_image(network):
 
     The number of places of the image is what the model itself makes of it.
     """
+    return next(_with_image(network), None)
+
+
+def _with_image(network):
+    takes = inspect.signature(network.forward).parameters
+    if {"input_ids", "pixel_values"} <= set(takes):
+        yield from _by_features(network, takes)
+        row = ids(network.config, LENGTHS[0], 0)
+        for given in pictured_inputs(network, row):
+            if len({"input_ids", "pixel_values"} ^ set(given)) == 0 and given["input_ids"].shape[1] == len(row):
+                continue  # neither places nor anything beside: the image may not be looked at
+            try:
+                with torch.no_grad():
+                    network(**given)
+            except Exception:
+                continue
+            yield given
+
+
+def _by_features(network, takes):
+    """Places as many as the model itself makes of an image."""
     config = network.config
     place = getattr(config, "image_token_id", None)
     if place is None or not hasattr(network, "get_image_features"):
-        return None
-    takes = inspect.signature(network.forward).parameters
+        return
     for image in _images(network, takes):
         try:
             with torch.no_grad():
@@ -156,8 +193,7 @@ def with_image(network):
                 network(**given)
         except Exception:
             continue
-        return given
-    return None
+        yield given
 
 
 def _images(network, takes):
@@ -184,21 +220,29 @@ def _images(network, takes):
 
 
 def _grid(network):
+    takes = inspect.signature(network.forward).parameters
     config = network.config
     side = 2 * int(getattr(config, "spatial_merge_size", 1))
-    width = (
-        getattr(config, "in_channels", 3) * int(getattr(config, "temporal_patch_size", 1)) * int(config.patch_size) ** 2
-    )
-    return {"pixel_values": noise(side * side, width), "grid_thw": torch.tensor([[1, side, side]])}
+    size = next(n for n in ("patch_size", "spatial_patch_size") if getattr(config, n, None))
+    width = getattr(config, "in_channels", 3) * int(getattr(config, "temporal_patch_size", 1))
+    given = noise(side * side, width * int(getattr(config, size)) ** 2)
+    grid = next(name for name in ("grid_thw", "image_grid_thw") if name in takes)
+    more = {"merge_sizes": torch.tensor([2])} if "merge_sizes" in takes else {}
+    return {
+        "pixel_values" if "pixel_values" in takes else "hidden_states": given,
+        grid: torch.tensor([[1, side, side]]),
+        **more,
+    }
 
 
-def _source(network, main, length):
-    if main in ("input_features", "input_values"):
-        return {main: recording(network, main)}
-    if main == "pixel_values":
+def _sources(network, main, length):
+    if main in ("input_features", "input_values", "inputs"):
+        yield from recordings(network, main)
+    elif main == "pixel_values":
         config = network.config
-        return {main: picture(getattr(config, "encoder", None) or getattr(config, "vision_config", None) or config)}
-    return {"input_ids": torch.tensor([ids(network.config, length, 7)])}
+        yield {main: picture(getattr(config, "encoder", None) or getattr(config, "vision_config", None) or config)}
+    else:
+        yield {"input_ids": torch.tensor([ids(network.config, length, 7)])}
 
 
 def _target(config, length, seed):

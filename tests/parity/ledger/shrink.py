@@ -1,13 +1,15 @@
 """Making a configuration small: few blocks that keep every kind of block, small widths, and nothing else changed.
 
 Names tell what a number is: hundreds of configurations call the same thing by a few dozen names. What cannot be told
-that way stands in :data:`OVERRIDES`.
+that way stands in :mod:`parity.ledger.overrides`.
 """
 
+import copy
 import re
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from parity.ledger.overrides import OVERRIDES
 from sinkscope.testing.tiny import RECIPES
 
 WIDTH, HEADS, KV_HEADS, VOCAB, WINDOW, POSITIONS, BLOCKS = 32, 4, 2, 128, 5, 256, 4
@@ -67,13 +69,6 @@ KEY_VALUE_HEADS = r"(.*key_value_heads|.*kv_heads|n_head_kv|multi_query_group_nu
 PER_STAGE = ("depths", "hidden_sizes", "num_attention_heads", "num_heads", "embed_dims", "stage_depths")
 """Lists with one entry for each stage of a pyramid, not for each block."""
 
-OVERRIDES = {
-    "mpnet": {"relative_attention_num_buckets": 32},  # the function that makes buckets has a number of its own
-    "xmod": {"default_language": "en_XX"},
-    "qwen3_omni_moe_thinker": {"vision_start_token_id": 110, "audio_start_token_id": 111},
-}
-"""By model type: values of the configuration (``part.name`` for a part's) that no rule gives."""
-
 
 def shrink(model_type):
     """Make the small configuration of one model type."""
@@ -87,14 +82,25 @@ def _shrunk(model_type):
     """The same by rule alone, without the recipes of the named architectures."""
     config = made(model_type)
     _shrink(config)
-    for name, value in OVERRIDES.get(model_type, {}).items():
+    _override(config)
+    _repair_ids(config)
+    return config
+
+
+def _override(config):
+    for part in [value for value in vars(config).values() if isinstance(value, PreTrainedConfig)]:
+        _override(part)
+    for name, value in OVERRIDES.get(getattr(config, "model_type", ""), {}).items():
         *path, last = name.split(".")
         holder = config
         for part in path:
             holder = getattr(holder, part)
-        setattr(holder, last, value)
-    _repair_ids(config)
-    return config
+        if isinstance(holder, dict):
+            holder[last] = copy.deepcopy(value)
+        elif last == "backbone_config":
+            setattr(holder, last, AutoConfig.for_model(**value))
+        else:
+            _set(holder, last, copy.deepcopy(value))
 
 
 def made(model_type):
@@ -207,8 +213,20 @@ def _shrink_rope(config):
         rope = getattr(config, name, None)
         if isinstance(rope, dict):
             for part in (rope, *[each for each in rope.values() if isinstance(each, dict)]):
-                if "mrope_section" in part:
-                    part["mrope_section"] = [2, 1, 1]
+                if "mrope_section" in part or "mrope_section" in _named(config):
+                    part["mrope_section"] = _sections(config, part)
+
+
+def _named(config):
+    """Entries of the rope's parameters that this configuration knows beside the library's own."""
+    return getattr(type(config), "ignore_keys_at_rope_validation", None) or ()
+
+
+def _sections(config, rope):
+    """Three parts of the rotated pairs of a head: time, height, width."""
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    pairs = int(width * rope.get("partial_rotary_factor", 1.0)) // 2
+    return [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3]
 
 
 def _repair_ids(config, known=None):
