@@ -1,6 +1,6 @@
 """Key figures look as they did: each is drawn from fixed numbers and compared with the picture that was looked at.
 
-``python tests/plot/test_pictures.py`` draws the pictures in ``baseline/`` anew; look at them before you keep them.
+``python tests/plot/test_baseline.py`` draws the pictures in ``baseline/`` anew; look at them before you keep them.
 """
 
 import sys
