@@ -85,7 +85,10 @@ class Comparison:
             return
         whole = Comparison(self.network, self.model, "whole", [given])
         tower = self.model.backend.towers[self.model.backend.default_tower]
-        whole._tower(tower.name, tower, whole._prompts())
+        try:
+            whole._tower(tower.name, tower, whole._prompts())
+        except sk.errors.SinkscopeError as error:
+            self.found.left_out["image"] = str(error)
         self.found.off |= {f"image {name}": value for name, value in whole.found.off.items()}
 
     def _prompts(self):
