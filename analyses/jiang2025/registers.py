@@ -15,6 +15,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
+from PIL import Image
 
 import sinkscope as sk
 from sinkscope.analysis import Estimate, Study, need
@@ -24,12 +25,19 @@ from sinkscope.tasks import photo_scenes
 ARMS = ("unchanged", "moved", "random units moved")
 
 
+def pixels(picture: np.ndarray, side: int) -> np.ndarray:
+    """A picture as ImageNet's models read it: (channel, height, width), whatever processor a model has."""
+    small = np.asarray(Image.fromarray(picture).resize((side, side)), np.float32) / 255
+    return np.moveaxis((small - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225), -1, 0).astype(np.float32)
+
+
 def measured(model: sk.Model, n: int) -> xr.Dataset:
     """Largest patch norm (arm prompt layer) and the class token's cosine to the unchanged one (arm prompt)."""
-    pictures = [np.asarray(scene.image(1)) for scene in photo_scenes.held_out(2 * n)]
+    side = min(int(model.config.image_size), 224)
+    pictures = [pixels(np.asarray(scene.image(1)), side) for scene in photo_scenes.held_out(2 * n)]
     first, second = (sk.Prompts.from_images(part, model) for part in (pictures[:n], pictures[n:]))
     found = register_neurons(model, first)
-    width = 4 * int(model.config.hidden_size)
+    width = int(getattr(model.config, "mlp_ratio", 4) * model.config.hidden_size)
     drawn = np.random.default_rng(0).integers(width, size=found.sizes["neuron"])
     arms = {"moved": found, "random units moved": found.assign(unit=("neuron", drawn))}
     none = with_registers(model, second, found.isel(neuron=slice(0, 0)), register=False)

@@ -11,13 +11,17 @@ SCRIPTS = {
     "text_dominance2025/compression": ("text_dominance2025", "zoo:vlm-shapes", 6, 1),
     "li2026/tracing": ("li2026", "zoo:vlm-shapes", 5, 2),
     "zhang2026/words": ("zhang2026", "zoo:lm-python", 2, 1),
+    "kan2025/late_layers": ("kan2025", "zoo:vlm-shapes", 3, 2),
+    "kang2025/receivers": ("kang2025", "zoo:vlm-shapes", 3, 1),
+    "jiang2025/registers": ("jiang2025", "tiny:dinov2", 3, 1),
 }
 """Script -> paper, model, claims and figures."""
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_claims_and_figures_with_something_on_them(name, tmp_path, monkeypatch):
-    said, figures = run(f"{name}.py", tmp_path, monkeypatch)
+    given = ("--model", SCRIPTS[name][1]) if SCRIPTS[name][1].startswith("tiny:") else ()
+    said, figures = run(f"{name}.py", tmp_path, monkeypatch, *given)
     paper, model, claims, drawn = SCRIPTS[name]
     assert (said["paper"], said["models"]) == (paper, [model])
     assert (len(said["claims"]), len(figures)) == (claims, drawn)

@@ -69,3 +69,11 @@ def test_a_model_with_secondary_sinks_is_judged(tmp_path, monkeypatch, with_sink
     judged = [claim for claim in said["claims"] if claim["paper"]]
     assert len(judged) == SCRIPTS["makers"]
     assert [claim["agrees"] for claim in judged] == [True] * 3
+
+
+def test_directions_of_a_model_with_secondary_sinks_are_swept(tmp_path, monkeypatch, with_sinks):
+    said, figures = run("wong2025/directions.py", tmp_path, monkeypatch, "--model", "any")
+    judged = [claim for claim in said["claims"] if claim["paper"]]
+    assert len(judged) == SCRIPTS["directions"]
+    assert judged[0]["agrees"] is True
+    assert len(figures) == 2
