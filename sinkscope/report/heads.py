@@ -54,7 +54,7 @@ def head_data(
         "threshold": sinks.threshold,
         "causal": int(ds.attrs.get("causal", 1)),
         "measures": [
-            {"name": m.name, "label": m.label, "says": m.says, "scale": m.scale}
+            {"name": m.name, "short": m.short, "label": m.label, "says": m.says, "scale": m.scale}
             for m in measured[0] if all(m.name in {other.name for other in group} for group in measured)
         ],
         "prompts": _prompts(ds.isel(prompt=slice(0, prompts), key=slice(0, tokens)), ds, sinks),

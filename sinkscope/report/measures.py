@@ -24,6 +24,7 @@ class HeadMeasure:
     """
 
     name: str
+    short: str
     label: str
     says: str
     scale: Scale
@@ -53,25 +54,27 @@ def head_measures(ds: xr.Dataset, sinks: Sinks) -> list[HeadMeasure]:
     share = masked(mass, sinks.mask.astype(bool))
     found = [
         HeadMeasure(
-            "sink_share", f"attention on {sinks.label}",
+            "sink_share", "on the sink", f"attention on {sinks.label}",
             "attention on the sink's tokens from the queries that see them, mean over prompts", "share", share,
         ),
     ]  # fmt: skip
     if "entropy" in ds:
         values = _bare(ds["entropy"])
         says = "entropy of the attention row, mean over queries and prompts, natural log"
-        found.append(HeadMeasure("entropy", "mean entropy [nat]", says, "amount", values))
+        found.append(HeadMeasure("entropy", "entropy [nat]", "mean entropy [nat]", says, "amount", values))
     if "value_norm" in ds and (drain := _drain(ds, sinks)) is not None:
         says = "length of the sink's value vectors over the median of the other tokens; below 1 they are drained"
-        found.append(HeadMeasure("drain", "value drain [ratio]", says, "ratio", drain))
+        found.append(HeadMeasure("drain", "value drain", "value drain [ratio]", says, "ratio", drain))
     if "max_attention" in ds:
         values = _bare(ds["max_attention"])
         says = "largest attention weight on the chosen keys, mean over queries and prompts"
-        found.append(HeadMeasure("max_attention", "largest weight on the chosen keys", says, "share", values))
+        found.append(
+            HeadMeasure("max_attention", "largest weight", "largest weight on the chosen keys", says, "share", values)
+        )
     if "row_sum" in ds:
         values = 1 - _bare(ds["row_sum"])
         says = "attention that goes to no token: 1 - sum of the row, mean over queries and prompts"
-        found.append(HeadMeasure("implicit_sink", "attention on no token", says, "share", values))
+        found.append(HeadMeasure("implicit_sink", "on no token", "attention on no token", says, "share", values))
     return found
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from sinkscope import cli, schema
 from sinkscope.errors import SchemaError
 from sinkscope.report import find_sinks, write_report
 from sinkscope.report.compared import differences
@@ -110,3 +111,22 @@ def test_the_page_of_a_sweep(reading, halved, tmp_path, data_of):
     header = data_of(write_report(sweep, tmp_path / "r.html", figures=["sink_map"])).header
     assert header["base"] == 0
     assert [run["label"] for run in header["massive"]["runs"]] == ["baseline", "mask"]
+
+
+def test_the_command_compares_two_files_and_takes_a_sweep(reading, halved, tmp_path, capsys, data_of):
+    light = ["key_mass", "entropy"]
+    for name, ds in (("edited", halved), ("plain", reading)):
+        schema.save(ds[light], tmp_path / f"{name}.nc")
+    edited, plain, page = (str(tmp_path / name) for name in ("edited.nc", "plain.nc", "r.html"))
+    assert cli.main(["report", edited, "--against", plain, "--output", page]) == 0
+    assert [run["label"] for run in data_of(tmp_path / "r.html").header["heads"]["runs"]] == ["edited", "plain"]
+    variants = xr.Variable("edit", ["mask", "baseline"])
+    sweep = xr.concat([halved[light], reading[light]], variants, combine_attrs="override")
+    schema.save(sweep, tmp_path / "sweep.nc")
+    assert cli.main(["report", str(tmp_path / "sweep.nc"), "--output", str(tmp_path / "s.html")]) == 0
+    assert data_of(tmp_path / "s.html").header["base"] == 1
+    schema.save(reading[light].isel(prompt=[0]), tmp_path / "one.nc")
+    assert (
+        cli.main(["report", edited, "--against", str(tmp_path / "one.nc"), "--output", str(tmp_path / "t.html")]) == 1
+    )
+    assert "Compare readings of the same prompts" in capsys.readouterr().err

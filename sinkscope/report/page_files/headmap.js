@@ -132,7 +132,7 @@ export const startHeadMap = () => {
     const room = Math.max(shown.chart.clientWidth, 260);
     const across = maps.length > 1 && room >= 760 ? maps.length : 1;
     const width = Math.min(room / across, across === 1 && room >= 760 ? room : 620);
-    const height = Math.min(640, Math.max(150, layers * (layers > 40 ? 9 : 17)));
+    const height = Math.min(640, Math.max(150, layers * (layers > 40 ? 9 : layers > 16 ? 17 : 28)));
     const full = height + MARGIN.top + MARGIN.bottom;
     order = Array.from({ length: layers }, (_, l) => columnsOf(maps[maps.length - 1].grid, l));
     const picture = canvas(room, full * Math.ceil(maps.length / across), `${measureNow().label} of every layer and head`);

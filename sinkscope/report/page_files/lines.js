@@ -18,7 +18,7 @@ const draw = (width) => {
     if (query !== null && q !== query) continue;
     const row = queryRow(state.run, q);
     for (let k = 0; k < count; k++) {
-      if (row[k] >= LEAST) lines.append(svg("path", { d: `M${left} ${y(q)}L${right} ${y(k)}`, "stroke-opacity": Math.min(1, row[k]).toFixed(3) }));
+      if (row[k] >= LEAST) lines.append(svg("path", { d: `M${left} ${y(q)}L${right} ${y(k)}`, "stroke-opacity": Math.sqrt(Math.min(1, row[k])).toFixed(3) }));
     }
   }
   picture.append(lines);
@@ -47,6 +47,7 @@ export const mapRows = () => {
 
 export const startLines = () => {
   const shown = panel("lines", mapRows);
+  shown.caption.textContent = `Weights of ${LEAST} and more; darkness grows with the square root. Point at a query to see its lines alone, click to keep it.`;
   const redraw = () => {
     el("maps").hidden = !hasMap(state.run);
     if (hasMap(state.run)) shown.show(draw(Math.max(260, shown.chart.clientWidth)));

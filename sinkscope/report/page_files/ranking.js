@@ -22,7 +22,7 @@ const listed = () => {
 const header = () => html("tr", {}, html("th", { scope: "col" }, "head"), ...heads().measures.map((measure) => {
   const here = state.sort === measure.name, way = state.descending ? "descending" : "ascending";
   const arrow = here ? (state.descending ? " ↓" : " ↑") : "";
-  const button = html("button", { type: "button", class: "sort" }, measure.label + arrow);
+  const button = html("button", { type: "button", class: "sort", title: measure.label }, measure.short + arrow);
   button.addEventListener("click", () => {
     set({ sort: measure.name, descending: here ? !state.descending : true, measure: heads().measures.indexOf(measure) });
     el("ranking").querySelectorAll("button.sort")[heads().measures.indexOf(measure)].focus();
