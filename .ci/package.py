@@ -25,9 +25,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-NEEDED = (
-    "sinkscope/py.typed", "sinkscope/report/page.html.j2", "sinkscope/data/texts.txt", "sinkscope/zoo/weights/bb-1l/",
-)  # fmt: skip
 SMOKE = """
 import os, sys, sinkscope as sk
 from importlib.metadata import version
@@ -91,6 +88,13 @@ def build(folder: Path) -> tuple[Path, Path]:
     return sdist, wheel
 
 
+def needed() -> list[str]:
+    """Return every file of the package as it lies in this repository: sources, templates, texts, weights."""
+    found = (ROOT / "sinkscope").rglob("*")
+    files = (path for path in found if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc")
+    return sorted(path.relative_to(ROOT).as_posix() for path in files)
+
+
 def check_wheel(wheel: Path) -> list[str]:
     """Look into the wheel and return what it requires.
 
@@ -101,7 +105,7 @@ def check_wheel(wheel: Path) -> list[str]:
         names = archive.namelist()
         (metadata,) = [name for name in names if name.endswith(".dist-info/METADATA")]
         text = archive.read(metadata).decode()
-    missing = [name for name in NEEDED if not any(each.startswith(name) for each in names)]
+    missing = sorted(set(needed()) - set(names))
     odd = sorted({name.partition("/")[0] for name in names if not name.startswith(("sinkscope/", "sinkscope-"))})
     if missing or odd or not any("licenses/LICENSE" in name for name in names):
         raise SystemExit(f"{wheel.name}: lacks {missing or 'its licence'}, holds {odd}")

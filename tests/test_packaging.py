@@ -56,10 +56,11 @@ def wheel(folder: Path, *names: str) -> Path:
 
 
 def test_a_wheel_without_a_file_or_with_a_stranger_is_refused(tmp_path: Path) -> None:
-    whole = [name + "x" if name.endswith("/") else name for name in package.NEEDED]
+    whole = package.needed()
+    assert {"sinkscope/py.typed", "sinkscope/data/texts.txt", "sinkscope/__init__.py"} <= set(whole)
     assert package.check_wheel(wheel(tmp_path, *whole)) == ["torch>=2"]
     with pytest.raises(SystemExit, match=r"lacks \['sinkscope/py.typed'\]"):
-        package.check_wheel(wheel(tmp_path, *whole[1:]))
+        package.check_wheel(wheel(tmp_path, *(name for name in whole if not name.endswith("py.typed"))))
     with pytest.raises(SystemExit, match=r"holds \['tests'\]"):
         package.check_wheel(wheel(tmp_path, *whole, "tests/conftest.py"))
 
