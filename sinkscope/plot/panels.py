@@ -12,12 +12,14 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 
+from sinkscope.arguments import checked
 from sinkscope.errors import SchemaError
-from sinkscope.plot.theme import active, caption, theme
+from sinkscope.plot.theme import active, caption, no_figure_left, theme
 
 Drawn = Mapping[str, Any]
 
 
+@checked(SchemaError)
 def panels(
     draw: Callable[..., Axes], arrays: Drawn, *, columns: int = 4, height: float = 1.0, **options: Any
 ) -> list[Axes]:
@@ -41,7 +43,9 @@ def panels(
     """
     if not arrays:
         raise SchemaError("panels: there is nothing to draw. Give at least one array, by the title of its panel.")
-    with contextlib.nullcontext() if active() else theme("page"):
+    if columns < 1 or height <= 0:
+        raise SchemaError(f"panels(columns={columns}, height={height}): use a column or more, and a height above 0.")
+    with contextlib.nullcontext() if active() else theme("page"), no_figure_left():
         return _draw(draw, arrays, (columns, height), options)
 
 
@@ -57,7 +61,9 @@ def _draw(draw: Callable[..., Axes], arrays: Drawn, shape: tuple[int, float], op
     axes = [draw(array, title=label, ax=ax, **options) for (label, array), ax in pairs]
     for ax in grid.flat[len(axes) :]:
         ax.set_axis_off()
-    found = [each for ax in axes for each in (*ax.images, *ax.collections) if each.colorbar is not None]
+    found: list[ScalarMappable] = [
+        each for ax in axes for each in (*ax.images, *ax.collections) if each.colorbar is not None
+    ]
     _one_scale(figure, axes, found)
     for index, ax in enumerate(axes):
         if index % columns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec
 
@@ -33,16 +34,21 @@ def drawn(
     """
 
     def decorate(draw: Callable[Concatenate[xr.DataArray, P], Axes]) -> Callable[Concatenate[Drawable, P], Axes]:
-        inner = themed(draw)
+        inner: Callable[..., Axes] = themed(draw)
         name = getattr(draw, "__name__", "figure")
+        first = next(iter(inspect.signature(draw).parameters))
 
         @functools.wraps(draw)
-        def wrapper(array: Drawable, *args: P.args, **kwargs: P.kwargs) -> Axes:
+        def wrapper(*given: Any, **kwargs: Any) -> Axes:
+            # Each figure has a name of its own for what it draws, by which it may be given.
+            if not given and first not in kwargs:
+                return inner(**kwargs)  # Python says what is missing
+            array, *args = given or (kwargs.pop(first),)
             if isinstance(array, xr.DataArray):
                 return inner(array, *args, **kwargs)
             if isinstance(array, xr.Dataset) and takes is not None:
-                given, chosen = takes(array, name)
-                return inner(*given, *args, **{**chosen, **kwargs})  # type: ignore[arg-type]
+                made, chosen = takes(array, name)
+                return inner(*made, *args, **{**chosen, **kwargs})
             return inner(_labelled(array, dims, name), *args, **kwargs)
 
         return wrapper
@@ -54,7 +60,7 @@ def _labelled(array: Any, dims: tuple[str, ...], name: str) -> xr.DataArray:
     if isinstance(array, xr.Dataset):
         held = sorted(map(str, array.data_vars))
         raise SchemaError(f"{name}: expected an array, got a Dataset. Take one of its variables: {held}.")
-    if isinstance(array, np.ndarray) and dims and array.ndim == len(dims):
+    if isinstance(array, np.ndarray) and dims and array.ndim == len(dims) and array.size:
         return xr.DataArray(array, dims=dims)
     shape = f" of shape {array.shape}" if isinstance(array, np.ndarray) else ""
     raise SchemaError(

@@ -99,14 +99,14 @@ def themed(draw: Callable[P, Axes]) -> Callable[P, Axes]:
 
     @functools.wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Axes:
-        with theme() if _ACTIVE.get() is None else nullcontext(), _no_figure_left():
+        with theme() if _ACTIVE.get() is None else nullcontext(), no_figure_left():
             return draw(*args, **kwargs)
 
     return checked(SchemaError)(wrapper)
 
 
 @contextmanager
-def _no_figure_left() -> Iterator[None]:
+def no_figure_left() -> Iterator[None]:
     """Close the figures that were opened inside, should what happens inside fail."""
     import matplotlib.pyplot as plt
 

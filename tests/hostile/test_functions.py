@@ -97,6 +97,7 @@ def right_arguments(name, reading):
         "plot.max_attention_histogram": (per_head,),
         "plot.norm_profile": (reading.residual_norm.mean(["prompt"]),),
         "plot.pair_map": (pairs,),
+        "plot.panels": (plot.sink_map, {"a": per_head}, {}),
         "plot.patch_overlay": (image, needs_grid),
         "plot.phi_vs_attention": (needs_grid, needs_grid),
         "plot.role_share_by_layer": (reading.role_share.mean(["prompt", "head"]),),
@@ -179,6 +180,13 @@ def test_arrays_of_other_kinds_are_taken(reading):
     assert metrics.collapse(torch.eye(3)) == metrics.collapse(np.eye(3)) == metrics.collapse(np.eye(3).tolist())
     assert metrics.sink_rate(reading, np.float32(0.3), np.int64(0)) == metrics.sink_rate(reading, 0.3, 0)
     assert metrics.sink_rate(reading, over=np.array(["prompt"])).sizes == {"layer": 3, "head": 4}
+
+
+def test_what_is_drawn_may_be_given_by_its_name(reading):
+    assert plot.value_drain(sink=reading.value_norm[0, :, 0, 0], others=reading.value_norm[0, :, 0, 1]).lines
+    with pytest.raises(TypeError, match="argument: 'sink'"):
+        plot.value_drain(others=reading.value_norm[0, :, 0, 1])
+    plt.close("all")
 
 
 def test_a_drawing_that_fails_leaves_no_figure(reading):
