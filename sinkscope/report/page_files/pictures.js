@@ -28,7 +28,7 @@ const overlay = (view, shares, top) => {
     picture.append(svg("rect", { x, y, width: right - x, height: lower - y, fill: LAID, "fill-opacity": (0.85 * share).toFixed(3), "data-tip": "", "data-key": key, class: "patch" }));
     if (value > heads().threshold || sinks.has(key)) {
       const radius = Math.max(right - x, lower - y) * 0.62, at = { cx: (x + right) / 2, cy: (y + lower) / 2, r: radius };
-      rings.append(svg("circle", { ...at, stroke: "#ffffff", "stroke-width": radius * 0.3 }), svg("circle", { ...at, stroke: "#d55e00", "stroke-width": radius * 0.16, class: "ring" }));
+      rings.append(svg("circle", { ...at, stroke: "#ffffff", "stroke-width": radius * 0.2 }), svg("circle", { ...at, stroke: "#d55e00", "stroke-width": radius * 0.12, class: "ring" }));
       ringed++;
     }
   });
