@@ -100,6 +100,7 @@ def test_the_page_shows_both_and_the_differences(reading, halved, tmp_path, data
     text = path.read_text("utf-8")
     assert 'id="differences"' in text
     assert "Each run against <strong>plain</strong>" in text
+    assert "With fewer than 6 prompts no test here can reach .05" in text
     data = data_of(path)
     runs = data.header["heads"]["runs"]
     assert [run["label"] for run in runs] == ["halved", "plain"]
