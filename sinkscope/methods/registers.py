@@ -83,16 +83,19 @@ def register_neurons(
     if not found:
         empty = {name: ("neuron", np.zeros(0, kind)) for name, kind in (("layer", int), ("unit", int))}
         return xr.Dataset(empty | {name: ("neuron", np.zeros(0)) for name in ("activation", "elsewhere")}, attrs=attrs)
-    at, rest = (
-        [np.mean([units[i][high == inside].mean(0) for high, units in found], 0) for i in range(len(search))]
-        for inside in (True, False)
-    )
+    at, rest = ([_mean_units(found, i, inside) for i in range(len(search))] for inside in (True, False))
     widths = np.cumsum([0, *map(len, at)])
     flat, others = np.concatenate(at), np.concatenate(rest)
     order = np.argsort(-flat, kind="stable")[:top]
     layers = np.searchsorted(widths, order, side="right") - 1
     data = {"layer": layers, "unit": order - widths[layers], "activation": flat[order], "elsewhere": others[order]}
     return xr.Dataset({name: ("neuron", values) for name, values in data.items()}, attrs=attrs)
+
+
+def _mean_units(found: Sequence[tuple[np.ndarray, list[np.ndarray]]], block: int, inside: bool) -> np.ndarray:
+    """Mean activation of a block's units at outliers or at other patches, over pictures that have any; else NaN."""
+    rows = [units[block][high == inside].mean(0) for high, units in found if (high == inside).any()]
+    return np.mean(rows, 0) if rows else np.full(found[0][1][block].shape[-1], np.nan)
 
 
 def moved(

@@ -68,6 +68,13 @@ def test_the_planted_unit_is_found_and_taken_to_the_added_token(case):
     assert other["norm"].sel(layer=LAYER).values[:, 1:-1].max() > found.attrs["threshold"]
 
 
+def test_where_every_patch_is_an_outlier_there_is_nothing_elsewhere(case):
+    model, prompts, _ = case
+    found = register_neurons(model, prompts, threshold=0.0, top=2)
+    assert np.isnan(found["elsewhere"]).all()
+    assert np.isfinite(found["activation"]).all()
+
+
 def test_without_outliers_there_is_no_neuron(case):
     model, prompts, _ = case
     none = register_neurons(model, prompts, threshold=1e9)
