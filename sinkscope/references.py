@@ -261,6 +261,10 @@ _ENTRIES: tuple[Reference, ...] = (
         "survey", "Attention Sink in Transformers: A Survey on Utilization, Interpretation, and Mitigation",
         "Zunhai Su and Hengyuan Zhang and Wei Wu and others", 2026, "2604.10098",
     ),
+    Reference(
+        "binkowski2026", "Attention Sinks as Internal Signals for Hallucination Detection in Large Language Models",
+        "Jakub Binkowski and Kamil Adamczewski and Tomasz Kajdanowicz", 2026, "2604.10697", "SinkProbe",
+    ),
 )  # fmt: skip
 
 REFERENCES: dict[str, Reference] = {entry.key: entry for entry in _ENTRIES}

@@ -67,7 +67,7 @@ from sinkscope.metrics.power import smallest_effect
 from sinkscope.metrics.residual import at_block_inputs, phi_gap, phi_histogram, phi_sinks, relative_phi
 from sinkscope.metrics.secondary import secondary_sinks
 from sinkscope.metrics.sink_dims import discover_sink_dims
-from sinkscope.metrics.sinks import implicit_sink, sink_mask, sink_moves, sink_rate, sink_tokens
+from sinkscope.metrics.sinks import implicit_sink, sink_mask, sink_moves, sink_rate, sink_scores, sink_tokens
 from sinkscope.metrics.vision import (
     background_overlap,
     background_share,
@@ -89,7 +89,7 @@ __all__ = [
     "padding_patches", "paint_tokens", "patch_background", "patch_entropy", "phi", "phi_gap", "phi_histogram",
     "phi_sinks", "positional_trend", "proxy_mass", "random_heads", "rank_correlation", "recovery_rate",
     "relative_attention", "relative_phi", "retrieval_score", "row_entropy", "secondary_sinks", "sink_logit_gap",
-    "sink_mask", "sink_moves", "sink_rate", "sink_tokens", "sink_type", "smallest_effect", "split_heads",
+    "sink_mask", "sink_moves", "sink_rate", "sink_scores", "sink_tokens", "sink_type", "smallest_effect", "split_heads",
     "stable_rank", "sublayer_peak", "texture_complexity", "token_saliency", "valley_threshold", "value_drain",
     "vision_aware_heads",
 ]  # fmt: skip

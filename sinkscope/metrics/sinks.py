@@ -96,6 +96,44 @@ def _warn_if_short(ds: xr.Dataset, epsilon: float, positions: int | Sequence[int
 
 
 @metric(
+    Definition(
+        "sink_scores",
+        "binkowski2026",
+        "the largest key masses of each head, in falling order: mean attention a token gets from all that see it",
+        "attention weight",
+        (("top", 10.0),),
+        "binkowski2026",
+    ),
+)
+def sink_scores(ds: xr.Dataset, top: int = 10, *, definition: str = "binkowski2026") -> xr.DataArray:
+    """Return the ``top`` largest key masses of each head, largest first: the features of a probe for hallucinations.
+
+    Needs ``key_mass`` (prompt layer head key), of prompts with what the model wrote (:func:`sinkscope.generate`), and
+    gives (prompt layer head rank); NaN where a prompt has fewer tokens. Sorting takes out which token is the sink, so
+    that prompts of any length are comparable. Binkowski et al. fit a logistic regression with an L1 penalty on them;
+    that is left to scikit-learn, on prompts with labels of your own. Units: attention weight, 0 to 1. Source: Binkowski
+    et al. (binkowski2026), sink scores; the mean here is over all queries that see a token, itself included.
+
+    Raises:
+        MetricError: no ``key_mass``, or ``top`` below 1.
+    """
+    define("sink_scores", definition)
+    require(ds, "sink_scores", "key_mass")
+    if isinstance(top, bool) or top != int(top) or top < 1:
+        raise MetricError(f"sink_scores(top={top!r}): use a whole number of tokens, at least 1.")
+    mass = ds["key_mass"].drop_vars(["token", "token_role"], errors="ignore").transpose(..., "key")
+    values = mass.values.astype("float64")
+    # NaN, which stands for padding, sorts behind every number: falling order is that of the negated values.
+    ranked = -np.sort(-values, axis=-1)[..., : int(top)]
+    short = int(top) - ranked.shape[-1]
+    if short > 0:
+        ranked = np.pad(ranked, [(0, 0)] * (ranked.ndim - 1) + [(0, short)], constant_values=np.nan)
+    coords = {name: each for name, each in mass.coords.items() if "key" not in each.dims}
+    found = xr.DataArray(ranked, coords | {"rank": range(int(top))}, (*mass.dims[:-1], "rank"))
+    return stamp(found, "sink_scores", definition, top=int(top))
+
+
+@metric(
     Definition("sink_tokens", "gu2025", "key mass above epsilon (strictly)", "1", (("threshold", 0.3),), "gu2025"),
     Definition(
         "sink_tokens",

@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 from sinkscope.errors import MetricError, SinkscopeWarning
-from sinkscope.metrics import implicit_sink, proxy_mass, sink_mask, sink_moves, sink_rate, sink_tokens
+from sinkscope.metrics import implicit_sink, proxy_mass, sink_mask, sink_moves, sink_rate, sink_scores, sink_tokens
 
 from .readings import A5, A5_SELF, from_maps, random_maps, with_edits
 
@@ -233,3 +233,22 @@ def test_proxy_mass_divides_rows_and_equals_key_mass_where_they_sum_to_one():
     np.testing.assert_allclose(proxy_mass(silent).values[0, 0, 0, 0], (0.5 + 0.4) / 2)
     with pytest.raises(MetricError, match=r"proxy_mass needs 'attention'.*Add AttentionMap"):
         proxy_mass(ds.drop_vars("attention"))
+
+
+def test_sink_scores_are_the_largest_column_means_in_falling_order():
+    scores = sink_scores(two_heads(), top=3)
+    assert scores.dims == ("prompt", "layer", "head", "rank")
+    columns = [np.tril(m).sum(0) / np.arange(5, 0, -1) for m in (A5, A5_SELF)]
+    np.testing.assert_allclose(scores[0, 0], [np.sort(each)[::-1][:3] for each in columns])
+    assert scores.attrs["reference"] == "binkowski2026"
+
+
+def test_sink_scores_of_prompts_of_any_length_are_alike():
+    ds = from_maps(random_maps((6, 3)))
+    scores = sink_scores(ds, top=8)
+    assert scores.sizes["rank"] == 8
+    assert scores.notnull().sum("rank").isel(layer=0, head=0).values.tolist() == [6, 3]
+    alone = sink_scores(from_maps(random_maps((6, 3))[1:]), top=8)
+    np.testing.assert_allclose(scores[1], alone[0])
+    with pytest.raises(MetricError, match=r"sink_scores\(top=0\): use a whole number"):
+        sink_scores(ds, top=0)

@@ -138,6 +138,29 @@ def test_a_survey_that_was_killed_again_and_again_gives_the_same(model, ids, who
     assert_same(again, whole)
 
 
+def test_a_survey_that_was_killed_ten_times_at_random_gives_the_same(model, ids, tmp_path, monkeypatch):
+    single = sk.SurveySettings(block=1, batch_tokens=40, every=0)
+    left_alone = sk.survey(model, ids, PROBES, settings=single)
+    read, draw = driver.BlockReader.read, np.random.default_rng(0)
+
+    def dying(self, block, first):
+        if draw.random() < 0.25:
+            raise KeyboardInterrupt  # before a block,
+        read(self, block, first)
+        if draw.random() < 0.25:
+            raise KeyboardInterrupt  # or when it was counted and not yet kept
+
+    monkeypatch.setattr(driver.BlockReader, "read", dying)
+    deaths, found = 0, None
+    while found is None:
+        try:
+            found = sk.survey(model, iter(ids), PROBES, checkpoint=tmp_path / "state", settings=single)
+        except KeyboardInterrupt:
+            deaths += 1
+    assert deaths >= 10
+    assert_same(found, left_alone)
+
+
 def test_a_checkpoint_of_another_survey_or_of_other_prompts_is_refused(model, ids, tmp_path):
     state = tmp_path / "state"
     sk.survey(model, ids, sk.KeyMass(), checkpoint=state, shard="1/2", settings=SMALL)
