@@ -30,7 +30,8 @@ def render_html(tokens: Sequence[Sequence[str]], roles: Sequence[np.ndarray], li
 
 def _spans(tokens: Sequence[str], roles: np.ndarray) -> Iterator[str]:
     """One coloured token after the other; four and more alike in a row (an image) are one with their number."""
-    for (text, role), run in itertools.groupby(zip(tokens, roles.tolist(), strict=True)):
+    codes: list[int] = roles.tolist()
+    for (text, role), run in itertools.groupby(zip(tokens, codes, strict=True)):
         count = len(list(run))
         if count > 3:
             yield _span(f"{text} × {count}", ROLES[role])
