@@ -48,7 +48,7 @@ def measured(model: sk.Model, n: int) -> xr.Dataset:
         {"largest": (("arm", "prompt", "layer"), np.array(largest)),
          "cosine": (("arm", "prompt"), np.array([part["cls_cosine"].values for part in given.values()])),
          "units": ("neuron", found["unit"].values), "blocks": ("neuron", found["layer"].values)},
-        coords={"arm": list(ARMS), "prompt": reading["prompt"].values},
+        coords={"arm": list(ARMS), "prompt": reading["prompt"].values, "layer": none["layer"].values},
         attrs=reading.attrs | {name: found.attrs[name] for name in ("threshold", "outliers", "images")},
     )  # fmt: skip
 
