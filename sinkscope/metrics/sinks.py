@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -128,7 +128,7 @@ def sink_scores(ds: xr.Dataset, top: int = 10, *, definition: str = "binkowski20
     short = int(top) - ranked.shape[-1]
     if short > 0:
         ranked = np.pad(ranked, [(0, 0)] * (ranked.ndim - 1) + [(0, short)], constant_values=np.nan)
-    known: Any = mass.coords
+    known = cast("Any", mass).coords
     coords: dict[Any, Any] = {name: each for name, each in known.items() if "key" not in each.dims}
     found = xr.DataArray(ranked, coords | {"rank": range(int(top))}, (*mass.dims[:-1], "rank"))
     return stamp(found, "sink_scores", definition, top=int(top))
