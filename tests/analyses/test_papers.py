@@ -23,7 +23,8 @@ def test_claims_and_figures_with_something_on_them(name, tmp_path, monkeypatch):
     given = ("--model", SCRIPTS[name][1]) if SCRIPTS[name][1].startswith("tiny:") else ()
     said, figures = run(f"{name}.py", tmp_path, monkeypatch, *given)
     paper, model, claims, drawn = SCRIPTS[name]
-    assert (said["paper"], said["models"]) == (paper, [model])
+    assert said["paper"] == paper
+    assert given or said["models"] == [model]
     assert (len(said["claims"]), len(figures)) == (claims, drawn)
     assert all(re.search(r"\d", claim["found"]) for claim in said["claims"])
     for figure in figures:
