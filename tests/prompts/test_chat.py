@@ -252,11 +252,11 @@ def test_bad_questions(items, message):
 def test_wrong_kind_of_model():
     item = [{"text": "a"}]
     with pytest.raises(PromptError, match=r"is a vision encoder and reads no text. Use Prompts\.from_images"):
-        Prompts.from_chat(item, SimpleNamespace(kind="vision"))
+        Prompts.from_chat(item, SimpleNamespace(kind="vision", config=None))
     with pytest.raises(PromptError, match=r"is a text decoder and takes no images. Use Prompts\.from_texts"):
-        Prompts.from_chat(item, SimpleNamespace(kind="decoder"))
+        Prompts.from_chat(item, SimpleNamespace(kind="decoder", config=None))
     with pytest.raises(PromptError, match=r"no processor of text and images\. Pass one to load_model"):
-        Prompts.from_chat(item, SimpleNamespace(kind="vlm", processor=None))
+        Prompts.from_chat(item, SimpleNamespace(kind="vlm", config=None, processor=None))
 
 
 def test_a_prompt_beyond_the_context_names_both_lengths():
