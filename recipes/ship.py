@@ -4,7 +4,8 @@
     python -m recipes.ship --curve NAME RUN_FOLDER [MORE_SEEDS ...]      curves alone, for a variant
     python -m recipes.ship --pages docs/zoo
 
-The first folder's model is shipped; of further folders, other seeds of the same recipe, the curves.
+The first folder's model is shipped; of further folders, other seeds of the same recipe, the curves, and of
+``vlm-smol`` what its card measures.
 """
 
 from __future__ import annotations
@@ -160,6 +161,8 @@ def ship(name: str, folders: list[Path]) -> Path:
         content = vision_language_card.ship_vision_language(folders[0], target)
     elif vision_smol_card.is_run(folders[0]):
         content = vision_smol_card.ship_vision_smol(folders[0], target, f"zoo:{name}")
+        for folder in folders[1:]:
+            vision_smol_card.add_seed(content, folder, f"zoo:{name}")
     elif (folders[0] / "checkpoint.safetensors").exists():
         content = ship_language_model(name, folders[0], target)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +177,19 @@ def ship_vision_smol(folder: Path, target: Path, name: str, count: int = 200, pi
         "claims": claims,
         "facts": facts,
     }  # fmt: skip
+
+
+def add_seed(content: dict[str, Any], folder: Path, name: str, count: int = 200, pictures: int = 32) -> None:
+    """Measure a run of another seed as the shipped one was, and put what was found into the card's content.
+
+    Its weights are not shipped. Each claim is judged anew, in rows that name the seed.
+    """
+    fields = json.loads((folder / "recipe.json").read_text())
+    with tempfile.TemporaryDirectory() as place:
+        export(kept(folder), Path(place), fields.get("vision_layer", parts.VISION_LAYER))
+        facts, claims = measure(Path(place), name, count, pictures)
+    curve = read_curve(folder)
+    along = {str(row["step"]): max(row["visual_sinks"][:-1]) for row in curve}
+    facts |= {"training": curve[-1], "visual_sinks_before_the_last_block_along_training": along}
+    content["facts"][f"seed {fields['seed']}"] = facts
+    content["claims"] += [row | {"claim": f"Seed {fields['seed']}: {row['claim']}"} for row in claims]

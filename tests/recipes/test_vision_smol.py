@@ -1,5 +1,6 @@
 """The recipe of the model made of pretrained parts: scenes, packing, what each stage changes, runs that go on."""
 
+import dataclasses
 import json
 
 import pytest
@@ -130,3 +131,24 @@ def test_the_latest_kept_weights_of_a_run_are_shipped(tmp_path):
         (tmp_path / f"weights-{step:05d}.safetensors").touch()
     assert vision_smol_card.is_run(tmp_path)
     assert vision_smol_card.kept(tmp_path).name == "weights-01350.safetensors"
+
+
+def test_another_seed_is_judged_in_rows_of_its_own(small, tmp_path, monkeypatch):
+    vision_smol.train(dataclasses.replace(TINY, seed=3), tmp_path / "run", tmp_path / "features", held_out=2)
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(dataclasses.asdict(dataclasses.replace(TINY, seed=3))))
+    seen = []
+
+    def export(weights, target, vision_layer):
+        seen.append((weights.name, vision_layer))
+
+    row = {"claim": "Right answers", "paper": "at least .8", "measured": 0.9, "agrees": True}
+    monkeypatch.setattr(vision_smol_card, "export", export)
+    monkeypatch.setattr(vision_smol_card, "measure", lambda *_: ({"accuracy": 0.9}, [row]))
+    content = {"facts": {"accuracy": 0.8}, "claims": [row | {"measured": 0.8}]}
+    vision_smol_card.add_seed(content, tmp_path / "run", "zoo:vlm-smol")
+    assert seen == [("weights-00004.safetensors", parts.VISION_LAYER)]
+    assert [(r["claim"], r["measured"]) for r in content["claims"]] == [
+        ("Right answers", 0.8), ("Seed 3: Right answers", 0.9),
+    ]  # fmt: skip
+    facts = content["facts"]["seed 3"]
+    assert (content["facts"]["accuracy"], facts["accuracy"], facts["training"]["step"]) == (0.8, 0.9, 4)
