@@ -24,6 +24,9 @@ from sinkscope.tasks import photo_scenes
 from sinkscope.tasks import scenes as data
 from sinkscope.tasks.scene_questions import scene_questions
 
+FEW = 20
+"""Fewer visual sinks, over all layers and pictures, say nothing of where they lie."""
+
 MEASURED = 2048
 """First of the held-out pictures that accuracy is measured on."""
 
@@ -140,7 +143,7 @@ def _sink_claims(facts: dict[str, Any]) -> list[dict[str, Any]]:
               [max(passing), max(taken)], None),
         claim("Those on background, all visual tokens beside it", "over .9, more than of all",
               [found["those_on_background"], base],
-              None if found["those_on_background"] is None else found["those_on_background"] > max(0.9, base)),
+              found["those_on_background"] > max(0.9, base) if sum(passing) * found["pictures"] >= FEW else None),
         claim("Attention on the first token, largest mean of a block, from rows after the picture", "most of it",
               max(found["first_token_by_layer"]), max(found["first_token_by_layer"]) > 0.5),
         claim("Share of the picture's attention on its most attended visual token, block with the largest mean",
@@ -163,7 +166,7 @@ def ship_vision_smol(folder: Path, target: Path, name: str, count: int = 200, pi
     config, step = vision_smol.VisionSmolConfig(**fields), int(weights.stem.split("-")[1])
     facts["training"] = {"steps": step, "pictures": step * config.batch, **curve[-1]}
     facts["visual_sinks_before_the_last_block_along_training"] = {
-        str(row["step"]): max(row["visual_sinks"][:-1]) for row in curve
+        str(row["step"]): max(row["visual_sinks"][:-1], default=0.0) for row in curve
     }
     return {
         "description": f"LLaVA of {parts.VISION} and {parts.TEXT} with a projector and a low-rank adapter; questions "
@@ -189,7 +192,7 @@ def add_seed(content: dict[str, Any], folder: Path, name: str, count: int = 200,
         export(kept(folder), Path(place), fields.get("vision_layer", parts.VISION_LAYER))
         facts, claims = measure(Path(place), name, count, pictures)
     curve = read_curve(folder)
-    along = {str(row["step"]): max(row["visual_sinks"][:-1]) for row in curve}
+    along = {str(row["step"]): max(row["visual_sinks"][:-1], default=0.0) for row in curve}
     facts |= {"training": curve[-1], "visual_sinks_before_the_last_block_along_training": along}
     content["facts"][f"seed {fields['seed']}"] = facts
     content["claims"] += [row | {"claim": f"Seed {fields['seed']}: {row['claim']}"} for row in claims]
