@@ -31,7 +31,7 @@ def number(pattern: str, text: str) -> float:
 
 def first_sinks(text: str) -> None:
     assert number(r"(\d+)% of 1728", text) > 50
-    assert number(r"(\d+)% of 240 cases", text) > 10
+    assert number(r"(\d+)% of 3240 cases", text) > 50
     assert number(r"median over heads: ([\d.]+)", text) < 0.2
 
 
@@ -60,8 +60,27 @@ def train_a_sink(text: str) -> None:
     assert number(r"value drain: ([\d.]+)", text) < 0.3
 
 
+def real_language_model(text: str) -> None:
+    assert "the sink moves from token 0 to token 1" in text
+    assert number(r"sink rate there: (\d+)% before", text) < 20 < number(r"before, (\d+)% after", text)
+
+
+def explain_an_image(text: str) -> None:
+    assert "random" in text
+    assert re.search(r"sink dimensions \[\d+.*\]; heads by largest attention: (uni|bi)modal", text)
+
+
 STORIES: dict[str, Callable[[str], None]] = {
-    story.__name__: story for story in (first_sinks, visual_sinks, edit_and_compare, gamma_sweep, train_a_sink)
+    story.__name__: story
+    for story in (
+        first_sinks,
+        real_language_model,
+        visual_sinks,
+        explain_an_image,
+        edit_and_compare,
+        gamma_sweep,
+        train_a_sink,
+    )
 }
 """What the words between the cells say of the numbers that the cells print."""
 
