@@ -279,20 +279,24 @@ def test_two_readings_side_by_side(browser, reading, tmp_path):
     page.close()
 
 
-def test_every_panel_is_downloaded_as_picture_and_numbers(visit):
-    page = visit.page
-    boxes = page.locator("figure:has(.downloads button):visible")
-    assert boxes.count() == 9 + 5
-    for i in range(boxes.count()):
-        with page.expect_download() as found:
-            boxes.nth(i).locator(".downloads button", has_text="SVG").click()
-        root = ElementTree.parse(found.value.path()).getroot()
-        assert root.tag == "{http://www.w3.org/2000/svg}svg"
-        with page.expect_download() as found:
-            boxes.nth(i).locator(".downloads button", has_text="CSV").click()
-        assert found.value.suggested_filename.endswith(".csv")
-        assert len(Path(found.value.path()).read_text("utf-8").splitlines()) > 1
-    assert visit.quiet(), (visit.said, visit.asked)
+def test_every_panel_is_downloaded_as_picture_and_numbers(browser, written):
+    panels, at_a_time = "figure:has(.downloads button):visible", 4
+    for start in range(0, 9 + 5, at_a_time):  # Chromium lets a page under automation have ten downloads
+        visit = Visit(browser, written)
+        page = visit.page
+        boxes = page.locator(panels)
+        assert boxes.count() == 9 + 5
+        for i in range(start, min(start + at_a_time, 9 + 5)):
+            with page.expect_download() as found:
+                boxes.nth(i).locator(".downloads button", has_text="SVG").click()
+            root = ElementTree.parse(found.value.path()).getroot()
+            assert root.tag == "{http://www.w3.org/2000/svg}svg"
+            with page.expect_download() as found:
+                boxes.nth(i).locator(".downloads button", has_text="CSV").click()
+            assert found.value.suggested_filename.endswith(".csv")
+            assert len(Path(found.value.path()).read_text("utf-8").splitlines()) > 1
+        assert visit.quiet(), (visit.said, visit.asked)
+        page.close()
 
 
 @pytest.mark.parametrize("kind", ["one", "two", "phone"])
