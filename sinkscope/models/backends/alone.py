@@ -35,7 +35,7 @@ class Batches:
         if not padded and not self.unpadded:
             return
         if padded not in self._same:
-            row = _shortest(mask)
+            row = int(mask.sum(1).argmin()) if "position_ids" in inputs else _shortest(mask)
             if row is None or (padded and bool(mask[row].all())):
                 return
             self._same[padded] = self._compare(inputs, mask, row)
@@ -57,7 +57,8 @@ class Batches:
 def _shortest(mask: torch.Tensor) -> int | None:
     """The row with the fewest tokens, of those that begin at the first place and have no gap.
 
-    Cut out of the others, tokens would stand at other positions than in the batch, and differ for that.
+    Cut out of the others, tokens would stand at other positions than in the batch, and differ for that, unless the
+    inputs say the positions.
     """
     begun = (mask != 0).cummin(1).values.sum(1)
     rows = [row for row in range(len(mask)) if int(begun[row]) == int((mask[row] != 0).sum())]
