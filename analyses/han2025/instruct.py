@@ -8,8 +8,8 @@ list said twice, without). Tasks are made of this project's word lists. A task i
 above chance beforehand, on the calibration pool. Everything is chosen on one of three calibration splits that share no
 question, by the loss among the options; the test part is the same for all and is answered once with each choice.
 ZeroTuning's and PASTA's heads come from one backward pass per question instead of one pass per head, ACT's and
-AutoPASTA's from groups of layers; PASTA is given the sentence that decides (for `choice` the right answer's own word,
-so its rows there are an upper bound), AutoPASTA asks the model for it and has one split. Differences are paired by test
+AutoPASTA's from groups of layers; PASTA is given the sentence that decides (of ``choice`` the question, of ``copy`` the
+whole list, never the answer alone), AutoPASTA asks the model for it and has one split. Differences are paired by test
 question, splits averaged.
 """
 
@@ -102,9 +102,7 @@ def draw(study: Study, answered: dict[str, xr.DataArray], chance: dict[str, floa
         ax.plot([place - 0.45, place + 0.45], [at, at], ":", color="0.2", lw=1, label=None if place else "chance")
     ax.set_ylim(0, 1.02)
     ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    says = (
-        f"mean over {SPLITS} calibration splits of the same test, each a dot; pasta is given the sentence that decides"
-    )
+    says = f"mean over {SPLITS} calibration splits of the same test, each a dot; pasta is given the focus, see below"
     study.figure(figure, "instruct", source=scores.to_dataset().assign_attrs(model_id=study.subject, n_prompts=sum(
         v.sizes["prompt"] for v in answered.values())), says=says)  # fmt: skip
 

@@ -9,9 +9,9 @@ released code reports the best gamma on the questions it was found on), by the l
 questions leave accuracy tied. Tasks are made here: of held-out source code for models of the zoo, of word lists and of
 source code for others (``instruct.py`` has more of them, for one model). The focus that PASTA turns to is named by the
 task. Beside exact match stands accuracy by label logits, which a recovered answer format cannot raise; a model whose
-greedy token names no option is judged by it. Models of more than 20 M parameters: one task per table, heads from one
-backward pass per question, ACT's and PASTA's in whole layers, three values of gamma, one draw of each control. Two
-controls the paper lacks: the same gamma in as many random heads, and on a random token.
+greedy token never names an option is judged by it, and the row says by which. Models of more than 20 M parameters: one
+task per table, heads from one backward pass per question, ACT's and PASTA's in whole layers, three values of gamma, one
+draw of each control. Two controls the paper lacks: the same gamma in as many random heads, and on a random token.
 """
 
 from dataclasses import replace
@@ -102,11 +102,11 @@ def judge(study: Study, model: sk.Model) -> None:
                 for rival in rivals if rival in scores["edit"]
             }  # fmt: skip
             study.claim(
-                which, f"It raises exact match by more than {' and '.join(rivals)}", paper=paper,
+                which, f"It raises accuracy by more than {' and '.join(rivals)}", paper=paper,
                 found="; ".join(f"{less.counted} above {rival}, {least}" for rival, (less, _, least) in against.items())
                 + f"; by {SCORES[score]}", agrees=together([verdict for _, verdict, _ in against.values()]),
             )  # fmt: skip
-    says = "of each task's test; bars: 95 % Wilson intervals (none where random draws are averaged)"
+    says = "test questions of each task; bars: 95 % Wilson intervals (none where random draws are averaged)"
     study.figure(figure, "methods", source=parts[0], says=says)
 
 

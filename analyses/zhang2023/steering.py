@@ -1,16 +1,16 @@
 """Steering attention to a part of the prompt: how strongly, in how many heads, and how much of it is the sink?
 
 Paper: Zhang et al. 2023 (PASTA), accuracy over alpha and over the number of steered heads (curves recalled, not seen).
-Claims: the result is the same over a broad range of alpha; steering all heads is worse than steering the best ones.
+Claims: the result is the same over a broad range of alpha; steering all heads is worse than steering none.
 Cost: one head profile and 24 passes per question, half a minute on the zoo model, two minutes on a language model.
-Different here: copying a list that was said before, with the list as the part to turn to, made of held-out source code;
-models with a chat template judge a short review instead and turn to the sentence that decides, beside one that does not
-(never to the answer's own word, which a model need only copy). There the score is accuracy by label logits, as a chat
-seldom begins with the answer; else exact match. Heads are ranked on calibration questions,
-the curves are of others. Models of more than 20 M parameters are asked fewer questions, with fewer values of alpha, and
-their heads are ranked by one backward pass per question. PASTA scales the first token down with everything else outside
-the part: so beside it PASTA with the first token kept, and the first token alone scaled, which tell steering from
-removing a sink.
+Different here: copying a list that was said before, made of held-out source code, with the whole list as the part to
+turn to; it holds the answer among the other options, and the first token. Models with a chat template judge a short
+review instead and turn to the sentence that decides, beside one that does not; it holds no option. There the score is
+accuracy by label logits, as a chat seldom begins with the answer; else exact match. Heads are ranked on calibration
+questions, the curves are of others. Models of more than 20 M parameters are asked fewer questions, with fewer values of
+alpha, and their heads are ranked by one backward pass per question. PASTA scales the first token down with everything
+else outside the part: so beside it PASTA with the first token kept, and the first token alone scaled, which tell
+steering from removing a sink.
 """
 
 from dataclasses import replace
@@ -26,6 +26,11 @@ from sinkscope.methods.zerotuning_heads import estimate, helpful_heads, profile
 
 ALPHAS = (0.0001, 0.001, 0.01, 0.1, 0.5, 1.0)
 FEWER = (0.001, 0.01, 0.1, 1.0)
+FOCUS = {
+    "copy": "the whole list, the answer and the other options in it",
+    "sentiment": "the sentence that decides, no option in it",
+}
+"""What attention is turned to, by task."""
 FLAT = 0.1
 """The paper's flat range ends at this alpha."""
 
@@ -83,7 +88,11 @@ def judge(study: Study, model: sk.Model) -> None:
         sk.plot.sweep_curve(drawn, x=x, interval=(share["low"], share["high"]), reference=at, ax=ax)
     left.set_xscale("log")
     right.axhline(float(curve.sel(alpha=1.0, arm="steered").mean()), color="black", linestyle=":")
-    says = f"{said} on {name}; left: a quarter of the heads, right: alpha 0.01; dotted: none; bands: Wilson"
+    says = (
+        f"{said} on {name}, steered to {FOCUS.get(name, 'the focus of each question')}; left: over alpha, in the "
+        "quarter of the heads that gain most on calibration questions (first token alone: nothing else scaled); right: "
+        "over the number of such heads, alpha 0.01; dotted: not steered; bands: 95 % Wilson"
+    )
     study.figure(figure, "steering", source=ds, says=says)
 
     steered, n = curve.sel(arm="steered"), ds.sizes["prompt"]

@@ -4,8 +4,8 @@ Sentences are put together from word lists of this project, so a task is no benc
 by construction, and a model's accuracy on it can be compared with nothing but the same model's under an edit.
 ``sentiment`` stands for SST-2 and MR, ``topic`` for classification by subject, ``inference`` for CB and BoolQ,
 ``choice`` for the multiple-choice sets, with words instead of letters. Each text has a sentence that decides and one
-that does not; the first is the question's focus. Ask instruction-tuned models through
-:func:`sinkscope.tasks.in_chat`.
+that does not; the first is the question's focus, of ``choice`` the question itself. No focus holds an option, so that
+steering to it tells no answer. Ask instruction-tuned models through :func:`sinkscope.tasks.in_chat`.
 """
 
 from __future__ import annotations
@@ -137,9 +137,9 @@ def _choice(rng: np.random.Generator) -> Item:
         if len({word[0].lower() for word in words}) == CHOICES and not any(w in KINDS[kind] for w in words[1:]):
             break
     words = [word.capitalize() for word in rng.permutation(words).tolist()]
-    told = f"{', '.join(words[:-1])} or {words[-1]}"
-    prompt = f"{told}. Which is {kind}? Answer with one word."
-    return Item(prompt, tuple(f" {word}" for word in words), words.index(right.capitalize()), right.capitalize())
+    asked = f"Which is {kind}?"
+    prompt = f"{', '.join(words[:-1])} or {words[-1]}. {asked} Answer with one word."
+    return Item(prompt, tuple(f" {word}" for word in words), words.index(right.capitalize()), asked)
 
 
 def _one(rng: np.random.Generator, among: tuple[str, ...]) -> str:

@@ -45,6 +45,8 @@ def test_claims_and_a_figure_with_something_on_it(results, name):
         assert min(picture.size) > 300
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 20
     assert said["figures"][0]["says"].startswith("model zoo:lm-python; n = ")
+    if name == "zhang2023/steering":
+        assert "steered to the whole list, the answer and the other options in it" in said["figures"][0]["says"]
 
 
 def verdicts(results, name):
@@ -81,7 +83,10 @@ def test_what_the_methods_answered_is_kept_and_told(results, folder):
     assert f" points (n = 8); {before:.1f} to {after:.1f} %; smallest effect found" in found
     assert found.endswith(f"copy gamma {chosen:g}")
     assert after > before
-    assert claims["Table 1", "It raises exact match by more than random heads and random token"]["paper"] == ""
+    rivals = [claim for (_, said), claim in claims.items() if said.startswith("It raises accuracy by more than")]
+    assert len(rivals) == 4
+    assert all(claim["found"].endswith("; by exact match") for claim in rivals), "the zoo's model names options"
+    assert claims["Table 1", "It raises accuracy by more than random heads and random token"]["paper"] == ""
 
 
 def test_later_sinks_are_punctuation_and_steering_to_the_list_helps_copying(results):

@@ -15,6 +15,12 @@ def test_parts_are_apart_and_the_focus_decides(name):
     assert tasks.english(name, calibration=40, test=80, seed=4) != task
 
 
+@pytest.mark.parametrize("name", tasks.ENGLISH)
+def test_the_focus_names_no_option(name):
+    for item in tasks.load(name, calibration=40, test=80).test:
+        assert not [option for option in item.options if option.strip().casefold() in item.focus.casefold().split()]
+
+
 @pytest.mark.parametrize("name", ["sentiment", "topic", "inference"])
 def test_labels_are_even(name):
     items = tasks.english(name, calibration=100, test=300).test
