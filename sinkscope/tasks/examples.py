@@ -63,9 +63,22 @@ def answer_score(model: Model, examples: Examples, edits: Sequence[Edit] = ()) -
 
     Dims (prompt,); both are read at the last position. Attributes are those of the reading.
     """
-    reading = run(model, examples.prompts, [Logits()], edits)
-    logits = reading["logits"].isel(position=-1).values.astype(np.float64)
+    return score_answers(run(model, examples.prompts, [Logits()], edits), examples)
+
+
+def score_answers(reading: xr.Dataset, examples: Examples) -> xr.Dataset:
+    """Return what :func:`answer_score` does, from a reading with ``Logits()`` of the examples' own prompts.
+
+    Raises:
+        PromptError: the reading is of another number of prompts.
+    """
     answers = np.asarray(examples.answers)
+    if reading.sizes["prompt"] != len(answers):
+        raise PromptError(
+            f"score_answers: {reading.sizes['prompt']} prompts were read but {len(answers)} have answers. "
+            "Give the reading of the examples' own prompts."
+        )
+    logits = reading["logits"].isel(position=-1).values.astype(np.float64)
     rows = np.arange(len(answers))
     found = {
         "log_probability": log_softmax(logits, axis=-1)[rows, answers],
