@@ -13,8 +13,20 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+def printable(text: str) -> str:
+    """Replace every character that does not print (control, bidirectional mark, odd space) by its escape.
+
+    A line break becomes ``\\n``, a tab ``\\t``, a zero byte ``\\x00``, a right-to-left mark ``\\u200f``.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
 class SinkscopeError(Exception):
     """Base of every error that sinkscope raises on purpose."""
+
+    def __str__(self) -> str:
+        # A model's name or a library's message may hold escape sequences, which would move the cursor of a terminal.
+        return "\n".join(map(printable, super().__str__().split("\n")))
 
 
 class ModelError(SinkscopeError):

@@ -24,6 +24,12 @@ def as_path(path: object, error: type[SinkscopeError]) -> Path:
         named = False
     if not named:
         raise error(f"{str(found)!r}: no file can have such a name. Choose one without control characters.")
+    try:
+        found.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as reason:  # a name that is too long, a folder that may not be entered, links that go round
+        raise error(f"{found}: no file can be reached by this path ({reason.strerror}). Choose another one.") from None
     return found
 
 

@@ -20,6 +20,13 @@ def test_every_error_is_one_of_ours_says_what_it_is_and_keeps_its_message(cls):
     assert not issubclass(cls, ValueError | KeyError)
 
 
+def test_no_message_moves_the_cursor_of_a_terminal():
+    assert str(ModelError("two\nlines of \x1b[31m\ud800")) == "two\nlines of \\x1b[31m\\ud800"
+    with pytest.raises(ModelError) as raised:
+        sk.load_model("\x1b[31mred")
+    assert str(raised.value).isprintable()
+
+
 def test_the_narrow_ones_are_kinds_of_the_wide_ones():
     assert issubclass(UnsupportedModelError, ModelError)
     assert issubclass(EditHasNoEffect, EditError)

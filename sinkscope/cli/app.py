@@ -36,7 +36,8 @@ from sinkscope.cli.readings import cite, one_line, plot, report, show
 from sinkscope.cli.survey import merge, survey
 from sinkscope.cli.sweep import VariantOptions, edits_of
 from sinkscope.cli.tune import tune
-from sinkscope.errors import PromptError, SinkscopeError, did_you_mean
+from sinkscope.errors import PromptError, SinkscopeError, did_you_mean, printable
+from sinkscope.files import as_path
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 _EPILOGUE = """\
@@ -222,8 +223,10 @@ def _take_config(arguments: list[str]) -> Path | None:
 def _toml(path: Path) -> Toml:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SinkscopeError(f"--config {path}: this is not valid TOML: {error}.") from None
+    except OSError as error:
+        raise SinkscopeError(f"--config {path}: the file cannot be read ({error.strerror}).") from None
     known = {name for name in app if not name.startswith("-")}
     for name in tables:
         if name not in known:  # a misspelt table would be ignored, and its options with it
@@ -239,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     config = _take_config(tokens)
     try:
-        if config is not None and not config.is_file():
+        if config is not None and not as_path(config, SinkscopeError).is_file():
             raise SinkscopeError(f"--config {config}: no such file.")
         app.config = () if config is None else (_toml(config),)
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
@@ -258,6 +261,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str) -> None:
-    # A model id or a path may hold escape sequences, which would move the cursor or rename the window.
-    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(message.split()))
-    print(f"sinkscope: {shown}", file=sys.stderr)
+    print(f"sinkscope: {printable(' '.join(message.split()))}", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from jaxtyping import Float
 
 from sinkscope.edits.base import Hidden, ResidualEdit
+from sinkscope.edits.fields import LARGEST
 from sinkscope.edits.selectors import whole_numbers
 from sinkscope.edits.stream import EditedStream
 from sinkscope.errors import EditError
@@ -58,8 +58,8 @@ class SetActivations(ResidualEdit):
                 f"{self._asked('dims')}: {len(given)} dims ({len(dims)} different) but {len(values)} values. "
                 "Give one value per dimension, each dimension once."
             )
-        if not all(math.isfinite(value) for value in values):
-            raise EditError(f"{self._asked('value')}: value must hold finite numbers.")
+        if not all(abs(value) <= LARGEST for value in values):
+            raise EditError(f"{self._asked('value')}: value must hold numbers that are finite in float32.")
         pairs = sorted(zip((int(d) for d in given), values, strict=True))
         self._set("dims", tuple(d for d, _ in pairs))
         self._set("value", tuple(v for _, v in pairs))

@@ -12,6 +12,9 @@ from sinkscope import registry
 from sinkscope.edits.values import asked, from_plain, is_empty, show, to_plain
 from sinkscope.errors import EditError, did_you_mean
 
+LARGEST = 3.4028234663852886e38
+"""The largest number of float32, in which edits compute."""
+
 EDITS: Mapping[str, type[Any]] = registry.Table("edit")
 """Every edit class by name, those of other packages too."""
 
@@ -85,11 +88,11 @@ class EditFields(metaclass=registry.Constructed):
         object.__setattr__(self, name, value)
 
     def _number(self, name: str, low: float = -math.inf, high: float = math.inf, hint: str = "") -> None:
-        """Check one finite number and keep it as a float."""
+        """Check one number that is finite in float32 and keep it as a float."""
         value: Any = getattr(self, name)
         number = float(value) if not isinstance(value, bool) and isinstance(value, Real) else math.nan
-        if not math.isfinite(number) or not low <= number <= high:
-            span = _span(low, high)
+        if not abs(number) <= LARGEST or not low <= number <= high:
+            span = (" in float32" if LARGEST < abs(number) < math.inf else "") + _span(low, high)
             raise EditError(f"{self._asked(name)}: {name} must be a finite number{span}.{' ' + hint if hint else ''}")
         self._set(name, number)
 

@@ -41,11 +41,11 @@ class Resampling:
         """Check the numbers.
 
         Raises:
-            MetricError: no resample, or a level outside 0 to 1.
+            MetricError: fewer than two resamples, or a level outside 0 to 1.
         """
         check_fields(self, MetricError)
-        if self.resamples < 1 or self.seed < 0 or not 0 < self.level < 1:
-            raise MetricError(f"{self}: resample at least once, from a seed of 0 or more, at a level between 0 and 1.")
+        if self.resamples < 2 or self.seed < 0 or not 0 < self.level < 1:
+            raise MetricError(f"{self}: resample at least twice, from a seed of 0 or more, at a level between 0 and 1.")
 
 
 class _Test(NamedTuple):
@@ -243,7 +243,9 @@ def _interval(data: np.ndarray, how: Resampling) -> tuple[np.ndarray, np.ndarray
     ends = (np.asarray(found.confidence_interval.low), np.asarray(found.confidence_interval.high))
     tails = ((1 - how.level) / 2, (1 + how.level) / 2)
     plain = [np.quantile(found.bootstrap_distribution, tail, axis=-1) for tail in tails]
-    return np.where(np.isnan(ends[0]), plain[0], ends[0]), np.where(np.isnan(ends[1]), plain[1], ends[1])
+    low, high = (np.where(np.isnan(end), percentile, end) for end, percentile in zip(ends, plain, strict=True))
+    # At levels near 0 the two ends are one quantile, and rounding may put them in the wrong order.
+    return np.minimum(low, high), np.maximum(low, high)
 
 
 def _p_values(data: np.ndarray, test: str, how: Resampling) -> np.ndarray:

@@ -362,6 +362,6 @@ def _device(device: torch.device | str | None) -> torch.device | None:
         return torch.empty(1, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise ModelError(
-            f"load_model(device={str(device)!r}): torch refuses it: {weights.first_line(error)} Use device='cpu', or "
+            f"load_model(device={str(device)!r}): torch refuses it ({weights.first_line(error)}). Use device='cpu', or "
             "leave it out."
         ) from None

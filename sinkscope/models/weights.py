@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging as transformers_logging
 
@@ -65,20 +65,19 @@ def read_config(name: str, local: bool) -> PreTrainedConfig:
         ModelError: it cannot be read, or cannot be reached.
         UnsupportedModelError: the model type is unknown to transformers, or has no attention.
     """
-    raw: dict[str, Any] = {}
-    if local:
-        try:
-            raw = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ModelError(f"{name}/config.json is not valid JSON ({error}). Copy the model again.") from None
+    raw = _json_object(Path(name) / "config.json") if local else {}
     if local and not isinstance(raw.get("model_type"), str):
         raise ModelError(f"{name}/config.json names no model_type. Use a folder that model.save_pretrained wrote.")
     if raw.get("model_type") in ATTENTION_FREE:
         raise _attention_free(str(raw["model_type"]))
     try:
         config = AutoConfig.from_pretrained(name, local_files_only=local, trust_remote_code=False)
-    except (ValueError, KeyError) as error:
+    except (OSError, HFValidationError) as error:
+        raise unreachable(name, error) from None
+    except Exception as error:  # whatever a configuration raises of numbers that do not fit each other
         kind = raw.get("model_type", name)
+        if kind in CONFIG_MAPPING or not isinstance(error, ValueError | KeyError):
+            raise _malformed(name, error) from None
         code = (
             " Code that comes with a checkpoint is not run." if "custom code" in str(error) or "auto_map" in raw else ""
         )
@@ -86,12 +85,28 @@ def read_config(name: str, local: bool) -> PreTrainedConfig:
             f"load_model({name!r}): transformers {transformers.__version__} does not know the model type {kind!r}."
             f"{code} Update transformers, or build the model yourself and pass it to load_model."
         ) from None
-    except (OSError, HFValidationError) as error:
-        raise unreachable(name, error) from None
-    except StrictDataclassError as error:
-        raise ModelError(f"{name}/config.json is malformed: {first_line(error)}. Copy the model again.") from None
     check_config(config)
     return config
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not valid JSON ({error}). Copy the model again.") from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror}). Ask who owns it, or copy the model.") from None
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} holds a {type(found).__name__}, not an object of settings. Copy the model again.")
+    return found
+
+
+def _malformed(name: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"{name}/config.json is malformed: {type(error).__name__}: {' '.join(str(error).split())[:300]}. "
+        "Copy the model again."
+    )
 
 
 def check_config(config: PreTrainedConfig) -> None:
@@ -129,7 +144,7 @@ def load_weights(
     model, info = _load(cls, name, config, local, dtype, **settings)
     missing = sorted(info["missing_keys"])
     if missing and all(".pooler." in f".{key}" for key in missing):
-        with contextlib.suppress(TypeError):  # a class that cannot be built without its pooler keeps the keys missing
+        with contextlib.suppress(ModelError):  # a class that cannot be built without its pooler keeps the keys missing
             model, info = _load(cls, name, config, local, dtype, add_pooling_layer=False, **settings)
             missing = sorted(info["missing_keys"])
     if missing:
@@ -164,8 +179,9 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     Raises:
         UnsupportedModelError: there is no class for it.
     """
-    for named in getattr(config, "architectures", None) or ():
-        cls = getattr(transformers, named, None)
+    given = getattr(config, "architectures", None) or ()
+    for named in given if isinstance(given, list | tuple) else ():
+        cls = getattr(transformers, str(named), None)
         if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
             return cls
     two_sided: tuple[Any, ...] = (
@@ -227,8 +243,11 @@ def _load(
         ) from None
     except OSError as error:
         raise _no_weights(name, local, error) from None
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise ModelError(f"load_model({name!r}): {cls.__name__} cannot be loaded: {first_line(error)}") from None
+    except Exception as error:  # whatever the code of an architecture raises of a configuration that does not fit it
+        raise ModelError(
+            f"load_model({name!r}): {cls.__name__} cannot be loaded ({type(error).__name__}: {first_line(error)}). "
+            "Check config.json and what was given to load_model, or copy the model again."
+        ) from None
     model, info = loaded
     if info["mismatched_keys"]:
         key, found, wanted = sorted(info["mismatched_keys"])[0]
@@ -245,7 +264,8 @@ def _no_weights(name: str, local: bool, error: Exception) -> ModelError:
     files = {path.name for path in Path(name).iterdir()}
     index = Path(name) / "model.safetensors.index.json"
     if index.is_file():
-        wanted = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+        shards = _json_object(index).get("weight_map")
+        wanted = {str(file) for file in shards.values()} if isinstance(shards, dict) else set[str]()
         absent = sorted(wanted - files)
         return ModelError(f"load_model({name!r}): weight files {_list(absent)} are absent. Copy the model again.")
     if any(file.endswith((".bin", ".pt", ".pth")) for file in files):

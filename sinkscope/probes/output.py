@@ -53,7 +53,7 @@ class TokenLoss(Probe):
         # With padding on the left the token before the prompt is none: both ends of a prediction must be real.
         target = torch.zeros_like(real)
         target[:, :-1] = real[:, :-1] & real[:, 1:]
-        refuse_nan(loss[target], "TokenLoss()")
+        refuse_overflow(loss[target], "TokenLoss()")
         return {"token_loss": loss.masked_fill(~target, torch.nan)}
 
 
@@ -98,7 +98,7 @@ class Logits(Probe):
             # A model may give the logits of the last positions alone; they line up with the end of the mask.
             own = scores[mask[-scores.shape[0] :]] if scores.shape[0] != int(mask.sum()) else scores
             if self.positions == "all":
-                refuse_nan(own, "Logits()")
+                refuse_overflow(own, "Logits()")
                 padded = own.new_full((int(real.sum(-1).max()), own.shape[-1]), torch.nan, dtype=torch.float32)
                 padded[: len(own)] = own.float()
                 rows.append(padded)
@@ -111,14 +111,17 @@ class Logits(Probe):
                     "tokens. Use positions inside every prompt."
                 )
             rows.append(own[wanted].float())
-            refuse_nan(rows[-1], "Logits()")
+            refuse_overflow(rows[-1], "Logits()")
         return {"logits": torch.stack(rows)}
 
 
-def refuse_nan(found: torch.Tensor, asked: str) -> None:
-    """Refuse logits that overflowed in the output layer, where the residual stream was still finite."""
-    if bool(torch.isnan(found).any()):
+def refuse_overflow(found: torch.Tensor, asked: str) -> None:
+    """Refuse logits, or what was made of them, that overflowed in the output layer behind a finite residual stream.
+
+    A logit of minus infinity is no overflow: a model may rule a token out with it.
+    """
+    if found.numel() and not bool(found.amax() < torch.inf):
         raise ModelError(
-            f"{asked}: the output logits are not finite (NaN) though the residual stream is. "
+            f"{asked}: the output logits are not finite (NaN or infinite) though the residual stream is. "
             "Use a wider dtype (float32 or bfloat16 instead of float16)."
         )

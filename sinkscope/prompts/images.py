@@ -10,13 +10,12 @@ import torch
 from jaxtyping import Float
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sinkscope.errors import PromptError
+from sinkscope.errors import PromptError, printable
 from sinkscope.prompts import geometry
 from sinkscope.prompts.data import PatchGrid, PromptFields
 from sinkscope.prompts.identity import image_settings
 from sinkscope.prompts.model import PromptModel
 from sinkscope.prompts.text import check_list
-from sinkscope.prompts.vocabulary import printable
 from sinkscope.roles import ROLE_INDEX
 
 

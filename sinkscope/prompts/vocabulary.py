@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from sinkscope.errors import printable
 from sinkscope.prompts.model import PromptModel
 from sinkscope.roles import ROLE_INDEX
 
@@ -26,14 +27,6 @@ def _byte_of_character() -> dict[str, int]:
     shifted = (byte for byte in range(256) if byte not in set(plain))
     table.update({chr(256 + place): byte for place, byte in enumerate(shifted)})
     return table
-
-
-def printable(text: str) -> str:
-    """Replace every character that does not print (control, bidirectional mark, odd space) by its escape.
-
-    A line break becomes ``\\n``, a tab ``\\t``, a zero byte ``\\x00``, a right-to-left mark ``\\u200f``.
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def role_of_text(text: str) -> str:

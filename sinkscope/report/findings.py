@@ -47,6 +47,8 @@ def findings(ds: xr.Dataset) -> tuple[list[Finding], Sinks | None]:
         which keeps no prompt).
     """
     require(ds, "findings")
+    if not ds.sizes.get("prompt", 1):
+        raise MetricError("findings: this reading has no prompts: nothing is left of it. Select at least one prompt.")
     if is_survey(ds):
         return [Finding(*texts) for texts in survey_texts(ds)], None
     sinks = find_sinks(ds) if "key_mass" in ds else None

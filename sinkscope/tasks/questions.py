@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from sinkscope.errors import ProbeError, PromptError
 from sinkscope.probes.base import Probe, ProbeContext
-from sinkscope.probes.output import refuse_nan
+from sinkscope.probes.output import refuse_overflow
 from sinkscope.prompts import Prompts
 from sinkscope.prompts.text import encode_text
 from sinkscope.prompts.vocabulary import Vocabulary
@@ -55,7 +55,7 @@ class Answers(Probe, listed=False):
         last = real.shape[1] - 1 - real.flip(-1).long().argmax(-1)
         rows = torch.arange(len(logits), device=logits.device)
         scores = logits[rows, last].float()
-        refuse_nan(scores, "Answers()")
+        refuse_overflow(scores, "Answers()")
         logs = scores.log_softmax(-1)
         width = max(len(ids) for ids in self.options)
         found = torch.full((len(logs), width), torch.nan, device=logs.device)

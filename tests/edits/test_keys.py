@@ -261,6 +261,8 @@ def test_gamma_must_be_a_number_of_at_least_zero(gamma):
 def test_other_numbers_are_checked_too():
     with pytest.raises(EditError, match=r"ShiftLogits\(bias=-?inf\): bias must be a finite number\. Use MaskKeys"):
         sk.ShiftLogits(-math.inf)
+    with pytest.raises(EditError, match=r"NullKey\(logit=1e\+300\): logit must be a finite number in float32\."):
+        sk.NullKey(1e300)
     with pytest.raises(EditError, match="alpha must be a finite number of at least 1e-30"):
         sk.SteerKeys(0, keys="text")
     with pytest.raises(EditError, match=r"mode must be one of \['include', 'exclude', 'generation'\]"):

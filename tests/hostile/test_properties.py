@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::sinkscope.errors.SinkscopeWarni
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=12)
 """Texts of any characters: controls, escapes, halves of characters, right-to-left."""
-NUMBER = st.one_of(st.floats(), st.integers(-3, 3), st.sampled_from([0.0, 1.0, 0.5, 1e-300, 1e300]))
+NUMBER = st.one_of(st.floats(), st.integers(-3, 3), st.sampled_from([0.0, 1.0, 0.5, 1e-300, 1e300, 3.41e38, 1e38]))
 IDS = st.lists(st.integers(0, 20), min_size=1, max_size=6)
 LAYERS = st.one_of(st.none(), st.lists(st.integers(-1, 4), max_size=3), st.integers(-1, 4))
 KEYS = st.one_of(
@@ -74,9 +74,9 @@ def test_ids(model, ids):
 
 
 EDITS = st.one_of(
-    st.builds(lambda *a: lambda: sk.ScaleKeys(a[0], a[1], layers=a[2], heads=a[3]), NUMBER, KEYS, LAYERS, LAYERS),
+    st.builds(lambda *a: lambda: sk.ScaleKeys(a[0], keys=a[1], layers=a[2], heads=a[3]), NUMBER, KEYS, LAYERS, LAYERS),
     st.builds(lambda *a: lambda: sk.MaskKeys(a[0], layers=a[1], keep_self=a[2]), KEYS, LAYERS, st.booleans()),
-    st.builds(lambda *a: lambda: sk.ShiftLogits(a[0], a[1], heads=a[2]), NUMBER, KEYS, LAYERS),
+    st.builds(lambda *a: lambda: sk.ShiftLogits(a[0], keys=a[1], heads=a[2]), NUMBER, KEYS, LAYERS),
     st.builds(lambda *a: lambda: sk.ZeroValues(a[0], layers=a[1]), KEYS, LAYERS),
     st.builds(lambda a: lambda: sk.NullKey(a), NUMBER),
     st.builds(lambda *a: lambda: sk.SetActivations(a[0], dims=a[1], value=a[2]), st.sampled_from(["embed", "9"]),

@@ -67,9 +67,14 @@ def test_what_can_name_no_file(model, path):
         sk.open(path)
 
 
-def test_a_file_may_have_a_long_name(model, tmp_path):
+def test_a_file_may_have_a_long_name_but_not_any(model, tmp_path):
     reading = sk.run(model, sk.Prompts.from_ids([[1, 5]], model), [sk.KeyMass()])
     assert sk.open(sk.save(reading, tmp_path / ("a" * 250 + ".nc"))).sizes["key"] == 2
+    message = r"no file can be reached by this path \(File name too long\)"
+    with pytest.raises(sk.OutputError, match=message):
+        sk.save(reading, tmp_path / ("a" * 300 + ".nc"))
+    with pytest.raises(sk.SchemaError, match=message):
+        sk.open("a" * 5000)
 
 
 @pytest.mark.parametrize(

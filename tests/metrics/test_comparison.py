@@ -55,6 +55,17 @@ def test_statistics_are_scipys():
     np.testing.assert_allclose(found["low"].values[0, 0], one.confidence_interval.low, atol=0.01)
 
 
+def test_the_ends_of_an_interval_are_in_order_at_any_level():
+    values = xr.DataArray([252851469156352.0, 0.0, 0.0], dims="prompt")
+    found = compare(values, to=values * 0.5 + 225575463333827.0, resampling=Resampling(31, 0, 0.015625))
+    assert float(found["low"]) <= float(found["high"])
+
+
+def test_one_resample_has_no_spread():
+    with pytest.raises(MetricError, match="resample at least twice"):
+        Resampling(1)
+
+
 def test_a_small_sample_is_permuted_exactly():
     values = xr.DataArray([1.0, 2.0, 3.0, 4.0], dims="prompt")
     found = compare(values, to=xr.zeros_like(values), resampling=FAST)

@@ -361,6 +361,35 @@ def test_a_malformed_config(tmp_path):
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ("num_attention_heads", 0), ("num_key_value_heads", 0), ("head_dim", 0), ("hidden_act", "x"), ("dtype", "x"),
+        ("dtype", []), ("dtype", True), ("vocab_size", 0), ("pad_token_id", 10**12),
+    ],
+)  # fmt: skip
+def test_a_config_whose_numbers_do_not_fit_each_other(tmp_path, field, wrong):
+    saved(tmp_path)
+    edit_config(tmp_path, **{field: wrong})
+    with pytest.raises(ModelError, match=r"config\.json is malformed: \w+|Check config\.json and what was given"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [True, 1.5, [1], "LlamaForCausalLM", {"a": 1}])
+def test_a_config_whose_class_is_no_name_gets_the_usual_class(tmp_path, wrong):
+    saved(tmp_path)
+    edit_config(tmp_path, architectures=wrong)
+    assert type(load_model(tmp_path).model).__name__ == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", "[" * 100_000])
+def test_a_config_that_is_no_object(tmp_path, content):
+    saved(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ModelError, match=r"config\.json (holds a \w+, not an object|is not valid JSON)"):
+        load_model(tmp_path)
+
+
 def test_an_unknown_model_type(tmp_path):
     saved(tmp_path)
     edit_config(tmp_path, model_type="llamarama")
@@ -451,6 +480,15 @@ def test_truncated_weights(tmp_path, keep):
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
     with pytest.raises(ModelError, match=r"a weight file is truncated or damaged \(.*\)\. Copy the model again\."):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'])
+def test_a_damaged_index_of_shards(tmp_path, content):
+    saved(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ModelError, match=r"cannot be loaded \(|are absent"):
         load_model(tmp_path)
 
 

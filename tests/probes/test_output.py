@@ -103,14 +103,15 @@ def test_loss_and_logits_share_one_pass(model, prompts, monkeypatch):
 
 
 @pytest.mark.parametrize("probe", [sk.TokenLoss(), sk.Logits(), sk.Logits(positions="all"), sk.Logits(positions=[0])])
-def test_an_output_layer_that_overflows_is_an_error(probe):
+@pytest.mark.parametrize("overflow", ["nan", "inf"])
+def test_an_output_layer_that_overflows_is_an_error(probe, overflow):
     """The stream is finite; the logits are not, as in half precision."""
     model = sk.load_model(testing.tiny("llama"))
     prompts = sk.Prompts.from_ids(IDS, model)
-    model.model.lm_head.register_forward_hook(lambda _m, _a, out: out * float("nan"))
+    model.model.lm_head.register_forward_hook(lambda _m, _a, out: out.abs() * float(overflow))
     message = (
-        rf"{type(probe).__name__}\(\): the output logits are not finite \(NaN\) though the residual stream is\. "
-        r"Use a wider dtype \(float32 or bfloat16 instead of float16\)\."
+        rf"{type(probe).__name__}\(\): the output logits are not finite \(NaN or infinite\) though the residual "
+        r"stream is\. Use a wider dtype \(float32 or bfloat16 instead of float16\)\."
     )
     with pytest.raises(ModelError, match=message):
         sk.run(model, prompts, [probe], batch_size=3)

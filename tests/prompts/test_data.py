@@ -15,7 +15,7 @@ from vlm_models import tokenizer as byte_level_tokenizer
 
 from sinkscope.errors import PromptError
 from sinkscope.prompts import Prompts
-from sinkscope.prompts.vocabulary import printable, role_of_text
+from sinkscope.prompts.vocabulary import role_of_text
 from sinkscope.roles import ROLE_INDEX, ROLES
 from sinkscope.testing import tiny
 

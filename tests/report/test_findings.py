@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from sinkscope.errors import MetricError
 from sinkscope.report import find_sinks, findings
 
 
@@ -20,6 +21,11 @@ def test_a_planted_sink_is_told_with_its_numbers(reading):
     assert f"{100 * first.mean():.0f}% of the attention" in told[0].text
     assert f"in {100 * (first > 0.3).mean():.0f}% of 216 head readings" in told[0].text
     assert told[0].state == "found"
+
+
+def test_a_reading_of_no_prompts_has_no_findings(reading):
+    with pytest.raises(MetricError, match="findings: this reading has no prompts"):
+        findings(reading.isel(prompt=slice(0, 0)))
 
 
 def test_the_drain_is_told(reading):
