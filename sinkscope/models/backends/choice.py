@@ -32,7 +32,9 @@ def choose(
     try:
         return _through_lens(to_bridge())
     except Exception as error:  # whatever a bridge raises while it is built for an architecture it does not know
-        backend.why_not = f"{backend.why_not} TransformerLens cannot serve it either: {error}"
+        # Without the advice to load it with the backend that has just refused it, and the name that stands there.
+        told = str(error).partition(" Load it with backend=")[0].removeprefix(f"{type(network).__name__}: ")
+        backend.why_not = f"{backend.why_not} TransformerLens cannot serve it either: {told}"
     return _returned_maps(network, backend.why_not)
 
 

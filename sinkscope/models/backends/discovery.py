@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from sinkscope.attention import seam
+from sinkscope.attention.masks import MaskSpec
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends.base import AttentionSite, Block, Tower
 from sinkscope.models.backends.kinds import kind_of
@@ -107,9 +108,9 @@ def _watch_trial(model: torch.nn.Module) -> Record:
         seam.give_tensors(model)
         try:
             return watch(model, lambda: _run_trial(model, inputs))
-        except Exception:  # it was not the mask
+        except Exception as again:  # it was not the mask alone
             seam.give_tensors(model, False)
-            raise error from None
+            raise (again if MaskSpec.__name__ in str(error) else error) from None
 
 
 def explore(model: torch.nn.Module, name: str, run: Callable[[], Any]) -> Tower:

@@ -7,6 +7,7 @@ at each of them.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -19,10 +20,14 @@ import torch
 from sinkscope.attention import seam
 from sinkscope.attention.call import Call
 from sinkscope.errors import UnsupportedModelError
+from sinkscope.models.facts import main_input
 
 KEPT = 1 << 22
 """Numbers up to which a tensor is kept; larger ones (pictures in a convolution) are no residual stream of a trial."""
 
+
+_BESIDE = ("bbox", "pixel_values", "pixel_values_videos", "decoder_input_ids", "input_features", "spatial_shapes")
+"""Inputs that a model may want beside its main one, of which the trial makes none."""
 
 PARTS = ("text_model", "text_encoder", "text_decoder", "image_model", "vision_model", "backbone")
 """Names of parts that are models by themselves."""
@@ -179,18 +184,26 @@ def watched(
 
 def bypass(model: torch.nn.Module, error: Exception | None) -> UnsupportedModelError:
     """The error for a model that calls no attention; ``error`` is what it raised instead."""
-    told = f" ({type(error).__name__}: {_first_line(error)})" if error else ""
     parts = [name for name, part in model.named_children() if name in PARTS and hasattr(part, "config")]
     hint = f" Its parts may be read by themselves: load_model(model.{parts[0]})." if parts else ""
-    if error is None and not any(re.search(r"att(n|en)", type(m).__name__, re.IGNORECASE) for m in model.modules()):
+    if error is not None:
+        takes = set(inspect.signature(model.forward).parameters) - {main_input(model)}
+        wanted = ", ".join(name for name in _BESIDE if name in takes)
+        return UnsupportedModelError(
+            f"{type(model).__name__}: the trial run ended in {type(error).__name__} ({_first_line(error)}) before any "
+            "attention was reached. sinkscope tries the least that a model takes: one token, a blank image, or a short "
+            f"recording{f'; this one also takes {wanted}' if wanted else ''}.{hint}"
+        )
+    own = next((n for m in model.modules() if re.search(r"att(n|en)", n := type(m).__name__, re.IGNORECASE)), None)
+    if own is None:
         return UnsupportedModelError(
             f"{type(model).__name__}: none of its modules is one of attention, so there is nothing to read or edit in "
             "it."
         )
     return UnsupportedModelError(
-        f"{type(model).__name__}: running one token made no call to transformers' attention interface{told}. "
-        "The model has no attention, or computes it by itself; use backend='lens' where TransformerLens serves it."
-        f"{hint}"
+        f"{type(model).__name__}: running one token made no call to transformers' attention interface. The model "
+        f"computes it by itself ({own}), or what mixes its tokens is no attention; use backend='lens' where "
+        f"TransformerLens serves it.{hint}"
     )
 
 

@@ -75,7 +75,10 @@ def test_architectures_that_bypass_the_interface_are_refused_with_the_way_out(na
         discover(net)
     text = str(raised.value)
     assert text.startswith(f"{type(net).__name__}: running one token made no call to transformers' attention interface")
-    assert text.endswith("computes it by itself; use backend='lens' where TransformerLens serves it.")
+    assert "The model computes it by itself (" in text
+    assert text.endswith(
+        "or what mixes its tokens is no attention; use backend='lens' where TransformerLens serves it."
+    )
 
 
 def test_a_model_without_attention_is_refused():

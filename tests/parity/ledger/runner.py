@@ -22,8 +22,8 @@ import sinkscope.models.backends.own_maps
 import sinkscope.models.backends.transformers  # noqa: F401 (once here, not in every child)
 from parity.ledger.trial import attempt
 
-LIMIT, MEMORY = 60, 6 << 30
-"""Seconds and bytes that one entry may take."""
+LIMIT, PATIENCE, MEMORY = 60, 10, 6 << 30
+"""Seconds of a processor and bytes that one entry may take; on a busy machine it is waited for ten times as long."""
 
 
 def run(entries, folder, jobs=1, reuse="same", tell=print):
@@ -87,13 +87,19 @@ def _mapped():
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
+def _processor(child):
+    """Seconds that a process has computed for."""
+    user, system = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def _collect(running, folder, code, tell):
     """Take what is ready; end what has had its time."""
     ready, _, _ = select.select([reader for _, reader in running], [], [], 0.5)
     for key in list(running):
         child, reader = key
         entry, begun = running[key]
-        late = time.monotonic() - begun > LIMIT
+        late = max(_processor(child), (time.monotonic() - begun) / PATIENCE) > LIMIT
         if reader not in ready and not late:
             continue
         text = b""
