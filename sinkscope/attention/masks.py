@@ -25,6 +25,10 @@ HIDDEN_LOGIT = -1e30
 """Logit of a hidden key. Finite, so 0 x logit stays 0 in the entropy; exp of it is exactly 0 in float32."""
 
 
+class EmptyCacheError(UnsupportedModelError):
+    """A step of generation behind a cache that says it holds no token."""
+
+
 @dataclass(eq=False)
 class MaskSpec:
     """The library's mask rule for one attention call, kept as a rule.
@@ -287,6 +291,11 @@ def from_call(
     batch, q_length, kv_length = query.shape[0], query.shape[2], key.shape[2]
     if isinstance(mask, MaskSpec):
         if (mask.q_length, mask.kv_length) != (q_length, kv_length):
+            if (mask.q_length, mask.kv_length, q_length) == (1, 1, 1):
+                raise EmptyCacheError(
+                    f"this model takes a step to {kv_length} keys under a mask made for 1: its cache says that it "
+                    "holds no token, as where the first block keeps none (MiniMax). Generate with use_cache=False."
+                )
             raise UnsupportedModelError(
                 f"this model attends from {q_length} queries to {kv_length} keys under a mask made for "
                 f"{mask.q_length} and {mask.kv_length}: it has keys of its own beside the tokens' (compressed ones, a "

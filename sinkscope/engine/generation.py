@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from transformers import GenerationMixin, LogitsProcessor, StaticCache
 
 from sinkscope.arguments import is_iterable, is_whole, shown
+from sinkscope.attention.masks import EmptyCacheError
 from sinkscope.attention.primitives import Tally
 from sinkscope.edits.base import Edit
 from sinkscope.engine.applied import applied
@@ -39,7 +40,8 @@ def generate(
     Greedy unless ``options`` (those of transformers' ``generate``) say otherwise. Texts are padded on the left, prompts
     with images run one by one. New tokens have the role ``generated``; an end-of-sequence token is the last one kept.
     ``tower`` says where the edits act, as in :func:`sinkscope.run`. An encoder-decoder continues the target of each
-    pair, or begins one where there is a source alone. ``cache_implementation="static"`` is honoured, not compiled.
+    pair, or begins one where there is a source alone. ``cache_implementation="static"`` is honoured, not compiled. A
+    model whose cache does not count its tokens (MiniMax) is run without one.
 
     Raises:
         PromptError: the model generates nothing, or the continuation would not fit its context.
@@ -67,7 +69,13 @@ def generate(
         if static:
             config = model.config.get_text_config(decoder=True)
             more = more | {"past_key_values": _UncompiledCache(config, max_cache_len=start + max_new_tokens)}
-        return _until_end(_generated(model, inputs, settings | more)[:, start:], ends)
+        try:
+            found = _generated(model, inputs, settings | more)
+        except EmptyCacheError:
+            if options.get("use_cache", True) is False or "past_key_values" in {**options, **more}:
+                raise
+            found = _generated(model, inputs, settings | more | {"use_cache": False})  # every step from the start
+        return _until_end(found[:, start:], ends)
 
     continued = generate_targets if model.kind == "encoder-decoder" else _continued
     with torch.no_grad(), model.evaluating():

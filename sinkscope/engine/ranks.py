@@ -1,7 +1,8 @@
 """Models whose heads are shared out over processes (tensor parallelism): each reads its own, and the reading is joined.
 
 transformers cuts the projections of queries, keys and values by heads, so a rank's attention calls hold its heads alone
-and no weight of attention crosses ranks. What is left after the pass is to put the parts side by side.
+and no weight of attention crosses ranks. What is left after the pass is to put the parts side by side. ``run`` does
+that (:func:`check_ranks`, :func:`join_heads`); everything else refuses such a model (:func:`refuse_ranks`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,20 @@ if TYPE_CHECKING:
     from sinkscope.models.handle import Model
 
 HEADS = ("head", "kv_head")
+
+
+def refuse_ranks(model: Model) -> None:
+    """Refuse one rank's part of a model, for what does not join the parts.
+
+    Raises:
+        UnsupportedModelError: the model is split.
+    """
+    mesh = mesh_of(model.model)
+    if mesh is not None:
+        raise UnsupportedModelError(
+            f"{model.id} is split over {mesh.size()} ranks (tensor parallelism), each of which holds a part of the "
+            "heads. Only sinkscope.run without edits joins them. Load the model with device_map= for everything else."
+        )
 
 
 def check_ranks(model: Model, probes: Sequence[Probe], edits: Sequence[Any], cache: Any) -> None:

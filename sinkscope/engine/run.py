@@ -13,12 +13,11 @@ from tqdm.auto import tqdm
 from sinkscope import registry
 from sinkscope.arguments import is_iterable, shown
 from sinkscope.attention.view import Ask, Context, LayerStats, Wants
-from sinkscope.engine.ranks import check_ranks, join_heads
+from sinkscope.engine.ranks import check_ranks, join_heads, refuse_ranks
 from sinkscope.engine.reading import ReadingBuilder, Store, provenance
 from sinkscope.engine.resume import FinishedBatches
 from sinkscope.errors import ModelError, ProbeError, UnsupportedModelError, did_you_mean
 from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower
-from sinkscope.models.ranks import mesh_of
 from sinkscope.probes.base import Probe, ProbeContext
 from sinkscope.probes.gradient import GradientProbe
 from sinkscope.prompts import Batch, Prompts
@@ -65,7 +64,7 @@ def run(  # noqa: PLR0913 - one call is the whole interface
         OutputError: the cache cannot be written.
     """
     probes, edits = as_tuple(probes, "probes"), as_tuple(edits, "edits")
-    where = find_tower(model, tower, split=True)
+    where = _named_tower(model, tower)
     check_ranks(model, probes, edits, cache)
     check_request(model, prompts, probes, where, batch_size)
     prompts = prompts.seen_by(inner_module(model, where), model)
@@ -109,19 +108,20 @@ def as_tuple(values: Any, name: str) -> tuple[Any, ...]:
     return items
 
 
-def find_tower(model: Model, name: str | None, split: bool = False) -> Tower:
-    """Return the tower to read: the model's default one, or the one named; ``split`` says that ranks will be joined.
+def find_tower(model: Model, name: str | None) -> Tower:
+    """Return the tower to read: the model's default one, or the one named.
 
     Raises:
         ModelError: ``model`` is no handle.
         UnsupportedModelError: the attention cannot be read at all, there is no such tower, or this is one rank's part.
     """
+    found = _named_tower(model, name)
+    refuse_ranks(model)
+    return found
+
+
+def _named_tower(model: Model, name: str | None) -> Tower:
     check_model(model, "run")
-    if not split and (mesh := mesh_of(model.model)) is not None:
-        raise UnsupportedModelError(
-            f"{model.id} is split over {mesh.size()} ranks (tensor parallelism), each of which holds a part of the "
-            "heads. Only sinkscope.run without edits joins them. Load the model with device_map= for everything else."
-        )
     if name is not None and not isinstance(cast("object", name), str):
         raise UnsupportedModelError(
             f"tower={shown(name)}: give the name of a tower, such as 'vision', or leave it out."

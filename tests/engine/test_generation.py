@@ -56,6 +56,25 @@ def test_an_edit_holds_at_every_decoding_step(name, edit):
             ids.append(int(token))
 
 
+def test_a_model_whose_cache_counts_no_tokens_is_run_without_one():
+    """MiniMax's first block keeps no keys, so its cache says that it holds nothing, and a step's mask is of one key."""
+    model, prompts = model_and_prompts("minimax")
+    plain = generate(model, prompts, max_new_tokens=3)
+    edited = generate(model, prompts, [sk.ShiftLogits(-30.0, keys="first"), sk.GateHeads(-1.0, heads=0)], 3)
+    for found, edits in ((plain, []), (edited, [sk.ShiftLogits(-30.0, keys="first"), sk.GateHeads(-1.0, heads=0)])):
+        for row, start in enumerate(prompts.lengths):
+            ids = found.ids[row].tolist()
+            for end in range(start, len(ids)):
+                assert next_tokens(model, sk.Prompts.from_ids([ids[:end]], model), edits) == [ids[end]]
+    with pytest.raises(UnsupportedModelError, match=r"its cache says that it holds no token.*use_cache=False"):
+        generate(model, prompts.subset([0]), past_key_values=type(own_cache(model, prompts))())
+
+
+def own_cache(model, prompts):
+    with torch.no_grad():
+        return model.model(torch.tensor([prompts.ids[0].tolist()]), use_cache=True).past_key_values
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_oss"])
 def test_left_padding_and_batching_change_nothing(name):
     model, prompts = model_and_prompts(name, lengths=(5, 9, 12))
