@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING
 
 from sinkscope.errors import unknown_name
 from sinkscope.methods import (
+    amplify,
     compression,
+    demonstrations,
     head_hunter,
     registers,
     retrieval,
@@ -28,9 +30,10 @@ from sinkscope.methods.profiling import HeadProfileSettings, profile_heads
 from sinkscope.methods.zerotuning import zerotune
 
 __all__ = [
-    "ExplainSettings", "HeadProfileSettings", "ImageExplanation", "MethodResult", "compression", "explain_image",
-    "head_hunter", "profile_heads", "registers", "retrieval", "sads", "saliency", "secondary_mlp", "secondary_sinks",
-    "secondary_sweep", "sink_heads", "tracing", "var", "vhr", "zerotune", "zerotuning", "zerotuning_compare", "zoom",
+    "ExplainSettings", "HeadProfileSettings", "ImageExplanation", "MethodResult", "amplify", "compression",
+    "demonstrations", "explain_image", "head_hunter", "profile_heads", "registers", "retrieval", "sads", "saliency",
+    "secondary_mlp", "secondary_sinks", "secondary_sweep", "sink_heads", "tracing", "var", "vhr", "zerotune",
+    "zerotuning", "zerotuning_compare", "zoom",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:  # a type checker shall complain of a name that does not exist

@@ -3,6 +3,9 @@
 "When Language Overrules" (arXiv 2508.10552) keeps the visual tokens that the vision tower's class token attends to
 most, and finds text dominance gone. A token that is left out is hidden from every query; the others keep their
 positions.
+
+Rankings of other papers stand beside it: attention among the visual tokens (VisionDrop), the tower's attention times
+what there is to see in a patch (VFlowOpt), the reader's last row (FastV).
 """
 
 from __future__ import annotations
@@ -18,15 +21,19 @@ from sinkscope.edits.keys import MaskKeys
 from sinkscope.engine.run import run
 from sinkscope.errors import PromptError
 from sinkscope.metrics.dominance import modality_dominance
+from sinkscope.metrics.looking import patch_entropy
 from sinkscope.probes import KeyMass, RoleShare
+from sinkscope.prompts.images import load_image
 from sinkscope.registry import method
 from sinkscope.roles import ROLE_INDEX
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from sinkscope.models.handle import Model
     from sinkscope.prompts import Prompts
 
-RANKINGS = ("tower", "reader", "random")
+RANKINGS = ("tower", "reader", "visual", "flow", "random")
 
 
 def visual_scores(model: Model, prompts: Prompts, by: str = "tower", seed: int = 0) -> xr.DataArray:
@@ -37,11 +44,16 @@ def visual_scores(model: Model, prompts: Prompts, by: str = "tower", seed: int =
         prompts: with images.
         by: ``"tower"``: attention from the class token in the last layer of the vision tower, mean over heads; where
             the tower has none, from all patches (FasterVLM's ranking). ``"reader"``: attention from the prompt's last
-            token in the second layer of the language model (FastV's). ``"random"``: drawn, the control.
+            token in the second layer of the language model (FastV's). ``"visual"``: from the visual tokens in that
+            layer, the mean over those that see the token, so no text decides (VisionDrop, xu2025; its layers and
+            stages were not found). ``"flow"``: the tower's ranking times the entropy of the pixels in the token's box
+            (VFlowOpt, vflowopt2025; how it puts the two together was not found, the product is ours).
+            ``"random"``: drawn, the control.
         seed: of the draw.
 
     Raises:
-        PromptError: an unknown ranking; no images; ``"tower"`` where several patches make one token.
+        PromptError: an unknown ranking; no images; ``"tower"`` and ``"flow"`` where several patches make one token;
+            ``"flow"`` where the prompts do not know their pictures.
     """
     if by not in RANKINGS:
         raise PromptError(f"visual_scores(by={by!r}): unknown. Use one of {', '.join(RANKINGS)}.")
@@ -52,35 +64,69 @@ def visual_scores(model: Model, prompts: Prompts, by: str = "tower", seed: int =
     if by == "random":
         rng = np.random.default_rng(seed)
         parts = [rng.random(int(mask.sum())) for mask in image]
-    elif by == "reader":
-        mass = run(model, prompts, [KeyMass(queries="last")])["key_mass"].mean("head").isel(layer=1)
+    elif by in ("reader", "visual"):
+        rows = "last" if by == "reader" else "image"
+        mass = run(model, prompts, [KeyMass("image", queries=rows)])["key_mass"].mean("head").isel(layer=1)
         parts = [mass.values[row, : len(mask)][mask] for row, mask in enumerate(image)]
     else:
-        parts = _tower_scores(model, prompts, image)
+        parts = tower_attention(model, prompts)
+        if by == "flow":
+            parts = [one * seen for one, seen in zip(parts, _seen(prompts, image), strict=True)]
     for row, (mask, part) in enumerate(zip(image, parts, strict=True)):
         found[row, : len(mask)][mask] = part
     return xr.DataArray(found, dims=("prompt", "key"), coords={"prompt": np.arange(len(prompts))}, name="score")
 
 
-def _tower_scores(model: Model, prompts: Prompts, image: Sequence[np.ndarray]) -> list[np.ndarray]:
-    probe = KeyMass()
-    ds = run(model, prompts, [probe], tower="vision")
+def tower_attention(model: Model, prompts: Prompts, layer: int = -1) -> list[np.ndarray]:
+    """Return what the vision tower's class token gives each visual token, or all patches where it has none.
+
+    One array (visual token) a prompt, in the order of its tokens; mean over heads, in ``layer`` of the tower.
+
+    Raises:
+        PromptError: several patches make one token, so that none of them is it.
+    """
+    ds = run(model, prompts, [KeyMass()], tower="vision")
     if "bos" in ds["token_role"].values:
         ds = run(model, prompts, [KeyMass(queries="bos")], tower="vision")
     patch = ds["token_role"].values == "image"
-    mass = ds["key_mass"].isel(layer=-1).mean("head").values
+    mass = ds["key_mass"].isel(layer=layer).mean("head").values
     order = np.lexsort((ds["source_tile"].values, ds["source_image"].values))
     parts: list[np.ndarray] = []
-    for row, mask in enumerate(image):
+    for row, roles in enumerate(prompts.roles):
         mine = [at for at in order if int(ds["source_prompt"].values[at]) == row]
         part = np.concatenate([mass[at][patch[at]] for at in mine]) if mine else np.zeros(0)
-        if len(part) != int(mask.sum()):
+        count = int((np.asarray(roles) == ROLE_INDEX["image"]).sum())
+        if len(part) != count:
             raise PromptError(
-                f"visual_scores(by='tower'): prompt {row} has {int(mask.sum())} visual tokens and {len(part)} patches "
-                "in the tower, so a patch is no token. Use by='reader'."
+                f"tower_attention: prompt {row} has {count} visual tokens and {len(part)} patches in the tower, so a "
+                "patch is no token. Rank them by the reader: visual_scores(by='reader')."
             )
         parts.append(part)
     return parts
+
+
+def _seen(prompts: Prompts, image: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Entropy of the pixels in the box of each visual token."""
+    if not prompts.made_of:
+        raise PromptError(
+            "visual_scores(by='flow'): these prompts do not know their pictures. Build them with Prompts.from_chat."
+        )
+    parts: list[np.ndarray] = []
+    for item, grid, mask in zip(prompts.made_of, prompts.grids, image, strict=True):
+        if grid is None:
+            parts.append(np.zeros(0))
+            continue
+        given = item["image"] if isinstance(item["image"], list | tuple) else [item["image"]]
+        pictures = [load_image(one, "image") for one in given]
+        boxes = [tuple(np.nan_to_num(box).round().astype(int).tolist()) for box in grid.box[mask]]
+        which = np.nan_to_num(grid.image[mask]).astype(int)
+        parts.append(np.array([_entropy(pictures[n].crop(box)) for n, box in zip(which, boxes, strict=True)]))
+    return parts
+
+
+def _entropy(part: Image) -> float:
+    """Of one box; 0 of an empty one, such as padding."""
+    return float(patch_entropy(np.asarray(part), 1, 1)[0, 0]) if min(part.size) > 0 else 0.0
 
 
 def left_out(scores: xr.DataArray, share: float) -> xr.DataArray:

@@ -111,26 +111,42 @@ def _probability(model: Model, prompts: Prompts, ids: np.ndarray, edits: Sequenc
 
 
 @method()
-def visual_exit(model: Model, prompts: Prompts) -> xr.Dataset:
+def visual_exit(
+    model: Model, prompts: Prompts, answers: Sequence[int] | None = None, *, keys: Any = "image"
+) -> xr.Dataset:
     """Return what changes where the visual tokens are hidden from a layer on: the forced exit of DyVTE.
 
-    Variables over (prompt layer): ``agree``, whether the next token stays the same, and ``divergence``, the divergence
-    of the full run's next-token distribution from the one without (nat). Hidden keys take the place of cut tokens: the
-    text rows see the same. ``sk.metrics.exit_layer`` reads an exit off means of such curves.
+    Args:
+        model: a vision-language model.
+        prompts: with pictures.
+        answers: the token id of each prompt's answer; left out, the one that the full run says.
+        keys: which tokens leave, such as others as a control.
+
+    Variables over (prompt layer): ``agree``, whether the next token stays the same; ``divergence``, the divergence of
+    the full run's next-token distribution from the one without (nat); ``loss`` of the answer, beside ``full_loss``
+    (prompt). Hidden keys take the place of cut tokens: the text rows see the same. ``sk.metrics.exit_layer`` reads an
+    exit off means of such curves: of ``agree``, and of ``loss`` over that of ``full_loss``.
 
     Raises:
-        EditHasNoEffect: the prompts hold no image.
+        PromptError: not one answer per prompt.
+        EditHasNoEffect: the prompts hold no such token, no image for one.
     """
     depth = find_tower(model, None).depth
     full = log_softmax(run(model, prompts, [Logits()]).logits[:, 0].values.astype(np.float64), axis=-1)
-    agree, divergence = (np.full((len(prompts), depth), np.nan) for _ in range(2))
+    ids = full.argmax(-1) if answers is None else np.asarray(answers)
+    if len(ids) != len(prompts):
+        raise PromptError(f"visual_exit: {len(prompts)} prompts with {len(ids)} answers. Give one token id each.")
+    rows = np.arange(len(ids))
+    agree, divergence, loss = (np.full((len(prompts), depth), np.nan) for _ in range(3))
     for layer in range(depth):
-        edit = MaskKeys("image", layers=range(layer, depth), queries="after_image")
+        edit = MaskKeys(keys, layers=range(layer, depth), queries="after_image")
         logits = run(model, prompts, [Logits()], [edit]).logits[:, 0].values.astype(np.float64)
         without = log_softmax(logits, axis=-1)
         agree[:, layer] = without.argmax(-1) == full.argmax(-1)
         divergence[:, layer] = (np.exp(full) * (full - without)).sum(-1)
+        loss[:, layer] = -without[rows, ids]
     dims = ("prompt", "layer")
     coords = {"prompt": np.arange(len(prompts)), "layer": np.arange(depth)}
     attrs = {"method": "visual_exit", "reference": "dyvte"}
-    return xr.Dataset({"agree": (dims, agree), "divergence": (dims, divergence)}, coords=coords, attrs=attrs)
+    data = {"agree": (dims, agree), "divergence": (dims, divergence), "loss": (dims, loss)}
+    return xr.Dataset(data | {"full_loss": ("prompt", -full[rows, ids])}, coords=coords, attrs=attrs)

@@ -1,7 +1,8 @@
 """Look, crop, look again: a question's attention map finds a box, and the crop is shown beside the whole picture.
 
 ViCrop (Zhang et al. 2025) divides by the map under a neutral question; CARVE (Ge et al. 2025) keeps the components with
-most of that contrast. Here with the first generated word's map; the answer is generated from both pictures.
+most of that contrast; Visual Funnel shows three crops, from detail to surroundings. Here with the first generated
+word's map; the answer is generated from all pictures together.
 """
 
 from __future__ import annotations
@@ -77,13 +78,17 @@ def _gradients(model: Model, prompts: Prompts, layers: Sequence[int]) -> np.ndar
     return mass
 
 
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels."""
+
+
 @dataclass(frozen=True)
 class ZoomSettings:
     """What is fixed beforehand.
 
     Attributes:
         layers: whose attention is read; None takes the middle third. ``metrics.attention_ratio`` tells more.
-        rule: ``"window"`` (ViCrop), ``"components"`` (CARVE) or ``"funnel"`` (the middle crop of Visual Funnel).
+        rule: ``"window"`` (ViCrop), ``"components"`` (CARVE) or ``"funnel"`` (the three crops of Visual Funnel).
         base: side of a window in pixels at ratio 1; None takes a quarter of the picture's shorter side.
         lam: added below in the contrast.
         max_new_tokens: of each answer.
@@ -100,15 +105,20 @@ class ZoomSettings:
 
 @dataclass(frozen=True, eq=False)
 class ZoomResult(MethodResult):
-    """What :func:`zoom` found: maps and boxes of each prompt, and answers without and with the crop."""
+    """What :func:`zoom` found: maps and crops of each prompt, and answers without and with them."""
 
-    reference: ClassVar[tuple[str, ...]] = ("zhang2025", "ge2025")
+    reference: ClassVar[tuple[str, ...]] = ("zhang2025", "ge2025", "visionfunnel2025")
 
     maps: tuple[np.ndarray, ...]
-    boxes: tuple[tuple[float, float, float, float], ...]
+    crops: tuple[tuple[Box, ...], ...]
     before: tuple[str, ...]
     after: tuple[str, ...]
     settings: ZoomSettings
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """The first crop of each prompt, the closest one: left, top, right, bottom in pixels."""
+        return tuple(crops[0] for crops in self.crops)
 
     def table(self) -> pd.DataFrame:
         """Return box and both answers, one row per prompt."""
@@ -146,22 +156,30 @@ def zoom(model: Model, items: Sequence[Mapping[str, Any]], settings: ZoomSetting
         neutral = Prompts.from_chat([{**item, "text": GENERAL} for item in items], model)
         pairs = zip(maps, question_maps(model, neutral, layers), strict=True)
         maps = [metrics.relative_attention(own, general, chosen.lam) for own, general in pairs]
-    boxes = [_box(found, grid.sizes[0], chosen) for found, grid in zip(maps, prompts.grids, strict=True) if grid]
-    cropped = prompts.crop(boxes, model)
-    before, after = (tuple(_answers(model, each, chosen.max_new_tokens)) for each in (prompts, cropped))
-    return ZoomResult(tuple(maps), tuple(boxes), before, after, chosen)
+    crops = [_crops(found, grid.sizes[0], chosen) for found, grid in zip(maps, prompts.grids, strict=True) if grid]
+    shown = beside(prompts, crops, model)
+    before, after = (tuple(_answers(model, each, chosen.max_new_tokens)) for each in (prompts, shown))
+    return ZoomResult(tuple(maps), tuple(crops), before, after, chosen)
 
 
-def _box(found: np.ndarray, size: tuple[float, float], settings: ZoomSettings) -> tuple[float, float, float, float]:
+def beside(prompts: Prompts, crops: Sequence[Sequence[Box]], model: Model) -> Prompts:
+    """Return the prompts with several crops of each first picture beside it, in the order given."""
+    for place in reversed(range(max(map(len, crops)))):
+        # A crop stands right behind the whole picture, in front of those that were put there before.
+        prompts = prompts.crop([own[place] if place < len(own) else None for own in crops], model)
+    return prompts
+
+
+def _crops(found: np.ndarray, size: tuple[float, float], settings: ZoomSettings) -> tuple[Box, ...]:
     height, width = size
     base = settings.base or min(height, width) / 4
     if settings.rule == "window":
-        return metrics.best_crop(found, (width, height), base)
+        return (metrics.best_crop(found, (width, height), base),)
     if settings.rule == "funnel":
-        return metrics.funnel_crops(found, (width, height), base)[1]
+        return tuple(metrics.funnel_crops(found, (width, height), base))
     pixels = upsampled(found, (int(width), int(height)))
     left, top, right, bottom = box_of(metrics.kept_region(pixels))
-    return float(left), float(top), float(right), float(bottom)
+    return ((float(left), float(top), float(right), float(bottom)),)
 
 
 def _answers(model: Model, prompts: Prompts, count: int) -> list[str]:

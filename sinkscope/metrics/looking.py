@@ -243,20 +243,30 @@ def texture_complexity(image: ArrayLike, sigma: float = 1.0, low: float = 0.1, h
 
 
 @metric()
-def gaze_shift(attention: ArrayLike) -> Array:
+def gaze_shift(attention: ArrayLike, words: ArrayLike | None = None) -> Array:
     """Return GIFT's saliency of each patch from how attention moves between words, 0 to 1 (gift2026).
 
-    ``attention`` is ``(layer, head, row, patch)``: the row before the question, then those of its content words, each
-    after the one before it. Rises from row to row are kept, of each layer the half of the heads that rise most; their
-    mean over layers, heads and rows is cut at 3 standard deviations and scaled to 0..1. A map that is even gives 0.
+    ``attention`` is ``(layer, head, row, patch)``: the row before the question, then those of the question. Rises from
+    row to row are kept, of each layer the half of the heads that rise most; their mean over layers, heads and rows is
+    cut at 3 standard deviations and scaled to 0..1. ``words`` (bool, one for each row of the question) says which rises
+    count: the paper's are those at content words. A map that is even, or no word, gives 0.
 
     Raises:
-        MetricError: not four dimensions, or fewer than two rows.
+        MetricError: not four dimensions, fewer than two rows, or not one of ``words`` for each row but the first.
     """
     weights = np.asarray(attention, dtype=np.float64)
     if weights.ndim != 4 or weights.shape[2] < 2:
         raise MetricError(f"gaze_shift: expected (layer, head, row, patch) with two rows or more, got {weights.shape}.")
     rises = np.maximum(np.diff(weights, axis=2), 0.0)
+    if words is not None:
+        chosen = np.asarray(words, dtype=bool)
+        if chosen.shape != rises.shape[2:3]:
+            raise MetricError(
+                f"gaze_shift(words=...): shape {chosen.shape} for {rises.shape[2]} rows of the question. Give one each."
+            )
+        rises = rises[:, :, chosen]
+    if not rises.any():
+        return np.zeros_like(weights[0, 0, 0])
     kept = max(1, rises.shape[1] // 2)
     order = np.argsort(-rises.sum((2, 3)), axis=1, kind="stable")[:, :kept]
     mean = np.take_along_axis(rises, order[:, :, None, None], axis=1).mean((0, 1, 2))

@@ -13,6 +13,14 @@ SCRIPTS = {
     "zhang2026/words": ("zhang2026", "zoo:lm-python", 2, 1),
     "kan2025/late_layers": ("kan2025", "zoo:vlm-shapes", 3, 2),
     "kang2025/receivers": ("kang2025", "zoo:vlm-shapes", 3, 1),
+    "gift2026/amplified": ("gift2026", "zoo:vlm-shapes", 6, 2),
+    "zhao2025/pruning": ("zhao2025", "zoo:vlm-shapes", 8, 2),
+    "zhao2025/padding": ("zhao2025", "zoo:vlm-shapes", 4, 1),
+    "dyvte/modalities": ("dyvte", "zoo:vlm-shapes", 6, 2),
+    "chen2025/demonstrations": ("chen2025", "zoo:vlm-shapes", 5, 1),
+    "kukleva2025/magnets": ("kukleva2025", "zoo:vlm-shapes", 4, 2),
+    "ge2025/complexity": ("ge2025", "zoo:vlm-shapes", 7, 1),
+    "zhang2025/funnel": ("visionfunnel2025", "zoo:vlm-shapes", 4, 1),
     "jiang2025/registers": ("jiang2025", "tiny:dinov2", 3, 1),
 }
 """Script -> paper, model, claims and figures."""

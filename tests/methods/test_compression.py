@@ -5,6 +5,7 @@ import pytest
 import xarray as xr
 
 import sinkscope as sk
+from sinkscope import testing
 from sinkscope.errors import PromptError
 from sinkscope.methods.compression import compressed_dominance, left_out, visual_scores
 from sinkscope.tasks.scene_questions import scene_questions
@@ -46,6 +47,42 @@ def test_the_identity_of_both_numbers_holds_with_the_tokens_that_are_left(case):
         np.testing.assert_allclose(found["aei_text"].values[place], mdi / (q * mdi + 1 - q), rtol=1e-5)
     plain = sk.metrics.modality_dominance(sk.run(model, prompts, [sk.RoleShare(queries="last")]))
     np.testing.assert_allclose(found["mdi"].values[0], plain["mdi"].values, rtol=1e-6)
+
+
+def textured(side, cell=None):
+    """A plain picture, with noise in one cell of the 8 by 8 grid."""
+    pixels = np.full((side, side, 3), 90, np.uint8)
+    if cell is not None:
+        row, column = (int(part * side / 8) for part in cell)
+        rng = np.random.default_rng(0)
+        pixels[row : row + side // 8, column : column + side // 8] = rng.integers(0, 255, (side // 8, side // 8, 3))
+    return pixels
+
+
+def test_the_one_patch_with_something_to_see_is_kept_and_none_of_a_plain_picture(case):
+    model, _ = case
+    items = [{"image": textured(64, cell), "text": "What colour is it?"} for cell in ((2, 5), (7, 0), None)]
+    prompts = sk.Prompts.from_chat(items, model)
+    scores = visual_scores(model, prompts, "flow")
+    for row, cell in enumerate([(2, 5), (7, 0)]):
+        places = np.flatnonzero(np.isfinite(scores.values[row]))
+        assert np.flatnonzero(scores.values[row, places] > 0).tolist() == [8 * cell[0] + cell[1]]
+        assert not left_out(scores, 0.98).values[row, places[8 * cell[0] + cell[1]]]
+    assert not np.nan_to_num(scores.values[2]).any()
+    tower = visual_scores(model, prompts, "tower")
+    assert np.isfinite(tower.values[2]).sum() == 64
+    with pytest.raises(PromptError, match=r"visual_scores\(by='flow'\): these prompts do not know their pictures"):
+        visual_scores(testing.planted_visual_sink(0)[0], testing.planted_visual_sink(0)[1], "flow")
+
+
+def test_the_planted_token_leads_among_visual_tokens_and_none_where_none_is_planted():
+    model, prompts, truth = testing.planted_visual_sink(0)
+    scores = visual_scores(model, prompts, "visual").values
+    for row, tokens in enumerate(truth.tokens[:3]):
+        ranked = np.argsort(-np.nan_to_num(scores[row], nan=-1.0))
+        assert set(ranked[: len(tokens)]) == set(tokens)
+    spread = np.nanmax(scores, 1) / np.nanmedian(scores, 1)
+    assert spread[:3].min() > 2 * spread[3]
 
 
 def test_tokens_are_ranked_by_the_towers_own_attention(case):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 import sinkscope as sk
@@ -9,6 +10,7 @@ from sinkscope import testing
 from sinkscope.errors import PromptError
 from sinkscope.methods.sink_heads import output_rank, sink_heads
 from sinkscope.methods.tracing import injection, trace, visual_exit
+from sinkscope.tasks.scene_questions import scene_questions
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,23 @@ def test_the_last_layers_can_do_without_the_image_where_the_first_cannot():
     found = visual_exit(model, prompts)
     assert found.divergence.shape == (1, model.backend.towers["text"].depth)
     assert float(found.divergence[0, 0]) > float(found.divergence[0, -1]) >= 0
+
+
+def test_the_exit_is_where_attention_was_planted_to_end():
+    model = sk.load_model("zoo:vlm-shapes")
+    asked = scene_questions(model, 3, ("colour",))
+    for layer in model.model.model.language_model.layers[3:]:
+        # From here on no token reads another one.
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+    found = visual_exit(model, asked.prompts, asked.examples.answers)
+    ratio = found["loss"].mean("prompt") / found["full_loss"].mean()
+    assert sk.metrics.exit_layer(found["agree"].mean("prompt"), ratio) == 3
+    np.testing.assert_allclose(found["loss"].values[:, 3:], found["full_loss"].values[:, None].repeat(3, 1), atol=1e-5)
+    assert float(found["divergence"].isel(layer=2).mean()) > 1e-3
+    other = visual_exit(model, asked.prompts, keys="text")
+    assert float(other["divergence"].isel(layer=0).mean()) > 1e-3
+    with pytest.raises(PromptError, match="visual_exit: 3 prompts with 1 answers"):
+        visual_exit(model, asked.prompts, [1])
 
 
 def test_planted_sinks_are_no_operations_and_their_heads_are_named():

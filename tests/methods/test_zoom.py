@@ -7,7 +7,7 @@ import sinkscope as sk
 from sinkscope import testing
 from sinkscope.errors import EditError, PromptError
 from sinkscope.methods.head_hunter import head_hunter
-from sinkscope.methods.zoom import ZoomSettings, question_maps, zoom
+from sinkscope.methods.zoom import ZoomSettings, beside, question_maps, zoom
 from sinkscope.prompts.labels import Image
 from sinkscope.roles import ROLE_INDEX
 from sinkscope.tasks import scenes
@@ -74,6 +74,20 @@ def test_a_question_is_asked_again_with_the_crop(model, rule):
     assert list(found.table().columns) == ["left", "top", "right", "bottom", "before", "after"]
     assert found.plot().get_xlabel() == "column"
     assert "zhang2025" in found.cite()
+
+
+def test_a_funnel_shows_three_crops_from_the_closest_on(model):
+    items = [{"image": picture(), "text": "What colour is the square?"}]
+    found = zoom(model, items, ZoomSettings(rule="funnel", base=12, max_new_tokens=1))
+    widths = [right - left for left, _, right, _ in found.crops[0]]
+    assert len(widths) == 3
+    assert widths == sorted(widths)
+    assert found.boxes[0] == found.crops[0][0]
+    prompts = sk.Prompts.from_chat(items, model)
+    shown = beside(prompts, [found.crops[0]], model)
+    parts = [prompts.crop([box], model).made_of[0]["image"][1] for box in found.crops[0]]
+    assert [part.size for part in shown.made_of[0]["image"][1:]] == [part.size for part in parts]
+    assert beside(prompts, [found.crops[0][:1]], model).digest == prompts.crop([found.crops[0][0]], model).digest
 
 
 def test_an_unknown_rule(model):

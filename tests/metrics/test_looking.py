@@ -59,6 +59,11 @@ def test_the_funnel_widens_around_the_place_and_stays_in_the_picture():
         assert 0 <= top <= 10 * 56 < 14 * 56 <= bottom <= 1344
 
 
+def test_the_funnel_is_wider_where_the_map_is_even():
+    hot, even = (metrics.funnel_crops(one, (1344, 1344), 336)[2] for one in (HOT**4, np.ones((24, 24))))
+    assert even[2] - even[0] > 1.3 * (hot[2] - hot[0])
+
+
 def test_the_attention_ratio_is_one_for_an_even_map_and_more_where_the_model_looks():
     box = (5, 10, 9, 14)
     assert metrics.attention_ratio(np.full((24, 24), 0.3), box) == pytest.approx(1)
@@ -102,8 +107,26 @@ def test_the_gaze_shift_of_the_sheet():
     ]  # fmt: skip
     np.testing.assert_allclose(metrics.gaze_shift([heads]), [1 / 3, 1, 0], atol=1e-6)
     assert not metrics.gaze_shift(np.full((1, 2, 3, 4), 0.2)).any()
+    # The first word alone: heads rise by [.2, 0, 0], [0, 0, .1], 0 and [.1, 0, 0]; of equal ones the first is kept.
+    np.testing.assert_allclose(metrics.gaze_shift([heads], [True, False]), [1, 0, 0.5], atol=1e-6)
+    assert not metrics.gaze_shift([heads], [False, False]).any()
+    with pytest.raises(MetricError, match=r"gaze_shift\(words=\.\.\.\): shape \(3,\) for 2 rows"):
+        metrics.gaze_shift([heads], [True, True, True])
     with pytest.raises(MetricError, match=r"gaze_shift: expected \(layer, head, row, patch\)"):
         metrics.gaze_shift(heads)
+
+
+def test_a_sink_draws_attention_and_no_gaze():
+    rng = np.random.default_rng(0)
+    maps = rng.uniform(0.01, 0.02, (1, 4, 6, 16))
+    # Every row looks at patch 3; at the fourth word two heads turn to patch 9.
+    maps[..., 3] = 0.5
+    maps[:, :2, 4, 9] = 0.3
+    assert int(maps.mean((0, 1, 2)).argmax()) == 3
+    found = metrics.gaze_shift(maps)
+    assert found[9] == 1
+    assert found[3] == found.min() == 0
+    assert not metrics.gaze_shift(np.repeat(maps[:, :, :1], 6, axis=2)).any()
 
 
 def test_the_saliency_of_the_sheet():

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from sinkscope import metrics
+import sinkscope as sk
+from sinkscope import metrics, testing
 from sinkscope.errors import MetricError
 
 from .readings import A5, A5_SELF
@@ -38,6 +39,17 @@ def test_global_sinks_and_magnets():
     assert int(np.nanargmin(variation[1:3])) == 0
     assert float(metrics.magnet_share([0.2, 0.5, 0.1, 0.2], [False, True, False, True])) == pytest.approx(0.7)
     assert np.isnan(metrics.magnet_share([0.0, 0.0], [True, False]))
+
+
+def test_the_planted_sink_is_a_global_one_and_its_twin_has_none():
+    layer, head = testing.planted_sink(0)[1].heads[0]
+    for shuffled in (False, True):
+        model, _ = testing.planted_sink(0, shuffled=shuffled)
+        prompts = sk.Prompts.from_ids([[model.config.bos_token_id, *range(5, 40)]], model)
+        rows = sk.run(model, prompts, [sk.AttentionMap([layer], [head])]).attention.values[0, 0, 0, 18:, :18]
+        mean, variation = metrics.global_sinks(rows)
+        flat = (mean > 3 * rows.mean()) & (variation < 0.5)
+        assert np.flatnonzero(flat).tolist() == ([] if shuffled else [0])
 
 
 def test_effective_attention_is_the_gated_row():
