@@ -119,9 +119,7 @@ def draw(study: Study, ds: xr.Dataset) -> None:
     right.errorbar(found["difference"], range(len(ROWS)), xerr=error, fmt="o", capsize=4)
     right.set_yticks(range(len(ROWS)), ROWS)
     right.axvline(1.0, linestyle=":", color="0.5")
-    right.set(
-        xlabel="mean in the object over mean of the map", ylim=(len(ROWS) - 0.5, -0.5), title="Maps of the object"
-    )
+    right.set(xlabel="object over whole map", ylim=(len(ROWS) - 0.5, -0.5), title="Maps of the object")
     study.figure(figure, "magnets", source=ds, says="mean of heads; rows of the question; 95 % bootstrap intervals")
 
 

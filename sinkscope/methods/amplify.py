@@ -100,13 +100,14 @@ def paint(
     Raises:
         PromptError: no picture, or several patches make one token.
     """
+    visual = [np.flatnonzero(np.asarray(roles) == ROLE_INDEX["image"]) for roles in prompts.roles]
+    bare = [which for which, image in enumerate(visual) if not len(image)]
+    if bare:
+        raise PromptError(f"paint: prompt {bare[0]} has no picture. Make prompts with Prompts.from_chat.")
     early, late = (tower_attention(model, prompts, layer) for layer in (0, -2))
     shape = len(prompts), max(prompts.lengths)
     chosen = {"local": np.zeros(shape, dtype=bool), "summary": np.zeros(shape, dtype=bool)}
-    for which, roles in enumerate(prompts.roles):
-        image = np.flatnonzero(np.asarray(roles) == ROLE_INDEX["image"])
-        if not len(image):
-            raise PromptError(f"paint: prompt {which} has no picture. Make prompts with Prompts.from_chat.")
+    for which, image in enumerate(visual):
         for name, found in zip(chosen, paint_tokens(early[which], late[which], local), strict=True):
             chosen[name][which, image] = found
     layers = range(FIRST_LAYER, find_tower(model, None).depth)

@@ -18,7 +18,7 @@ from sinkscope.edits.inject import InjectWrites
 from sinkscope.edits.keys import MaskKeys
 from sinkscope.edits.patch import COMPONENTS, Patch, record
 from sinkscope.engine.run import find_tower, run
-from sinkscope.errors import PromptError
+from sinkscope.errors import EditHasNoEffect, PromptError
 from sinkscope.probes import Logits
 from sinkscope.registry import method
 
@@ -140,8 +140,14 @@ def visual_exit(
     agree, divergence, loss = (np.full((len(prompts), depth), np.nan) for _ in range(3))
     for layer in range(depth):
         edit = MaskKeys(keys, layers=range(layer, depth), queries="after_image")
-        logits = run(model, prompts, [Logits()], [edit]).logits[:, 0].values.astype(np.float64)
-        without = log_softmax(logits, axis=-1)
+        try:
+            logits = run(model, prompts, [Logits()], [edit]).logits[:, 0].values.astype(np.float64)
+            without = log_softmax(logits, axis=-1)
+        except EditHasNoEffect:
+            # From layer 0 on it had one, so there are such tokens: these layers do not read them, and nothing changes.
+            if layer == 0:
+                raise
+            without = full
         agree[:, layer] = without.argmax(-1) == full.argmax(-1)
         divergence[:, layer] = (np.exp(full) * (full - without)).sum(-1)
         loss[:, layer] = -without[rows, ids]

@@ -107,8 +107,8 @@ def test_the_gaze_shift_of_the_sheet():
     ]  # fmt: skip
     np.testing.assert_allclose(metrics.gaze_shift([heads]), [1 / 3, 1, 0], atol=1e-6)
     assert not metrics.gaze_shift(np.full((1, 2, 3, 4), 0.2)).any()
-    # The first word alone: heads rise by [.2, 0, 0], [0, 0, .1], 0 and [.1, 0, 0]; of equal ones the first is kept.
-    np.testing.assert_allclose(metrics.gaze_shift([heads], [True, False]), [1, 0, 0.5], atol=1e-6)
+    # At the second word alone heads rise at patch 1 or not at all.
+    np.testing.assert_allclose(metrics.gaze_shift([heads], [False, True]), [0, 1, 0], atol=1e-6)
     assert not metrics.gaze_shift([heads], [False, False]).any()
     with pytest.raises(MetricError, match=r"gaze_shift\(words=\.\.\.\): shape \(3,\) for 2 rows"):
         metrics.gaze_shift([heads], [True, True, True])
