@@ -1,7 +1,7 @@
 """Examples with pictures in front of a question: how much attention their pictures get, and what the answer owes them.
 
 Paper: Chen et al. 2025 (DARA, arXiv 2507.15807). Claim: models pass over the pictures of demonstrations; more attention
-to them helps. Cost: twelve passes over 48 prompts of three pictures, a minute on the zoo model. Different here: the
+to them helps. Cost: twelve passes over 32 prompts of three pictures, half a minute. Different here: the
 demonstrations show how to answer and nothing else, so nothing is lost without them; the zoo's models were trained on
 one picture a prompt; all pictures stand in front of all questions, where the template puts them; the factor on the
 demonstrations' tokens is one number, not learned. Control: a blank query picture, which has to cost.
@@ -89,7 +89,7 @@ def draw(study: Study, ds: xr.Dataset) -> None:
 def main() -> None:
     """Measure, draw, and state what was found."""
     with Study(__doc__, paper="chen2025", model="zoo:vlm-shapes") as study:
-        ds = study.reading("demonstrations", lambda: measured(study.model, 4 if study.quick else 48))
+        ds = study.reading("demonstrations", lambda: measured(study.model, 4 if study.quick else 32))
         draw(study, ds)
         score = ds["log_probability"]
         lost = {

@@ -3,7 +3,7 @@
 Papers: DyVTE (visual-token exit), the forced exit behind its labels; the masks of EE-MLLM (visual tokens do not attend
 to one another), AKI (arXiv 2503.02597: they read the question) and MODA (visual tokens see one another both ways).
 Claims: after some layer image tokens no longer matter; attention among visual tokens can go; the opened masks help.
-Cost: a pass for each layer, twice, and five over 96 questions, a minute on the zoo model. Different here: one-word
+Cost: a pass for each layer, twice, and five over 64 questions, half a minute on the zoo model. Different here: one-word
 answers; hidden keys in the place of cut tokens; the masks are put on a model trained with the causal one, where the
 papers train. Controls: the question's words leave in the picture's place; the picture is hidden altogether.
 
@@ -117,7 +117,7 @@ def judge_exit(study: Study, ds: xr.Dataset) -> None:
 def main() -> None:
     """Measure, draw, and state what was found."""
     with Study(__doc__, paper="dyvte", model="zoo:vlm-shapes") as study:
-        model, n = study.model, 6 if study.quick else 96
+        model, n = study.model, 6 if study.quick else 64
         asked = scene_questions(model, n, seed=53)
         ds = study.reading("exit", lambda: exits(model, asked))
         draw(study, ds)

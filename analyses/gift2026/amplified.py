@@ -3,8 +3,8 @@
 Papers: GIFT (arXiv 2510.22067), maps of gaze shifts beside maps of attention, their score (11.92 against 5.40) and the
 tables; PAINT (Arif et al. 2025, arXiv 2501.12206), whose patches come from the vision tower. Claims: where attention
 rises from word to word lies on the object more than attention itself does; amplifying it helps. Cost: a pass for each
-of 120 prompts, seven over 96, a minute on the zoo model. Different here: one-word answers about made pictures; all
-words of the question count; the layer and alpha come from 24 other questions; the score, mean in the object over mean
+of 80 prompts, eight over 64, half a minute on the zoo model. Different here: one-word answers about made pictures; all
+words of the question count; the layer and alpha come from 16 other questions; the score, mean in the object over mean
 of the map, is ours, both maps cut and scaled alike. Controls: maps of other pictures; the same numbers shuffled.
 
     python analyses/gift2026/amplified.py --model zoo:vlm-shapes
@@ -123,7 +123,7 @@ def draw_scores(study: Study, ds: xr.Dataset, maps: dict[str, xr.DataArray], ask
 def main() -> None:
     """Measure, draw, and state what was found."""
     with Study(__doc__, paper="gift2026", model="zoo:vlm-shapes") as study:
-        model, n = study.model, 6 if study.quick else 96
+        model, n = study.model, 6 if study.quick else 64
         other = scene_questions(model, max(6, n // 4), ABOUT, seed=31)
         asked = scene_questions(model, n, ABOUT, seed=33)
         first = gaze_saliency(model, other.prompts)

@@ -2,7 +2,7 @@
 
 Paper: Kukleva et al. 2025 (RefAM, arXiv 2509.22650), on diffusion transformers. Claims: stop words collect surplus
 attention; some tokens are looked at by every row alike (global sinks) and can go without harm; maps of what is asked
-about are sharper without the stop words. Cost: a pass with maps for each of 72 prompts, two over all, half a minute on
+about are sharper without the stop words. Cost: a pass with maps for each of 48 prompts, two over all, half a minute on
 the zoo model. Different here: a causal model, so the rows are the question's, not the image's; pointing is the mean of
 the map in the object over its mean. Controls: shares of tokens; as many rows drawn at random; random tokens masked.
 
@@ -126,7 +126,7 @@ def draw(study: Study, ds: xr.Dataset) -> None:
 def main() -> None:
     """Measure, draw, and state what was found."""
     with Study(__doc__, paper="kukleva2025", model="zoo:vlm-shapes") as study:
-        model, n = study.model, 6 if study.quick else 72
+        model, n = study.model, 6 if study.quick else 48
         asked = scene_questions(model, n, ("colour", "shape", "place"), seed=67)
         ds = study.reading("magnets", lambda: measured(model, asked))
         draw(study, ds)

@@ -116,13 +116,10 @@ def main() -> None:
         ds = study.reading("padding", lambda: measured(model, asked))
         draw(study, ds)
         mean = ds["ratio"].mean("layer")
-        for how, name, sign, paper in (
-            ("mean", "the mean colour", 1, "sinks"), ("noise", "noise", 1, "sinks"),
-            ("mirror", "mirrored borders", -1, "no sinks"),
-        ):  # fmt: skip
+        for how, sign, paper in (("mean", 1, "sinks"), ("noise", 1, "sinks"), ("mirror", -1, "no sinks")):
             gap = Estimate.paired(mean.sel(filling=how, drop=True), mean.sel(filling="picture", drop=True), "+.2f")
             study.claim(
-                "Fig. 7", f"Bars of {name} draw {'more' if sign > 0 else 'no more'} attention than the picture there",
+                "Fig. 7", f"Bars of {how} draw {'more' if sign > 0 else 'no more'} attention than the picture there",
                 paper=paper, number=gap,
                 found=f"{float(mean.sel(filling=how).mean()):.2f} times the mean visual token, mean of layers",
                 agrees=gap.above(0.0) if sign > 0 else gap.below(0.0),
