@@ -2,8 +2,8 @@
 
 Paper: Ge et al. 2025 (CARVE, arXiv 2509.06461), figures 4, 5a and 5b and its method. Claims: the entropy of attention
 over the picture rises with texture and colour; answers are wrong more often where it is high; it falls with depth; a
-crop around the components with most contrast raises accuracy. Cost: a pass over 200 questions and four answers for
-48 of them, a minute on the zoo model. Different here: made pictures of one to five shapes on plain, shaded or patterned
+crop around the components with most contrast raises accuracy. Cost: a pass over 120 questions and four answers for
+32 of them, a minute on the zoo model. Different here: made pictures of one to five shapes on plain, shaded or patterned
 ground; the row that answers in the place of the generated words; entropies are means of heads. Controls: the whole
 picture shown twice; the same box in another picture's place.
 
@@ -107,10 +107,10 @@ def draw(study: Study, ds: xr.Dataset, crops: xr.Dataset) -> None:
 def main() -> None:
     """Measure, draw, and state what was found."""
     with Study(__doc__, paper="ge2025", model="zoo:vlm-shapes") as study:
-        model, n = study.model, 12 if study.quick else 200
+        model, n = study.model, 12 if study.quick else 120
         asked = scene_questions(model, n, ("colour", "shape", "place"), seed=71)
         ds = study.reading("complexity", lambda: measured(model, asked))
-        some = scene_questions(model, 6 if study.quick else 48, ("colour", "place"), seed=73)
+        some = scene_questions(model, 6 if study.quick else 32, ("colour", "place"), seed=73)
         crops = study.reading("crops", lambda: cropped(model, some))
         draw(study, ds, crops)
         mean = ds["entropy"].mean("layer")
