@@ -335,7 +335,11 @@ def heading(key: str) -> str:
     reference = REFERENCES[key]
     authors = reference.authors.split(" and ")
     name = authors[0].split(" ")[-1] + (" et al." if len(authors) > 1 else "")
-    return cell(f"{name}{f' {reference.year}' if reference.year else ''}: {reference.title.split(':')[0]}")
+    year = str(reference.year) if reference.year else ""
+    title = (reference.title or reference.note).split(":")[0]
+    if not reference.authors:
+        return cell(f"{title}{f' ({year})' if year else ''}")
+    return cell(f"{' '.join(part for part in (name, year) if part)}: {title}")
 
 
 def cell(text: str) -> str:

@@ -212,12 +212,14 @@ _ENTRIES: tuple[Reference, ...] = (
     ),
     Reference("affine", arxiv="2602.23057", note="Affine-scaled attention"),
     Reference(
-        "kukleva2025", authors="Kukleva and Simsar and Tonioni and Naeem and Tombari and Lenssen and Schiele",
-        arxiv="2509.22650", note="RefAM",
+        "kukleva2025", "RefAM: Attention Magnets for Zero-Shot Referral Segmentation",
+        "Anna Kukleva and Enis Simsar and Alessio Tonioni and Muhammad Ferjad Naeem and Federico Tombari and "
+        "Jan Eric Lenssen and Bernt Schiele", 2025, "2509.22650",
     ),
     Reference(
-        "chen2025", authors="Chen and Liu and Han and Xia and Cremers and Torr and Tresp and Gu", year=2025,
-        arxiv="2507.15807", note="DARA, COLM 2025",
+        "chen2025", "True Multimodal In-Context Learning Needs Attention to the Visual Context",
+        "Shuo Chen and Jianzhe Liu and Zhen Han and Yan Xia and Daniel Cremers and Philip Torr and Volker Tresp and "
+        "Jindong Gu", 2025, "2507.15807", "DARA, COLM 2025",
     ),
     Reference(
         "li2026",
@@ -255,7 +257,11 @@ _ENTRIES: tuple[Reference, ...] = (
         "moh", "MoH: Multi-Head Attention as Mixture-of-Head Attention",
         "Peng Jin and Bo Zhu and Li Yuan and Shuicheng Yan", 2025, "2410.11842", "ICML 2025",
     ),
-    Reference("dyvte", authors="Wu and Lin and Ye and Zhou and Sun and Ji", note="DyVTE: dynamic visual-token exit"),
+    Reference(
+        "dyvte",
+        "Accelerating Multimodal Large Language Models via Dynamic Visual-Token Exit and the Empirical Findings",
+        "Wu and Lin and Ye and Zhou and Sun and Ji", 2025, "2411.19628", "DyVTE, NeurIPS 2025",
+    ),
     Reference("registers2026", year=2026, arxiv="2604.14433", note="Zeroing overstates the need for registers"),
     Reference(
         "survey", "Attention Sink in Transformers: A Survey on Utilization, Interpretation, and Mitigation",
