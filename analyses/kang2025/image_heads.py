@@ -10,14 +10,12 @@ pixels; rho is .8 (the paper's general value), tau the width-relative one, unles
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 import sinkscope as sk
 from sinkscope.analysis import VISION_LANGUAGE_MODELS, Study, describe_difference, has_sign, spread_layers, visual_tau
 from sinkscope.methods.var import VarSettings, image_heads, sink_dims_or_largest
-from sinkscope.plot.theme import SEQUENTIAL
-from sinkscope.tasks.scene_questions import scene_questions
+from sinkscope.tasks.scene_questions import BOX, scene_questions
 
 RHO = 0.8
 
@@ -38,14 +36,9 @@ def judge(study: Study, model: sk.Model) -> None:
     rate = chosen["selected"].astype(float).where(rows).mean("query")
     mean = rate.mean("prompt").transpose("layer", "head")
 
-    figure, axis = plt.subplots()
-    picture = axis.imshow(mean.values, cmap=SEQUENTIAL, vmin=0, vmax=1, aspect="auto", origin="lower")
-    axis.set(xlabel="head", ylabel="layer", title="Image-centric heads", xticks=range(mean.sizes["head"]))
-    axis.set_yticks(range(len(layers)), [str(layer) for layer in layers])
-    axis.spines[:].set_visible(False)
-    figure.colorbar(picture, ax=axis).set_label("share of rows")
+    drawn = sk.plot.sink_map(mean.reset_coords(drop=True), title="Image-centric heads", label="share of rows")
     says = f"share of rows after the picture in which the head is image-centric: mass >= .2, non-sink share >= {RHO}"
-    study.figure(figure, "image_centric_heads", source=ds, says=says)
+    study.figure(drawn, "image_centric_heads", source=ds, says=says)
 
     weight = ds["key_mass"].sel(layer=layers).reset_coords(drop=True)
     about = shapes.covered(ds, "about").reset_coords(drop=True)
@@ -78,14 +71,17 @@ def judge(study: Study, model: sk.Model) -> None:
     )  # fmt: skip
 
     best, worst = (score["place"].values[int(i)] for i in (np.argmax(score.values), np.argmin(score.values)))
-    figure, axes = plt.subplots(1, 2, figsize=(8.4, 4.0))
     which = int(np.argmax(on.sel(layer=best[0], head=best[1]).values))
     image = np.asarray(shapes.scenes[which].image(shapes.scale))
-    for axis, (layer, head) in zip(axes, (best, worst), strict=True):
-        line = ds["key_mass"].sel(layer=layer, head=head).isel(prompt=which).rename("attention weight")
-        sk.plot.patch_overlay(image, line, title=f"layer {layer}, head {head}", ax=axis)
-    says = f"most and least on the object, prompt {which}: {shapes.questions[which].text}"
-    study.figure(figure, "best_and_worst_head", source=ds, says=says)
+    boxes = {name: ds[name].isel(prompt=which) for name in BOX}
+    arrays = {}
+    for layer, head in (best, worst):
+        line = visual.sel(layer=layer, head=head).isel(prompt=which).assign_coords(boxes)
+        line = (line / line.sum()).assign_attrs(long_name="part of the head's attention to the picture")
+        arrays[f"layer {layer}, head {head}"] = (image, line)
+    axes = sk.plot.panels(sk.plot.patch_overlay, arrays)
+    says = f"n = 1 picture, the head with the most and with the least on the object: {shapes.questions[which].text}"
+    study.figure(axes[0], "best_and_worst_head", source=line.assign_attrs(model_id=ds.attrs["model_id"]), says=says)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ as phi may mark others.
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 
@@ -27,7 +26,7 @@ from sinkscope.analysis import (
     visual_tau,
 )
 from sinkscope.methods.var import sink_dims_or_largest
-from sinkscope.tasks.scene_questions import BOX, scene_questions
+from sinkscope.tasks.scene_questions import BOX, SceneQuestions, scene_questions
 
 FEW = 20
 """Fewer (token, layer) pairs than this, or half as many prompts with any, show nothing of visual sinks."""
@@ -80,18 +79,27 @@ def judge(study: Study, model: sk.Model) -> None:
     axes = sk.plot.layer_profile(per, ylabel="written per token", title="What visual tokens write")
     study.figure(axes, "written_by_layer", source=ds, says=says)
 
-    figure, axes = plt.subplots(2, 3, figsize=(9.6, 6.2))
-    late = layers[-2]
-    for column, which in enumerate(range(3)):
-        picture = np.asarray(shapes.scenes[which].image(shapes.scale))
-        for row, array in enumerate((weight, phi.where(image))):
-            places = {name: ds[name].isel(prompt=which) for name in BOX}
-            line = array.isel(prompt=which).sel(layer=late).assign_coords(places).where(image.isel(prompt=which))
-            line = line.assign_attrs(long_name=("attention weight", "phi")[row])
-            ends, title = (float(line.min()), float(line.max())), shapes.questions[which].text
-            sk.plot.patch_overlay(picture, line, limits=ends, title=title, ax=axes[row, column])
-    says = f"attention from the rows after the picture, and phi, at layer {late}; the first three prompts"
-    study.figure(figure, "on_the_picture", source=ds, says=says)
+    draw(study, shapes, ds, {"attention weight": weight, "phi": phi.where(image)})
+
+
+def draw(study: Study, shapes: SceneQuestions, ds: xr.Dataset, arrays: dict[str, xr.DataArray]) -> None:
+    """Draw attention and phi on the first three pictures, each on one scale, the most attended tokens ringed."""
+    image, late = ds["token_role"].reset_coords(drop=True) == "image", int(ds["layer"].values[-2])
+    ringed = highest_tokens(arrays["attention weight"].sel(layer=late), image, MOST).values
+    for name, array in arrays.items():
+        shown = {}
+        for which in range(3):
+            places = {box: ds[box].isel(prompt=which) for box in BOX}
+            line = array.isel(prompt=which).sel(layer=late).where(image.isel(prompt=which)).assign_coords(places)
+            picture = np.asarray(shapes.scenes[which].image(shapes.scale))
+            shown[shapes.questions[which].text] = (picture, line.assign_attrs(long_name=name, n_prompts=3))
+        axes = sk.plot.panels(sk.plot.patch_overlay, shown, columns=3)
+        for which, panel in enumerate(axes):
+            boxes = np.stack([ds[box].values[which] for box in BOX], -1)[ringed[which]]
+            sk.plot.mark_patches({"": boxes[:0], f"{MOST} most attended": boxes}, ax=panel, legend=which == 0)
+        says = f"{name} at layer {late}, from the rows after the picture; the first three pictures, one scale"
+        stem = "on_the_picture" if name == "attention weight" else f"{name}_on_the_picture"
+        study.figure(axes[0], stem, source=line.assign_attrs(n_prompts=3, model_id=ds.attrs["model_id"]), says=says)
 
 
 if __name__ == "__main__":

@@ -10,16 +10,16 @@ Cost: one pass over 48 short prompts with maps.
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 
 import sinkscope as sk
 from sinkscope.analysis import VISION_LANGUAGE_MODELS, Study, describe_difference, has_sign, is_large, spread_layers
 from sinkscope.plot.labels import token_label
-from sinkscope.tasks.scene_questions import scene_questions
+from sinkscope.tasks.scene_questions import BOX, SceneQuestions, scene_questions
 
-SHOWN = 6
+SHOWN, RINGED = 8, 2
+"""Words whose maps are drawn; patches that are ringed, those with the most attention of all of these words."""
 
 
 def likeness(maps: np.ndarray, others: np.ndarray) -> float:
@@ -38,11 +38,10 @@ def judge(study: Study, model: sk.Model) -> None:
     ds = study.reading("maps", lambda: sk.run(model, shapes.prompts, [probe]))
     roles, about = ds["token_role"].values, shapes.covered(ds, "about").values
     mean = ds["attention"].mean(["layer", "head"]).transpose("prompt", "query", "key")
-    rows, patches = [], []
+    patches = []
     for i in range(len(shapes.scenes)):
         visual = np.flatnonzero(roles[i] == "image")
         words = [q for q in range(visual[-1] + 1, len(roles[i])) if roles[i, q] == "text"]
-        rows.append(words)
         patches.append(mean.values[i][np.ix_(words, visual)])
     count = len(patches)
     own = xr.DataArray([likeness(maps, maps) for maps in patches], dims="prompt")
@@ -62,16 +61,29 @@ def judge(study: Study, model: sk.Model) -> None:
     found_words = f"{float(on.mean()):.3f} of the attention against {float(chance.mean()):.3f}, {said}"
     agrees = not float(found["low"]) > 0
     study.claim("Fig. 1", claim, paper="yes, by eye", found=found_words, agrees=agrees)
+    draw(study, shapes, mean.isel(prompt=0), ds)
+
+
+def draw(study: Study, shapes: SceneQuestions, mean: xr.DataArray, ds: xr.Dataset) -> None:
+    """Draw the maps of the last words of the first question as one grid on one scale, the most attended ringed."""
     image = np.asarray(shapes.scenes[0].image(shapes.scale))
-    chosen = rows[0][-SHOWN:]
-    top = float(mean.isel(prompt=0, query=chosen).where(ds["token_role"].isel(prompt=0) == "image").max())
-    figure, axes = plt.subplots(1, len(chosen), figsize=(2.6 * len(chosen), 3.0), squeeze=False)
-    for axis, query in zip(axes[0], chosen, strict=True):
-        line = mean.isel(prompt=0, query=query).assign_attrs(long_name="attention weight")
-        name = token_label(str(ds["token"].values[0, query]))
-        sk.plot.patch_overlay(image, line, limits=(0.0, top), title=name, ax=axis)
-    says = f"attention of the last {len(chosen)} words, mean over heads of layers {deep}: {shapes.questions[0].text}"
-    study.figure(figure, "word_maps", source=ds, says=says)
+    roles, tokens = ds["token_role"].values[0], ds["token"].values[0]
+    visual = ds["token_role"].isel(prompt=0) == "image"
+    words = [q for q in range(np.flatnonzero(roles == "image")[-1] + 1, len(roles)) if roles[q] == "text"][-SHOWN:]
+    lines = mean.isel(query=words).where(visual).assign_attrs(long_name="attention weight")
+    names = [token_label(str(tokens[query])) for query in words]
+    titles = [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
+    arrays = {title: (image, lines.isel(query=i)) for i, title in enumerate(titles)}
+    axes = sk.plot.panels(sk.plot.patch_overlay, arrays, columns=4)
+    most = lines.mean("query").fillna(0.0).argsort().values[::-1][:RINGED]
+    boxes = np.stack([lines[name].values for name in BOX], -1)[most]
+    for index, panel in enumerate(axes):
+        sk.plot.mark_patches({"": boxes[:0], "most attended by these words": boxes}, ax=panel, legend=index == 0)
+    says = (
+        f"n = 1 question, the attention of its last {len(words)} words, mean over the heads of the deeper layers: "
+        f"{shapes.questions[0].text}"
+    )
+    study.figure(axes[0], "word_maps", source=mean.assign_attrs(model_id=ds.attrs["model_id"]), says=says)
 
 
 if __name__ == "__main__":

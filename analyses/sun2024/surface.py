@@ -1,9 +1,11 @@
-"""The whole surface: every entry of the residual stream, by token and dimension.
+"""The whole surface of ten models side by side: every entry of the residual stream, by token and dimension.
 
-Paper: Sun et al. 2024, figure 1 (LLaMA2-7B, layer 2, "Summer is warm. Winter is cold."). Claim: a handful of entries
-stand out, all others are flat beside them. Cost: one pass over a prompt of a line, seconds. Different here: at the
-block output where the largest entry is largest against the median; the claim counts entries above a tenth of the
-largest. One prompt, the paper's.
+Paper: Sun et al. 2024, figures 1 and 4 (LLaMA2-7B, layer 2, "Summer is warm. Winter is cold."; the appendix shows other
+models). Claim: a handful of entries stand out, all others are flat beside them. Cost: one pass over a prompt of a line
+per model, a minute for all ten. Different here: at the block output where the largest entry is largest against the
+median; heights are logarithmic, in medians; the claim counts entries above a tenth of the largest. One prompt each: the
+paper's; for models without a tokenizer random tokens, for those that see, a picture (with its question). Six of the ten
+are small ones of the zoo, of which four know nothing but one toy language.
 
     python analyses/sun2024/surface.py --model smollm2-135m
 """
@@ -12,39 +14,76 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import numpy as np
+import xarray as xr
 
 import sinkscope as sk
 from sinkscope.analysis import Study
 from sinkscope.methods.residual import residual_stream
+from sinkscope.tasks import scenes
+from sinkscope.tasks.scene_questions import scene_questions
 
 TEXT = "Summer is warm. Winter is cold.\n"
 HANDFUL = 10
 """Most entries that are still a handful."""
+PRETRAINED = ("smollm2-135m", "gemma3-270m", "minilm", "dinov2-small")
+MADE_HERE = ("zoo:vlm-smol", "zoo:vlm-shapes", "zoo:lm-python", "zoo:bb-3l", "zoo:bb-3l-relu", "zoo:bb-1l")
+COLUMNS = 5
 
 
-def judge(study: Study, model: sk.Model) -> None:
-    """Draw the surface and count."""
-    prompts = sk.Prompts.from_texts([TEXT], model)
+def prompt_for(study: Study, model: sk.Model) -> sk.Prompts:
+    """One prompt of the kind that the model reads."""
+    if hasattr(model.config, "vision_config"):
+        return scene_questions(model, 1).prompts
+    if hasattr(model.config, "image_size"):
+        return sk.Prompts.from_images([scenes.held_out(1)[0].image(4)], model)
+    if model.tokenizer is None:
+        return study.texts("random", n=2, tokens=16).subset([0])
+    return sk.Prompts.from_texts([TEXT], model)
+
+
+def judge(study: Study, model: sk.Model) -> tuple[xr.DataArray, xr.Dataset]:
+    """Count the entries that stand out; return the surface and the reading by block."""
+    prompts = prompt_for(study, model)
     ds = study.run(prompts, [sk.MassiveActivations()])
     states = {name: abs(state) for name, state in residual_stream(model, prompts, 0).items() if name.endswith("post")}
     site = max(states, key=lambda name: states[name].max() / np.median(states[name]))
     sizes = states[site]
-    figure = plt.figure(figsize=(8, 5))
-    axes = figure.add_subplot(projection="3d")
-    tokens, dims = np.meshgrid(np.arange(sizes.shape[0]), np.arange(sizes.shape[1]), indexing="ij")
-    axes.plot_wireframe(tokens, dims, sizes, color="royalblue", linewidth=0.6, rstride=1, cstride=0)
-    axes.set_xticks(range(sizes.shape[0]), list(prompts.tokens[0]), fontsize=7)
-    axes.set(ylabel="dimension", zlabel="magnitude", title=f"{model.id}, {site}")
-    study.figure(figure, "surface", source=ds, says=f"magnitude of every entry at {site}, one line a token")
     token, dim = np.unravel_index(int(sizes.argmax()), sizes.shape)
     count, largest = int((sizes > sizes.max() / 10).sum()), float(sizes.max())
     study.claim(
         "Fig. 1", "A handful of entries stand out of the whole surface", paper="two dimensions of 4096, 2400 high",
-        found=f"{count} of {sizes.size} entries are above a tenth of the largest, {largest:.0f} at token {token} "
+        found=f"{count} of {sizes.size} entries are above a tenth of the largest, {largest:.3g} at token {token} "
         f"({prompts.tokens[0][token]}), dimension {dim}, {largest / np.median(sizes):.0f} times the median (n = 1)",
         agrees=count <= HANDFUL,
     )  # fmt: skip
+    surface = xr.DataArray(sizes, dims=("key", "dim"), coords={"token": ("key", list(prompts.tokens[0]))}, name=site)
+    blocks = ds.sel(site=[name for name in ds["site"].values if name.endswith("post")])
+    return sk.plot.described(surface, ds), blocks.assign_coords(site=[n.split(".")[0] for n in blocks["site"].values])
 
 
-with Study(__doc__, paper="sun2024", model=("smollm2-135m", "gemma3-270m", "zoo:lm-python")) as study:
-    study.for_each(judge)
+def draw(study: Study, found: dict[str, tuple[xr.DataArray, xr.Dataset]]) -> None:
+    """Draw the surfaces on one axis, and the largest entries by block."""
+    surfaces = {name: surface for name, (surface, _) in found.items()}
+    first, top = next(iter(surfaces.values())), max(float(s.max() / s.median()) for s in surfaces.values())
+    columns = min(COLUMNS, len(found))
+    rows = -(-len(found) // columns)
+    figure = plt.figure(figsize=(max(7.0, 3.1 * columns), 0.5 + (3.1 if columns > 1 else 5.0) * rows))
+    for place, (name, surface) in enumerate(surfaces.items()):
+        axes = figure.add_subplot(rows, columns, place + 1, projection="3d")
+        drawn = sk.plot.activation_surface(surface, top=top, title=f"{name}, {surface.name}", ax=axes)
+        if place % columns < columns - 1:
+            drawn.set_zlabel("")  # type: ignore[attr-defined]
+    names = ", ".join(surfaces)
+    says = f"models {names}: every entry of one prompt each, multiples of its median magnitude, one scale"
+    study.figure(figure, "surface", source=first.assign_attrs(model_id=""), says=says)
+    readings = {name: reading for name, (_, reading) in found.items()}
+    drawn_all = sk.plot.panels(sk.plot.top_values_by_layer, readings, columns=columns, height=0.9)
+    for axes in drawn_all:
+        axes.set_xlabel("block")
+    says = f"models {names}: three largest magnitudes and the median at the output of each block, one prompt each"
+    study.figure(drawn_all[0], "by_block", source=first.assign_attrs(model_id=""), says=says)
+
+
+if __name__ == "__main__":
+    with Study(__doc__, paper="sun2024", model=(*PRETRAINED, *MADE_HERE)) as study:
+        draw(study, {name: judge(study, model) for name, model in zip(study.given.model, study.each(), strict=True)})

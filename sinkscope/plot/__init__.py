@@ -13,13 +13,14 @@ from sinkscope.plot.massive import massive_activations_picture
 from sinkscope.plot.pairs import pair_map
 from sinkscope.plot.panels import panels
 from sinkscope.plot.profiles import layer_profile, norm_profile, role_share_by_layer, top_values_by_layer
+from sinkscope.plot.surface import activation_surface
 from sinkscope.plot.theme import caption, caption_text, described, theme
 
 __all__ = [
-    "attention_map", "caption", "caption_text", "described", "effect_bars", "effect_map", "entropy_map",
-    "grouped_bars", "head_class_map", "layer_profile", "mark_patches", "masking_curve", "massive_activations_picture",
-    "max_attention_histogram", "norm_profile", "pair_map", "panels", "patch_overlay", "phi_vs_attention",
-    "role_share_by_layer", "sink_map", "sweep_curve", "theme", "token_label", "token_labels",
+    "activation_surface", "attention_map", "caption", "caption_text", "described", "effect_bars", "effect_map",
+    "entropy_map", "grouped_bars", "head_class_map", "layer_profile", "mark_patches", "masking_curve",
+    "massive_activations_picture", "max_attention_histogram", "norm_profile", "pair_map", "panels", "patch_overlay",
+    "phi_vs_attention", "role_share_by_layer", "sink_map", "sweep_curve", "theme", "token_label", "token_labels",
     "top_values_by_layer", "value_drain",
 ]  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import xarray as xr
@@ -13,9 +13,10 @@ from scipy import stats
 
 from sinkscope.errors import SchemaError
 from sinkscope.plot.labels import plain
+from sinkscope.plot.naming import legend_above
 from sinkscope.plot.profiles import finish_depth
 from sinkscope.plot.readings import drawn, first_and_others, largest_attention
-from sinkscope.plot.theme import OTHER, PALETTE, SINK, axes_for, thin
+from sinkscope.plot.theme import OTHER, PALETTE, SINK, Look, axes_for, thin
 
 
 @drawn(takes=first_and_others("value_norm", "l2 norm of the value vectors, every key-value head and prompt"))
@@ -26,6 +27,7 @@ def value_drain(
     ylabel: str = "l2 norm of the value vector",
     title: str = "Values of the sink and of other tokens",
     ax: Axes | None = None,
+    **look: Unpack[Look],
 ) -> Axes:
     """Draw two boxes per layer: value norms of the sink token, and of the others (Guo et al. 2024; Gu et al. 2025).
 
@@ -39,6 +41,7 @@ def value_drain(
         ylabel: label of the y axis.
         title: title of the axes.
         ax: axes to draw on.
+        look: ``caption=False``, ``size=``: see :class:`~sinkscope.plot.theme.Look`.
     """
     if others is None:
         raise SchemaError("value_drain: others are missing. Pass norms of the sink and of the others, or a reading.")
@@ -56,9 +59,8 @@ def value_drain(
         )  # fmt: skip
     finish_depth(axes, sink, "layer")
     axes.set(ylabel=plain(ylabel), title=plain(title))
-    axes.set_ylim(0, 1.16 * axes.get_ylim()[1])  # room for the legend above the longest whisker
-    handles = [Patch(color=SINK, label="sink token"), Patch(color=OTHER, label="other tokens")]
-    axes.legend(handles=handles, loc="upper left", ncols=2)
+    axes.set_ylim(bottom=0)
+    legend_above(axes, [Patch(color=SINK, label="sink token"), Patch(color=OTHER, label="other tokens")])
     return axes
 
 
@@ -76,6 +78,7 @@ def max_attention_histogram(
     names: Sequence[str] = ("sink heads", "vision heads"),
     title: str = "Largest attention of each head",
     ax: Axes | None = None,
+    **look: Unpack[Look],
 ) -> Axes:
     """Draw the histogram of one number per head, with the mixture fitted to it and the valley that splits it.
 
@@ -87,6 +90,7 @@ def max_attention_histogram(
         names: names of the component with the lower and with the higher mean.
         title: title of the axes.
         ax: axes to draw on.
+        look: ``caption=False``, ``size=``: see :class:`~sinkscope.plot.theme.Look`.
     """
     values = array.values[np.isfinite(array.values)]
     found = _numbers(fit) if isinstance(fit, xr.Dataset) else fit

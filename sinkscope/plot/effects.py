@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Unpack
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
 from sinkscope.errors import SchemaError
 from sinkscope.plot.labels import labels_of, need_dims, plain
+from sinkscope.plot.naming import legend_above, name_lines
 from sinkscope.plot.readings import differences, drawn
-from sinkscope.plot.theme import CONTROL, OTHER, PALETTE, axes_for, dot, thin
+from sinkscope.plot.theme import CONTROL, OTHER, PALETTE, Look, axes_for, dot, thin
 
 Interval = tuple[xr.DataArray, xr.DataArray]
 
@@ -28,6 +32,7 @@ def effect_bars(
     controls: xr.DataArray | None = None,
     title: str = "Effect of each edit",
     ax: Axes | None = None,
+    **look: Unpack[Look],
 ) -> Axes:
     """Draw one bar per edit with its interval, and the controls beside it as grey points.
 
@@ -38,6 +43,7 @@ def effect_bars(
         controls: dims ``(edit,)`` or ``(edit, draw)``: the same edit on random tokens or heads. Labels must match.
         title: title of the axes.
         ax: axes to draw on.
+        look: ``caption=False``, ``size=``: see :class:`~sinkscope.plot.theme.Look`.
     """
     dim = _only_dim(effect, "effect_bars")
     names = labels_of(effect, dim)
@@ -68,11 +74,12 @@ def effect_bars(
             label="control",
             zorder=3,
         )
-        axes.legend()
     axes.axvline(0, color="black", linewidth=thin())
     axes.set_yticks(y, names)
     axes.invert_yaxis()
     axes.set(xlabel=_label(effect, "effect"), title=plain(title))
+    if controls is not None:
+        legend_above(axes)
     return axes
 
 
@@ -93,17 +100,20 @@ def sweep_curve(
     reference: float | None = 1.0,
     title: str = "",
     ax: Axes | None = None,
+    **look: Unpack[Look],
 ) -> Axes:
     """Draw a metric against the strength of an edit, one line per group of layers, each with a band.
 
     Args:
-        array: dims ``(x,)`` and at most one more, whose labels become the lines (groups of layers, say). Or what
-            ``metrics.compare`` returned.
-        x: the dimension along the x axis; its coordinate must be numbers.
+        array: dims ``(x,)`` and at most one more, whose labels become the lines (groups of layers, say); lines that
+            begin with ``random`` or ``control`` are grey and broken. Or what ``metrics.compare`` returned.
+        x: the dimension along the x axis; its coordinate must be numbers. ``gamma`` and ``alpha`` are factors: their
+            axis is logarithmic, with a place of its own for 0.
         interval: lower and upper limit, with the dims of ``array``.
         reference: value of ``x`` at which the edit does nothing (a dotted line), or None.
         title: title of the axes.
         ax: axes to draw on.
+        look: ``caption=False``, ``size=``: see :class:`~sinkscope.plot.theme.Look`.
     """
     others = [str(d) for d in array.dims if d != x]
     if x not in array.dims or len(others) > 1:
@@ -117,23 +127,56 @@ def sweep_curve(
     names = labels_of(array, others[0]) if others else [""]
     values = order.values.reshape(len(names), -1)
     edges = None if interval is None else [e.transpose(*others, x).values.reshape(len(names), -1) for e in interval]
-    for i, name in enumerate(names):
-        colour = PALETTE[i % len(PALETTE)]
-        axes.plot(positions, values[i], marker="o", color=colour, label=name or None)
+    for i, (name, look) in enumerate(zip(names, _looks(names), strict=True)):
+        axes.plot(positions, values[i], marker="o", label=name or None, **look)
         if edges is not None:
-            axes.fill_between(positions, edges[0][i], edges[1][i], color=colour, alpha=0.18, linewidth=0)
+            axes.fill_between(positions, edges[0][i], edges[1][i], color=look["color"], alpha=0.18, linewidth=0)
+    lines = axes.lines[-len(names) :]
+    if x in FACTORS:
+        _factors(axes, positions)
     if reference is not None:
         axes.axvline(reference, color="black", linestyle=":", linewidth=thin())
     axes.grid(axis="y")
     axes.set(xlabel=plain(x), ylabel=_label(array, "metric"), title=plain(title))
-    if others:
-        axes.legend(title=plain(others[0].replace("_", " ")))
+    name_lines(axes, lines, names, others[0] if others else "")
     return axes
+
+
+FACTORS = ("gamma", "alpha")
+"""Dimensions that hold factors: drawn on a logarithmic axis, so that a half and a double are as far from no edit."""
+
+
+def _looks(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Give each line its look: colours of their own, and grey broken lines for random controls."""
+    dashes, colours = iter(("--", ":", "-.") * len(names)), iter(PALETTE * len(names))
+    grey = [name.startswith(("random", "control")) for name in names]
+    return [{"color": CONTROL, "linestyle": next(dashes)} if is_grey else {"color": next(colours)} for is_grey in grey]
+
+
+def _factors(axes: Axes, positions: np.ndarray) -> None:
+    """Set the x axis to a logarithmic one, with a place of its own for 0 (the token hidden), parted by a sign."""
+    above = positions[positions > 0]
+    if not above.size:
+        return
+    if (positions <= 0).any():
+        axes.set_xscale("symlog", linthresh=float(above.min()), linscale=0.5)
+        at = (0.5 * float(above.min()), 0.0)
+        axes.annotate("//", at, xycoords=("data", "axes fraction"), ha="center", va="center", annotation_clip=False)
+    else:
+        axes.set_xscale("log")
+    if positions.size <= 9:
+        axes.set_xticks(positions, [f"{value:g}" for value in positions])
+    axes.minorticks_off()
 
 
 @drawn(takes=differences)
 def masking_curve(
-    array: xr.DataArray, *, interval: Interval | None = None, title: str = "Masking tokens", ax: Axes | None = None
+    array: xr.DataArray,
+    *,
+    interval: Interval | None = None,
+    title: str = "Masking tokens",
+    ax: Axes | None = None,
+    **look: Unpack[Look],
 ) -> Axes:
     """Draw a metric against the number of masked tokens, one line per choice of tokens (sinks, random, relevant).
 
@@ -142,6 +185,7 @@ def masking_curve(
         interval: lower and upper limit, with the dims of ``array``.
         title: title of the axes.
         ax: axes to draw on.
+        look: ``caption=False``, ``size=``: see :class:`~sinkscope.plot.theme.Look`.
     """
     axes = sweep_curve(array, x="masked", interval=interval, reference=None, title=title, ax=ax)
     axes.set_xlabel("masked tokens")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
 from sinkscope.plot.labels import labels_of, need_dims, plain
+from sinkscope.plot.naming import legend_above
 from sinkscope.plot.readings import drawn
-from sinkscope.plot.theme import CONTROL, OTHER, PALETTE, ROLE_COLOURS, SINK, axes_for, dot, thin
+from sinkscope.plot.theme import CONTROL, OTHER, PALETTE, ROLE_COLOURS, SINK, Look, axes_for, dot, thin
 
 _FIXED = {"sink": SINK, "others": OTHER, "other": OTHER, "control": CONTROL, "neighbour": CONTROL, **ROLE_COLOURS}
 
@@ -22,6 +25,7 @@ def grouped_bars(
     reference: float | None = None,
     title: str = "",
     ax: Axes | None = None,
+    **look: Unpack[Look],
 ) -> Axes:
     """Draw bars in groups, one colour per series: arms of an experiment under several conditions.
 
@@ -32,6 +36,7 @@ def grouped_bars(
         reference: a dotted horizontal line: chance, uniform attention.
         title: title of the axes.
         ax: axes to draw on.
+        look: ``caption=False``, ``size=``: see :class:`~sinkscope.plot.theme.Look`.
 
     Raises:
         SchemaError: ``array`` has more than two dims, or the limits have others.
@@ -58,7 +63,7 @@ def grouped_bars(
     axes.set_axisbelow(True)
     axes.set(ylabel=plain(ylabel or _named(array)), title=plain(title))
     if array.ndim > 1 and len(series) > 1:
-        axes.legend(ncols=1 if len(series) < 4 else 2)
+        legend_above(axes)
     return axes
 
 

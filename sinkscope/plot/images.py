@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Unpack
 
 import numpy as np
 import xarray as xr
@@ -12,11 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Ellipse, Rectangle
+from matplotlib.patheffects import withStroke
 
 from sinkscope.errors import SchemaError
 from sinkscope.plot.labels import need_dims, plain
+from sinkscope.plot.naming import legend_above
 from sinkscope.plot.readings import drawn
-from sinkscope.plot.theme import OTHER, PALETTE, ROLE_COLOURS, SINK, axes_for, dot, themed, thin
+from sinkscope.plot.theme import OTHER, PALETTE, ROLE_COLOURS, SINK, Look, axes_for, dot, themed, thin
 
 
 def _given(values: xr.DataArray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -75,6 +78,7 @@ def patch_overlay(
     limits: tuple[float, float] | None = None,
     title: str = "",
     ax: Axes | None = None,
+    **look: Unpack[Look],
 ) -> Axes:
     """Draw one number per image patch over the image, each patch where it lies; low numbers leave the image as it is.
 
@@ -89,6 +93,7 @@ def patch_overlay(
         limits: values with the lightest and darkest colour; 0 and the largest if left out.
         title: title of the axes.
         ax: axes to draw on.
+        look: ``caption=False``, ``size=``: see :class:`~sinkscope.plot.theme.Look`.
     """
     line = need_dims(values, ("key",), "patch_overlay")
     if image.ndim not in (2, 3) or 0 in image.shape:
@@ -119,24 +124,30 @@ def patch_overlay(
 
 
 @themed
-def mark_patches(sets: Mapping[str, np.ndarray], *, ax: Axes) -> Axes:
+def mark_patches(sets: Mapping[str, np.ndarray], *, ax: Axes, legend: bool = True) -> Axes:
     """Mark sets of patches on a picture that ``patch_overlay`` drew: frames, then rings, then dashed rings.
+
+    A mark is an outline with a white edge, around the patch rather than on it: it is seen on any picture and hides none
+    of what lies inside.
 
     Args:
         sets: left, top, right and bottom of each patch in pixels, shape ``(patch, 4)``, by what the legend calls them;
             up to three. Patches without a place (NaN) are not drawn.
         ax: axes with the picture.
+        legend: say below the picture what the marks are; False for all pictures of a row but one.
     """
-    looks = ((Rectangle, OTHER, "-"), (Ellipse, SINK, "-"), (Ellipse, SINK, ":"))
-    for (label, boxes), (shape, colour, line) in zip(sets.items(), looks, strict=False):
+    looks = ((Rectangle, OTHER, "-", 1.0), (Ellipse, SINK, "-", 1.3), (Ellipse, SINK, ":", 1.3))
+    for (label, boxes), (shape, colour, line, scale) in zip(sets.items(), looks, strict=False):
         for index, (left, top, right, bottom) in enumerate(boxes[np.isfinite(boxes).all(axis=1)].tolist()):
-            wide, high = right - left, bottom - top
-            at = (left, top) if shape is Rectangle else (left + wide / 2, top + high / 2)
+            wide, high = scale * (right - left), scale * (bottom - top)
+            at = (left, top) if shape is Rectangle else ((left + right) / 2, (top + bottom) / 2)
             mark = shape(at, wide, high, fill=False, edgecolor=colour, linestyle=line, linewidth=1.6 * thin())
+            mark.set_path_effects([withStroke(linewidth=3.2 * thin(), foreground="white")])
             mark.set_label(label if index == 0 else "_")
+            mark.set_clip_on(False)
             ax.add_patch(mark)
     handles = ax.get_legend_handles_labels()[0]
-    if handles:
+    if handles and legend:
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=len(handles))
     return ax
 
@@ -149,8 +160,11 @@ def phi_vs_attention(
     threshold: float | None = None,
     title: str = "Sink dimension and attention",
     ax: Axes | None = None,
+    **look: Unpack[Look],
 ) -> Axes:
     """Draw one point per token: the sink-dimension value against the attention it gets (Kang et al. 2025).
+
+    Beside the axes stand the histograms of both, by role, each scaled to its own highest bar.
 
     Args:
         phi: dims ``(key,)``; the coordinate ``token_role`` gives the colours if it is there.
@@ -158,21 +172,40 @@ def phi_vs_attention(
         threshold: tau, drawn as a dashed line.
         title: title of the axes.
         ax: axes to draw on.
+        look: ``caption=False``, ``size=``: see :class:`~sinkscope.plot.theme.Look`.
     """
     x = need_dims(phi, ("key",), "phi_vs_attention").values
     y = need_dims(attention, ("key",), "phi_vs_attention(attention=)").values
     roles = np.asarray(phi["token_role"].values if "token_role" in phi.coords else ["token"] * len(x)).astype(str)
     axes = axes_for(phi, ax)
-    names = dict.fromkeys(roles.tolist())
+    seen = np.isfinite(x) & np.isfinite(y)
+    counts = {role: int((seen & (roles == role)).sum()) for role in dict.fromkeys(roles.tolist())}
     size = dot(1.3 if len(x) < 400 else 0.4)
-    for index, role in enumerate(names):
-        of_role = (roles == role) & np.isfinite(x) & np.isfinite(y)
-        if of_role.any():
+    groups: list[tuple[str, np.ndarray]] = []
+    for index, role in enumerate(sorted(counts, key=lambda role: -counts[role])):  # few points lie over many
+        if counts[role]:
             colour = ROLE_COLOURS.get(role, PALETTE[index % len(PALETTE)])
-            axes.scatter(x[of_role], y[of_role], s=size, alpha=0.8, color=colour, label=role, linewidths=0)
+            kept = seen & (roles == role)
+            axes.scatter(x[kept], y[kept], s=size, alpha=0.7, color=colour, linewidths=0,
+                         label=f"{role} (n = {counts[role]:,})")  # fmt: skip
+            groups.append((colour, kept))
     if threshold is not None:
         axes.axvline(threshold, color="black", linestyle="--", linewidth=thin(), label=f"tau = {threshold:.3g}")
     axes.set(xlabel="phi", ylabel="attention weight", title=plain(title))
     axes.set_ylim(bottom=0)
-    axes.legend()
+    if groups:
+        _margins(axes, x, y, groups)
+        legend_above(axes, over=0.16)
     return axes
+
+
+def _margins(axes: Axes, x: np.ndarray, y: np.ndarray, groups: Sequence[tuple[str, np.ndarray]]) -> None:
+    """Draw the histograms of both numbers above and beside the axes, one outline a group."""
+    above = axes.inset_axes((0.0, 1.02, 1.0, 0.14), sharex=axes)
+    beside = axes.inset_axes((1.02, 0.0, 0.14, 1.0), sharey=axes)
+    for margin, numbers, way in ((above, x, "vertical"), (beside, y, "horizontal")):
+        edges = np.histogram_bin_edges(numbers[np.logical_or.reduce([kept for _, kept in groups])], 40)
+        for colour, kept in groups:
+            heights = np.histogram(numbers[kept], edges)[0]
+            margin.stairs(heights / max(1, heights.max()), edges, orientation=way, color=colour, alpha=0.45, fill=True)
+        margin.set_axis_off()

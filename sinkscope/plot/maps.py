@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import xarray as xr
@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 
 from sinkscope.plot.labels import labels_of, need_dims, plain, set_ticks, token_labels
 from sinkscope.plot.readings import differences_of_heads, drawn, entropy_of_heads, first_map, on_first_token
-from sinkscope.plot.theme import DIVERGING, MISSING, OTHER, PALETTE, SEQUENTIAL, SINK, axes_for, dot
+from sinkscope.plot.theme import DIVERGING, MISSING, OTHER, PALETTE, SEQUENTIAL, SINK, Look, axes_for, dot
 
 
 def _image(ax: Axes, values: np.ndarray, limits: tuple[float, float], cmap: str | Colormap, bar: str) -> AxesImage:
@@ -53,6 +53,7 @@ def sink_map(
     title: str = "Attention on the sink",
     label: str = "mean attention weight",
     ax: Axes | None = None,
+    **look: Unpack[Look],
 ) -> Axes:
     """Draw the mean attention that one key gets, for every layer and head (Gu et al. 2025, head-wise heat map).
 
@@ -63,6 +64,7 @@ def sink_map(
         title: title of the axes.
         label: label of the colour bar.
         ax: axes to draw on; a new captioned figure if left out.
+        look: ``caption=False``, ``size=``: see :class:`~sinkscope.plot.theme.Look`.
     """
     grid, layers, heads = _layer_head(array, "sink_map")
     axes = axes_for(array, ax, height=1.0)
@@ -73,7 +75,12 @@ def sink_map(
 
 @drawn("layer", "head", takes=entropy_of_heads)
 def entropy_map(
-    array: xr.DataArray, *, vmax: float | None = None, title: str = "Attention entropy", ax: Axes | None = None
+    array: xr.DataArray,
+    *,
+    vmax: float | None = None,
+    title: str = "Attention entropy",
+    ax: Axes | None = None,
+    **look: Unpack[Look],
 ) -> Axes:
     """Draw the mean entropy of the attention rows for every layer and head.
 
@@ -82,6 +89,7 @@ def entropy_map(
         vmax: entropy with the darkest colour; the largest value if left out.
         title: title of the axes.
         ax: axes to draw on.
+        look: ``caption=False``, ``size=``: see :class:`~sinkscope.plot.theme.Look`.
     """
     grid, layers, heads = _layer_head(array, "entropy_map")
     axes = axes_for(array, ax)
@@ -99,6 +107,7 @@ def effect_map(
     limit: float | None = None,
     title: str = "Effect of each head",
     ax: Axes | None = None,
+    **look: Unpack[Look],
 ) -> Axes:
     """Draw a signed effect for every layer and head; white is no effect, and the colour scale is symmetric.
 
@@ -109,6 +118,7 @@ def effect_map(
         limit: effect with the darkest colour; the largest magnitude if left out.
         title: title of the axes.
         ax: axes to draw on.
+        look: ``caption=False``, ``size=``: see :class:`~sinkscope.plot.theme.Look`.
     """
     grid, layers, heads = _layer_head(array, "effect_map")
     axes = axes_for(array, ax)
@@ -124,13 +134,16 @@ def effect_map(
 
 
 @drawn("layer", "head")
-def head_class_map(array: xr.DataArray, *, title: str = "Classes of heads", ax: Axes | None = None) -> Axes:
+def head_class_map(
+    array: xr.DataArray, *, title: str = "Classes of heads", ax: Axes | None = None, **look: Unpack[Look]
+) -> Axes:
     """Draw the class of every head as a colour with a legend; an empty name is drawn as not classified.
 
     Args:
         array: strings, dims ``(layer, head)``: sink head, vision head, ...
         title: title of the axes.
         ax: axes to draw on.
+        look: ``caption=False``, ``size=``: see :class:`~sinkscope.plot.theme.Look`.
     """
     grid, layers, heads = _layer_head(array, "head_class_map")
     names = sorted({str(name) for name in grid.values.ravel().tolist()} - {""})
@@ -138,7 +151,9 @@ def head_class_map(array: xr.DataArray, *, title: str = "Classes of heads", ax: 
     index = {name: i for i, name in enumerate(names)}
     codes = np.vectorize(lambda name: index.get(str(name), -1), otypes=[float])(grid.values)
     others = iter(colour for colour in PALETTE * len(names) if colour not in (SINK, OTHER))
-    colours = [MISSING, *(_class_colour(name) or next(others) for name in names)]
+    fixed = dict(zip([_class_colour(name) for name in names][::-1], names[::-1], strict=True))  # one class a colour
+    own = {name: colour for colour, name in fixed.items() if colour}
+    colours = [MISSING, *(own.get(name) or next(others) for name in names)]
     norm = BoundaryNorm(np.arange(-1.5, len(names) + 0.5), len(names) + 1)
     axes.imshow(codes, aspect="auto", cmap=ListedColormap(colours), norm=norm)
     handles = [Patch(color=colours[i + 1], label=plain(name)) for name, i in index.items()]
@@ -163,8 +178,9 @@ def attention_map(
     tokens: Sequence[str] | None = None,
     *,
     vmax: float = 1.0,
-    title: str = "",
+    title: str | None = None,
     ax: Axes | None = None,
+    **look: Unpack[Look],
 ) -> Axes:
     """Draw the attention map of one prompt, layer and head, with the tokens along both axes.
 
@@ -175,6 +191,7 @@ def attention_map(
         vmax: weight with the darkest colour.
         title: title of the axes; layer and head from the coordinates if left out.
         ax: axes to draw on.
+        look: ``caption=False``, ``size=``: see :class:`~sinkscope.plot.theme.Look`.
     """
     grid = need_dims(array, ("query", "key"), "attention_map")
     count = _real_length(grid.values)
@@ -189,7 +206,7 @@ def attention_map(
     if count > 12:
         for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
             label.set_fontsize(float(label.get_fontsize()) * max(0.62, 1 - (count - 12) * 0.025))
-    axes.set(xlabel="key", ylabel="query", title=plain(title or _where(array)))
+    axes.set(xlabel="key", ylabel="query", title=plain(_where(array) if title is None else title))
     return axes
 
 

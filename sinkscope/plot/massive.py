@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Unpack, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -13,7 +13,7 @@ from mpl_toolkits.mplot3d.axes3d import Axes3D
 
 from sinkscope.errors import SchemaError
 from sinkscope.plot.labels import need_dims, plain, token_labels
-from sinkscope.plot.theme import OTHER, SINK, axes_for, dot, themed
+from sinkscope.plot.theme import OTHER, SINK, Look, axes_for, dot, themed
 
 _NEEDS = ("top_value", "top_dim", "top_position")
 
@@ -24,8 +24,9 @@ def massive_activations_picture(
     *,
     highlight: Sequence[int] = (),
     max_tokens: int = 10,
-    title: str = "",
+    title: str | None = None,
     ax: Axes | None = None,
+    **look: Unpack[Look],
 ) -> Axes:
     """Draw the largest entries of the residual stream as stems: token x dimension x magnitude (Sun et al. 2024).
 
@@ -37,6 +38,7 @@ def massive_activations_picture(
         max_tokens: most positions with a token label: the carriers and the first ones.
         title: title; the site if left out.
         ax: three-dimensional axes to draw on (``projection="3d"``).
+        look: ``caption=False``, ``size=``: see :class:`~sinkscope.plot.theme.Look`.
 
     Raises:
         SchemaError: more than one prompt or site is left, a variable is missing, or ``ax`` is flat.
@@ -59,7 +61,7 @@ def massive_activations_picture(
         axes.scatter([t], [d], [z], color=colour, s=dot(), depthshade=False)  # type: ignore[arg-type]
     large = dim[value >= 0.05 * value.max()] if dim.size else dim
     _decorate(axes, ds, place, np.concatenate([dim[np.isin(dim, list(chosen))], large]), max_tokens)
-    axes.set_title(plain(title or f"Largest activations at {_site(ds)}"))
+    axes.set_title(plain(f"Largest activations at {_site(ds)}" if title is None else title))
     return axes
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import numpy as np
 import xarray as xr
 from matplotlib import colormaps
@@ -9,7 +11,7 @@ from matplotlib.axes import Axes
 
 from sinkscope.plot.labels import labels_of, need_dims, plain, set_ticks, token_labels
 from sinkscope.plot.readings import drawn
-from sinkscope.plot.theme import DIVERGING, MISSING, SEQUENTIAL, axes_for
+from sinkscope.plot.theme import DIVERGING, MISSING, SEQUENTIAL, Look, axes_for
 
 
 @drawn("query", "key")
@@ -21,6 +23,7 @@ def pair_map(
     label: str = "",
     title: str = "",
     ax: Axes | None = None,
+    **look: Unpack[Look],
 ) -> Axes:
     """Draw a number per query and key, tokens along both axes (Gu et al. 2025, figure 2; Sun et al. 2024, figure 5).
 
@@ -31,6 +34,7 @@ def pair_map(
         label: label of the colour bar; name and units of the array if left out.
         title: title of the axes.
         ax: axes to draw on.
+        look: ``caption=False``, ``size=``: see :class:`~sinkscope.plot.theme.Look`.
     """
     grid = need_dims(array, ("query", "key"), "pair_map")
     axes = axes_for(array, ax, height=1.35)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +13,8 @@ from matplotlib.cm import ScalarMappable
 
 from sinkscope.arguments import checked
 from sinkscope.errors import SchemaError
-from sinkscope.plot.theme import active, caption, no_figure_left, theme
+from sinkscope.plot.naming import drop_names, names_of
+from sinkscope.plot.theme import caption, look, no_figure_left
 
 Drawn = Mapping[str, Any]
 
@@ -25,15 +25,17 @@ def panels(
 ) -> list[Axes]:
     """Draw one figure for each of several arrays or readings, on one scale.
 
-    Colours share their limits and one bar, lines their limits, and only outer axes are labelled. The caption is that of
+    Colours share their limits and one bar, lines their limits, and only outer axes are labelled; lines are named at the
+    end of each row. The caption is that of
     the first; what differs between the panels are their titles.
 
     Args:
         draw: a figure of this module, such as ``plot.sink_map``.
-        arrays: what it draws, by the title of the panel: ten models' readings, one reading's layers, edits.
+        arrays: what it draws, by the title of the panel: ten models' readings, one reading's layers, edits. A tuple
+            holds several arguments: a picture and what lies on it.
         columns: most panels in a row.
         height: height of a panel, as a multiple of its width.
-        options: further arguments of the figure, the same for all.
+        options: further arguments of the figure, the same for all; ``caption=False`` and ``size=`` are about the whole.
 
     Returns:
         The axes, in the order of ``arrays``.
@@ -45,7 +47,7 @@ def panels(
         raise SchemaError("panels: there is nothing to draw. Give at least one array, by the title of its panel.")
     if columns < 1 or height <= 0:
         raise SchemaError(f"panels(columns={columns}, height={height}): use a column or more, and a height above 0.")
-    with contextlib.nullcontext() if active() else theme("page"), no_figure_left():
+    with look(options.pop("size", None), bool(options.pop("caption", True)), "page"), no_figure_left():
         return _draw(draw, arrays, (columns, height), options)
 
 
@@ -55,10 +57,10 @@ def _draw(draw: Callable[..., Axes], arrays: Drawn, shape: tuple[int, float], op
     columns = min(shape[0], len(arrays))
     rows = math.ceil(len(arrays) / columns)
     width = float(mpl.rcParams["figure.figsize"][0]) * min(1.0 + 0.15 * (columns - 1), 1.6)
-    size = (width, rows * width / columns * shape[1] + 0.4)
+    size = (width, rows * (width / columns * shape[1] + 0.25) + 0.4)
     figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False)
     pairs = zip(arrays.items(), grid.flat, strict=False)  # the last row may have room left
-    axes = [draw(array, title=label, ax=ax, **options) for (label, array), ax in pairs]
+    axes = [draw(*_given(array), title=label, ax=ax, **options) for (label, array), ax in pairs]
     for ax in grid.flat[len(axes) :]:
         ax.set_axis_off()
     found: list[ScalarMappable] = [
@@ -72,12 +74,18 @@ def _draw(draw: Callable[..., Axes], arrays: Drawn, shape: tuple[int, float], op
             ax.set_xlabel("")
         for axis in (ax.xaxis, ax.yaxis):
             _thin(axis)
+        if index + 1 < len(axes) and (index + 1) % columns and names_of(ax):
+            drop_names(ax)  # its right neighbour says them
         if index and (legend := ax.get_legend()) is not None:
             legend.remove()
-    first = next(iter(arrays.values()))
+    first = _given(next(iter(arrays.values())))[-1]
     if isinstance(first, xr.Dataset | xr.DataArray):
         caption(figure, first, definition=_shared(arrays))
     return axes
+
+
+def _given(drawn: Any) -> tuple[Any, ...]:
+    return drawn if isinstance(drawn, tuple) else (drawn,)
 
 
 def _thin(axis: Any, most: int = 6) -> None:
@@ -107,5 +115,6 @@ def _one_scale(figure: Any, axes: list[Axes], coloured: list[ScalarMappable]) ->
 
 def _shared(arrays: Drawn) -> str:
     """Say what is drawn and how many prompts each has, where the panels are several models."""
-    models = {str(each.attrs.get("model_id", "")) for each in arrays.values() if hasattr(each, "attrs")} - {""}
+    given = [_given(each)[-1] for each in arrays.values()]
+    models = {str(each.attrs.get("model_id", "")) for each in given if hasattr(each, "attrs")} - {""}
     return f"{len(arrays)} panels on one scale" + (f"; models {', '.join(sorted(models))}" if len(models) > 1 else "")

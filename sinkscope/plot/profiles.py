@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import numpy as np
 import xarray as xr
@@ -10,8 +11,9 @@ from matplotlib.axes import Axes
 
 from sinkscope.errors import SchemaError
 from sinkscope.plot.labels import labels_of, need_dims, plain, set_ticks
+from sinkscope.plot.naming import name_lines
 from sinkscope.plot.readings import drawn, largest_entries, shares_of_roles, two_lines
-from sinkscope.plot.theme import OTHER, PALETTE, ROLE_COLOURS, SINK, axes_for
+from sinkscope.plot.theme import OTHER, PALETTE, ROLE_COLOURS, SINK, Look, axes_for
 
 _DEPTHS = ("layer", "site")
 
@@ -50,6 +52,7 @@ def layer_profile(
     log: bool = False,
     title: str = "",
     ax: Axes | None = None,
+    **look: Unpack[Look],
 ) -> Axes:
     """Draw one line per label over layers or sites, each with a band if one is given.
 
@@ -60,6 +63,7 @@ def layer_profile(
         log: draw y on a log scale (values at or below 0 are left out).
         title: title of the axes.
         ax: axes to draw on.
+        look: ``caption=False``, ``size=``: see :class:`~sinkscope.plot.theme.Look`.
 
     Raises:
         SchemaError: no ``layer`` or ``site`` dimension, or two or more others.
@@ -81,8 +85,7 @@ def layer_profile(
         axes.set_ylim(bottom=0)
     finish_depth(axes, array, depth)
     axes.set(ylabel=plain(ylabel or _named(array)), title=plain(title))
-    if any(names):
-        axes.legend(ncols=1 if len(names) < 4 else 2)
+    name_lines(axes, axes.lines[-len(names) :], names, str(lines.dims[0]))
     return axes
 
 
@@ -105,7 +108,12 @@ def _named(array: xr.DataArray) -> str:
 
 @drawn(takes=two_lines("residual_norm", "l2 norm of the residual stream of the first token and of the others, mean"))
 def norm_profile(
-    array: xr.DataArray, *, log: bool = True, title: str = "Norm of the residual stream", ax: Axes | None = None
+    array: xr.DataArray,
+    *,
+    log: bool = True,
+    title: str = "Norm of the residual stream",
+    ax: Axes | None = None,
+    **look: Unpack[Look],
 ) -> Axes:
     """Draw norms over depth, one line per group of tokens (Gu et al. 2025, figure 2: sink against others).
 
@@ -115,6 +123,7 @@ def norm_profile(
         log: log scale.
         title: title of the axes.
         ax: axes to draw on.
+        look: ``caption=False``, ``size=``: see :class:`~sinkscope.plot.theme.Look`.
     """
     return layer_profile(array, ylabel="l2 norm", log=log, title=title, ax=ax)
 
@@ -127,6 +136,7 @@ def top_values_by_layer(
     ranks: int = 3,
     title: str = "Largest activations",
     ax: Axes | None = None,
+    **look: Unpack[Look],
 ) -> Axes:
     """Draw the largest magnitudes of the residual stream and their median over depth (Sun et al. 2024, figure 4).
 
@@ -136,6 +146,7 @@ def top_values_by_layer(
         ranks: how many of the largest to draw.
         title: title of the axes.
         ax: axes to draw on.
+        look: ``caption=False``, ``size=``: see :class:`~sinkscope.plot.theme.Look`.
     """
     if median is None:
         raise SchemaError("top_values_by_layer: the median is missing. Pass it too, or a reading.")
@@ -151,7 +162,8 @@ def top_values_by_layer(
     axes.set_yscale("log")
     finish_depth(axes, top, depth)
     axes.set(ylabel="magnitude of an entry", title=plain(title))
-    axes.legend(ncols=2)
+    drawn_lines = axes.lines[-1 - min(ranks, values.shape[1]) :]
+    name_lines(axes, drawn_lines, [str(line.get_label()) for line in drawn_lines])
     return axes
 
 
@@ -160,7 +172,9 @@ def _positive(values: np.ndarray) -> np.ndarray:
 
 
 @drawn("layer", "role", takes=shares_of_roles)
-def role_share_by_layer(array: xr.DataArray, *, title: str = "Where attention goes", ax: Axes | None = None) -> Axes:
+def role_share_by_layer(
+    array: xr.DataArray, *, title: str = "Where attention goes", ax: Axes | None = None, **look: Unpack[Look]
+) -> Axes:
     """Draw the share of attention on each role as stacked bars, one per layer.
 
     What is missing to 1 went to no token: an implicit sink (a learned sink logit, softmax-off-by-one).
@@ -169,6 +183,7 @@ def role_share_by_layer(array: xr.DataArray, *, title: str = "Where attention go
         array: a reading, or dims ``(layer, role)``; attention weight, mean over prompts, heads and queries.
         title: title of the axes.
         ax: axes to draw on.
+        look: ``caption=False``, ``size=``: see :class:`~sinkscope.plot.theme.Look`.
     """
     grid = need_dims(array, ("layer", "role"), "role_share_by_layer")
     roles = labels_of(grid, "role")

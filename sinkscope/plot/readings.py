@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from sinkscope import registry
 from sinkscope.errors import SchemaError
-from sinkscope.plot.theme import described, themed
+from sinkscope.plot.theme import described, themed, with_look
 
 P = ParamSpec("P")
 Drawable = xr.DataArray | xr.Dataset | np.ndarray
@@ -51,6 +51,7 @@ def drawn(
                 return inner(*made, *args, **{**chosen, **kwargs})
             return inner(_labelled(array, dims, name), *args, **kwargs)
 
+        wrapper.__signature__ = with_look(draw)  # type: ignore[attr-defined]
         return wrapper
 
     return decorate

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal, ParamSpec
+from typing import Any, Literal, ParamSpec, TypedDict
 
 import matplotlib as mpl
 import xarray as xr
@@ -91,18 +92,71 @@ def active() -> bool:
     return _ACTIVE.get() is not None
 
 
+class Look(TypedDict, total=False):
+    """What every figure takes beside its own arguments.
+
+    Attributes:
+        caption: False leaves the line under a new figure out, which says model, n and definition.
+        size: ``"paper"`` is one column (3.3 in), ``"page"`` the width of a page, ``"slide"`` a projected page; letters
+            and lines follow. Left out: the theme that is active, else one column.
+    """
+
+    caption: bool
+    size: Kind
+
+
+def with_look(draw: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of a figure, with the arguments of :class:`Look` by name."""
+    signature = inspect.signature(draw)
+    own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    if len(own) == len(signature.parameters):
+        return signature
+    look = [
+        inspect.Parameter("caption", inspect.Parameter.KEYWORD_ONLY, default=True, annotation="bool"),
+        inspect.Parameter("size", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Kind | None"),
+    ]
+    return signature.replace(parameters=[*own, *look])
+
+
 def themed(draw: Callable[P, Axes]) -> Callable[P, Axes]:
-    """Wrap a drawing function in the paper theme where no theme is active; its arguments are checked.
+    """Wrap a drawing function in the theme that is active or asked for by ``size``; its arguments are checked.
 
     What fails half-way leaves no figure behind, and the axes that were given as far as it came.
     """
+    name, signature = getattr(draw, "__name__", "figure"), with_look(draw)
 
     @functools.wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Axes:
-        with theme() if _ACTIVE.get() is None else nullcontext(), no_figure_left():
+        signature.bind(*args, **kwargs)  # Python says what is missing or unknown
+        size, captions = kwargs.pop("size", None), bool(kwargs.pop("caption", True))
+        if size is not None and kwargs.get("ax") is not None:
+            raise SchemaError(f"{name}(size={size!r}, ax=): axes that are given have a size. Leave one of them out.")
+        with look(size, captions), no_figure_left():
             return draw(*args, **kwargs)
 
+    wrapper.__signature__ = signature  # type: ignore[attr-defined]
     return checked(SchemaError)(wrapper)
+
+
+@contextmanager
+def look(size: Any = None, captions: bool = True, otherwise: Kind = "paper") -> Iterator[None]:
+    """Draw inside this context in the size asked for, else as the theme around it says, else in that of ``otherwise``.
+
+    Args:
+        size: a theme, or None.
+        captions: False: without captions; True: as the theme around it says.
+        otherwise: the theme where none is active.
+    """
+    captions = captions and _CAPTIONS.get()
+    if size is not None or not active():
+        with theme(otherwise if size is None else size, captions=captions):
+            yield
+        return
+    token = _CAPTIONS.set(captions)
+    try:
+        yield
+    finally:
+        _CAPTIONS.reset(token)
 
 
 @contextmanager

@@ -75,10 +75,10 @@ def effect_bars() -> Any:
 
 
 def sweep_curve() -> Any:
-    gamma = np.array([0.2, 0.6, 1.0, 1.4, 2.0])
+    gamma = np.array([0.0, 0.25, 0.5, 1.0, 2.0])
     curve = xr.DataArray(
         np.stack([(gamma - 1) ** 2, 0.3 * (gamma - 1) ** 2]), dims=("group", "gamma"), name="change of the loss",
-        coords={"group": ["early", "late"], "gamma": gamma},
+        coords={"group": ["early", "random token"], "gamma": gamma},
     )  # fmt: skip
     return plot.sweep_curve(curve, interval=(curve - 0.05, curve + 0.05), title="First token scaled")
 
@@ -100,6 +100,20 @@ def massive_activations_picture() -> Any:
     return plot.massive_activations_picture(ds, title="Largest activations at 11.post")
 
 
+def activation_surface() -> Any:
+    sizes = np.abs(RNG.standard_t(4, (9, 96)))
+    sizes[0, 50], sizes[0, 13] = 22000, 1700
+    surface = xr.DataArray(sizes, dims=("key", "dim"), coords={"token": ("key", TOKENS[:9])})
+    return plot.activation_surface(surface, named=[50, 13], title="11.post")
+
+
+def phi_vs_attention() -> Any:
+    roles = np.where(RNG.random(400) < 0.2, "shape", "background")
+    phi = np.where(RNG.random(400) < 0.3, RNG.normal(14, 1.3, 400), RNG.gamma(2, 0.5, 400))
+    points = xr.DataArray(phi, dims="key", coords={"token_role": ("key", roles)})
+    return plot.phi_vs_attention(points, xr.DataArray(phi**2 * RNG.random(400) / 4000, dims="key"), threshold=20)
+
+
 def patch_overlay() -> Any:
     rows, columns = np.divmod(np.arange(64), 8)
     place = {"grid_row": ("key", rows.astype(float)), "grid_col": ("key", columns.astype(float))}
@@ -118,7 +132,7 @@ def panels() -> Any:
 FIGURES: tuple[Callable[[], Any], ...] = (
     sink_map, sink_map_of_a_large_model, effect_map, head_class_map, attention_map, value_drain,
     max_attention_histogram, effect_bars, sweep_curve, top_values_by_layer, massive_activations_picture, patch_overlay,
-    panels,
+    panels, activation_surface, phi_vs_attention,
 )  # fmt: skip
 
 

@@ -4,6 +4,8 @@ import xarray as xr
 
 from sinkscope import plot
 from sinkscope.errors import SchemaError
+from sinkscope.plot.naming import names_of
+from sinkscope.plot.theme import CONTROL
 
 
 def effects():
@@ -49,13 +51,31 @@ def test_sweep_curve_draws_a_line_per_group():
     assert reference.get_xdata() == [1.0, 1.0]
     corners = ax.collections[1].get_paths()[0].vertices
     assert (corners[:, 1].min(), corners[:, 1].max()) == (1.0, 7.0)
-    assert ax.get_legend().get_title().get_text() == "layer group"
+    assert names_of(ax) == ["early", "late"]
+    assert ax.get_xscale() == "symlog", "gamma is a factor; 0 has a place of its own"
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["0", "1", "2"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("gamma", "loss")
 
 
 def test_sweep_curve_names_what_is_wrong():
     with pytest.raises(SchemaError, match=r"sweep_curve\(x='alpha'\): draws 'alpha' and at most one more"):
         plot.sweep_curve(curve(), x="alpha")
+
+
+def test_random_lines_are_grey_and_broken_and_numbers_say_what_they_are():
+    lines = xr.DataArray(np.ones((3, 2)), dims=("arm", "gamma"), coords={"gamma": [0.5, 2.0]})
+    ax = plot.sweep_curve(lines.assign_coords(arm=["first", "random token", "random heads"]))
+    assert ax.get_xscale() == "log"
+    assert [line.get_color() == CONTROL for line in ax.lines[:3]] == [False, True, True]
+    assert ax.lines[1].get_linestyle() != ax.lines[2].get_linestyle()
+    ax = plot.sweep_curve(lines.rename(arm="threshold").assign_coords(threshold=[0.2, 0.3, 0.4]))
+    assert names_of(ax) == ["threshold 0.2", "threshold 0.3", "threshold 0.4"]
+
+
+def test_the_legend_of_controls_is_outside_the_bars():
+    ax = plot.effect_bars(effects(), controls=effects() * 0)
+    ax.figure.canvas.draw()
+    assert ax.get_legend().get_window_extent().y0 >= ax.get_window_extent().y1
 
 
 def test_masking_curve_has_no_reference_line():

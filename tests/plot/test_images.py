@@ -73,7 +73,7 @@ def test_patches_are_framed_and_ringed_where_they_lie():
     plot.mark_patches({"top": boxes, "sinks": boxes + 2, "none": np.empty((0, 4))}, ax=ax)
     frame, ring = ax.patches
     assert (frame.get_xy(), frame.get_width(), frame.get_height()) == ((4, 2), 16, 16)
-    assert (ring.get_center(), ring.get_width()) == ((14, 12), 16)
+    assert (ring.get_center(), ring.get_width()) == ((14, 12), 1.3 * 16), "around the patch, not on it"
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["top", "sinks"]
 
 
@@ -82,7 +82,11 @@ def test_phi_against_attention_by_role():
     ax = plot.phi_vs_attention(phi, xr.DataArray([0.8, 0.1, np.nan], dims="key"), threshold=20)
     assert [c.get_offsets().tolist() for c in ax.collections] == [[[30.0, 0.8]], [[1.0, 0.1]]]
     assert ax.lines[0].get_xdata() == [20, 20]
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["bos", "text", "tau = 20"]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["bos (n = 1)", "text (n = 1)", "tau = 20"]
+    above, beside = ax.child_axes
+    assert [len(margin.patches) for margin in (above, beside)] == [2, 2], "a histogram of each role"
+    assert above.get_xlim() == ax.get_xlim()
+    assert beside.get_ylim() == ax.get_ylim()
 
 
 def test_groups_that_are_no_roles_have_colours_of_their_own():

@@ -7,6 +7,7 @@ import xarray as xr
 
 from sinkscope import plot
 from sinkscope.errors import SchemaError
+from sinkscope.plot.naming import names_of
 
 
 def grid(top: float, **attrs: object) -> xr.DataArray:
@@ -30,14 +31,23 @@ def test_maps_share_their_colours_and_one_bar() -> None:
     assert "n = 5 prompts; 3 panels on one scale; models a, b" in figure.get_supxlabel()
 
 
-def test_lines_share_their_axis_and_the_first_keeps_the_legend() -> None:
+def test_lines_share_their_axis_and_the_last_of_a_row_names_them() -> None:
     lines = xr.DataArray(np.ones((2, 5)), dims=("tokens", "layer"), coords={"tokens": ["sink", "others"]})
     axes = plot.panels(plot.layer_profile, {"a": lines, "b": 7 * lines}, ylabel="norm")
     assert axes[0].get_ylim() == axes[1].get_ylim()
     assert axes[0].get_ylim()[1] >= 7
-    assert axes[0].get_legend() is not None
-    assert axes[1].get_legend() is None
+    assert names_of(axes[0]) == []
+    assert names_of(axes[1]) == ["sink", "others"]
     plt.close("all")
+
+
+def test_a_panel_may_have_a_picture_and_what_lies_on_it() -> None:
+    place = {"grid_row": ("key", [0.0, 0.0]), "grid_col": ("key", [0.0, 1.0])}
+    weights = xr.DataArray([0.1, 0.4], dims="key", coords=place, attrs={"model_id": "m"})
+    picture = np.full((8, 16, 3), 200, dtype=np.uint8)
+    axes = plot.panels(plot.patch_overlay, {"a": (picture, weights), "b": (picture, 2 * weights)}, caption=False)
+    assert {ax.collections[0].get_clim() for ax in axes} == {(0.0, 0.8)}
+    assert axes[0].get_figure().get_supxlabel() == ""  # type: ignore[union-attr]
 
 
 def test_nothing_and_what_cannot_be_drawn_are_refused() -> None:

@@ -5,6 +5,7 @@ from matplotlib.colors import to_rgba
 
 from sinkscope import plot
 from sinkscope.errors import SchemaError
+from sinkscope.plot.naming import names_of
 from sinkscope.plot.theme import OTHER, ROLE_COLOURS, SINK
 
 
@@ -20,7 +21,7 @@ def test_layer_profile_draws_a_line_per_label():
     ax = plot.layer_profile(array, band=(array - 0.5, array + 0.5), ylabel="norm")
     assert [line.get_ydata().tolist() for line in ax.lines] == array.values.tolist()
     assert [line.get_color() for line in ax.lines] == [SINK, OTHER]
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["sink", "others"]
+    assert names_of(ax) == ["sink", "others"]
     corners = ax.collections[0].get_paths()[0].vertices
     assert (corners[:, 1].min(), corners[:, 1].max()) == (0.5, 4.5)
     assert ax.get_ylim()[0] == 0
@@ -30,7 +31,7 @@ def test_layer_profile_draws_a_line_per_label():
 def test_layer_profile_of_one_line_has_no_legend():
     ax = plot.layer_profile(xr.DataArray([0.2, -0.4], dims="layer", name="share", attrs={"units": "nat"}))
     assert ax.lines[0].get_ydata().tolist() == [0.2, -0.4]
-    assert ax.get_legend() is None
+    assert names_of(ax) == []
     assert ax.get_ylim()[0] < -0.4
     assert ax.get_ylabel() == "share [nat]"
 
@@ -54,7 +55,7 @@ def test_top_values_draw_three_ranks_and_the_median():
     ax = plot.top_values_by_layer(top, xr.DataArray([0.5, 0.0], dims="site"))
     assert [line.get_ydata().tolist() for line in ax.lines[:3]] == [[9.0, 900.0], [5.0, 50.0], [4.0, 4.0]]
     np.testing.assert_array_equal(ax.lines[3].get_ydata(), [0.5, np.nan])
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["top 1", "top 2", "top 3", "median"]
+    assert names_of(ax) == ["top 1", "top 2", "top 3", "median"]
     assert ax.get_yscale() == "log"
 
 
