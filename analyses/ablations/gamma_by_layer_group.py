@@ -3,7 +3,9 @@
 Claim: shallow and middle layers respond most to scaling the first token, deep layers little. The paper reads task
 accuracy of Llama-3.1-8B over gamma (``han2025/layer_groups.py`` does so on tasks); here the loss per token of held-out
 text, each gamma against the model without an edit. Checks of this project: the first token hidden (gamma 0) in one
-group, against a random token of each prompt. Cost: one pass per gamma and group; two minutes per language model.
+group, against a random token of each prompt; in the figure two random bands: a random token scaled in all layers, and
+the first token in a random third of the heads of every layer, as many as a group of layers has. Cost: one pass per
+gamma and arm; five minutes per language model.
 """
 
 from __future__ import annotations
@@ -13,9 +15,24 @@ import xarray as xr
 from common import texts
 
 import sinkscope as sk
-from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, need
+from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, need, with_intervals
 
 GAMMAS = [0.0, 0.25, 0.5, 2.0, 4.0]
+DRAWS = 3
+"""Random tokens and random sets of heads that are scaled."""
+
+
+def random_arms(model: sk.Model, first: xr.DataArray, draws: int) -> dict[str, list[sk.edits.Edit]]:
+    """A random token scaled in all heads, and the first token scaled in a random third of the heads of each layer."""
+    heads = min(site.heads for site in model.backend.towers[model.backend.default_tower].attention)
+    edits: dict[str, list[sk.edits.Edit]] = {}
+    for draw in range(draws):
+        token = sk.metrics.matched_controls(first, seed=draw)
+        some = np.random.default_rng(draw).choice(heads, max(1, round(heads / 3)), replace=False).tolist()
+        for gamma in GAMMAS:
+            edits[f"random token {draw}|{gamma:g}"] = [sk.ScaleKeys(gamma, keys=token)]
+            edits[f"random heads {draw}|{gamma:g}"] = [sk.ScaleKeys(gamma, heads=some)]
+    return edits
 
 
 def judge(study: Study, model: sk.Model) -> None:
@@ -32,13 +49,11 @@ def judge(study: Study, model: sk.Model) -> None:
         for group, layers in groups.items() for gamma in GAMMAS
     }  # fmt: skip
     edits |= {f"{group}|random": [sk.MaskKeys(other, layers=layers.tolist())] for group, layers in groups.items()}
-    ds = study.run(prompts, [sk.TokenLoss()], edits)
+    draws = 1 if study.quick else DRAWS
+    ds = study.run(prompts, [sk.TokenLoss()], edits | random_arms(model, first, draws))
     loss = ds["token_loss"].mean("query").reset_coords(drop=True)
     effect = loss.drop_sel(edit="baseline") - loss.sel(edit="baseline", drop=True)
-    by_gamma = xr.concat(
-        [effect.sel(edit=[f"{group}|{g:g}" for g in GAMMAS]).assign_coords(edit=GAMMAS) for group in groups],
-        xr.Variable("layers", list(groups)),
-    ).rename(edit="gamma")
+    by_gamma = by_arm(effect, list(groups), "layers")
     size = abs(by_gamma).mean("gamma")
     for group in ("early", "middle"):
         more = Estimate.paired(size.sel(layers=group, drop=True), size.sel(layers="late", drop=True), "+.3g", "nat")
@@ -57,12 +72,43 @@ def judge(study: Study, model: sk.Model) -> None:
             number=less, found=f"layers {layers[0]} to {layers[-1]}; {float(hidden.mean()):+.3g} alone",
             agrees=less.above(0.0),
         )  # fmt: skip
-    curve = by_gamma.mean("prompt").rename(layers="layer")
-    curve = xr.concat([curve, xr.zeros_like(curve.isel(gamma=[0])).assign_coords(gamma=[1.0])], "gamma")
-    curve = curve.sortby("gamma").assign_attrs(units="nat", long_name="change of the loss")
-    curve = sk.plot.described(curve, ds)
-    lines = sk.plot.sweep_curve(curve, title=f"{model.id}: first token scaled by layer group")
-    study.figure(lines, "gamma_by_layer_group", source=curve, says="change of the loss per token; gamma = 1: no edit")
+    draw(study, ds, by_gamma, by_arm(effect, [f"random {what} {i}" for what in RANDOM for i in range(draws)], "draw"))
+
+
+RANDOM = ("token", "heads")
+
+
+def by_arm(effect: xr.DataArray, names: list[str], dim: str) -> xr.DataArray:
+    """Return effects by arm and gamma: dims (arm, gamma, prompt)."""
+    parts = [effect.sel(edit=[f"{name}|{g:g}" for g in GAMMAS]).assign_coords(edit=GAMMAS) for name in names]
+    return xr.concat(parts, xr.Variable(dim, names)).rename(edit="gamma")
+
+
+def draw(study: Study, ds: xr.Dataset, groups: xr.DataArray, controls: xr.DataArray) -> None:
+    """Draw groups of layers with intervals over prompts, and the random arms with the range of their draws."""
+    spread = with_intervals(groups)
+    lines = {"difference": [spread["difference"].rename(layers="arm")]}
+    lines |= {end: [spread[end].rename(layers="arm")] for end in ("low", "high")}
+    for what in RANDOM:
+        kept = [name for name in controls["draw"].values if what in name]
+        some = controls.sel(draw=kept).mean("prompt")
+        for name, part in (("difference", some.mean("draw")), ("low", some.min("draw")), ("high", some.max("draw"))):
+            lines[name].append(part.expand_dims(arm=[f"random {what}"]))
+    middle, low, high = (with_plain(xr.concat(lines[name], "arm")) for name in ("difference", "low", "high"))
+    middle = sk.plot.described(middle.assign_attrs(units="nat", long_name="change of the loss"), ds)
+    axes = sk.plot.sweep_curve(
+        middle, interval=(low, high), title=f"{study.subject}: first token scaled by layer group"
+    )
+    says = (
+        "change of the loss per token; gamma = 1: no edit; bands: 95% intervals over prompts, grey: range of the draws"
+    )
+    study.figure(axes, "gamma_by_layer_group", source=middle, says=says)
+
+
+def with_plain(curve: xr.DataArray) -> xr.DataArray:
+    """Put the model without an edit, which changes nothing, at gamma = 1."""
+    none = xr.zeros_like(curve.isel(gamma=[0])).assign_coords(gamma=[1.0])
+    return xr.concat([curve, none], "gamma").sortby("gamma")
 
 
 if __name__ == "__main__":

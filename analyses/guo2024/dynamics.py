@@ -19,6 +19,7 @@ import sinkscope as sk
 from recipes import seeds
 from sinkscope import zoo
 from sinkscope.analysis import Estimate, Study
+from sinkscope.plot.naming import drop_names
 
 SERIES = {
     "backcopy_risk": "back-copy risk", "bigram_excess": "bigram excess risk", "bos_attention": "attention to <s>",
@@ -63,8 +64,8 @@ def draw(study: Study) -> None:
         for line in ax.lines:
             line.set_marker("")
         ax.set(xscale="log", xlabel="step + 1", ylabel="value over its maximum" if ax is axes[0] else "")
-        ax.get_legend().remove()
-    axes[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
+        if ax is not axes[-1]:
+            drop_names(ax)
     source = curve(ARMS[-1]).assign_attrs(model_id=", ".join(f"zoo:{name}" for name in ARMS), n_prompts=128)
     study.figure(figure, "dynamics", source=source, says="first layer, measured while training, each over its maximum")
 

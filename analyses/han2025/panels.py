@@ -13,6 +13,7 @@ import sinkscope as sk
 from sinkscope import tasks
 from sinkscope.analysis import Study
 from sinkscope.engine.sweep import EditGrid
+from sinkscope.plot.naming import drop_names
 
 GAMMAS = (0.1, 0.4, 1.0, 2.5, 6.0)
 PANELS = ("sst2", "boolq", "logiqa")
@@ -60,10 +61,7 @@ def draw(
         band = (share["low"].where(share[dim] == arm), share["high"].where(share[dim] == arm))
         sk.plot.sweep_curve(curve, interval=band, title=name, ax=panel)
         if panel is not axes[0][-1]:
-            panel.get_legend().remove()
-        panel.set_xscale("log")
-        panel.set_xticks(GAMMAS, [f"{gamma:g}" for gamma in GAMMAS])
-        panel.minorticks_off()
+            drop_names(panel)
         change = abs(ds["log_probability"] - ds["log_probability"].sel(gamma=1.0)).drop_sel(gamma=1.0)
         sizes.append(change.mean("gamma").assign_coords(prompt=np.arange(ds.sizes["prompt"]) + 1000 * len(sizes)))
     return figure, ds, xr.concat(sizes, "prompt"), tuple(names)

@@ -21,6 +21,7 @@ import sinkscope as sk
 from sinkscope import tasks
 from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, ask, is_large, together
 from sinkscope.methods.zerotuning import ZeroTuningSettings, zerotune
+from sinkscope.plot.naming import drop_names
 
 PANELS = ("sst2", "boolq", "logiqa")
 MODES = {"loss": "with labels", "entropy": "without labels"}
@@ -53,7 +54,6 @@ def draw(free: xr.Dataset, name: str, top: Axes, bottom: Axes) -> None:
     sk.plot.sweep_curve(shares.assign_attrs(units="1", long_name="share of the questions"), ax=bottom)
     bottom.set_ylim(0, 1.05)
     for panel in (top, bottom):
-        panel.set_xscale("log")
         panel.axvline(free.attrs["gamma"], color="black")
         panel.set_xticks([0.3, 1, 3], ["0.3", "1", "3"])
         panel.minorticks_off()
@@ -72,8 +72,8 @@ def judge(study: Study, model: sk.Model) -> None:
         }
         free = both["entropy"]
         draw(free, name, top, bottom)
-        if name != names[0]:
-            bottom.get_legend().remove()
+        if name != names[-1]:
+            drop_names(bottom)
         for mode, ds in both.items():
             gain = ds["log_probability"].sel(edit="zerotuning") - ds["log_probability"].sel(edit="none")
             gains[mode].append(Estimate.mean(gain, "+.3f"))

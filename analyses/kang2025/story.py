@@ -47,7 +47,7 @@ def judge(study: Study, model: sk.Model) -> None:
         ds["key_mass"].sel(layer=layer).mean("head").reset_coords(drop=True).where(image) for ds in (plain, after)
     )
     shares = [(each.where(sinks).sum("key") / each.sum("key")).where(sinks.any("key")) for each in (before, behind)]
-    moved = Estimate.paired(*(share.dropna("prompt") for share in shares[::-1]), "+.3f")
+    moved = Estimate.paired(shares[1].dropna("prompt"), shares[0].dropna("prompt"), "+.3f")
     study.claim(
         "Overview", "Redistribution takes the attention from tokens that spike", paper="shown on one picture",
         number=moved, agrees=moved.below(0.0),

@@ -127,10 +127,10 @@ def sweep_curve(
     names = labels_of(array, others[0]) if others else [""]
     values = order.values.reshape(len(names), -1)
     edges = None if interval is None else [e.transpose(*others, x).values.reshape(len(names), -1) for e in interval]
-    for i, (name, look) in enumerate(zip(names, _looks(names), strict=True)):
-        axes.plot(positions, values[i], marker="o", label=name or None, **look)
+    for i, (name, style) in enumerate(zip(names, _looks(names), strict=True)):
+        axes.plot(positions, values[i], marker="o", label=name or None, **style)
         if edges is not None:
-            axes.fill_between(positions, edges[0][i], edges[1][i], color=look["color"], alpha=0.18, linewidth=0)
+            axes.fill_between(positions, edges[0][i], edges[1][i], color=style["color"], alpha=0.18, linewidth=0)
     lines = axes.lines[-len(names) :]
     if x in FACTORS:
         _factors(axes, positions)

@@ -203,7 +203,8 @@ def _margins(axes: Axes, x: np.ndarray, y: np.ndarray, groups: Sequence[tuple[st
     """Draw the histograms of both numbers above and beside the axes, one outline a group."""
     above = axes.inset_axes((0.0, 1.02, 1.0, 0.14), sharex=axes)
     beside = axes.inset_axes((1.02, 0.0, 0.14, 1.0), sharey=axes)
-    for margin, numbers, way in ((above, x, "vertical"), (beside, y, "horizontal")):
+    for margin, numbers in ((above, x), (beside, y)):
+        way = "vertical" if margin is above else "horizontal"
         edges = np.histogram_bin_edges(numbers[np.logical_or.reduce([kept for _, kept in groups])], 40)
         for colour, kept in groups:
             heights = np.histogram(numbers[kept], edges)[0]

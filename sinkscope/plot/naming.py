@@ -16,6 +16,9 @@ from scipy.optimize import isotonic_regression
 
 from sinkscope.plot.labels import plain
 
+_DASHES = {"--": "╌╌ ", ":": "┈┈ ", "-.": "╌┈ "}
+"""Set before the names of broken lines, several of which may have one colour."""
+
 
 class LineNames(Artist):
     """The names of lines, each in its line's colour at the height where the line ends, right of the axes.
@@ -34,7 +37,15 @@ class LineNames(Artist):
         self.lines = list(lines)
         size = float(mpl.rcParams["legend.fontsize"])
         self.texts = [
-            Text(0, 0, name, color=line.get_color(), fontsize=size, va="center", transform=IdentityTransform())
+            Text(
+                0,
+                0,
+                _DASHES.get(str(line.get_linestyle()), "") + name,
+                color=line.get_color(),
+                fontsize=size,
+                va="center",
+                transform=IdentityTransform(),
+            )
             for line, name in zip(lines, names, strict=True)
         ]
         self._of, self._size = axes, size
@@ -144,9 +155,9 @@ def legend_above(axes: Axes, handles: Sequence[Any] | None = None, *, over: floa
     size = float(mpl.rcParams["legend.fontsize"])
     figure = axes.get_figure(root=True)
     assert figure is not None
-    room = axes.get_position().width * float(figure.get_size_inches()[0]) * 72
-    widths = [(0.6 * len(str(each.get_label())) + 4.0) * size for each in shown]
+    room, tall = axes.get_position().size * figure.get_size_inches() * 72
+    widths = [(0.55 * len(str(each.get_label())) + 3.4) * size for each in shown]
     columns = next((n for n in range(len(shown), 1, -1) if n * max(widths) <= 1.1 * room), 1)
     axes.legend(handles=shown, loc="lower left", bbox_to_anchor=(0.0, 1.0 + over), ncols=columns, borderaxespad=0.2)
     rows = -(-len(shown) // columns)
-    axes.set_title(axes.get_title(loc="left"), pad=size * (1.0 + 1.75 * rows))
+    axes.set_title(axes.get_title(loc="left"), pad=over * tall + size * (1.0 + 1.75 * rows))

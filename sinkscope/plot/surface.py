@@ -107,17 +107,20 @@ def _decorate(axes: Axes3D, grid: xr.DataArray, top: float) -> None:
     axes.set(xlim=(0, max(1, length - 1)), ylim=(0, max(1, width - 1)), ylabel="dimension", zlabel="times the median")
     decades = max(1, int(np.ceil(top - 0.05)))
     axes.set_zlim(0, max(decades, top))
-    axes.set_zticks(range(decades + 1), ["1", "10", *(f"10{POWERS[k]}" for k in range(2, decades + 1))][: decades + 1])
+    axes.zaxis.set_ticks(
+        range(decades + 1), ["1", "10", *(f"10{POWERS[k]}" for k in range(2, decades + 1))][: decades + 1]
+    )
     axes.tick_params(axis="x", rotation=65, pad=-4)
     axes.tick_params(axis="y", pad=-2)
-    axes.tick_params(axis="z", pad=0)
+    axes.tick_params(axis="z", pad=0)  # type: ignore[arg-type]
     for label in axes.get_xticklabels():
         label.set_verticalalignment("top")
     size = float(mpl.rcParams["font.size"])
     axes.yaxis.labelpad, axes.zaxis.labelpad = 0.2 * size, -0.1 * size
     axes.locator_params(axis="y", nbins=5)
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
-        axis.set_pane_color((1, 1, 1, 0))
-        axis._axinfo["grid"]["color"] = "#E6E6E6"  # the only way to colour the grid of axes in space
+        axis.set_pane_color((1, 1, 1, 0))  # type: ignore[union-attr]
+        # There is no other way to colour the grid of axes in space.
+        axis._axinfo["grid"]["color"] = "#E6E6E6"  # type: ignore[union-attr]
     axes.view_init(elev=24, azim=-52)
     axes.set_box_aspect((1.25, 1.35, 0.95), zoom=0.96)  # type: ignore[arg-type]
