@@ -70,7 +70,9 @@ def draw(study: Study, found: dict[str, tuple[xr.DataArray, xr.Dataset]]) -> Non
     figure = plt.figure(figsize=(max(7.0, 3.1 * columns), 0.5 + (3.1 if columns > 1 else 5.0) * rows))
     for place, (name, surface) in enumerate(surfaces.items()):
         axes = figure.add_subplot(rows, columns, place + 1, projection="3d")
-        drawn = sk.plot.activation_surface(surface, top=top, title=f"{name}, {surface.name}", ax=axes)
+        few = int((surface > surface.max() / 10).sum()) <= HANDFUL
+        title = f"{name}, {surface.name}"
+        drawn = sk.plot.activation_surface(surface, named=None if few else [], top=top, title=title, ax=axes)
         if place % columns < columns - 1:
             drawn.set_zlabel("")  # type: ignore[attr-defined]
     names = ", ".join(surfaces)

@@ -112,7 +112,7 @@ class Study:
     def each(self) -> Iterator[Model]:
         """Go through the models of ``--model``; figures and claims made meanwhile are kept apart by model."""
         for source in self.given.model:
-            self._source, self._one_of_several = source, len(self.given.model) > 1
+            self._source, self.subject, self._one_of_several = source, "", len(self.given.model) > 1
             yield self.model
             self._models.pop(source, None)  # two language models at once are a gigabyte
         self._one_of_several = False
