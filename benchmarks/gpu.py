@@ -47,11 +47,12 @@ def parity(device: str, dry: bool) -> Iterator[str]:
     length, heads, dims = (20, 2, [16]) if dry else (1000, 16, [64, 128, 256])
     window = and_masks(sliding_window_overlay(length // 3), causal_mask_function)
     kinds = {
-        "causal": (causal_mask_function, False, None, False), "window, padding": (window, True, None, False),
-        "soft cap, learned sinks": (causal_mask_function, False, 30.0, True),
+        "causal": (causal_mask_function, False, None, ""), "window, padding": (window, True, None, ""),
+        "soft cap, learned sinks": (causal_mask_function, False, 30.0, "sinks"),
+        "keys raised, hidden, dropped": (causal_mask_function, False, None, "edits"),
     }  # fmt: skip
     for dtype, dim, group, (name, kind) in product(dtypes, dims, [1] if dry else [1, 4, 16], kinds.items()):
-        rule, padded, cap, sinks = kind
+        rule, padded, cap, more = kind
         draw = torch.Generator(device).manual_seed(0)
         query, key, value = (
             torch.randn(2, n, length, dim, generator=draw, device=device).to(dtype)
@@ -60,14 +61,14 @@ def parity(device: str, dry: bool) -> Iterator[str]:
         real = torch.ones(2, length, dtype=torch.bool, device=device)
         real[1, : length // 4] = not padded
         mask = MaskSpec(2, length, length, 0, 0, rule, real if padded else None, False, torch.device(device))
-        learned = torch.randn(heads, generator=draw, device=device) if sinks else None
+        learned = torch.randn(heads, generator=draw, device=device) if more == "sinks" else None
         call = Call(query, key, value, mask, dim**-0.5, softcap=cap, sink_logits=learned)
         roles = torch.randint(0, 5, (2, length), generator=draw, device=device)
         context = Context(real, roles, tuple(range(5)))
         wants = Wants("key_sum", "entropy", "row_sum", "log_sum_exp", "role_share", Ask("max_weight", {"keys": real}))
         with torch.no_grad():
-            out, found = gpu.attend(call, wants, context)
-            other, wanted = blockwise.attend(call, wants, context)
+            out, found = gpu.attend(call, wants, context, edits_of(call) if more == "edits" else None)
+            other, wanted = blockwise.attend(call, wants, context, edits_of(call) if more == "edits" else None)
         for stats in (found, wanted):  # a row that sees none of the keys has none, or 0 from a tile that holds others
             stats["max_weight"] = stats["max_weight"].clamp(min=0.0)
         worst = {label: _far(found[label], wanted[label]) for label in wanted.values}
@@ -77,6 +78,23 @@ def parity(device: str, dry: bool) -> Iterator[str]:
         if not (far <= most and rounding <= max(most, 2e-2 * (dtype != torch.float32))):
             raise SystemExit(f"{name}, {dtype}, {dim} wide, group {group}: {worst}, output {rounding:.1e}. Not timed.")
         yield f"| {name} | {dtype} | {dim} | {group} | {far:.1e} ({label}) | {rounding:.1e} |"
+
+
+def edits_of(call: Any) -> Any:
+    """Return edits of three keys: the first raised, the second hidden, the third's weight dropped, its value halved."""
+    import torch
+
+    from sinkscope.attention.call_edits import CallEdits
+    from sinkscope.attention.primitives import DropWeights, LogBias, ValueScale
+
+    batch, heads, _, _ = call.query.shape
+    device = call.query.device
+    first, second, third = (
+        (torch.arange(call.key.shape[2], device=device) == place).expand(batch, heads, -1) for place in range(3)
+    )
+    raised = LogBias(keys=first, value=torch.full((heads,), 1.5, device=device))
+    hidden = LogBias(keys=second, value=torch.zeros(heads, device=device), hide=True)
+    return CallEdits([raised, hidden], [DropWeights(keys=third)], [ValueScale(third, 0.5)])
 
 
 def _far(found: Any, wanted: Any) -> float:

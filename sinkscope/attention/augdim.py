@@ -8,6 +8,8 @@ are edited before and after the call. Whatever else an edit needs, the blockwise
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
@@ -38,15 +40,14 @@ def serves(call: Call, wants: Wants, edits: CallEdits) -> bool:
 
 def attend(call: Call, edits: CallEdits) -> tuple[Float[torch.Tensor, "batch query head dim"], LayerStats]:
     """Run a call that :func:`serves` accepted."""
-    query, key, value = call.query, call.key, call.value
+    query, key = call.query, call.key
     # Without statistics, weights dropped in every row are the same as values of 0.
     drops = [ValueScale(w.keys, w.factor, w.tally) for w in edits.weights if isinstance(w, DropWeights)]
     values = [*edits.values, *drops]
-    if _differs_within_groups(call, edits.biases, values):
-        key, value = (tensor.repeat_interleave(call.group, 1) for tensor in (key, value))
+    value = edited_values(call, values)
+    if value.shape[1] > key.shape[1] or any(_differs_within_groups(call, bias) for bias in edits.biases):
+        key, value = (tensor.repeat_interleave(query.shape[1] // tensor.shape[1], 1) for tensor in (key, value))
     per_group = query.shape[1] // key.shape[1]
-    for change in values:
-        value = change.apply(value, lambda tensor: tensor[:, ::per_group])
     columns = [_columns(bias, call, per_group) for bias in edits.biases]
     width = query.shape[-1]
     if columns:
@@ -63,6 +64,19 @@ def attend(call: Call, edits: CallEdits) -> tuple[Float[torch.Tensor, "batch que
     for gate in edits.gates:
         out = gate(out)
     return out.to(call.query.dtype), LayerStats(path="augdim")
+
+
+def edited_values(call: Call, values: Sequence[ValueScale]) -> Float[torch.Tensor, "batch kv_or_head key vdim"]:
+    """Return the values of a call, edited: of every head where those of a group come to differ."""
+    value, step = call.value, call.group
+    alike = (
+        torch.equal(change.keys, _by_group(change.keys, step).repeat_interleave(step, 1)) for change in values
+    )  # fmt: skip
+    if step > 1 and not all(alike):
+        value, step = value.repeat_interleave(step, 1), 1
+    for change in values:
+        value = change.apply(value, lambda tensor: tensor[:, ::step])
+    return value
 
 
 def _columns(bias: LogBias, call: Call, per_group: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,19 +118,10 @@ def _by_group(keys: Bool[torch.Tensor, "batch head key"], per_group: int) -> Boo
     return rearrange(keys, "batch (kv group) key -> batch kv group key", group=per_group).any(2)
 
 
-def _differs_within_groups(call: Call, biases: list[LogBias], values: list[ValueScale]) -> bool:
-    """Whether heads that share a key-value head select different keys, or not all of them edit its values."""
-    per_group = call.group
-    if per_group == 1:
-        return False
-    for bias in biases:
-        union = _by_group(bias.keys, per_group).repeat_interleave(per_group, 1)
-        if not torch.equal(bias.keys, union & bias.keys.any(-1, keepdim=True)):
-            return True
-    return any(
-        not torch.equal(change.keys, _by_group(change.keys, per_group).repeat_interleave(per_group, 1))
-        for change in values
-    )
+def _differs_within_groups(call: Call, bias: LogBias) -> bool:
+    """Whether heads that share a key-value head select different keys."""
+    union = _by_group(bias.keys, call.group).repeat_interleave(call.group, 1)
+    return call.group > 1 and not torch.equal(bias.keys, union & bias.keys.any(-1, keepdim=True))
 
 
 def _widen(tensor: torch.Tensor, parts: list[torch.Tensor], short: int) -> torch.Tensor:

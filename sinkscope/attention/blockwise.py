@@ -149,7 +149,10 @@ def _tile(
         logits = bias.apply(logits, tile)
     off_keys = has_mass_off_keys(call, edits)
     weights, lse = normalise(call, logits, inputs, tile, edits, off_keys or wants.log_sum_exp_needed)
-    on_keys, extra_output = denominator(call, lse, inputs, edits) if lse is not None and off_keys else (None, None)
+    on_keys = extra_output = None
+    if lse is not None and off_keys:
+        total, extra_output = denominator(call, lse, head, inputs.logit_of, edits)
+        on_keys = (lse - total).exp()
     edited = bool(edits and edits.weights)
     if on_keys is not None and (wants.weights_needed or edited):
         weights = weights * on_keys[..., None]

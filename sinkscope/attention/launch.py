@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 
 from sinkscope.attention import fused
 from sinkscope.attention.call import Call
+from sinkscope.attention.logit_terms import LogitTerms
 from sinkscope.attention.spans import Spans
 
 
@@ -44,13 +45,21 @@ class RowNumbers:
 
 
 class Launcher:
-    """One call as the kernels take it. ``spans`` is the run of keys that each query sees."""
+    """One call as the kernels take it.
 
-    def __init__(self, call: Call, spans: Spans, tiling: Tiling | None = None) -> None:
-        self.call, self.spans, self.tiling = call, spans, tiling
+    ``spans`` is the run of keys that each query sees, ``terms`` what edits add to the logits. ``value`` takes the place
+    of the call's own values where they are edited, of more heads than the keys where those of a group came to differ.
+    """
+
+    def __init__(
+        self, call: Call, spans: Spans, tiling: Tiling | None = None, terms: LogitTerms | None = None,
+        value: Float[torch.Tensor, "batch kv_or_head key vdim"] | None = None,
+    ) -> None:  # fmt: skip
+        self.call, self.spans, self.tiling, self.terms = call, spans, tiling, terms
+        value = call.value if value is None else value
         # Kernels walk along the numbers of a vector one by one.
         self.query, self.key, self.value = (
-            t if t.stride(-1) == 1 else t.contiguous() for t in (call.query, call.key, call.value)
+            t if t.stride(-1) == 1 else t.contiguous() for t in (call.query, call.key, value)
         )
         self.first, self.stop = spans.first.contiguous(), spans.stop.contiguous()
         self.real = self.first if spans.real is None else spans.real.to(torch.int8).contiguous()
@@ -58,8 +67,9 @@ class Launcher:
     def forward(self) -> tuple[Float[torch.Tensor, "batch query head vdim"], Float[torch.Tensor, "batch head query"]]:
         """Return output and log-sum-exp over the keys, by the library's kernel where it knows this call."""
         call = self.call
-        if call.plain_on_keys and fused.has_log_sum_exp(call):
-            out, lse = fused.flash(call.query, call.key, call.value, call.causal, call.scale)
+        alike = self.terms is None and self.value.shape[1] == self.key.shape[1]
+        if alike and call.plain_on_keys and fused.has_log_sum_exp(call):
+            out, lse = fused.flash(call.query, call.key, self.value, call.causal, call.scale)
             return out.transpose(1, 2), lse
         return self.own_forward()
 
@@ -72,8 +82,8 @@ class Launcher:
         out = torch.empty(batch, queries, heads, vdim, dtype=self.value.dtype, device=device)
         lse = torch.empty(batch, heads, queries, device=device)
         self._launch(
-            "forward", (self.query, self.key, self.value, out, lse), (self.query, self.key, self.value), (),
-            VDIM=vdim, VDIM2=_power(vdim),
+            "forward", (self.query, self.key, self.value, out, lse), (self.query, self.key, self.value),
+            (heads // self.value.shape[1],), VDIM=vdim, VDIM2=_power(vdim),
         )  # fmt: skip
         return out, lse
 
@@ -128,13 +138,16 @@ class Launcher:
             blocks = self.spans.by_key_block(tiling.keys, tiling.queries)
         else:
             blocks = self.spans.by_query_block(tiling.queries)
+        terms = self.terms
+        edits = (self.first,) * 3 if terms is None else (terms.step, terms.acts, terms.own)
         strides = [step for tensor in strided for step in tensor.stride()[:3]]
         # A model over several devices: Triton launches on the current one, not on that of its arguments.
         with torch.cuda.device_of(self.query):
             kernel[len(blocks[0]), batch * heads](
-                *tensors, self.first, self.stop, *blocks, self.real, *strides,
+                *tensors, self.first, self.stop, *blocks, self.real, *edits, *strides,
                 call.scale, call.softcap or 1.0, heads, call.group, queries, keys, *more,
                 DIM=dim, DIM2=_power(dim), CAPPED=call.softcap is not None, PADDED=self.spans.real is not None,
+                TERMS=0 if terms is None else len(terms.step), BEFORE=0 if terms is None else terms.before,
                 BM=tiling.queries, BN=tiling.keys, num_warps=tiling.warps, **constants,
             )  # fmt: skip
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
@@ -13,6 +14,9 @@ from sinkscope.attention.masks import HIDDEN_LOGIT
 from sinkscope.attention.primitives import ExtraKey
 from sinkscope.attention.tile import Normaliser, Tile, TileInputs
 from sinkscope.errors import UnsupportedModelError
+
+LogitOf = Callable[[Float[torch.Tensor, "head dim"]], Float[torch.Tensor, "flat query"]]
+"""Gives the logits of one further key per head."""
 
 EPS = 1e-8
 """What is added to the sum of a row that is divided by it."""
@@ -98,14 +102,14 @@ def has_mass_off_keys(call: Call, edits: CallEdits | None) -> bool:
 
 
 def denominator(
-    call: Call, lse: Float[torch.Tensor, "flat query"], inputs: TileInputs, edits: CallEdits | None
-) -> tuple[Float[torch.Tensor, "flat query"], Float[torch.Tensor, "flat query vdim"] | None]:
-    """Return the share of each row that stays on the keys, exp(lse - total), and what the extra keys put out.
+    call: Call, lse: Float[torch.Tensor, "flat query"], head: Int[torch.Tensor, " flat"], logit_of: LogitOf,
+    edits: CallEdits | None,
+) -> tuple[Float[torch.Tensor, "flat query"], Float[torch.Tensor, "flat query vdim"] | None]:  # fmt: skip
+    """Return the logarithm of each row's whole denominator, and what the extra keys put out.
 
     Every implicit sink is one more term of the denominator, so it never needs a column of its own: the softmax over the
-    keys is computed as ever and scaled by this share. Working on logarithms keeps it exact when a sink takes all.
+    keys is computed as ever and scaled by exp(lse - total). Working on logarithms keeps it exact when a sink takes all.
     """
-    head = inputs.where[1]
     total = lse
     if call.sink_logits is not None:
         total = torch.logaddexp(total, call.sink_logits.float()[head][:, None])
@@ -121,10 +125,10 @@ def denominator(
         own = torch.ones(len(call.extra_key), dtype=torch.bool, device=lse.device)
         extras.insert(0, ExtraKey(call.extra_key, call.extra_value, own))
     elif call.extra_key is not None:
-        total = torch.logaddexp(total, inputs.logit_of(call.extra_key))
+        total = torch.logaddexp(total, logit_of(call.extra_key))
     logits = []
     for each in extras:
-        logits.append(inputs.logit_of(each.key).masked_fill(~each.heads[head][:, None], -math.inf))
+        logits.append(logit_of(each.key).masked_fill(~each.heads[head][:, None], -math.inf))
         total = torch.logaddexp(total, logits[-1])
     # Sigmoid and relu weigh each key by itself: there is no denominator for a further key to take mass from.
     alone = [heads[head][:, None] for heads in heads_without_softmax(call, edits).values()]
@@ -135,7 +139,6 @@ def denominator(
             share = share.masked_fill(bare, 0.0)
         part = share[..., None] * each.value.float()[head][:, None]
         extra_output = part if extra_output is None else extra_output + part
-    on_keys = (lse - total).exp()
     for bare in alone:
-        on_keys = on_keys.masked_fill(bare, 1.0)
-    return on_keys, extra_output
+        total = torch.where(bare, lse, total)
+    return total, extra_output

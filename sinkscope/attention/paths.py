@@ -5,7 +5,7 @@
 | ``fused`` | plain calls without edits: no statistic of the weights, or a few keys' mass and the log-sum-exp | 1.0x |
 | ``merged`` | edits of the first 32 keys, null keys, extra key-value pairs; CPU | 1.0x to 1.1x |
 | ``augdim`` | log-biases on any keys, values, gates; every device, with gradients | 1.1x |
-| ``triton`` | statistics without edits on an NVIDIA GPU, from the fused kernel's log-sum-exp | not measured |
+| ``triton`` | statistics, and edits of scores, weights, values and gates, on an NVIDIA GPU | not measured |
 | ``blockwise`` | everything | 1.2x to 2x of the attention call |
 
 docs/decisions.md has the measurements. The path taken stands in each reading.
@@ -39,7 +39,7 @@ def attend(
         if augdim.serves(call, wants, edits):
             return _with_facts(augdim.attend(call, edits), call, wants, context)
     if gpu.serves(call, wants, context, edits):
-        return gpu.attend(call, wants, context)
+        return gpu.attend(call, wants, context, edits)
     return blockwise.attend(call, wants, context, edits)
 
 

@@ -12,9 +12,10 @@ from sinkscope.attention import kernels
 from sinkscope.attention.launch import Tiling
 
 POINTERS = {
-    "fp32": ("lse", "total", "one_hot", "numbers", "shares", "sums", "counted"),
+    "fp32": ("lse", "total", "one_hot", "numbers", "shares", "sums", "counted", "step", "acts"),
     "i8": ("chosen", "real"),
     "i32": ("first_of", "stop_of", "block_first", "block_stop", "column_of"),
+    "i64": ("own",),
 }
 TYPES = {name: f"*{kind}" for kind, names in POINTERS.items() for name in names} | {"scale": "fp32", "cap": "fp32"}
 
@@ -26,7 +27,8 @@ def compiled(name, dtype, dim, capability):
     tiling = Tiling.of(call, name)
     constants = {
         "DIM": dim, "DIM2": dim, "VDIM": dim, "VDIM2": dim, "ROLES": 9, "ROLES2": 16, "CHOSEN": True, "TOP": True,
-        "SPLIT": dtype != torch.float32, "CAPPED": True, "PADDED": True, "BM": tiling.queries, "BN": tiling.keys,
+        "SPLIT": dtype != torch.float32, "TERMS": 2, "BEFORE": 1, "CAPPED": True, "PADDED": True,
+        "BM": tiling.queries, "BN": tiling.keys,
     }  # fmt: skip
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     own = {name: "*fp32" if dtype == torch.float32 else "*bf16" for name in ("query", "key", "value", "out")}

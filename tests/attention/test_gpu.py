@@ -75,7 +75,7 @@ def check(case):
     call, dense, asked = case.call, case.dense, everything(case)
     assert gpu.knows(call, asked, case.context)
     with torch.no_grad():
-        out, stats = gpu.attend(call, asked, case.context, SMALL)
+        out, stats = gpu.attend(call, asked, case.context, tiling=SMALL)
     half = call.query.dtype != torch.float32
     close(out.transpose(1, 2), dense.output, 1.6e-2 if half else 1e-5)
     assert stats.path == "triton"
@@ -160,7 +160,7 @@ def test_a_row_that_sees_nothing_is_zero_and_never_nan():
     case = make(length=20, padding="left", batch=2, seed=3)
     gone = ~case.visible.any(-1)
     assert gone.any()
-    out, stats = gpu.attend(case.call, everything(case), case.context, SMALL)
+    out, stats = gpu.attend(case.call, everything(case), case.context, tiling=SMALL)
     assert (out[gone] == 0).all()
     nothing = gone[:, None].expand(stats["row_sum"].shape)
     for name in ("row_sum", "entropy", "role_share"):

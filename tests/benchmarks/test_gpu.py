@@ -19,7 +19,7 @@ def test_a_dry_run_checks_parity_and_writes_a_table(tmp_path):
     lines = page.read_text().splitlines()
     assert lines[0] == "## a CPU, dry: these are not results"
     assert [line.split(" | ")[0] for line in lines if "torch.float32" in line] == [
-        "| causal", "| window, padding", "| soft cap, learned sinks",
+        "| causal", "| window, padding", "| soft cap, learned sinks", "| keys raised, hidden, dropped",
     ]  # fmt: skip
     ways = [line.split(" | ") for line in lines[lines.index("### dry, 24 tokens") + 4 :] if line]
     assert [way[0] for way in ways] == [
