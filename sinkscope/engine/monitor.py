@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 
-from sinkscope.attention import blockwise, seam
+from sinkscope.attention import paths, seam
 from sinkscope.attention.call import Call
 from sinkscope.attention.view import Ask, Context, Wants
 from sinkscope.engine.applied import watch_passes
+from sinkscope.engine.generated import KeySums, as_array
 from sinkscope.engine.run import find_tower
 from sinkscope.errors import OutputError, ProbeError, SinkscopeWarning, UnsupportedModelError
 from sinkscope.files import as_path
@@ -26,6 +27,8 @@ from sinkscope.models.backends.collector import Collector
 from sinkscope.models.backends.residual_hooks import residual_hooks
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from sinkscope.models.handle import Model
 
 KEPT = 1000
@@ -39,7 +42,7 @@ PER_KV_HEAD = ("first_value_norm", "value_norm")
 
 @contextlib.contextmanager
 def monitor(
-    model: Model, *, every: int = 10, to: str | os.PathLike[str] | Write | None = None
+    model: Model, *, every: int = 10, to: str | os.PathLike[str] | Write | None = None, scores: int = 0
 ) -> Iterator[Monitor]:  # fmt: skip
     """Measure sinks on every n-th forward pass inside: of training, evaluation or ``model.model.generate``.
 
@@ -53,14 +56,22 @@ def monitor(
     ``first_value_norm`` (of the first real token) and ``value_norm`` (mean of all); and by residual site ``massive``
     (largest magnitude).
 
+    With ``scores`` a row has ``sink_scores`` too, by layer (prompt head rank): that many of the largest mean attentions
+    that a token has got so far in the text, from the prompt and what was written, in falling order. They are the
+    features by which Binkowski et al. (binkowski2026, SinkProbe) tell made-up answers, as they stand when each token is
+    chosen, from sums and never a map. The classifier is yours: a logistic regression on labels of your own; the paper's
+    exact equation was not at hand, so that these are its features as :func:`sinkscope.metrics.sink_scores` defines
+    them. ``every`` must then be 1, and the text be written greedily or by sampling: beams change places unseen.
+
     Args:
         model: the model.
         every: passes from one measurement to the next; the first pass is measured.
         to: where rows go: a path (JSON lines, appended), ``"tensorboard"`` (a run of its own), ``"wandb"`` (the run
             that is open), or a function that is called with each row. The newest 1,000 are in ``rows`` in any case.
+        scores: how many sink scores of each head; 0 for none.
 
     Raises:
-        ProbeError: ``every`` below 1.
+        ProbeError: ``every`` below 1, ``scores`` below 0, or scores without ``every=1``.
         UnsupportedModelError: the model is not driven by transformers, or recomputes its blocks in the backward pass.
         OutputError: the target cannot be written, or its package is not there.
 
@@ -69,13 +80,19 @@ def monitor(
     """
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise ProbeError(f"monitor(every={every!r}): use a whole number of passes, at least 1.")
+    if isinstance(scores, bool) or not isinstance(scores, int) or scores < 0:
+        raise ProbeError(f"monitor(scores={scores!r}): use a whole number of scores for each head, or 0 for none.")
+    if scores and every != 1:
+        raise ProbeError(
+            f"monitor(scores={scores}, every={every}): scores are sums over all passes. Measure each one, with every=1."
+        )
     tower = find_tower(model, None)
     if model.backend.name != "transformers":
         raise UnsupportedModelError(
             f"monitor: {model.id} is driven by {model.backend.name}; passes of your own need the transformers backend."
         )
     with contextlib.ExitStack() as stack:
-        watching = Monitor(model, tower, every, _writer(to, stack))
+        watching = Monitor(model, tower, every, _writer(to, stack), KeySums(scores) if scores else None)
         stack.callback(watching.close)
         watching.open()
         yield watching
@@ -89,13 +106,25 @@ class Monitor:
         passes: forward passes seen so far.
     """
 
-    def __init__(self, model: Model, tower: Tower, every: int, write: Write | None) -> None:
-        self.model, self.tower, self.every, self.write = model, tower, every, write
+    def __init__(
+        self, model: Model, tower: Tower, every: int, write: Write | None, sums: KeySums | None = None
+    ) -> None:  # fmt: skip
+        self.model, self.tower, self.every, self.write, self.sums = model, tower, every, write, sums
         self.rows: deque[Row] = deque(maxlen=KEPT)
         self.passes, self._depth = 0, 0
         self._under_way: contextlib.ExitStack | None = None
         self._pass: _Pass | None = None
         self._handles: list[Any] = []
+
+    def sink_scores(self) -> xr.DataArray:
+        """Return the sink scores of the rows in memory as (position prompt layer head rank).
+
+        ``position`` is the place of the token that a pass chose, counted with the padding before its prompt.
+
+        Raises:
+            ProbeError: no row has scores, or they are of different numbers of prompts.
+        """
+        return as_array(self.rows)
 
     def open(self) -> None:
         """Watch the model and its headless part, whichever is called."""
@@ -123,7 +152,7 @@ class Monitor:
                 "monitor: this model recomputes its blocks in the backward pass (gradient checkpointing), where the "
                 "pass would not be what was measured. Turn it off, or use sinkscope.training.SinkCallback."
             )
-        self._pass = _Pass(self.model, self.tower, kwargs)
+        self._pass = _Pass(self.model, self.tower, kwargs, self.sums)
         self._under_way = contextlib.ExitStack()
         self._under_way.enter_context(seam.entered(self.model.model, self._pass.session))
         rows = _rows(args, kwargs)
@@ -164,7 +193,8 @@ class Monitor:
 class _Pass:
     """What is measured of one forward pass."""
 
-    def __init__(self, model: Model, tower: Tower, kwargs: Mapping[str, Any]) -> None:
+    def __init__(self, model: Model, tower: Tower, kwargs: Mapping[str, Any], sums: KeySums | None) -> None:
+        self.sums, self.scores = sums, dict[int, torch.Tensor]()
         mask = kwargs.get("attention_mask")
         self.mask = mask.bool() if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
         self.queries, self.cached = 0, 0
@@ -195,15 +225,19 @@ class _Pass:
         real = self._real(call)
         first = torch.zeros_like(real).scatter_(1, real.int().argmax(1, keepdim=True), True) & real
         context = Context(real, torch.zeros_like(real).long(), (0,))
-        wants = Wants("entropy", "max_logit", Ask("key_sum", {"keys": first}), "key_viewers", "value_norm")
-        stats = blockwise.attend(call, wants, context)[1]
+        of_keys = "key_sum" if self.sums else Ask("key_sum", {"keys": first})
+        wants = Wants("entropy", "max_logit", of_keys, "key_viewers", "value_norm")
+        stats = paths.attend(call, wants, context)[1]
+        if self.sums and site.layer not in self.scores:
+            self.scores[site.layer] = self.sums.add(site.layer, call, stats)
         rows = call.query.shape[2]
         live = (real[:, -rows:] if real.shape[1] >= rows else real.new_ones(len(real), rows))[:, None]
         number = live.sum().clamp(min=1)
         norms, keys = stats["value_norm"], real[:, None]
         viewers = (stats["key_viewers"] * first).sum(1)
         # A window may have moved on from the first token: such prompts have no share of it.
-        share = torch.nansum(stats["key_sum"], 2)[viewers > 0] / viewers[viewers > 0, None]
+        on_first = stats["key_sum"].masked_fill(~first[:, None], 0.0).sum(2)
+        share = on_first[viewers > 0] / viewers[viewers > 0, None]
         top = stats["max_logit"].masked_fill(~live, -torch.inf).amax((0, 2))
         for name, value in (
             ("sink_share", share.mean(0)),
@@ -213,7 +247,8 @@ class _Pass:
             ("value_norm", (norms * keys).sum((0, 2)) / keys.sum().clamp(min=1)),
         ):
             self.found[name].setdefault(site.layer, []).append(value)
-        self.queries, self.cached = rows, call.key.shape[2] - rows
+        # A window's cache holds the last keys alone, and its mask says how many went before.
+        self.queries, self.cached = rows, max(self.cached, call.mask.kv_offset + call.key.shape[2] - rows)
 
     def _real(self, call: Call) -> torch.Tensor:
         """Which keys are real tokens: by the model's own mask, where it speaks of these keys."""
@@ -232,6 +267,8 @@ class _Pass:
                 for layer, calls in sorted(layers.items())
             }
             row[name] = {str(layer): value.tolist() for layer, value in several.items()}
+        if self.scores:
+            row["sink_scores"] = {str(layer): found.tolist() for layer, found in sorted(self.scores.items())}
         names = list(self.massive)
         row["massive"] = dict(zip(names, torch.stack([self.massive[n].cpu() for n in names]).tolist(), strict=True))
         return row

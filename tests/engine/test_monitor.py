@@ -171,3 +171,60 @@ def test_what_cannot_be_watched_is_refused(llama, tmp_path, monkeypatch):
     llama.model.train()
     with pytest.raises(UnsupportedModelError, match="gradient checkpointing"), sk.monitor(llama):
         llama.model(IDS)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_scores_of_each_written_token_are_those_of_a_reading_so_far(name):
+    """Gemma 2's window is shorter than the text: its cache forgets the first keys, the sums do not."""
+    model = sk.load_model(testing.tiny(name))
+    with sk.monitor(model, every=1, scores=5) as watch:
+        ids = model.model.generate(IDS, max_new_tokens=9, do_sample=False, pad_token_id=0, eos_token_id=None)
+    scores = watch.sink_scores()
+    assert scores.dims == ("position", "prompt", "layer", "head", "rank")
+    assert scores.position.values.tolist() == list(range(7, 16))
+    for place in (7, 8, 12, 15):
+        so_far = sk.run(model, sk.Prompts.from_ids(ids[:, :place].tolist(), model), sk.KeyMass())
+        wanted = sk.metrics.sink_scores(so_far, top=5)
+        np.testing.assert_allclose(scores.sel(position=place), wanted.transpose("prompt", ...), atol=2e-6)
+
+
+def test_scores_leave_padding_out_and_are_nan_where_there_are_fewer_tokens(llama):
+    padded = torch.cat([torch.zeros(1, 4, dtype=torch.long), IDS[:1, :3]], 1)
+    mask = torch.tensor([[0, 0, 0, 0, 1, 1, 1]])
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    found = []
+    for inputs in ({"input_ids": IDS[:1, :3]}, {"input_ids": padded, "attention_mask": mask}):
+        with sk.monitor(llama, every=1, scores=4) as watch:
+            llama.model.generate(**inputs, **options)
+        found.append(watch.sink_scores().values)
+    np.testing.assert_allclose(found[1], found[0], atol=1e-5)
+    assert np.isnan(found[0][0, ..., 3]).all()
+    assert not np.isnan(found[0][1:]).any()
+
+
+def test_scores_of_a_pass_that_follows_on_nothing_are_nan_and_a_text_of_its_own_begins_anew(llama):
+    with torch.no_grad():
+        cache = llama.model(IDS, use_cache=True).past_key_values
+        with sk.monitor(llama, every=1, scores=2) as watch:
+            llama.model(IDS[:, :1], past_key_values=cache, use_cache=True)
+            llama.model(IDS)
+            llama.model(IDS[:1])
+    first, second, third = (np.array(list(row["sink_scores"].values())) for row in watch.rows)
+    assert np.isnan(first).all()
+    assert not np.isnan(second).any()
+    assert third.shape[1] == 1
+    with pytest.raises(ProbeError, match=r"the passes had \[1, 2\] prompts"):
+        watch.sink_scores()
+
+
+def test_scores_need_every_pass(llama):
+    for options, said in (
+        ({"scores": 3}, r"monitor\(scores=3, every=10\): scores are sums over all passes"),
+        ({"scores": -1, "every": 1}, r"monitor\(scores=-1\): use a whole number"),
+    ):
+        with pytest.raises(ProbeError, match=said), sk.monitor(llama, **options):
+            pass
+    with sk.monitor(llama) as watch:
+        pass
+    with pytest.raises(ProbeError, match="nothing was scored"):
+        watch.sink_scores()
