@@ -212,9 +212,8 @@ def check_finite(model: torch.nn.Module, name: str) -> None:
         ModelError: a weight is NaN or infinite, or a buffer NaN.
     """
     buffers = {name for name, _ in model.named_buffers()}
-    for key, tensor in model.state_dict().items():
-        if not isinstance(tensor, torch.Tensor):  # quantised layers keep types and packed weights here
-            continue
+    tensors = [(key, part) for key, tensor in model.state_dict().items() for part in _plain_parts(tensor)]
+    for key, tensor in tensors:
         if not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta:
             continue
         low, high = torch.aminmax(tensor)  # NaN and infinity both show in the extremes, with no second copy in memory
@@ -226,6 +225,16 @@ def check_finite(model: torch.nn.Module, name: str) -> None:
                 f"damaged, or overflowed in {str(tensor.dtype).removeprefix('torch.')}. Copy it again, or load it with "
                 "another dtype."
             )
+
+
+def _plain_parts(tensor: Any) -> list[torch.Tensor]:
+    """Return a tensor, or those that a quantised one is made of: most operations are none of its own."""
+    if not isinstance(tensor, torch.Tensor):  # quantised layers keep types and packed weights in their state
+        return []
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None or hasattr(tensor, "full_tensor"):  # cut over ranks
+        return [tensor]
+    return [part for name in flatten()[0] for part in _plain_parts(getattr(tensor, name))]
 
 
 def _load(
