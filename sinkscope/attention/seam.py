@@ -114,11 +114,13 @@ AttentionMaskInterface.register(DENSE_MASK, eager_mask)
 
 def configs(model: torch.nn.Module) -> list[Any]:
     """Every distinct config object of the model and its parts that chooses an attention implementation."""
-    found: dict[int, Any] = {}
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        if config is not None and hasattr(config, "_attn_implementation_internal"):
-            found.setdefault(id(config), config)
+    return _configs(list(model.modules()))
+
+
+def _configs(modules: list[torch.nn.Module]) -> list[Any]:
+    # Read where a module keeps it: asking every module by name raises in most of them, in each pass.
+    kept = (vars(module).get("config") for module in modules)
+    found = {id(config): config for config in kept if hasattr(config, "_attn_implementation_internal")}
     return list(found.values())
 
 
@@ -139,13 +141,15 @@ def entered(model: torch.nn.Module, session: Session) -> Iterator[Session]:
     Raises:
         UnsupportedModelError: the model's attention is a function of somebody else's.
     """
-    check_functions(configs(model))
-    before = [(config, config._attn_implementation_internal) for config in configs(model)]
+    modules = list(model.modules())
+    found = _configs(modules)
+    check_functions(found)
+    before = [(config, config._attn_implementation_internal) for config in found]
     token = _active.set(session)
     try:
         for config, _ in before:
             config._attn_implementation_internal = DENSE_MASK if takes_tensors(model) else NAME
-        with _uncompiled(model):
+        with _uncompiled(modules):
             yield session
     finally:
         for config, old in before:
@@ -153,12 +157,12 @@ def entered(model: torch.nn.Module, session: Session) -> Iterator[Session]:
         _active.reset(token)
 
 
-def _uncompiled(model: torch.nn.Module) -> AbstractContextManager[Any]:
+def _uncompiled(modules: list[torch.nn.Module]) -> AbstractContextManager[Any]:
     """While inside, a model that was compiled in place (``model.compile()``) runs as it was written.
 
     Tracing the instrument would take minutes, and what it reads would be compiled into the model.
     """
-    compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
+    compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in modules)
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -41,6 +42,20 @@ def _is_punctuation(character: str) -> bool:
     return character in string.punctuation or unicodedata.category(character).startswith("P")
 
 
+_SHOWN: WeakKeyDictionary[Any, tuple[tuple[int, int], dict[int, tuple[str, str]]]] = WeakKeyDictionary()
+
+
+def _shown_before(tokenizer: Any, added: int) -> dict[int, tuple[str, str]]:
+    """Return how tokens of this tokenizer were shown so far: every run compares its prompts with them."""
+    try:
+        size = len(tokenizer), added  # tokens may be added later on
+        if tokenizer not in _SHOWN or _SHOWN[tokenizer][0] != size:
+            _SHOWN[tokenizer] = size, {}
+        return _SHOWN[tokenizer][1]
+    except TypeError:  # none, or one without a length or a hash
+        return {}
+
+
 @dataclass
 class Vocabulary:
     """What a model's tokenizer and config say about token ids; works without a tokenizer too."""
@@ -72,6 +87,7 @@ class Vocabulary:
         added: dict[Any, Any] = getattr(tokenizer, "added_tokens_decoder", None) or {}
         vocabulary._added = {int(number): str(token) for number, token in added.items()}
         vocabulary._byte_level = _is_byte_level(tokenizer)
+        vocabulary._shown = _shown_before(tokenizer, len(added))
         return vocabulary
 
     @property
