@@ -1,4 +1,4 @@
-"""Models of quantised weights: read as their own eager attention computes, edited as the same weights written out."""
+"""Models of quantised weights: read and edited as their own eager attention computes."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from sinkscope.errors import ModelError, UnsupportedModelError
 from sinkscope.models.weights import check_finite
 
 IDS = [[1, 5, 9, 12, 20, 7], [1, 8, 30]]
-EDITS = [sk.ScaleKeys(0.2), sk.ZeroValues("first", layers=[1])]
+GAMMA = 0.2
 
 
 def torchao_int8():
@@ -65,7 +65,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     ("made", "near"), [(torchao_int8, 1e-4), (torchao_int4, 1e-4), (quanto_int8, 1e-4), (bitsandbytes_nf4, 0.1)]
 )  # the last one rounds as it multiplies, layer by layer
-def test_a_quantised_model_is_read_as_it_computes_and_edited_as_its_weights_written_out(made, near, folder):
+def test_a_quantised_model_is_read_and_edited_as_its_own_eager_attention_computes(made, near, folder):
     model = sk.load_model(folder, quantization_config=made())
     prompts = sk.Prompts.from_ids(IDS, model)
     found = sk.run(model, prompts, [sk.KeyMass(), sk.Entropy(), sk.ValueNorm(), sk.Contribution(), sk.TokenLoss()])
@@ -77,14 +77,21 @@ def test_a_quantised_model_is_read_as_it_computes_and_edited_as_its_weights_writ
     wanted = sk.run(plain, sk.Prompts.from_ids(IDS, plain), [sk.ValueNorm(), sk.Contribution(), sk.TokenLoss()])
     for name in wanted.data_vars:
         np.testing.assert_allclose(found[name], wanted[name], atol=near, rtol=near, err_msg=str(name))
-    edited = [sk.run(m, sk.Prompts.from_ids(IDS, m), sk.TokenLoss(), EDITS).token_loss for m in (model, plain)]
-    np.testing.assert_allclose(edited[0], edited[1], atol=near)
     model.model.set_attn_implementation("eager")
     with torch.no_grad():
         maps = torch.stack(model.model(torch.tensor(IDS[:1]), output_attentions=True).attentions, 1).float()
     size = maps.shape[-1]
     np.testing.assert_allclose(found.key_mass[:1], maps.sum(-2) / torch.arange(size, 0, -1), atol=1e-5)
     np.testing.assert_allclose(found.entropy[:1], torch.special.entr(maps).sum(-1), atol=1e-5)
+    ids, bias = torch.tensor(IDS[:1]), torch.full((size, size), torch.finfo(torch.float32).min).triu(1)
+    bias[:, 0] += float(np.log(GAMMA))  # eager attention adds its mask to the scores
+    with torch.no_grad():
+        logits = model.model(ids, attention_mask=bias[None, None]).logits[0, :-1].float()
+    edited = sk.run(model, prompts, [sk.TokenLoss()], [sk.ScaleKeys(GAMMA)]).token_loss[0]
+    assert float(abs(edited - found.token_loss[0]).max()) > 1e-3, "the edit changes nothing"
+    np.testing.assert_allclose(
+        edited[~np.isnan(edited)], torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none"), atol=1e-4
+    )
 
 
 @pytest.mark.filterwarnings("ignore")  # their own
