@@ -189,7 +189,8 @@ def table(papers: dict[str, list[dict[str, Any]]], place: Place) -> str:
         found = [(data, claim) for data in group for claim in rows(data).values()]
         models = [model for model in COLUMNS if any(model_of(one, d) == model for d, claim in found for one in claim)]
         columns = ["claim", "paper", *(f"`{model}`" for model in models), "other models"]
-        lines += [f"## {heading(key)}\n", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+        said = counted([claim for data in group for claim in rows(data).values()])
+        lines += [f"## {heading(key)}\n", f"{said}\n", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
         lines += [matrix_row(claim, data, models) for data, claim in found]
         lines.append("")
     seen = {data["script"] for group in papers.values() for data in group}

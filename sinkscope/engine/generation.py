@@ -20,10 +20,10 @@ from sinkscope.engine.effect import require_touched
 from sinkscope.engine.pair_generation import Continue, generate_targets
 from sinkscope.engine.run import as_tuple
 from sinkscope.errors import ModelError, PromptError, UnsupportedModelError
-from sinkscope.models.facts import in_type_of
 from sinkscope.prompts import Prompts
 from sinkscope.prompts.batch import PER_TOKEN
 from sinkscope.prompts.identity import check_prompts
+from sinkscope.prompts.placing import in_type_of
 from sinkscope.prompts.vocabulary import Vocabulary
 from sinkscope.roles import ROLE_INDEX
 

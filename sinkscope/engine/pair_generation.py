@@ -11,9 +11,9 @@ import torch
 from sinkscope.attention.primitives import Tally
 from sinkscope.edits.base import Edit
 from sinkscope.engine.applied import applied
-from sinkscope.models.facts import in_type_of
 from sinkscope.prompts import Prompts
 from sinkscope.prompts.pairs import fields_with_targets, start_of
+from sinkscope.prompts.placing import in_type_of
 
 if TYPE_CHECKING:
     from sinkscope.models.handle import Model

@@ -202,9 +202,17 @@ class ReadingBuilder:
                 total / 2**30, largest, sizes[largest] / 2**30,
             )  # fmt: skip
 
-    def dataset(self, prompts: Prompts) -> xr.Dataset:
-        """Make the reading's variables and coordinates."""
-        data = {name: (self._dims(name), array, _attrs(self.variables[name])) for name, array in self.arrays.items()}
+    def dataset(self, prompts: Prompts, lead: Sequence[str] = ()) -> xr.Dataset:
+        """Make the reading's variables and coordinates.
+
+        Args:
+            prompts: the prompts that were read.
+            lead: dims that the arrays have in front of those of their variables, such as the variants of a sweep.
+        """
+        data = {
+            name: ((*lead, *self._dims(name)), array, _attrs(self.variables[name]))
+            for name, array in self.arrays.items()
+        }
         ds = xr.Dataset(data)
         # One assignment for all coordinates: xarray aligns everything anew at each, milliseconds a time.
         coords: dict[str, Any] = {

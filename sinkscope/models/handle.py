@@ -20,7 +20,6 @@ from sinkscope.models.facts import (
     Capabilities,
     Kind,
     context_length,
-    device_of,
     folder_name,
     is_encoder_decoder,
     kind_of,
@@ -29,6 +28,7 @@ from sinkscope.models.facts import (
 from sinkscope.models.fingerprint import fingerprint, visible_state
 from sinkscope.models.locks import evaluation_mode, lock_of
 from sinkscope.models.sources.base import module_folder
+from sinkscope.prompts.placing import device_of
 
 BackendName = Literal["auto", "transformers", "lens"]
 

@@ -10,6 +10,7 @@ import torch
 
 from sinkscope.errors import PromptError
 from sinkscope.prompts.images import prefix_tokens
+from sinkscope.prompts.placing import device_of, in_type_of
 from sinkscope.roles import ROLE_INDEX
 
 AUDIO = ("input_features", "input_values")
@@ -50,9 +51,9 @@ def frames_of(encoder: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> i
     handle = max(attend or named.values() or lists.values(), key=len)[0].register_forward_pre_hook(
         reached, with_kwargs=True
     )
-    like = next(p for p in encoder.parameters() if p.is_floating_point())
+    placed = {name: tensor.to(device_of(encoder)) for name, tensor in inputs.items()}
     try:
-        encoder(**{name: tensor.to(like.device, like.dtype) for name, tensor in inputs.items()})
+        encoder(**in_type_of(encoder, placed))
     except _BlockReached:
         pass
     except (ValueError, RuntimeError) as error:

@@ -15,6 +15,7 @@ from sinkscope.prompts import geometry
 from sinkscope.prompts.data import PatchGrid, PromptFields
 from sinkscope.prompts.identity import image_settings
 from sinkscope.prompts.model import PromptModel
+from sinkscope.prompts.placing import device_of, in_type_of
 from sinkscope.prompts.text import check_list
 from sinkscope.roles import ROLE_INDEX
 
@@ -209,9 +210,8 @@ def sequence_length(module: torch.nn.Module, pixels: Float[torch.Tensor, "1 chan
         raise _FirstBlock
 
     handle = block.register_forward_pre_hook(reached, with_kwargs=True)
-    parameter = next(module.parameters())
     try:
-        module(pixel_values=pixels.to(parameter.device, parameter.dtype))
+        module(**in_type_of(module, {"pixel_values": pixels.to(device_of(module))}))
     except _FirstBlock:
         pass
     except (ValueError, RuntimeError) as error:

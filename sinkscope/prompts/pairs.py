@@ -21,6 +21,7 @@ from sinkscope.prompts.data import PromptFields
 from sinkscope.prompts.frames import AUDIO, describe_frames, own_length
 from sinkscope.prompts.identity import image_settings
 from sinkscope.prompts.model import PromptModel
+from sinkscope.prompts.placing import device_of
 from sinkscope.prompts.text import check_ids, check_list, describe_key0, encode_text, fields_of_ids
 from sinkscope.prompts.vocabulary import Vocabulary, config_number
 from sinkscope.roles import ROLE_INDEX
@@ -122,7 +123,7 @@ def shifted(labels: Sequence[int], model: PromptModel) -> list[int]:
     """Return what the decoder reads while trained on ``labels``: the start token first, the last label left off."""
     own: Any = getattr(model.model, "prepare_decoder_input_ids_from_labels", None)
     if callable(own):
-        given: Any = own(labels=torch.tensor([list(labels)], device=next(model.model.parameters()).device))
+        given: Any = own(labels=torch.tensor([list(labels)], device=device_of(model.model)))
         return given[0].tolist()
     return [start_of(model), *list(labels)[:-1]]
 

@@ -34,6 +34,15 @@ def results(folder):
     return result
 
 
+FIGURES = {"han2025/scaled_token": "Fig. 2", "han2025/layer_groups": "Fig. 4", "han2025/head_profile": "Fig. 5"}
+"""Script -> figure of the paper that its claims are from."""
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_claims_name_the_papers_own_figure(results, name):
+    assert {claim["figure"] for claim in results(name)[0]["claims"]} == {FIGURES[name]}
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_claims_and_a_figure_with_something_on_it(results, name):
     said, figures = results(name)

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from PIL import Image
 
@@ -48,6 +50,17 @@ def test_attention_concentrates_in_the_layers_that_read_the_plateau(results):
     assert step["agrees"] is True
     assert "in the 5 layers that read dimension 77 massive, less the 1 others" in step["found"]
     assert "5 other dimensions" in cause["found"]
+
+
+def test_early_is_a_part_of_the_depth_and_a_small_rise_counts(tmp_path, monkeypatch):
+    said, _ = run("sun2024/massive_picture.py", tmp_path, monkeypatch, "--model", "minilm")
+    (early,) = [claim for claim in said["claims"] if claim["claim"] == "The first comes early"]
+    assert (early["found"], early["agrees"]) == ("block 2 of 6", False), "a third of the depth; it was early anywhere"
+    said, _ = run("sun2024/attention_before_after.py", tmp_path, monkeypatch, "--model", "minilm")
+    step = said["claims"][0]
+    assert step["agrees"] is True
+    rise, before = (float(x) for x in re.search(r"^([+.\d]+) .*\(([.\d]+)\)$", step["found"]).groups())
+    assert 0 < rise < before / 2, "a rise by more than half was asked for"
 
 
 def test_a_model_without_massive_activations_is_refused_in_one_line(tmp_path, monkeypatch):

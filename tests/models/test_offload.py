@@ -51,6 +51,26 @@ def test_an_offloaded_model_is_read_and_edited_like_the_whole_one(offloaded, net
     assert any(p.is_meta for p in offloaded.model.parameters()), "a run brings nothing back for good"
 
 
+def prompts_of(name, model):
+    if name == "vit":
+        return sk.Prompts.from_images(list(testing.pixels(model.model)), model)
+    if name == "bart":
+        return sk.Prompts.from_inputs({"input_ids": [[5, 6, 7]], "labels": [[8, 9]]}, model)
+    return sk.Prompts.from_inputs(testing.inputs(model.model), model)
+
+
+@pytest.mark.parametrize("name", ["vit", "whisper", "bart"])
+def test_prompts_that_run_a_part_of_the_model_ask_accelerate_where(name):
+    network = testing.tiny(name)
+    copied = copy.deepcopy(network)
+    cpu_offload(copied, execution_device="cpu")
+    offloaded, whole = sk.load_model(copied), sk.load_model(network)
+    asked, wanted = prompts_of(name, offloaded), prompts_of(name, whole)
+    assert asked.digest == wanted.digest
+    found, same = (sk.run(m, p, [sk.KeyMass()]) for m, p in ((offloaded, asked), (whole, wanted)))
+    np.testing.assert_allclose(found["key_mass"], same["key_mass"], atol=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 def test_int8_weights_are_read_as_the_models_own_eager_attention_computes(network):
     from torch.ao.quantization import quantize_dynamic

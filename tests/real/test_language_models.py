@@ -58,6 +58,7 @@ def expected(network, ids, **edit):
         "value_norm": np.linalg.norm(found["values"], axis=-1).transpose(0, 2, 1),
         "residual_norm": {name: np.linalg.norm(state, axis=-1) for name, state in found["stream"].items()},
         "token_loss": found["losses"],
+        "maps": maps,
         "top_value": {name: np.abs(state).max() for name, state in found["stream"].items()},
     }
 
@@ -66,10 +67,12 @@ def compare(ds, wanted, prompt):
     one = ds.isel(prompt=prompt)
     length = wanted["key_mass"].shape[-1]
     assert int(one["token"].notnull().sum()) >= length
-    shares = {"key_mass": 2e-5, "max_attention": 2e-5, "entropy": 1e-4}
-    for name, tolerance in shares.items():
+    for name, tolerance in {"key_mass": 2e-5, "max_attention": 2e-5, "entropy": 1e-4}.items():
         ours = one[name].transpose("layer", "head", ...).values[..., :length]
         assert np.abs(ours - wanted[name]).max() < tolerance, name
+    shares = one["role_share"].transpose("layer", "head", "query", "role").values[..., :length, :]
+    of_role = one["token_role"].values[:length, None] == one["role"].values
+    assert np.abs(shares - wanted["maps"] @ of_role).max() < 2e-5, "role_share"
     ours = one["value_norm"].transpose("layer", "kv_head", "key").values[..., :length]
     assert np.abs(ours / wanted["value_norm"] - 1).max() < 1e-4
     for site in ds["site"].values.tolist():

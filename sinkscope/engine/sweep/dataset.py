@@ -13,7 +13,6 @@ from sinkscope.engine.reading import provenance
 from sinkscope.engine.sweep.passes import Sweep
 from sinkscope.engine.sweep.variants import BASELINE, edits_json
 from sinkscope.errors import EditHasNoEffect
-from sinkscope.roles import ATTENDED_ROLES
 from sinkscope.schema import validate
 
 
@@ -24,32 +23,20 @@ def assemble(sweep: Sweep, axes: Mapping[str, Sequence[Any]] | None) -> xr.Datas
         EditHasNoEffect: a variant changed nothing.
     """
     _judge(sweep)
-    arrays = _stack(sweep)
-    builder = sweep.builder()
-    builder.arrays = {name: array[0] for name, array in arrays.items()}
-    ds = builder.dataset(sweep.prompts)
-    dims = {name: ds[name].dims for name in arrays}
-    if "role" in ds.dims:
-        # The reading leaves out roles that no prompt has; the arrays of the other variants follow.
-        held = [ATTENDED_ROLES.index(name) for name in ds["role"].values.tolist()]
-        arrays = {
-            name: np.take(array, held, dims[name].index("role") + 1) if "role" in dims[name] else array
-            for name, array in arrays.items()
-        }
-    attrs = {name: ds[name].attrs for name in arrays}
-    data: dict[str, Any] = {}
+    arrays, builder = _stack(sweep), sweep.builder()
     labels = [variant.label for variant in sweep.variants]
     if axes is None:
-        data = {name: (("edit", *dims[name]), array, attrs[name]) for name, array in arrays.items()}
-        ds = ds.assign(data).assign_coords(edit=labels)
+        builder.arrays = arrays
+        ds = builder.dataset(sweep.prompts, ("edit",)).assign_coords(edit=labels)
     else:
         shape = [len(values) for values in axes.values()]
         count = int(np.prod(shape))
-        for name, array in arrays.items():
-            data[name] = ((*axes, *dims[name]), array[:count].reshape(*shape, *array.shape[1:]), attrs[name])
-            if labels[count:] == [BASELINE]:
-                data[f"{name}_{BASELINE}"] = (dims[name], array[count], attrs[name])
-        ds = ds.assign(data).assign_coords({dim: list(values) for dim, values in axes.items()})
+        builder.arrays = {name: array[:count].reshape(*shape, *array.shape[1:]) for name, array in arrays.items()}
+        ds = builder.dataset(sweep.prompts, tuple(axes)).assign_coords({dim: list(v) for dim, v in axes.items()})
+        if labels[count:] == [BASELINE]:
+            builder.arrays = {name: array[count] for name, array in arrays.items()}
+            plain = builder.dataset(sweep.prompts)
+            ds = ds.assign({f"{name}_{BASELINE}": plain[name] for name in arrays})
     ds.attrs = _attributes(sweep)
     return validate(ds, tuple(axes or ()))
 

@@ -23,7 +23,8 @@ from sinkscope.models.backends.pictured import FILLER, pictured_inputs, takes_pi
 from sinkscope.models.backends.stream import residual_sites, turn_of
 from sinkscope.models.backends.trial import ModuleCall, Record, Seen, watch
 from sinkscope.models.backends.two_sided import pair_inputs, recording, split_calls
-from sinkscope.models.facts import AUDIO_INPUTS, device_of, is_encoder_decoder, main_input
+from sinkscope.models.facts import AUDIO_INPUTS, is_encoder_decoder, main_input
+from sinkscope.prompts.placing import device_of
 
 VISION_ROOTS = ("vision_tower", "visual", "vision_model", "vision_encoder")
 

@@ -26,7 +26,8 @@ from sinkscope.models.backends.residual_hooks import residual_hooks
 from sinkscope.models.backends.transformers import hidden_state
 from sinkscope.models.backends.trial import ModuleCall, Record, Seen, watched
 from sinkscope.models.backends.verify import MAPS, TOLERANCE, difference, eager_attention
-from sinkscope.models.facts import in_type_of, is_encoder_decoder
+from sinkscope.models.facts import is_encoder_decoder
+from sinkscope.prompts.placing import in_type_of
 
 TOKENS = 6
 """Tokens of the trial: enough to see which keys a query does not attend to."""

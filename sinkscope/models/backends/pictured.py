@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sinkscope.models.facts import device_of
+from sinkscope.prompts.placing import device_of
 
 FILLER = 5
 """Tokens of text beside the image: of a number that the queries of no connector have."""

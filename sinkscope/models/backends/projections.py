@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends.base import AttentionSite
-from sinkscope.models.facts import device_of
+from sinkscope.prompts.placing import device_of
 
 Factor = Float[torch.Tensor, "head rank dim"]
 """Per head a triangular matrix R with |R v| = |W_O v|."""

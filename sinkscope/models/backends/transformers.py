@@ -22,7 +22,8 @@ from sinkscope.models.backends.collector import Collector
 from sinkscope.models.backends.discovery import discover, no_cache
 from sinkscope.models.backends.projections import Factor, OutputProjections
 from sinkscope.models.backends.residual_hooks import residual_hooks
-from sinkscope.models.facts import in_type_of, is_encoder_decoder
+from sinkscope.models.facts import is_encoder_decoder
+from sinkscope.prompts.placing import in_type_of
 
 DENSE_MASKS = (
     "this model computes with its masks, so it gets tensors (batch, 1, query, key): their memory grows with the square "

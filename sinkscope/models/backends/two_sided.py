@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from sinkscope.models.backends.trial import Seen
-from sinkscope.models.facts import AUDIO_INPUTS, device_of, is_encoder_decoder
+from sinkscope.models.facts import AUDIO_INPUTS, is_encoder_decoder
+from sinkscope.prompts.placing import device_of
 
 SOURCE, TARGET = 3, 2
 """Tokens of the trial: of different number, so that cross-attention is told by the shape of its map."""

@@ -20,7 +20,7 @@ from sinkscope.attention.view import Context, Wants
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends.base import AttentionSite, Tower
 from sinkscope.models.backends.discovery import explore, find_vision_root
-from sinkscope.models.facts import device_of
+from sinkscope.prompts.placing import device_of
 
 NAME = "vision"
 
