@@ -2,10 +2,13 @@
 
 import runpy
 import sys
+import types
 
+import numpy as np
 import pytest
 import xarray as xr
 
+import sinkscope as sk
 from analyses.scripts import ANALYSES, run
 
 SCRIPTS = (
@@ -72,6 +75,24 @@ def test_heads_are_tested_over_prompts_and_what_could_be_found_is_said(results):
     assert "mean effects from 0.0" in found
     assert {claim["figure"] for claim in results["gamma_per_head"][0]["claims"]} == {"Fig. 5"}
     assert verdict(results, "gamma_per_head", "One backward pass")[0] is True
+
+
+def test_of_many_heads_a_sample_is_scaled(monkeypatch):
+    monkeypatch.syspath_prepend(str(ANALYSES / "ablations"))
+    monkeypatch.delitem(sys.modules, "common", raising=False)
+    measure = runpy.run_path(str(ANALYSES / "ablations" / "gamma_per_head.py"))["measure"]
+    measure.__globals__["MOST"] = 5
+    model = sk.load_model("zoo:lm-python")
+    asked = []
+
+    def run(prompts, probes, edits, batch_size):
+        asked.extend(edits)
+        labels = ["baseline", *edits]
+        return xr.Dataset({"token_loss": (("edit", "prompt", "query"), np.ones((len(labels), 2, 3)))}, {"edit": labels})
+
+    effect, heads = measure(types.SimpleNamespace(run=run), model, [None, None])
+    assert (heads, len(asked)) == (24, 10), "five heads at two gammas; 270 took six minutes"
+    assert int(effect.isel(gamma=0, prompt=0).notnull().sum()) == 5
 
 
 def test_attention_that_sums_to_more_than_one_is_divided_before_it_is_compared(results):

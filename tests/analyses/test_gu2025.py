@@ -87,6 +87,14 @@ def test_position_or_token_is_judged(results):
     assert "own token in front" in alone["found"]
 
 
+def test_a_model_without_a_token_of_its_own_is_not_asked_where_that_draws_the_sink(tmp_path, monkeypatch):
+    monkeypatch.setattr("sinkscope.analysis.texts.specials", lambda model: ([], []))
+    said, _ = run("gu2025/position_or_token.py", tmp_path, monkeypatch, *LANGUAGE)
+    alone, _, moved = said["claims"]
+    assert (moved["agrees"], moved["reason"]) == (None, "its tokenizer puts no token of its own in front")
+    assert "with beginning-of-text token in front" in alone["found"]
+
+
 def test_a_window_put_in_is_judged_and_wants_a_llama(results, tmp_path, monkeypatch):
     assert verdicts(results, "window")[0] is True
     with pytest.raises(SystemExit, match=r"window\.py: .*this analysis needs a Llama model"):

@@ -1,7 +1,13 @@
+import runpy
+
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+import xarray as xr
 from PIL import Image
 
-from analyses.scripts import run
+import sinkscope as sk
+from analyses.scripts import ANALYSES, run
 
 SCRIPTS = {
     "backcopy_picture": 3,
@@ -105,3 +111,45 @@ def test_the_switch_is_tested_on_prompts_it_was_not_chosen_on(results):
     assert "on other prompts than it was chosen on" in switch["found"]
     assert switch["number"].endswith("(n = 4)")
     assert "other heads of the layer" in cost["found"]
+
+
+class Drawn:
+    """Takes the figure that a script would keep."""
+
+    subject = "a model of 30 blocks of 9 heads"
+
+    def figure(self, drawn, *_, **__):
+        self.kept = drawn.get_figure(root=True) if hasattr(drawn, "get_figure") else drawn
+        return self.kept
+
+
+def crowded(figure):
+    """Labels of ticks that lie on the next one of their axis."""
+    figure.canvas.draw()
+    found = []
+    for axis in [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]:
+        labels = [label for label in axis.get_ticklabels() if label.get_text() and label.get_visible()]
+        boxes = [label.get_window_extent() for label in labels]
+        found += [a.get_text() for a, one, two in zip(labels, boxes, boxes[1:], strict=False) if one.overlaps(two)]
+    return found
+
+
+def test_figures_of_thirty_blocks_can_be_read(monkeypatch):
+    monkeypatch.syspath_prepend(str(ANALYSES / "guo2024"))
+    layers, heads, rng = 30, 9, np.random.default_rng(0)
+    axes = {"prompt": range(4), "layer": range(layers), "head": range(heads)}
+    mass = {kind: xr.DataArray(rng.random((4, layers, heads)), axes) for kind in ("code", "prose")}
+    lost = {kind: rng.random((4, 4)) for kind in mass}
+    study = Drawn()
+    dormant = runpy.run_path(str(ANALYSES / "guo2024" / "active_dormant.py"))
+    with sk.plot.theme("page"):
+        dormant["draw"](study, mass, rng.random((layers, heads)), lost, [f"L16H{head}" for head in range(4)])
+    assert crowded(study.kept) == []
+
+    arms = ["nothing", *(f"{part} {layer}" for layer in range(layers) for part in ("attention", "MLP"))]
+    ds = xr.Dataset({"sink": (("arm", "prompt"), rng.random((len(arms), 4)))}, {"arm": arms})
+    rows = runpy.run_path(str(ANALYSES / "guo2024" / "residual_peak.py"))["by_layer"](ds)
+    assert dict(rows.sizes) == {"out": 3, "layer": layers}, "one line per part, not 61 labels along an axis"
+    with sk.plot.theme("page"):
+        assert crowded(study.figure(sk.plot.layer_profile(rows, ylabel="norm"))) == []
+    plt.close("all")

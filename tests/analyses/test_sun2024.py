@@ -1,9 +1,12 @@
 import re
+import runpy
 
+import numpy as np
 import pytest
+from metrics.readings import from_states
 from PIL import Image
 
-from analyses.scripts import run
+from analyses.scripts import ANALYSES, run
 
 SCRIPTS = {"massive_picture": 6, "attention_before_after": 2, "implicit_bias": 1, "vision_registers": 2, "surface": 1}
 LANGUAGE, RANDOM = ("--model", "zoo:lm-python"), ("--model", "tiny:dinov2_with_registers")
@@ -50,6 +53,19 @@ def test_attention_concentrates_in_the_layers_that_read_the_plateau(results):
     assert step["agrees"] is True
     assert "in the 5 layers that read dimension 77 massive, less the 1 others" in step["found"]
     assert "5 other dimensions" in cause["found"]
+
+
+def test_a_curve_follows_a_dimension_whatever_its_rank():
+    rng = np.random.default_rng(0)
+    states = [rng.normal(size=(4, 9, 64)) for _ in range(4)]
+    for prompt, state in enumerate(states):
+        state[1:, 0, 9], state[1:, 0, 20] = (900.0, -60.0) if prompt % 2 else (30.0, -60.0)
+    ds = from_states(states)
+    curves = runpy.run_path(str(ANALYSES / "sun2024" / "massive_picture.py"))["by_dimension"](ds, [9, 20])
+    np.testing.assert_allclose(curves.sel(dim=20), 60.0)
+    np.testing.assert_allclose(curves.sel(dim=9), (900 + 30) / 2)
+    second = abs(ds["top_value"].isel(rank=1)).median("prompt")
+    assert 30 < float(second[1]) < 60, "the second rank is now one dimension, now the other"
 
 
 def test_early_is_a_part_of_the_depth_and_a_small_rise_counts(tmp_path, monkeypatch):
