@@ -7,7 +7,7 @@ Different here: the needle is six random tokens hidden in prose and asked for by
 be asked at all; a head's output is set to zero, the released code makes its attention uniform; heads are chosen on
 other needles than they are judged on.
 
-    python analyses/wu2024/retrieval_heads.py --model smollm2-135m zoo:lm-python
+    python analyses/wu2024/retrieval_heads.py --model smollm2-135m gemma3-270m zoo:lm-python
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import Study, describe_difference, has_sign
+from sinkscope.analysis import LANGUAGE_MODELS, Study, describe_difference, has_sign
 from sinkscope.analysis.texts import token_rows
 from sinkscope.methods.retrieval import THRESHOLD, knock_out, retrieval_heads
 from sinkscope.tasks.needles import needle_tests
@@ -76,7 +76,7 @@ def judge(study: Study, model: sk.Model) -> None:
 
 def main() -> None:
     """Run for each model."""
-    with Study(__doc__, paper="wu2024", model=("smollm2-135m", "zoo:lm-python")) as study:
+    with Study(__doc__, paper="wu2024", model=LANGUAGE_MODELS) as study:
         study.for_each(judge)
 
 
