@@ -56,8 +56,21 @@ ARCHITECTURE = {
     "extra-key": Expectation(
         "a learned key without value in each head (Gu et al., key bias)", "the learned key takes the sink over", "fewer"
     ),
+    "key-value-bias": Expectation(
+        "a learned key with a learned value in each head (Gu et al., key-value bias)",
+        "the learned key takes the sink over", "fewer",
+    ),
     "gate": Expectation(
         "a sigmoid gate after each head (Qiu et al.)", "no sink, no massive activation", "fewer and smaller"
+    ),
+    "gate-elements": Expectation(
+        "a sigmoid gate on each element of a head's output (Qiu et al.)", "no sink, no massive activation",
+        "fewer and smaller",
+    ),
+    "alibi": Expectation("ALiBi, not rotary positions (Gu et al.)", "a sink as with rotary, 20.8 and 18.2 %", "some"),
+    "prefix": Expectation(
+        "every query sees the first five keys, which are not predicted (Gu et al., prefix LM)",
+        "no number in our notes", "some",
     ),
     "no-bos": Expectation("texts without <s>", "the first token is the sink whatever it is", "some"),
     "window": Expectation(

@@ -98,19 +98,20 @@ def compared(names: list[str]) -> Figure:
 def _along_training(curves: dict[str, list[list[dict[str, Any]]]], keys: dict[str, str]) -> Figure:
     """One panel per key; each run of a name as a thin line where there are several, and their mean as a thick one."""
     figure, axes = plt.subplots(1, len(keys), figsize=(3.3 * len(keys), 3.6))
-    for (name, runs), colour in zip(curves.items(), itertools.cycle(COLOURS), strict=False):
+    styles = itertools.cycle(itertools.product(("-", "--"), COLOURS))
+    for (name, runs), (dashes, colour) in zip(curves.items(), styles, strict=False):
         for axis, (key, label) in zip(axes, keys.items(), strict=True):
             shared = sorted(set.intersection(*({row["tokens"] for row in rows} for rows in runs)))
             each = [_series([row for row in rows if row["tokens"] in shared], key) for rows in runs]
             for values in each if len(each) > 1 else []:
-                axis.plot(np.array(shared) / 1e6, values, color=colour, lw=0.6, alpha=0.5)
-            axis.plot(np.array(shared) / 1e6, np.mean(each, axis=0), color=colour, label=name, lw=1.6)
+                axis.plot(np.array(shared) / 1e6, values, dashes, color=colour, lw=0.6, alpha=0.5)
+            axis.plot(np.array(shared) / 1e6, np.mean(each, axis=0), dashes, color=colour, label=name, lw=1.6)
             axis.set_xlabel("tokens, millions")
             axis.set_title(label, fontsize=9)
     if len(curves) > 1:
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, fontsize=8, frameon=False, ncols=len(curves), loc="upper center")
-    figure.tight_layout(rect=(0, 0, 1, 0.93 if len(curves) > 1 else 1))
+        figure.legend(handles, labels, fontsize=8, frameon=False, ncols=min(len(curves), 8), loc="upper center")
+    figure.tight_layout(rect=(0, 0, 1, 0.93 - 0.05 * (len(curves) > 8) if len(curves) > 1 else 1))
     return figure
 
 
@@ -125,7 +126,7 @@ def draw(folder: Path) -> list[Path]:
     jobs = {
         "backcopy-dynamics.png": (dynamics, [n for n in ("bb-1l", "bb-1l-relu", "bb-3l") if n in backcopy]),
         "backcopy-residual-peak.png": (residual_peak, [n for n in backcopy if "3l" in n]),
-        "language-model-emergence.png": (emergence, [n for n in names if n.startswith("lm")]),
+        "language-model-emergence.png": (emergence, [n for n in names if n == variants_page.SHIPPED]),
         "language-model-variants.png": (compared, _runs(variants_page.ARCHITECTURE)),
         "language-model-recipes.png": (compared, _runs(variants_page.RECIPE)),
         "vision-language-training.png": (learning, [n for n in names if n.startswith("vlm")]),

@@ -98,9 +98,10 @@ def ship_language_model(name: str, folder: Path, target: Path) -> dict[str, Any]
     curve = read_curve(folder)
     write(target / "curve.json", curve)
     measured, claims = facts.language_model_facts(variants.load(target), np.load(folder / "held_out.npy"), config.bos)
+    if changes := _changes(config):
+        claims = []  # the targets are those of the plain model; what a change does stands on the page of variants
     measured["training"] = {"steps": step, "tokens": tokens_seen(config, step), **curve[-1]}
-    extra = [k for k in ("extra_key", "gate") if fields.get(k)] + ([] if config.bos else ["no <s>"])
-    kind = ", ".join([config.normaliser, *extra])
+    kind = ", ".join([config.normaliser, *changes])
     return {
         "description": f"Llama, {config.layers} layers, {config.heads} heads, width {config.width}, {kind}; "
         "Python source text",
@@ -111,6 +112,23 @@ def ship_language_model(name: str, folder: Path, target: Path) -> dict[str, Any]
         "claims": claims,
         "facts": measured,
     }
+
+
+def _changes(config: LanguageModelConfig) -> list[str]:
+    """What a run has beside a plain Llama, in words."""
+    words = {
+        "a learned key and value in each head": config.extra_value,
+        "a learned key in each head": config.extra_key and not config.extra_value,
+        "a learned vector added to each head": config.value_bias,
+        "a gate on each element of a head": config.gate_elements,
+        "a gate on each head": config.gate and not config.gate_elements,
+        f"{config.positions} positions": config.positions != "rotary",
+        f"a prefix of {config.prefix}": config.prefix > 0,
+        "a sink token": config.sink_token,
+        f"a window of {config.window}": config.window > 0,
+        "no <s>": not config.bos,
+    }
+    return [text for text, holds in words.items() if holds]
 
 
 def _recipes(folders: list[Path]) -> list[dict[str, Any]]:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sinkscope.edits import CalibrateSinks as CalibrateSinks
     from sinkscope.edits import DropKeys as DropKeys
     from sinkscope.edits import GateHeads as GateHeads
+    from sinkscope.edits import GiveMaps as GiveMaps
     from sinkscope.edits import InjectWrites as InjectWrites
     from sinkscope.edits import KeyValueBias as KeyValueBias
     from sinkscope.edits import MaskKeys as MaskKeys
@@ -110,9 +111,9 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "definitions": ("cite",),
     "edits": (
         "AblateHeads", "AmplifyGaze", "AmplifyLogits", "BoostRecent", "CalibrateSinks", "DropKeys", "GateHeads",
-        "InjectWrites", "KeyValueBias", "MaskKeys", "MixIdentity", "NullKey", "OpenKeys", "Patch", "Redistribute",
-        "ReplaceValues", "RouteHeads", "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser",
-        "ZeroValues",
+        "GiveMaps", "InjectWrites", "KeyValueBias", "MaskKeys", "MixIdentity", "NullKey", "OpenKeys", "Patch",
+        "Redistribute", "ReplaceValues", "RouteHeads", "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys",
+        "SwapNormaliser", "ZeroValues",
     ),
     "errors": (
         "EditError", "EditHasNoEffect", "MetricError", "ModelError", "OutputError", "ProbeError", "PromptError",

@@ -262,6 +262,10 @@ _ENTRIES: tuple[Reference, ...] = (
         "Accelerating Multimodal Large Language Models via Dynamic Visual-Token Exit and the Empirical Findings",
         "Wu and Lin and Ye and Zhou and Sun and Ji", 2025, "2411.19628", "DyVTE, NeurIPS 2025",
     ),
+    Reference(
+        "xue2025", "Deconstructing Attention: Investigating Design Principles for Effective Language Modeling",
+        "Huiyin Xue and Nafise Sadat Moosavi and Nikolaos Aletras", 2025, "2510.11602",
+    ),
     Reference("registers2026", year=2026, arxiv="2604.14433", note="Zeroing overstates the need for registers"),
     Reference(
         "survey", "Attention Sink in Transformers: A Survey on Utilization, Interpretation, and Mitigation",

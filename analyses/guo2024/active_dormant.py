@@ -3,9 +3,9 @@
 Paper: Guo et al. 2024, the two-domain figure (Llama-2-7B, layer 16, head 25: attention on the first token in Wikipedia
 text, elsewhere in GitHub code). Claims: such a switch exists; zeroing the head costs loss where it is active only.
 Cost: one pass per domain for all heads, and one per zeroed head, two minutes per language model.
-Different here: all heads are searched, on one half of the prompts; the other half tests the choice. Prose is SciPy's
-docstrings. Controls: three other heads of the same layer, zeroed one at a time. Intervals and tests are over prompts
-(two independent samples, bootstrap; false discoveries controlled over heads).
+Different here: all heads are searched, on one half of the prompts; the other half tests the choice, and the maps are of
+its first prompts. Prose is SciPy's docstrings. Controls: three other heads of the same layer, zeroed one at a time.
+Intervals and tests are over prompts (two independent samples, bootstrap; false discoveries controlled over heads).
 """
 
 import matplotlib.pyplot as plt
@@ -17,7 +17,7 @@ import sinkscope as sk
 from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, need
 
 DOMAINS = ("code", "prose")
-OTHERS = 3
+OTHERS, SHOWN = 3, 28
 
 
 def contrast(code: np.ndarray, prose: np.ndarray, unit: str = "") -> Estimate:
@@ -69,6 +69,19 @@ def draw(
     study.figure(figure, "active_dormant", source=source, says=says)
 
 
+def maps(study: Study, prompts: dict[str, sk.Prompts], layer: int, head: int) -> None:
+    """Attention map of the switch on one test prompt of each domain."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5.4), layout="constrained")
+    shown = None
+    for kind, ax in zip(DOMAINS, axes, strict=True):
+        shown = study.run(prompts[kind].subset([1]), [sk.AttentionMap([layer], [head])])
+        one = shown["attention"].isel(prompt=0, layer=0, head=0, query=slice(0, SHOWN), key=slice(0, SHOWN))
+        sk.plot.attention_map(one, title=f"Layer {layer}, head {head} on {kind}", ax=ax)
+    says = f"the first {SHOWN} tokens of the first prompt of each domain that the head was not chosen on"
+    assert shown is not None
+    study.figure(figure, "maps", source=shown, says=says)
+
+
 def judge(study: Study, model: sk.Model) -> None:
     """Find the switch on one half of the prompts, test it on the other, zero it."""
     need(model, model.is_causal, "a decoder, whose loss per token it reads")
@@ -81,6 +94,7 @@ def judge(study: Study, model: sk.Model) -> None:
     lost = {kind: costs(study, prompts[kind], layer, heads) for kind in DOMAINS}
     names = [f"L{layer}H{h}" + (" (switch)" if h == head else "") for h in heads]
     draw(study, test, q, lost, names)
+    maps(study, prompts, layer, head)
 
     at = {kind: values.isel(layer=layer, head=head).values for kind, values in test.items()}
     switch, means = contrast(at["code"], at["prose"]), {kind: float(values.mean()) for kind, values in at.items()}

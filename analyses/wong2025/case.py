@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import constructed
@@ -37,6 +38,20 @@ def look(study: Study, model: sk.Model) -> Case:
     length = min(192, model.context_length or 192)
     prompts = study.texts("code", n=12, tokens=length)
     return Case(model, prompts, study.reading("found", lambda: secondary_sinks.detect(model, prompts)))
+
+
+def judge(study: Study, model: sk.Model, first: tuple[str, str, str], go_on: Callable[[Study, Case], None]) -> None:
+    """Look for secondary sinks and go on where there are some; elsewhere say so of a script's first claim.
+
+    ``first`` is that claim's figure, words and number in the paper.
+    """
+    chosen = look(study, model)
+    if chosen.secondary:
+        go_on(study, chosen)
+        return
+    figure, claim, paper = first
+    found = describe(chosen.found)
+    study.claim(figure, claim, paper=paper, found=found, agrees="no secondary sink was found in its prompts")
 
 
 def built(study: Study) -> Case:

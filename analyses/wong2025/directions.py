@@ -16,11 +16,13 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-import sinkscope as sk
 from sinkscope.analysis import LANGUAGE_MODELS, Study
 from sinkscope.methods.secondary_sweep import direction_sweep
 
-CLAIM = "A direction of the making MLP's input, fed alone, makes it write the primary sink's direction"
+FIRST = (
+    "Fig. 5", "A direction of the making MLP's input, fed alone, makes it write the primary sink's direction",
+    "cosine .992 and -.994",
+)  # fmt: skip
 
 
 def draw(study: Study, chosen: case.Case, swept: xr.Dataset) -> None:
@@ -56,8 +58,9 @@ def judge_case(study: Study, chosen: case.Case) -> None:
     size = abs(swept["cosine"]).max("scale")
     own, control = size.drop_sel(direction="random"), float(size.sel(direction="random"))
     best = str(own["direction"].values[int(own.argmax("direction"))])
+    figure, claim, paper = FIRST
     study.claim(
-        "Fig. 5", CLAIM, paper=chosen.paper("cosine .992 and -.994"),
+        figure, claim, paper=chosen.paper(paper),
         found=f"largest magnitude of the cosine {float(own.max()):.3f} ({best}), random direction {control:.3f}; layer "
         f"{swept.attrs['layer']}, {int((swept['who'] == 'sink').sum())} sinks and as many other tokens",
         agrees=float(own.max()) > 0.98 and control < float(own.max()),
@@ -70,24 +73,12 @@ def judge_case(study: Study, chosen: case.Case) -> None:
         words = f"smallest p over {rows.shape[1]} directions {min(1.0, float(p.min())):.2g} (Mann-Whitney, Bonferroni)"
         agrees = bool(p.min() < 0.05)
     study.claim(
-        "Fig. 5", "Secondary sinks and other tokens differ along these directions", paper=chosen.paper("apart"),
+        figure, "Secondary sinks and other tokens differ along these directions", paper=chosen.paper("apart"),
         found=words, agrees=agrees,
-    )  # fmt: skip
-
-
-def judge(study: Study, model: sk.Model) -> None:
-    """Look for secondary sinks, and go on where there are some."""
-    chosen = case.look(study, model)
-    if chosen.secondary:
-        judge_case(study, chosen)
-        return
-    study.claim(
-        "Fig. 5", CLAIM, paper="cosine .992 and -.994", found=case.describe(chosen.found),
-        agrees="no secondary sink was found in its prompts",
     )  # fmt: skip
 
 
 if __name__ == "__main__":
     with Study(__doc__, paper="wong2025", model=LANGUAGE_MODELS) as study:
-        study.for_each(judge)
+        study.for_each(lambda study, model: case.judge(study, model, FIRST, judge_case))
         judge_case(study, case.built(study))

@@ -18,7 +18,7 @@ import sinkscope as sk
 from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, with_intervals
 from sinkscope.methods import secondary_mlp
 
-CLAIM = "The MLP writes the primary direction, attention does not"
+FIRST = ("Making layer", "The MLP writes the primary direction, attention does not", "MLP output (t-SNE, fig. 6)")
 FACTORS = (0.0, 0.5, 1.0, 1.5)
 
 
@@ -63,10 +63,11 @@ def judge_case(study: Study, chosen: case.Case) -> None:
     mlp, attention = (Estimate.mean(made["write_cosine"].sel(part=part, drop=True), ".3f")
                       for part in ("mlp", "attention"))  # fmt: skip
     sizes = {part: float(made["write_norm"].sel(part=part).mean()) for part in ("mlp", "attention")}
+    figure, claim, paper = FIRST
     study.claim(
-        "Making layer", CLAIM, number=mlp,
-        paper=chosen.paper("MLP output (t-SNE, fig. 6)"), found=f"cosine of what the MLP writes (norm "
-        f"{sizes['mlp']:.1f}); attention {attention} (norm {sizes['attention']:.1f})",
+        figure, claim, number=mlp, paper=chosen.paper(paper),
+        found=f"cosine of what the MLP writes (norm {sizes['mlp']:.1f}); attention {attention} (norm "
+        f"{sizes['attention']:.1f})",
         agrees=mlp.value > 0.9 and abs(attention.value) < 0.5,
     )  # fmt: skip
     stage = made["stage_cosine"].mean("sink")
@@ -88,19 +89,7 @@ def judge_case(study: Study, chosen: case.Case) -> None:
     )  # fmt: skip
 
 
-def judge(study: Study, model: sk.Model) -> None:
-    """Look for secondary sinks, and go on where there are some."""
-    chosen = case.look(study, model)
-    if chosen.secondary:
-        judge_case(study, chosen)
-        return
-    study.claim(
-        "Making layer", CLAIM, paper="MLP output (t-SNE, fig. 6)", found=case.describe(chosen.found),
-        agrees="no secondary sink was found in its prompts",
-    )  # fmt: skip
-
-
 if __name__ == "__main__":
     with Study(__doc__, paper="wong2025", model=LANGUAGE_MODELS) as study:
-        study.for_each(judge)
+        study.for_each(lambda study, model: case.judge(study, model, FIRST, judge_case))
         judge_case(study, case.built(study))

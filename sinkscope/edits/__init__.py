@@ -13,6 +13,7 @@ from sinkscope.edits.base import EDITS, AttentionEdit, Edit, ResidualEdit
 from sinkscope.edits.calibrate import CalibrateSinks
 from sinkscope.edits.call import EditedCall
 from sinkscope.edits.gaze import AmplifyGaze
+from sinkscope.edits.given import GiveMaps
 from sinkscope.edits.heads import AblateHeads, GateHeads, MixIdentity, RouteHeads
 from sinkscope.edits.inject import InjectWrites
 from sinkscope.edits.keys import DropKeys, MaskKeys, ScaleKeys, ShiftLogits, SteerKeys, ZeroValues
@@ -29,10 +30,10 @@ from sinkscope.errors import unknown_name
 
 __all__ = [
     "EDITS", "AblateHeads", "AmplifyGaze", "AmplifyLogits", "AttentionEdit", "BoostRecent", "CalibrateSinks",
-    "DropKeys", "Edit", "EditedCall", "EditedStream", "GateHeads", "InjectWrites", "KeyValueBias", "MaskKeys",
-    "MixIdentity", "NullKey", "OpenKeys", "Patch", "Redistribute", "ReplaceValues", "ResidualEdit", "RouteHeads",
-    "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues", "dumps", "loads",
-    "mean_activations", "mean_outputs", "parse", "record",
+    "DropKeys", "Edit", "EditedCall", "EditedStream", "GateHeads", "GiveMaps", "InjectWrites", "KeyValueBias",
+    "MaskKeys", "MixIdentity", "NullKey", "OpenKeys", "Patch", "Redistribute", "ReplaceValues", "ResidualEdit",
+    "RouteHeads", "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues", "dumps",
+    "loads", "mean_activations", "mean_outputs", "parse", "record",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:  # a type checker shall complain of a name that does not exist

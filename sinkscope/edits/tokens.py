@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Shaped
 
 from sinkscope.edits.values import Selection, labelled
 from sinkscope.errors import EditError
@@ -73,9 +73,13 @@ class Tokens:
 
 
 def place(
-    mask: Bool[torch.Tensor, "batch ... key"], fill: Bool[torch.Tensor, " batch"], start: int, length: int, rows: int
-) -> Bool[torch.Tensor, "rows ... length"]:
-    """Return ``length`` positions from ``start`` of a mask over the prompt; beyond it stands ``fill``."""
+    mask: Shaped[torch.Tensor, "batch ... key"],
+    fill: Shaped[torch.Tensor, " batch"],
+    start: int,
+    length: int,
+    rows: int,
+) -> Shaped[torch.Tensor, "rows ... length"]:
+    """Return ``length`` positions from ``start`` of a mask, or numbers, over the prompt; beyond it stands ``fill``."""
     if rows != len(mask) and rows % len(mask) == 0:
         mask, fill = (t.repeat_interleave(rows // len(mask), 0) for t in (mask, fill))
     part = mask[..., start : start + length]

@@ -7,7 +7,9 @@ from sinkscope.methods import (
     amplify,
     compression,
     demonstrations,
+    gates,
     head_hunter,
+    principles,
     registers,
     retrieval,
     sads,
@@ -31,7 +33,8 @@ from sinkscope.methods.zerotuning import zerotune
 
 __all__ = [
     "ExplainSettings", "HeadProfileSettings", "ImageExplanation", "MethodResult", "amplify", "compression",
-    "demonstrations", "explain_image", "head_hunter", "profile_heads", "registers", "retrieval", "sads", "saliency",
+    "demonstrations", "explain_image", "gates", "head_hunter", "principles", "profile_heads", "registers", "retrieval",
+    "sads", "saliency",
     "secondary_mlp", "secondary_sinks", "secondary_sweep", "sink_heads", "tracing", "var", "vhr", "zerotune",
     "zerotuning", "zerotuning_compare", "zoom",
 ]  # fmt: skip

@@ -27,7 +27,7 @@ def _maps(attention: ArrayLike, name: str, least: int = 2) -> Array:
     return weights
 
 
-@metric(Definition("concentration", "frobenius", "Frobenius norm of the map", "1"))
+@metric(Definition("concentration", "frobenius", "Frobenius norm of the map", "1", (), "xue2025"))
 def concentration(attention: ArrayLike) -> Array:
     """Return how concentrated a map is, its Frobenius norm: ``(..., query, key)`` to ``(...)``.
 
@@ -36,7 +36,11 @@ def concentration(attention: ArrayLike) -> Array:
     return np.sqrt((_maps(attention, "concentration") ** 2).sum((-2, -1)))
 
 
-@metric(Definition("local_focus", "diagonal", "mean weight of the key a fixed distance before the query", "weight"))
+@metric(
+    Definition(
+        "local_focus", "diagonal", "mean weight of the key a fixed distance before the query", "weight", (), "xue2025"
+    )
+)
 def local_focus(attention: ArrayLike, distance: int = 0) -> Array:
     """Return the mean weight on the key ``distance`` tokens before the query, over the rows that have one.
 
@@ -53,7 +57,12 @@ def local_focus(attention: ArrayLike, distance: int = 0) -> Array:
 
 @metric(
     Definition(
-        "head_diversity", "std", "standard deviation over heads of a weight, mean over visible entries", "weight"
+        "head_diversity",
+        "std",
+        "standard deviation over heads of a weight, mean over visible entries",
+        "weight",
+        (),
+        "xue2025",
     )
 )
 def head_diversity(attention: ArrayLike) -> Array:

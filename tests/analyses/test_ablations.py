@@ -100,7 +100,10 @@ def test_attention_that_sums_to_more_than_one_is_divided_before_it_is_compared(r
     assert agrees is True, "raw sigmoid weights of .59 looked like more attention than softmax's .22"
     assert "rows sum to 17" in found
     names = [claim["claim"].split(",")[0] for claim in results["null_key_and_normalisers"][0]["claims"]]
-    assert names == ["softmax1 (null key", "null key", "null key", "sigmoid", "relu"], "logit 0 is softmax1 itself"
+    assert names[:5] == ["softmax1 (null key", "null key", "null key", "sigmoid", "relu"], "logit 0 is softmax1 itself"
+    changed, scores = results["null_key_and_normalisers"][0]["claims"][5:]
+    assert changed["found"].count("%") == 3 + 5, "five forms of a softmax"
+    assert scores["found"].count("%") == 3 + 7, "seven forms without"
     assert all(claim["paper"] == "" for claim in results["null_key_and_normalisers"][0]["claims"])
 
 

@@ -36,7 +36,7 @@ def test_claims_and_a_figure_with_something_on_it(results, name):
     said, figures = results[name]
     assert said["paper"] == "guo2024"
     assert len(said["claims"]) == SCRIPTS[name]
-    assert len(figures) == (3 if name == "residual_peak" else 1)
+    assert len(figures) == {"residual_peak": 3, "active_dormant": 2}.get(name, 1)
     with Image.open(figures[0]) as picture:
         assert min(picture.size) > 300
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 20

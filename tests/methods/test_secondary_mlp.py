@@ -2,24 +2,13 @@ import numpy as np
 import pytest
 
 import sinkscope as sk
-from methods.secondary_models import load
 from sinkscope.errors import MetricError, UnsupportedModelError
 from sinkscope.methods import secondary_mlp
-from sinkscope.methods import secondary_sinks as secondary
 from sinkscope.methods.residual import residual_stream
 
-constructed = load()
 
-
-@pytest.fixture(scope="module")
-def case():
-    model = constructed.build(0)
-    prompts = sk.Prompts.from_ids(constructed.token_ids(1, 40, 5), model)
-    return model, prompts, secondary.detect(model, prompts)
-
-
-def test_the_mlp_writes_the_direction_and_attention_does_not(case):
-    made = secondary_mlp.makers(*case)
+def test_the_mlp_writes_the_direction_and_attention_does_not(secondary_case):
+    made = secondary_mlp.makers(*secondary_case)
     assert made.sizes["sink"] == 8
     assert float(made["write_cosine"].sel(part="mlp").min()) > 0.98
     assert float(abs(made["write_cosine"].sel(part="attention")).max()) < 0.2
@@ -29,8 +18,8 @@ def test_the_mlp_writes_the_direction_and_attention_does_not(case):
         assert found == pytest.approx(np.full(4, size), rel=0.1)
 
 
-def test_only_the_output_of_the_mlp_is_like_the_primary_sinks(case):
-    stage = secondary_mlp.makers(*case)["stage_cosine"]
+def test_only_the_output_of_the_mlp_is_like_the_primary_sinks(secondary_case):
+    stage = secondary_mlp.makers(*secondary_case)["stage_cosine"]
     assert stage["stage"].values.tolist() == ["input", "gate_proj", "up_proj", "hidden", "output"]
     sink = stage.sel(who="sink").mean("sink")
     assert float(sink.sel(stage="output")) > 0.98
@@ -38,8 +27,8 @@ def test_only_the_output_of_the_mlp_is_like_the_primary_sinks(case):
     assert float(abs(stage.sel(who="neighbour", stage="output").mean())) < 0.3
 
 
-def test_without_the_component_the_sink_is_gone_and_without_the_rest_it_stays(case):
-    removed, rest = secondary_mlp.steer(*case), secondary_mlp.steer(*case, rest=True)
+def test_without_the_component_the_sink_is_gone_and_without_the_rest_it_stays(secondary_case):
+    removed, rest = secondary_mlp.steer(*secondary_case), secondary_mlp.steer(*secondary_case, rest=True)
     assert removed["kept"].values.tolist() == [0.0] * 8
     assert rest["kept"].values.tolist() == [1.0] * 8
     assert rest["lifetime"].values.tolist() == rest["lifetime_before"].values.tolist()
@@ -47,14 +36,14 @@ def test_without_the_component_the_sink_is_gone_and_without_the_rest_it_stays(ca
     assert float((rest["score"] / rest["score_before"]).min()) > 0.9
 
 
-def test_factor_one_changes_nothing(case):
-    same = secondary_mlp.steer(*case, factor=1.0)
+def test_factor_one_changes_nothing(secondary_case):
+    same = secondary_mlp.steer(*secondary_case, factor=1.0)
     assert same["score"].values == pytest.approx(same["score_before"].values, rel=1e-5)
     assert same["kept"].values.tolist() == [1.0] * 8
 
 
-def test_scaled_writes_are_undone(case):
-    model, prompts, found = case
+def test_scaled_writes_are_undone(secondary_case):
+    model, prompts, found = secondary_case
     before = residual_stream(model, prompts, 0)["9.post"]
     key = int(np.flatnonzero(found["kind"].values[0] == "secondary")[0])
     layer = int(found["start"][0, key])
@@ -72,8 +61,8 @@ def test_cosine_of_nothing_is_nan():
     assert np.isnan(secondary_mlp.cosine(np.zeros(2), np.ones(2)))
 
 
-def test_no_sink_is_an_error_that_says_what_to_do(case):
-    model, prompts, found = case
+def test_no_sink_is_an_error_that_says_what_to_do(secondary_case):
+    model, prompts, found = secondary_case
     none = found.assign(kind=found["kind"].where(found["kind"] == "primary", ""))
     with pytest.raises(MetricError, match=r"makers: no secondary sink was found. Look at levels\(found\), or use long"):
         secondary_mlp.makers(model, prompts, none)

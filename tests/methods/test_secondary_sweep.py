@@ -3,24 +3,12 @@
 import numpy as np
 import pytest
 
-import sinkscope as sk
-from methods.secondary_models import load
 from sinkscope.errors import MetricError
-from sinkscope.methods import secondary_sinks as secondary
 from sinkscope.methods.secondary_sweep import direction_sweep
 
-constructed = load()
 
-
-@pytest.fixture(scope="module")
-def case():
-    model = constructed.build(0)
-    prompts = sk.Prompts.from_ids(constructed.token_ids(1, 40, 5), model)
-    return model, prompts, secondary.detect(model, prompts)
-
-
-def test_a_principal_direction_writes_the_primarys_and_a_random_one_does_not(case):
-    found = direction_sweep(*case, components=3)
+def test_a_principal_direction_writes_the_primarys_and_a_random_one_does_not(secondary_case):
+    found = direction_sweep(*secondary_case, components=3)
     assert found["cosine"].dims == ("direction", "scale")
     own = abs(found["cosine"]).drop_sel(direction="random")
     assert float(own.max()) > 0.98
@@ -35,7 +23,7 @@ def test_a_principal_direction_writes_the_primarys_and_a_random_one_does_not(cas
     assert found.attrs["n"] == int((found["who"] == "sink").sum())
 
 
-def test_no_sink_is_an_error(case):
-    model, prompts, found = case
+def test_no_sink_is_an_error(secondary_case):
+    model, prompts, found = secondary_case
     with pytest.raises(MetricError, match=r"direction_sweep: no secondary sink was found"):
         direction_sweep(model, prompts, found.assign(kind=found["kind"].copy(data=np.full(found["kind"].shape, ""))))
