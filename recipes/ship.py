@@ -98,7 +98,7 @@ def ship_language_model(name: str, folder: Path, target: Path) -> dict[str, Any]
     curve = read_curve(folder)
     write(target / "curve.json", curve)
     measured, claims = facts.language_model_facts(variants.load(target), np.load(folder / "held_out.npy"), config.bos)
-    if changes := _changes(config):
+    if changes := changes_of(config):
         claims = []  # the targets are those of the plain model; what a change does stands on the page of variants
     measured["training"] = {"steps": step, "tokens": tokens_seen(config, step), **curve[-1]}
     kind = ", ".join([config.normaliser, *changes])
@@ -114,7 +114,7 @@ def ship_language_model(name: str, folder: Path, target: Path) -> dict[str, Any]
     }
 
 
-def _changes(config: LanguageModelConfig) -> list[str]:
+def changes_of(config: LanguageModelConfig) -> list[str]:
     """What a run has beside a plain Llama, in words."""
     words = {
         "a learned key and value in each head": config.extra_value,

@@ -91,7 +91,7 @@ def draw(study: Study, found: xr.Dataset, kinds: xr.DataArray, cost: dict[str, t
 
 def judge(study: Study, model: sk.Model) -> None:
     """Measure, draw and judge one model."""
-    prompts = study.texts("prose", n=12)
+    prompts = study.texts("code" if model.id.startswith("zoo:lm-") else "prose", n=12)
     found = study.reading("kinds", lambda: sink_heads(model, prompts))
     kinds = kinds_of(found)
     sinks = kinds.values != ""

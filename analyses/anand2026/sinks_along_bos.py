@@ -54,7 +54,9 @@ def judge(study: Study, model: sk.Model) -> None:
     cosine = ds["bos_cosine"].isel(site=slice(None, -1)).reset_coords(drop=True)
     place = xr.DataArray(np.arange(mass.sizes["key"]), dims="key")
     groups = xr.Variable("group", ["the first token again", "other tokens"])
-    pair = xr.concat([cosine.isel(key=AT), cosine.where((place > 0) & (place != AT)).mean("key")], dim=groups)
+    pair = xr.concat(
+        [cosine.isel(key=AT, drop=True), cosine.where((place > 0) & (place != AT)).mean("key")], dim=groups
+    )
     table = with_intervals(pair)
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
@@ -81,7 +83,7 @@ def judge(study: Study, model: sk.Model) -> None:
         f"{float(largest.sel(part='mlp').mean()):,.0f}, attention at most "
         f"{float(largest.sel(part='attention').mean()):,.0f}", agrees=ratio.above(10.0),
     )  # fmt: skip
-    again, most = Estimate.mean(mass.isel(key=AT), ".3f"), mass.where((place > 0) & (place != AT)).max("key")
+    again, most = Estimate.mean(mass.isel(key=AT, drop=True), ".3f"), mass.where((place > 0) & (place != AT)).max("key")
     is_sink = again.above(SINK)
     inside = pair.isel(site=slice(2 * (block + 1), None)).mean("site")
     own, rest = (Estimate.mean(inside.isel(group=index, drop=True), ".2f") for index in (0, 1))

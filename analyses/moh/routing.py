@@ -36,7 +36,8 @@ def judge(study: Study, model: sk.Model) -> None:
     """Measure, draw and judge one model."""
     tower = find_tower(model, None)
     heads, draws = max(site.heads for site in tower.attention), 2 if study.quick else DRAWS
-    prompts, edits = study.texts("prose", n=12), arms(heads, tower.depth, draws)
+    kind = "code" if model.id.startswith("zoo:lm-") else "prose"
+    prompts, edits = study.texts(kind, n=12), arms(heads, tower.depth, draws)
     ds = study.run(prompts, [sk.TokenLoss()], edits)
     loss = ds["token_loss"].mean("query").reset_coords(drop=True)
     cost = loss - loss.sel(edit="baseline", drop=True)
@@ -67,7 +68,7 @@ def judge(study: Study, model: sk.Model) -> None:
         "tables", "Three quarters of the heads, chosen token by token, do as well as all",
         paper="64.0 on average over 14 tasks, +2.4, trained with it", number=lost,
         found=f"{most} of {heads} heads in each layer of a model not trained with it",
-        agrees=False if lost.above(0.05) is True else lost.below(0.05),
+        agrees=lost.below(0.05),
     )  # fmt: skip
     least = Estimate.paired(routed.sel(kept=most, drop=True), drawn.sel(kept=most, drop=True), "+.3f", "nat")
     study.claim(

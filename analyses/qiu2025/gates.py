@@ -35,10 +35,8 @@ def measured(model: sk.Model, prompts: sk.Prompts) -> xr.Dataset:
     weights = np.nan_to_num(maps.transpose("prompt", "layer", "head", "query", "key").values)
     passed = sk.metrics.effective_attention(weights, gates["gate"].values)
     first = [part[..., 1:, 0].sum((2, 3)) / part[..., 1:, :].sum((2, 3, 4)) for part in (weights, passed)]
-    parked = weights[..., 1:, 0].reshape(*weights.shape[:3], -1), gates["gate"].values[..., 1:]
-    related = [
-        np.corrcoef(one.ravel(), other.ravel())[0, 1] for one, other in zip(*(part for part in parked), strict=True)
-    ]
+    parked, kept = weights[..., 1:, 0], gates["gate"].values[..., 1:]
+    related = [np.corrcoef(one.ravel(), other.ravel())[0, 1] for one, other in zip(parked, kept, strict=True)]
     return gates.assign(
         first=(("prompt", "kind", "layer"), np.stack(first, 1)), related=("prompt", related)
     ).assign_coords(kind=["attention", "attention times gate"]).assign_attrs(n_prompts=len(prompts))  # fmt: skip

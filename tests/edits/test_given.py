@@ -10,8 +10,9 @@ from tests.edits.dense import Reference, assert_close, dense_hidden, edited_hidd
 
 
 def maps_of(model, prompts, index):
-    depth, heads = model.config.num_hidden_layers, model.config.num_attention_heads
-    found = sk.run(model, prompts.subset([index]), [sk.AttentionMap(range(depth), range(heads))])["attention"]
+    tower = model.backend.towers[model.backend.default_tower]
+    probe = sk.AttentionMap(range(tower.depth), range(tower.attention[0].heads))
+    found = sk.run(model, prompts.subset([index]), [probe])["attention"]
     return np.nan_to_num(found.values[0])
 
 

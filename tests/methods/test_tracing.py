@@ -80,6 +80,20 @@ def test_planted_sinks_are_no_operations_and_their_heads_are_named():
     assert int(sink_heads(twin, sk.Prompts.from_ids(ids, twin))["sink"].sum()) == 0
 
 
+def test_a_planted_sink_that_is_given_a_value_is_a_broadcast():
+    model, truth = testing.planted_sink(0)
+    layer, head = truth.heads[0]
+    attention = model.model.model.layers[layer].self_attn
+    with torch.no_grad():
+        row = head // attention.num_key_value_groups * attention.head_dim
+        attention.v_proj.weight[row, truth.dims[0]] = 3.0
+    prompts = sk.Prompts.from_ids([[model.config.bos_token_id, *range(5, 40)]], model)
+    found = sink_heads(model, prompts).isel(prompt=0)
+    assert str(found["type"].sel(layer=layer, head=head).values) == "broadcast"
+    others = [str(found["type"].sel(layer=at, head=one).values) for at, one in truth.heads if at != layer]
+    assert "broadcast" not in others
+
+
 def test_the_blocks_that_carry_the_answer_are_written_again(case):
     model, clean, _ = case
     depth = model.backend.towers["text"].depth

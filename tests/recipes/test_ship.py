@@ -248,3 +248,15 @@ def test_variants_are_drawn_over_the_tokens_that_all_have(weights_folder, tmp_pa
     assert [len(line.get_xdata()) for line in lines] == [2, 2, 2, 2]
     assert lines[-1].get_ydata().tolist() == pytest.approx([0.6, 0.7]), "the mean over the seeds"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["lm-python", "lm-python-gate"]
+
+
+def test_a_card_says_what_a_run_has_beside_a_llama():
+    plain = lm.LanguageModelConfig()
+    assert ship.changes_of(plain) == []
+    made = dataclasses.replace(plain, extra_key=True, extra_value=True, gate=True, gate_elements=True, prefix=5)
+    assert ship.changes_of(made) == [
+        "a learned key and value in each head", "a gate on each element of a head", "a prefix of 5",
+    ]  # fmt: skip
+    assert ship.changes_of(dataclasses.replace(plain, extra_key=True, gate=True, positions="alibi", bos=False)) == [
+        "a learned key in each head", "a gate on each head", "alibi positions", "no <s>",
+    ]  # fmt: skip

@@ -126,11 +126,18 @@ class Record:
         )  # fmt: skip
 
     def _projection(self, module: torch.nn.Module, given: torch.Tensor | None) -> None:
-        """The first projection that reads an input of heads x width after a call is that call's W_O."""
+        """The first projection that reads an input of heads x width after a call is that call's W_O.
+
+        One that reads what the calling module itself was given makes a gate from it.
+        """
         if not self.calls or self.calls[-1].output is not None or given is None:
             return
-        if is_projection(module) and given.shape[-1] == self.calls[-1].heads * self.calls[-1].head_dim:
-            self.calls[-1].output = module
+        call = self.calls[-1]
+        if not is_projection(module) or given.shape[-1] != call.heads * call.head_dim:
+            return
+        own = call.by.given
+        if own is None or own.shape != given.shape or not torch.equal(own, given):
+            call.output = module
 
 
 def is_projection(module: torch.nn.Module) -> bool:
