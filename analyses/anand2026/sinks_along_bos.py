@@ -4,7 +4,7 @@ Paper: Anand et al. 2026 (arXiv 2510.22603), the curve of the cosine to the firs
 massive activation. Claims: besides the first token some tokens with little content (delimiters) are sinks; their state
 points along the first token's from the third layer on (cosine above .98), that of other tokens does not (up to .31);
 the MLP of one early block writes the massive activation, no attention does.
-Cost: two passes over 16 prompts, half a minute per language model.
+Cost: two passes over 8 prompts, half a minute per language model.
 Different here: no speech model is at hand; a sink in the middle is made by putting the model's own first token there
 once more, which some models take for one and others do not. A token is a sink by the mean attention it gets over heads
 and layers from the fourth on, above .1. Intervals are over prompts.
@@ -28,7 +28,7 @@ def prompts_with(study: Study, model: sk.Model) -> sk.Prompts:
     own = specials(model)[0]
     token = own[-1] if own else getattr(model.tokenizer, "bos_token_id", None)
     need(model, token is not None, "a token of its own that begins a text")
-    rows = [row.tolist() for row in study.texts("prose", n=16).ids]
+    rows = [row.tolist() for row in study.texts("prose", n=8).ids]
     front = [[*own, *row[len(own) :]] if own else [token, *row[:-1]] for row in rows]
     return sk.Prompts.from_ids([[*row[:AT], token, *row[AT:-1]] for row in front], model)
 

@@ -34,7 +34,7 @@ def measures(maps: np.ndarray) -> np.ndarray:
 
 def measured(study: Study, model: sk.Model) -> xr.Dataset:
     """Measures by layer, and the loss under each replacement in all layers and in every second one."""
-    prompts = study.texts("code" if model.id.startswith("zoo:lm-") else "prose", n=8, tokens=64)
+    prompts = study.texts("code" if model.id.startswith("zoo:lm-") else "prose", n=6, tokens=64)
     depth, n = find_tower(model, None).depth, len(prompts)
     rows, losses, plain = [], np.zeros((n, len(WHERE), len(REPLACEMENTS))), []
     for index in range(n):

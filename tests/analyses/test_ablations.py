@@ -13,7 +13,7 @@ from analyses.scripts import ANALYSES, run
 
 SCRIPTS = (
     "mask_sinks", "massive_activations", "sink_dimension_search", "gamma_per_head", "gamma_by_layer_group",
-    "null_key_and_normalisers",
+    "null_key_and_normalisers", "attention_forms",
 )  # fmt: skip
 
 
@@ -100,11 +100,15 @@ def test_attention_that_sums_to_more_than_one_is_divided_before_it_is_compared(r
     assert agrees is True, "raw sigmoid weights of .59 looked like more attention than softmax's .22"
     assert "rows sum to 17" in found
     names = [claim["claim"].split(",")[0] for claim in results["null_key_and_normalisers"][0]["claims"]]
-    assert names[:5] == ["softmax1 (null key", "null key", "null key", "sigmoid", "relu"], "logit 0 is softmax1 itself"
-    changed, scores = results["null_key_and_normalisers"][0]["claims"][5:]
-    assert changed["found"].count("%") == 3 + 5, "five forms of a softmax"
-    assert scores["found"].count("%") == 3 + 7, "seven forms without"
+    assert names == ["softmax1 (null key", "null key", "null key", "sigmoid", "relu"], "logit 0 is softmax1 itself"
     assert all(claim["paper"] == "" for claim in results["null_key_and_normalisers"][0]["claims"])
+
+
+def test_every_form_of_attention_is_told_with_its_share_and_cost(results):
+    changed, scores = results["attention_forms"][0]["claims"]
+    assert changed["found"].count("%") == 3 + 5, "an estimate with its ends, and five forms of a softmax"
+    assert scores["found"].count("%") == 3 + 7
+    assert changed["paper"] == scores["paper"] == "", "their papers train with them"
 
 
 def test_a_dimension_is_only_named_when_zeroing_it_takes_the_sink_away(results):
