@@ -1,10 +1,10 @@
 """Twelve forms of attention put into trained models: how much of the first token's share is left, and what they cost.
 
-Softmax changed (temperature, selective temperature, clipped, affine, LUCID) and scores over their sum (sigmoid, ELU + 1,
-softplus, softpick, identity, kernels of queries and keys), each ``SwapNormaliser`` at its defaults in every layer. Their
-papers train with them, so no claim of theirs is judged here: it is a check of this project on what the softmax does in a
-model that was trained with it, beside ``null_key_and_normalisers.py`` and measured as there. Where weights may be
-negative their magnitude counts. Cost: one pass per form that keeps all maps, two minutes per language model.
+Softmax changed (temperature, selective temperature, clipped, affine, LUCID) and scores over their sum (sigmoid, ELU +
+1, softplus, softpick, identity, kernels of queries and keys), each ``SwapNormaliser`` at its defaults in every layer.
+Their papers train with them, so no claim of theirs is judged here: it is a check of this project on what the softmax
+does in a model that was trained with it, measured as in ``null_key_and_normalisers.py``. Where weights may be negative
+their magnitude counts. Cost: one pass per form that keeps all maps, two minutes per language model.
 """
 
 from __future__ import annotations
