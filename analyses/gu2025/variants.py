@@ -1,8 +1,8 @@
-"""Which attention has a sink when trained with it: another softmax, learned keys and values, gates, ALiBi, a prefix.
+"""Which attention has a sink when trained with it: another softmax, learned keys and values, gated heads.
 
 Paper: Gu et al. 2025, tables on attention biases and attention operations; Qiu et al. 2025 on gated heads; Miller on
 softmax-off-by-one. Claims: trained without a sum that has to be one (sigmoid) a model has no sink; with a learned key
-that carries no value that key is the sink and the first token is none; gated heads have none; with ALiBi there is one.
+that carries no value that key is the sink and the first token is none; gated heads have none.
 Cost: none, the training curves are shipped; so there is no ``--model``.
 Different here: language models of 1.5 million parameters, every variant with a curve in the zoo, each judged against
 the plain softmax model of the same seeds at the same step of the same schedule. What a claim predicts and when it holds
@@ -24,11 +24,7 @@ CLAIMS = {
     "extra-key": ("Attention biases", f"Trained with a learned key without value, {GONE}", "Sink_1 = 0.00 %"),
     "key-value-bias": ("Attention biases", f"Trained with a learned key and value, {GONE}", "no number in our notes"),
     "gate": ("Qiu et al.", f"Trained with gated heads, {GONE}", "attention on it .048 against .467"),
-    "gate-elements": ("Qiu et al.", f"Trained with gated elements, {GONE}", "attention on it .048 against .467"),
     "softmax1": ("Miller", "Trained with softmax-off-by-one, the first token is a weaker sink or none", "no number"),
-    "alibi": ("Position encodings", "Trained with ALiBi, the first token is a sink", "20.78 %, rotary 18.18 %"),
-    "prefix": ("Prefix LM", "Trained with a prefix that every query sees, the first token is a sink",
-               "no number in our notes"),
     "no-bos": ("Open models", "Trained without a token of its own in front, the first token is the sink",
                "GPT-2 XL 77.0 %"),
 }  # fmt: skip

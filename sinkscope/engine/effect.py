@@ -174,7 +174,7 @@ def _require_selection(edit: Edit, tower: Tower, tokens: Batch | None) -> None:
     """Refuse an edit with an empty selection, written down so or empty in these prompts."""
     for name in (f.name for f in fields(edit)):
         value = getattr(edit, name)
-        if is_empty(value) and not edit.allow_empty:
+        if is_empty(value) and edit.selects_nothing and not edit.allow_empty:
             raise EditHasNoEffect(
                 f"{edit!r} changes nothing: its {name} are empty. Select something, or pass allow_empty=True where an "
                 "empty selection is meant."

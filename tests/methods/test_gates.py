@@ -45,7 +45,7 @@ def test_gates_are_what_the_module_computes(kind):
         handle.remove()
     found = gate_values(model, prompts)
     assert found["gate"].dims == ("prompt", "layer", "head", "query")
-    for layer, own in enumerate(seen):
+    for layer, own in enumerate(seen[-2:]):  # the first run of a model tries it with one token
         wanted = own.view(8, 4, -1).float()
         np.testing.assert_allclose(found["gate"][0, layer, :, :8], wanted.mean(-1).T, atol=1e-5)
         np.testing.assert_allclose(found["gate_spread"][0, layer, :, :8], wanted.numpy().std(-1).T, atol=1e-5)
