@@ -110,9 +110,9 @@ def judge(study: Study, model: sk.Model) -> None:
     sk.plot.sweep_curve(shown, x="s", interval=(table["low"], table["high"]), reference=None,
                         title=f"Mixed with the identity: {', '.join(names)}", ax=left)  # fmt: skip
     guided = ds["guided_second"] - ds["guided_second"].sel(weight=0.0, drop=True)
-    rows = with_intervals(guided, over="second_prompt")
+    rows = with_intervals(guided, over="second_prompt").rename(set="heads")
     sk.plot.sweep_curve(
-        rows["difference"].rename(set="heads").assign_attrs(long_name="change of the loss", units="nat"), x="weight",
+        rows["difference"].assign_attrs(long_name="change of the loss", units="nat"), x="weight",
         interval=(rows["low"], rows["high"]), reference=None, title="Steered away from the perturbed model", ax=right,
     )  # fmt: skip
     study.figure(

@@ -83,7 +83,7 @@ def draw(study: Study, found: xr.Dataset, kinds: xr.DataArray, cost: dict[str, t
     right.set(ylabel="change of the loss [nat]", title="Output at zero", yscale="symlog")
     right.legend()
     study.figure(
-        figure, "sink_types", source=found.assign_attrs(model_id=study.subject, n_prompts=found.sizes["prompt"]),
+        figure, "sink_types", source=found,
         says="heads whose mean attention to the first token is above .3 in most prompts; dotted: thresholds of the "
         "abstract; others: as many heads without a sink; whiskers: 95 % intervals over prompts",
     )  # fmt: skip
@@ -92,7 +92,8 @@ def draw(study: Study, found: xr.Dataset, kinds: xr.DataArray, cost: dict[str, t
 def judge(study: Study, model: sk.Model) -> None:
     """Measure, draw and judge one model."""
     prompts = study.texts("code" if model.id.startswith("zoo:lm-") else "prose", n=8)
-    found = study.reading("kinds", lambda: sink_heads(model, prompts))
+    massive = study.run(prompts, [sk.MassiveActivations()])
+    found = study.reading("kinds", lambda: sink_heads(model, prompts).assign_attrs(massive.attrs))
     kinds = kinds_of(found)
     sinks = kinds.values != ""
     need(model, bool(sinks.any()), "heads with a sink at the first token; it has none")
@@ -115,7 +116,7 @@ def judge(study: Study, model: sk.Model) -> None:
         found="their output at zero, less that of the others" if both else f"{told}; no set of as many others",
         agrees=less.below(0.0) if less else "no head is one, or there are too few others",
     )  # fmt: skip
-    stages = sk.metrics.massive_stages(study.run(prompts, [sk.MassiveActivations()]))
+    stages = sk.metrics.massive_stages(massive)
     share = sinks.mean(1)
     begins = int(np.argmax(share >= SOME)) if (share >= SOME).any() else -1
     first = int(stages["first"].min()) if stages.sizes["stage"] else -1

@@ -49,7 +49,7 @@ def judge(study: Study, model: sk.Model) -> None:
     """Measure, draw and judge one model."""
     prompts = prompts_with(study, model)
     ds = study.run(prompts, [sk.KeyMass(), sk.BosCosine()])
-    peak = study.reading("writes", lambda: writes(model, prompts))["peak"]
+    peak = study.reading("writes", lambda: writes(model, prompts).assign_attrs(ds.attrs))["peak"]
     mass = ds["key_mass"].isel(layer=slice(FROM, None)).mean(["layer", "head"]).reset_coords(drop=True)
     cosine = ds["bos_cosine"].isel(site=slice(None, -1)).reset_coords(drop=True)
     place = xr.DataArray(np.arange(mass.sizes["key"]), dims="key")

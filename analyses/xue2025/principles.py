@@ -36,11 +36,11 @@ def measured(study: Study, model: sk.Model) -> xr.Dataset:
     """Measures by layer, and the loss under each replacement in all layers and in every second one."""
     prompts = study.texts("code" if model.id.startswith("zoo:lm-") else "prose", n=6, tokens=64)
     depth, n = find_tower(model, None).depth, len(prompts)
-    rows, losses, plain = [], np.zeros((n, len(WHERE), len(REPLACEMENTS))), []
+    reading = sk.run(model, prompts, [sk.TokenLoss()])
+    rows, losses = [], np.zeros((n, len(WHERE), len(REPLACEMENTS)))
     for index in range(n):
         one = prompts.subset([index])
         rows.append(measures(maps_of(model, one)))
-        plain.append(float(sk.run(model, one, [sk.TokenLoss()])["token_loss"].mean()))
         for place, layers in enumerate((None, range(0, depth, 2))):
             edits = replaced_attention(model, prompts, index, (index + 1) % n, layers=layers)
             for number, each in enumerate(edits.values()):
@@ -49,12 +49,14 @@ def measured(study: Study, model: sk.Model) -> xr.Dataset:
     even = np.tril(np.ones((64, 64))) / np.arange(1, 65)[:, None]
     return xr.Dataset(
         {
-            "measure": (("prompt", "kind", "layer"), np.array(rows)), "plain": ("prompt", plain),
+            "measure": (("prompt", "kind", "layer"), np.array(rows)),
+            "plain": ("prompt", reading["token_loss"].mean("query").values),
             "even": ("kind", measures(even[None, None])[:, 0]),
             "loss": (("prompt", "where", "part"), losses),
         },
-        {"kind": list(MEASURES), "where": list(WHERE), "part": list(REPLACEMENTS), "prompt": np.arange(n)},
-        {"model_id": model.id, "n_prompts": n, "vocabulary": int(model.config.get_text_config().vocab_size)},
+        {"kind": list(MEASURES), "where": list(WHERE), "part": list(REPLACEMENTS), "prompt": np.arange(n),
+         "layer": np.arange(depth)},
+        reading.attrs | {"vocabulary": int(model.config.get_text_config().vocab_size)},
     )  # fmt: skip
 
 
@@ -70,7 +72,7 @@ def judge(study: Study, model: sk.Model) -> None:
     cost = ds["loss"] - ds["plain"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(12.5, 4.6), layout="constrained", width_ratios=(1, 1.15))
     table = with_intervals(ds["measure"])
-    shown = table["difference"].transpose("kind", "layer").assign_coords(layer=np.arange(ds.sizes["layer"]))
+    shown = table["difference"].transpose("kind", "layer")
     sk.plot.layer_profile(shown, band=(table["low"], table["high"]), ylabel="mean over heads", title="Maps by layer",
                           ax=left)  # fmt: skip
     for line, value in zip(left.lines, ds["even"].values, strict=False):
