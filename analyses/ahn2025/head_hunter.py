@@ -135,12 +135,11 @@ def judge(study: Study, model: sk.Model) -> None:
         found=f"s 1 less s .5; by s {', '.join(f'{value:+.3f}' for value in mean)} nat",
         agrees=bool((np.diff(mean) > 0).all()) if steps.above(0.0) is True else steps.above(0.0),
     )  # fmt: skip
-    best = int(ds["guided_first"].sel(set="chosen").mean("first_prompt").argmin("weight"))
+    best = max(1, int(ds["guided_first"].sel(set="chosen").mean("first_prompt").argmin("weight")))
     gain = Estimate.mean(guided.sel(set="chosen").isel(weight=best, drop=True), "+.4f", "nat")
     study.claim(
         "guidance", "Steering away from the perturbed model predicts better", paper="pictures, diffusion", number=gain,
-        found=f"w {WEIGHTS[best]}, the best of {len(WEIGHTS)} on the prompts of the choice",
-        agrees=gain.below(0.0) if best else "no weight above 0 helps on the prompts of the choice",
+        found=f"w {WEIGHTS[best]}, of those above 0 the best on the prompts of the choice", agrees=gain.below(0.0),
     )  # fmt: skip
 
 
