@@ -2,7 +2,7 @@
 
 Paper: Jin et al. 2025, MoH (arXiv 2410.11842): trained with a router models match or gain with 50 to 90 % of its heads.
 Claims: three quarters of the heads, chosen token by token, cost nothing; the norm of the query ranks heads.
-Cost: one pass per arm over 8 prompts, a minute per language model.
+Cost: one pass per arm over 12 prompts, a minute per language model.
 Different here: no training; the rule of the released LLaMA3 version (norm of the query) is put into a model that never
 had it, so a loss is expected and only the ranking is judged against chance: as many heads drawn at random in each
 layer, the same at every token. Intervals are over prompts.
@@ -37,7 +37,7 @@ def judge(study: Study, model: sk.Model) -> None:
     tower = find_tower(model, None)
     heads, draws = max(site.heads for site in tower.attention), 2 if study.quick else DRAWS
     kind = "code" if model.id.startswith("zoo:lm-") else "prose"
-    prompts, edits = study.texts(kind, n=8), arms(heads, tower.depth, draws)
+    prompts, edits = study.texts(kind, n=12), arms(heads, tower.depth, draws)
     ds = study.run(prompts, [sk.TokenLoss()], edits)
     loss = ds["token_loss"].mean("query").reset_coords(drop=True)
     cost = loss - loss.sel(edit="baseline", drop=True)
