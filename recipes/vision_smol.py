@@ -28,7 +28,9 @@ from torch import nn
 from recipes import run_files
 from recipes import vision_smol_model as parts
 from recipes.vision_language import FAMILIES
+from sinkscope import zoo
 from sinkscope.files import replacing
+from sinkscope.models.sources.assembled import ADAPTER
 from sinkscope.tasks import photo_scenes
 from sinkscope.tasks import scenes as data
 
@@ -44,6 +46,11 @@ class VisionSmolConfig:
     questions. The first ``align`` of the steps train the projector alone. Learning rates rise over ``warmup`` steps at
     the start of either stage and fall linearly to a twentieth over the last ``decay`` of all steps. The projector reads
     hidden state ``vision_layer`` of the tower; LLaVA's choice, the last but one, is 11.
+
+    With ``centre`` over 0 the bias of the projector's output is not trained: each step takes that part of the mean of
+    what the projector wrote from it (the first step all), so that visual tokens share no vector and may spike as the
+    first token does. The weights stay those of an ordinary LLaVA. ``start`` names a model of the zoo whose projector
+    and adapter are trained on, instead of fresh ones.
     """
 
     pictures: int = 2700
@@ -56,6 +63,8 @@ class VisionSmolConfig:
     decay: float = 0.4
     rank: int = 16
     vision_layer: int = parts.VISION_LAYER
+    centre: float = 0.0
+    start: str = ""
     seed: int = 0
 
     @property
@@ -127,8 +136,11 @@ def measure(network: Any, packer: parts.Packer, scenes: list[data.Scene]) -> dic
 
     ``visual_sinks`` counts, by input of each layer, the visual tokens of a picture whose largest magnitude is over 20
     times their root mean square (phi over all dimensions, Kang et al. 2025), mean over pictures.
+    ``common_energy`` is the part of the projector's output, in mean square, that its mean over pictures and patches
+    holds.
     """
     spikes: dict[int, float] = {}
+    written: list[torch.Tensor] = []
     image = slice(len(packer.head) - parts.PATCHES, len(packer.head))
 
     def note(index: int, _block: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -143,7 +155,9 @@ def measure(network: Any, packer: parts.Packer, scenes: list[data.Scene]) -> dic
         for scene in scenes:
             asked = [data.ask(scene, family, rng) for family in data.FAMILIES]
             packed = packer([(q.text, q.answer) for q in asked])
-            hidden = parts.states(network, packed, parts.features(network, scene))
+            shown = parts.features(network, scene)
+            written.append(network.model.multi_modal_projector(shown))
+            hidden = parts.states(network, packed, shown)
             where = packed["target"] >= 0
             hit = network.lm_head(hidden[where]).argmax(-1) == packed["target"][where]
             for number, family in enumerate(data.FAMILIES, start=1):
@@ -152,7 +166,10 @@ def measure(network: Any, packer: parts.Packer, scenes: list[data.Scene]) -> dic
         for hook in hooks:
             hook.remove()
     found: dict[str, Any] = {f"accuracy_{family}": count / len(scenes) for family, count in right.items()}
-    return found | {"n": len(scenes), "visual_sinks": [round(spikes[i], 3) for i in sorted(spikes)]}
+    everything = torch.cat(written)
+    common = float(everything.mean(0).square().mean() / everything.square().mean())
+    found |= {"n": len(scenes), "common_energy": round(common, 4)}
+    return found | {"visual_sinks": [round(spikes[i], 3) for i in sorted(spikes)]}
 
 
 def save(path: Path, params: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, facts: dict[str, str]) -> None:
@@ -167,12 +184,17 @@ def save(path: Path, params: dict[str, nn.Parameter], optimizer: torch.optim.Opt
 def load(path: Path, params: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, str]:
     """Read what :func:`save` wrote; return its facts."""
     tensors = load_file(path)
-    with torch.no_grad():
-        for name, p in params.items():
-            p.copy_(tensors[f"model.{name}"])
+    restore({name: tensors[f"model.{name}"] for name in params}, params)
     run_files.restore_optimizer(optimizer, tensors)
     with safe_open(path, "pt") as file:
         return file.metadata()
+
+
+def restore(tensors: dict[str, torch.Tensor], params: dict[str, nn.Parameter]) -> None:
+    """Set what is trained to tensors of the same names."""
+    with torch.no_grad():
+        for name, p in params.items():
+            p.copy_(tensors[name])
 
 
 def keep(folder: Path, params: dict[str, nn.Parameter], step: int) -> None:
@@ -191,6 +213,8 @@ class Trainer:
         self.config, self.folder = config, folder
         self.network = parts.build(config.seed, config.vision_layer)
         self.params = parts.add_adapter(self.network, config.rank, config.seed)
+        if config.start:
+            restore(load_file(zoo.WEIGHTS / config.start / ADAPTER), self.params)
         self.network.model.language_model.set_attn_implementation("eager")
         self.packer = parts.Packer(parts.load_tokenizer())
         self.features = Features(shared, self.network, config.pictures)
@@ -221,8 +245,18 @@ class Trainer:
         nn.utils.clip_grad_norm_(list(self.params.values()), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if config.centre:
+            self.centre(1.0 if self.step == 0 else config.centre)
         self.step += 1
         return total
+
+    @torch.no_grad()
+    def centre(self, part: float) -> None:
+        """Take a part of the mean that the projector writes for this step's pictures from the bias of its output."""
+        projector = self.network.model.multi_modal_projector
+        pictures = pictures_of_step(self.config, self.step)
+        mean = torch.stack([projector(self.features(index)).mean(0) for index in pictures]).mean(0)
+        projector.linear_2.bias -= part * mean
 
     def save(self) -> None:
         """Write the state from which a killed run goes on."""
@@ -231,7 +265,9 @@ class Trainer:
 
 
 def step_trains(config: VisionSmolConfig, step: int, name: str) -> bool:
-    """Tell whether a step changes the parameter of this name."""
+    """Tell whether a step's gradient changes the parameter of this name."""
+    if config.centre and name.endswith("multi_modal_projector.linear_2.bias"):
+        return False
     return step >= config.align_steps or "multi_modal_projector" in name
 
 

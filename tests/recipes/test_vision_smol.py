@@ -124,6 +124,32 @@ def test_the_first_stage_changes_the_projector_alone(small, tmp_path):
     assert changed == {name for name in after.params if "multi_modal_projector" in name}
 
 
+@torch.no_grad()
+def test_a_centred_projector_writes_nothing_that_all_visual_tokens_share(small, tmp_path):
+    def common(config, name):
+        trainer = vision_smol.Trainer(config, tmp_path / name, tmp_path / "features")
+        with torch.enable_grad():
+            trainer.advance()
+        shown = [trainer.features(index) for index in vision_smol.pictures_of_step(config, 0)]
+        written = trainer.network.model.multi_modal_projector(torch.stack(shown))
+        return float(written.mean((0, 1)).square().sum() / written.square().sum(-1).mean())
+
+    assert common(dataclasses.replace(TINY, centre=0.5), "centred") < 1e-9
+    assert common(TINY, "free") > 0.1
+
+
+def test_a_run_may_start_from_a_model_of_the_zoo(small, tmp_path, monkeypatch):
+    trained = vision_smol.train(TINY, tmp_path / "run", tmp_path / "features", held_out=2)
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "run" / "weights-00004.safetensors").rename(tmp_path / "zoo" / "adapter.safetensors")
+    monkeypatch.setattr(vision_smol.zoo, "WEIGHTS", tmp_path)
+    started = vision_smol.Trainer(
+        dataclasses.replace(TINY, start="zoo", seed=5), tmp_path / "next", tmp_path / "features"
+    )
+    for name, weight in trained.params.items():
+        assert torch.equal(weight.half(), started.params[name].half()), name
+
+
 def test_the_latest_kept_weights_of_a_run_are_shipped(tmp_path):
     assert not vision_smol_card.is_run(tmp_path)
     (tmp_path / "recipe.json").write_text('{"align_lr": 0.001}')
