@@ -2,7 +2,9 @@
 
 Paper: Kan et al. 2025 (RAR, OpenReview xTbFeDhdRG), figure 2. Claim: accuracy by output layer rises and then falls.
 Cost: one pass over 320 prompts. Different here: the source does not say how a middle layer is decoded; here the model's
-own final norm and output layer are applied to each state of the last position; accuracy by question family.
+own final norm and output layer are applied to each state of the last position, and an answer is right when it leads the
+other answers to such questions, each with and without a space before it, as the layers before SmolLM2's last put one
+there. Accuracy by question family.
 
     python analyses/kan2025/layerwise_accuracy.py --model zoo:vlm-smol
 """
@@ -23,7 +25,8 @@ from sinkscope.analysis import VISION_LANGUAGE_MODELS, Study, describe_differenc
 from sinkscope.models.backends.base import Tower
 from sinkscope.probes.base import Probe, ProbeContext
 from sinkscope.schema import Variable
-from sinkscope.tasks.scene_questions import SceneQuestions, scene_questions
+from sinkscope.tasks.scene_questions import SceneQuestions, first_tokens, scene_questions
+from sinkscope.tasks.scenes import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,20 @@ class LastState(Probe):
         return {"last_state": hidden[torch.arange(len(hidden)), places.argmax(-1)].float()}
 
 
+def spellings(model: sk.Model, family: str) -> np.ndarray:
+    """First tokens of a family's answers, as the template puts them and after a space: ids (spelling answer).
+
+    A spelling that does not tell the answers apart is left out.
+    """
+    words = FAMILIES[family]
+    said = first_tokens(model, ["What?"] * len(words), words)
+    spaced = [model.tokenizer(f" {word}", add_special_tokens=False).input_ids[0] for word in words]
+    return np.array([ids for ids in (said, spaced) if len(set(ids)) == len(words)])
+
+
 @torch.no_grad()
 def measure(model: sk.Model, shapes: SceneQuestions) -> xr.Dataset:
-    """Whether the answer comes first after each layer, and its rank: dims (prompt layer)."""
+    """Whether the answer leads the other answers of its family after each layer: dims (prompt layer)."""
     ds = sk.run(model, shapes.prompts, [LastState()])
     network: Any = model.model
     decoder = network.get_decoder() if hasattr(network, "get_decoder") else network.model
@@ -55,16 +69,20 @@ def measure(model: sk.Model, shapes: SceneQuestions) -> xr.Dataset:
     logits = (
         network.get_output_embeddings()(decoder.norm(states.to(model.dtype).to(model.device))).float().cpu().numpy()
     )
-    right = logits.argmax(-1) == np.array(shapes.examples.answers)[:, None]
-    found = xr.Dataset({"right": (("prompt", "layer"), right.astype(float))}, coords={"layer": np.arange(depth)})
     family = np.array(shapes.families)
+    tokens = {name: spellings(model, name) for name in set(shapes.families)}
+    right = np.zeros(logits.shape[:2])
+    for row, question in enumerate(shapes.questions):
+        led = logits[row][:, tokens[question.family]].max(1).argmax(-1)  # logits: (layer spelling answer)
+        right[row] = led == FAMILIES[question.family].index(question.answer)
+    found = xr.Dataset({"right": (("prompt", "layer"), right)}, coords={"layer": np.arange(depth)})
     return found.assign_coords(prompt=ds["prompt"].values, family=("prompt", family)).assign_attrs(ds.attrs)
 
 
 def judge(study: Study, model: sk.Model) -> None:
     """Measure, draw, and state what was found on one model."""
     shapes = scene_questions(model, 20 if study.quick else 200 if is_large(model) else 320)
-    ds = study.reading("layers", lambda: measure(model, shapes))
+    ds = study.reading("among_answers", lambda: measure(model, shapes))
     right = ds["right"]
     lines = right.groupby("family").mean("prompt").transpose("family", "layer")
     says = "share of right answers when each layer's state is read by the final norm and output layer (logit lens)"

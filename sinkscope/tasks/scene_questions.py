@@ -128,7 +128,7 @@ def scene_questions(
         scale = max(1, int(side if isinstance(side, int) else side[0]) // made.SIDE)
     items = [{"image": s.image(scale), "text": q.text} for s, q in zip(scenes, asked, strict=True)]
     prompts = Prompts.from_chat(items, model)
-    answers = _first_tokens(model, [q.text for q in asked], [q.answer for q in asked])
+    answers = first_tokens(model, [q.text for q in asked], [q.answer for q in asked])
     return SceneQuestions(Examples(prompts, answers), asked, scenes, scale)
 
 
@@ -174,9 +174,7 @@ def _held_out(kind: str, n: int, seed: int, first: int, asked: str) -> tuple[mad
 
 def _told_apart(model: Model, families: Sequence[str]) -> list[str]:
     """Those families of which no two answers begin with the same token."""
-    firsts = {
-        name: _first_tokens(model, ["What?"] * len(made.FAMILIES[name]), made.FAMILIES[name]) for name in families
-    }
+    firsts = {name: first_tokens(model, ["What?"] * len(made.FAMILIES[name]), made.FAMILIES[name]) for name in families}
     left = [name for name in families if len(set(firsts[name])) == len(firsts[name])]
     if not left:
         raise PromptError(
@@ -186,8 +184,14 @@ def _told_apart(model: Model, families: Sequence[str]) -> list[str]:
     return left
 
 
-def _first_tokens(model: Model, questions: Sequence[str], answers: Sequence[str]) -> tuple[int, ...]:
-    """First token of each answer where the model's template puts it (after ChatML's newline, after a colon)."""
+def first_tokens(model: Model, questions: Sequence[str], answers: Sequence[str]) -> tuple[int, ...]:
+    """First token of each answer where the model's template puts it (after ChatML's newline, after a colon).
+
+    Args:
+        model: Whose tokenizer and template.
+        questions: What is asked; one per answer.
+        answers: What is answered.
+    """
     items = [{"text": question, "answer": answer} for question, answer in zip(questions, answers, strict=True)]
     given = Prompts.from_chat(items, model)
     firsts = [int((roles == ROLE_INDEX["answer"]).argmax()) for roles in given.roles]
