@@ -30,8 +30,6 @@ FEW = 20
 MEASURED = 2048
 """First of the held-out pictures that accuracy is measured on."""
 
-CENTRED = "; trained on while the vector that all visual tokens share was taken from them"
-
 LICENCE = "MIT (what was trained); backbones: Apache-2.0, not shipped"
 
 
@@ -172,7 +170,7 @@ def ship_vision_smol(folder: Path, target: Path, name: str, count: int = 200, pi
     }
     return {
         "description": f"LLaVA of {parts.VISION} and {parts.TEXT} with a projector and a low-rank adapter; questions "
-        "about small coloured shapes on photographs" + CENTRED * bool(config.centre),
+        "about small coloured shapes on photographs",
         "source": "Kang et al. 2025, arXiv 2503.03321",
         "text": "shapes on sample photographs of scikit-image, scikit-learn and matplotlib, noise and plain grounds, "
         "and questions about them, all from a seed; held-out pictures are on other photographs",
