@@ -1,5 +1,6 @@
 """No (query, key) tensor is ever made, whatever is asked for."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -60,6 +61,21 @@ def test_all_statistics_of_a_long_prompt_make_no_map(name, padded):
     assert seen.numel < LENGTH**2 / 4
     assert reading.attrs["path"] == "blockwise"
     assert reading.key_mass.shape == (len(lists), 1, 2, LENGTH)
+
+
+def test_a_prompt_of_twenty_thousand_tokens():
+    """Every query's weights sum to 1, so the key masses times their viewers sum to the number of queries."""
+    length = 20_000
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
+    net = testing.tiny("llama", num_hidden_layers=1, max_position_embeddings=length, **heads)
+    model = sk.load_model(net)
+    prompts = sk.Prompts.from_ids([testing.text_ids(net, batch=1, length=length)[0].tolist()], model)
+    reading = sk.run(model, prompts, [sk.KeyMass(), sk.TokenLoss()])
+    viewers = length - np.arange(length)
+    assert float(reading.key_mass.values[0, 0, 0].astype(float) @ viewers) == pytest.approx(length, rel=1e-4)
+    assert int(reading.token_loss.notnull().sum()) == length - 1
+    with pytest.raises(sk.ProbeError, match=r"the maps would take 1\.5 GiB, the limit is 1 GiB"):
+        sk.run(model, prompts, [sk.AttentionMap([0], [0])])
 
 
 def test_the_watch_sees_a_map_where_there_is_one():
