@@ -158,10 +158,10 @@ def is_finite(value: object) -> bool:
 
 def _is_numbers(value: Any) -> bool:
     """Say whether an array, or nested lists, hold numbers or truth values alone."""
+    if isinstance(value, str | bytes | Mapping):  # a reading's attribute "dtype" can be asked for as that of an array
+        return False
     found: Any = getattr(value, "dtype", None)
     if found is None:
-        if isinstance(value, str | bytes | Mapping):
-            return False
         try:
             found = np.asarray(value).dtype
         except (TypeError, ValueError):  # ragged

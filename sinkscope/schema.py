@@ -179,6 +179,17 @@ def _seal(content: bytes) -> bytes:
     return _SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n"
 
 
+def refuse_nothing(ds: xr.Dataset, name: str) -> None:
+    """Refuse a reading of which a selection has left nothing.
+
+    Raises:
+        SchemaError: it has no prompt, layer, head, token or site.
+    """
+    empty = [str(dim) for dim in ("prompt", "layer", "head", "key", "query", "site") if ds.sizes.get(dim) == 0]
+    if empty:
+        raise SchemaError(f"{name}: this reading has no {empty[0]}: nothing is left of it. Select at least one.")
+
+
 def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Refuse an output path that cannot be written, before any work is done for it."""
     target = as_path(path, OutputError)

@@ -12,8 +12,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from sinkscope import registry
+from sinkscope.arguments import RAW
 from sinkscope.errors import SchemaError
 from sinkscope.plot.theme import described, themed, with_look
+from sinkscope.schema import refuse_nothing
 
 P = ParamSpec("P")
 Drawable = xr.DataArray | xr.Dataset | np.ndarray
@@ -47,7 +49,14 @@ def drawn(
             if isinstance(array, xr.DataArray):
                 return inner(array, *args, **kwargs)
             if isinstance(array, xr.Dataset) and takes is not None:
-                made, chosen = takes(array, name)
+                refuse_nothing(array, name)
+                try:
+                    made, chosen = takes(array, name)
+                except RAW as error:
+                    raise SchemaError(
+                        f"{name}: the variables of this Dataset are not shaped as those of a reading ({error}). Pass "
+                        "what sinkscope.run returns, or an array."
+                    ) from error
                 return inner(*made, *args, **{**chosen, **kwargs})
             return inner(_labelled(array, dims, name), *args, **kwargs)
 

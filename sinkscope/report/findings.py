@@ -20,6 +20,7 @@ from sinkscope.metrics.sinks import implicit_sink, sink_rate
 from sinkscope.report.sinks import Sinks, find_sinks
 from sinkscope.report.surveys import is_survey, survey_texts
 from sinkscope.report.text import counted, number, percent
+from sinkscope.schema import refuse_nothing
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,7 @@ def findings(ds: xr.Dataset) -> tuple[list[Finding], Sinks | None]:
         which keeps no prompt).
     """
     require(ds, "findings")
-    if not ds.sizes.get("prompt", 1):
-        raise MetricError("findings: this reading has no prompts: nothing is left of it. Select at least one prompt.")
+    refuse_nothing(ds, "findings")
     if is_survey(ds):
         return [Finding(*texts) for texts in survey_texts(ds)], None
     sinks = find_sinks(ds) if "key_mass" in ds else None
@@ -217,6 +217,8 @@ def _p(result: xr.Dataset) -> str:
 def _entropy(ds: xr.Dataset) -> Finding:
     share = row_entropy(ds)
     by_layer = share.mean("head")
+    if not bool(by_layer.notnull().any()):
+        raise MetricError("entropy holds no number. Measure again, or select less narrowly.")
     low, high = by_layer.idxmin("layer").item(), by_layer.idxmax("layer").item()
     text = (
         f"The mean attention row has {percent(float(share.mean()))} of the entropy of an even one: least in layer "

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from sinkscope.errors import MetricError
+import sinkscope as sk
+from sinkscope.errors import SchemaError
 from sinkscope.report import find_sinks, findings
 
 
@@ -23,9 +24,18 @@ def test_a_planted_sink_is_told_with_its_numbers(reading):
     assert told[0].state == "found"
 
 
-def test_a_reading_of_no_prompts_has_no_findings(reading):
-    with pytest.raises(MetricError, match="findings: this reading has no prompts"):
-        findings(reading.isel(prompt=slice(0, 0)))
+@pytest.mark.parametrize("dim", ["prompt", "layer", "head", "key"])
+def test_a_reading_of_nothing_has_no_findings_and_no_figures(reading, dim):
+    nothing = reading.isel({dim: slice(0, 0)})
+    with pytest.raises(SchemaError, match=f"findings: this reading has no {dim}: nothing is left of it"):
+        findings(nothing)
+    with pytest.raises(SchemaError, match=f"sink_map: this reading has no {dim}: nothing is left of it"):
+        sk.plot.sink_map(nothing)
+
+
+def test_entropy_of_which_no_number_is_left_is_said(reading):
+    told = by_state(reading.assign(entropy=reading["entropy"] * np.nan))
+    assert told["Entropy"].text.startswith("Not measured: entropy holds no number.")
 
 
 def test_the_drain_is_told(reading):
