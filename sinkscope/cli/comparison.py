@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from sinkscope import schema
+from sinkscope.cli.options import Whole
 from sinkscope.cli.readings import print_table, save_table
 from sinkscope.errors import SchemaError
 
@@ -29,7 +30,7 @@ class TableOptions:
         overwrite: Replace the CSV file if it exists.
     """
 
-    rows: int = 20
+    rows: Whole = 20
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None
     overwrite: bool = False
 

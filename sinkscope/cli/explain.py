@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from sinkscope import schema
-from sinkscope.cli.options import ModelOptions, Output, load
+from sinkscope.cli.options import ModelOptions, Output, Whole, load
 from sinkscope.errors import OutputError
 from sinkscope.files import replacing
 
@@ -27,7 +27,7 @@ class ExplainOptions:
     """
 
     answer: str | None = None
-    draws: int = 20
+    draws: Whole = 20
     output: Output = Path("explanation.png")
     overwrite: Annotated[bool, Parameter(negative=())] = False
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token
 
 from sinkscope import registry, schema, textform
 from sinkscope.errors import OutputError, ProbeError, PromptError, SchemaError
@@ -30,6 +30,14 @@ STANDARD_PROBES: tuple[str, ...] = (
 """What is read when no probe is named: enough for every finding and figure about sinks."""
 
 Texts = Annotated[list[str], Parameter(negative=())]
+
+
+def whole(_kind: object, tokens: Sequence[Token]) -> int:
+    """Read a whole number; the library would round 1.5."""
+    return int(tokens[0].value)
+
+
+Whole = Annotated[int, Parameter(converter=whole)]
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 
 
@@ -125,7 +133,7 @@ class ReadingOptions:
     """
 
     probe: Texts = field(default_factory=list)
-    batch_size: int = 1
+    batch_size: Whole = 1
     tower: str | None = None
 
     def probes(self) -> list[Any]:

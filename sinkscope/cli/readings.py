@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from sinkscope import schema
 from sinkscope.cli.figures import Style, draw_figure
-from sinkscope.cli.options import Output, image_files, leading_dims, selected
+from sinkscope.cli.options import Output, Whole, image_files, leading_dims, selected
 from sinkscope.cli.sweep import means
 from sinkscope.errors import OutputError, SchemaError
 from sinkscope.files import write
@@ -25,7 +25,7 @@ def show(
     readings: Path,
     *,
     table: str | None = None,
-    rows: int = 20,
+    rows: Whole = 20,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     overwrite: bool = False,
     select: Select = None,

@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Group, Parameter
 
 from sinkscope import schema
-from sinkscope.cli.options import FileOptions, ModelOptions, ReadingOptions, Texts, load
+from sinkscope.cli.options import FileOptions, ModelOptions, ReadingOptions, Texts, Whole, load, whole
 from sinkscope.cli.readings import one_line
 
 
@@ -35,9 +35,9 @@ class CorpusOptions:
     reduce: Texts | None = None
     shard: str | None = None
     checkpoint: Path | None = None
-    max_tokens: int | None = None
-    batch_tokens: int = 4096
-    block: int = 256
+    max_tokens: Annotated[int | None, Parameter(converter=whole)] = None
+    batch_tokens: Whole = 4096
+    block: Whole = 256
     every: float = 60.0
     field: str | None = None
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from sinkscope.cli.options import FileOptions, ModelOptions, load
+from sinkscope.cli.options import FileOptions, ModelOptions, Whole, load
 
 
 @Parameter(name="*", group=Group("Questions", sort_key=0))
@@ -28,9 +28,9 @@ class QuestionOptions:
 
     data: Annotated[list[Path], Parameter(name=("--data", "--file"), negative=())] | None = None
     chat: Annotated[bool, Parameter(negative=())] = False
-    calibration: int = 100
-    test: int = 500
-    seed: int = 42
+    calibration: Whole = 100
+    test: Whole = 500
+    seed: Whole = 42
 
 
 @Parameter(name="*", group=Group("Tuning", sort_key=1))
@@ -53,7 +53,7 @@ class TuningOptions:
     heads: Literal["dominant", "up", "down", "all"] = "dominant"
     share: float | None = None
     keys: str = "first"
-    batch_size: int = 8
+    batch_size: Whole = 8
 
 
 def tune(

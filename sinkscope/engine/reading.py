@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from sinkscope.arguments import shown
 from sinkscope.definitions import references_of
 from sinkscope.errors import ProbeError
 from sinkscope.models.backends.base import AttentionSite, ResidualSite, Tower
@@ -62,10 +63,10 @@ class ReadingBuilder:
 
     def put(self, found: Mapping[str, torch.Tensor], batch: Batch, at: AttentionSite | int | None = None) -> None:
         """Store tensors of one attention call, one residual site (by its place) or the output; batch comes first."""
+        self._check(found, batch, at)
         for name, tensor in found.items():
+            stacked, axes = self._axes(name)
             dims = self.variables[name].dims[1:]
-            stacked = dims and dims[0] in ("layer", "site")
-            axes = dims[1:] if stacked else dims
             values = tensor.detach().float().cpu().numpy()
             array = self._array(name, values.shape[1:], axes, dims[0] if stacked else "")
             place = self._place(name, at) if stacked else ()
@@ -77,6 +78,37 @@ class ReadingBuilder:
                         part = np.compress(real, part, axis=axis)
                 slots = [slice(0, size) for size in part.shape]
                 array[(prompt, *place, *self._slots(name, axes, slots))] = part
+
+    def _axes(self, name: str) -> tuple[bool, tuple[str, ...]]:
+        """Whether a variable is made layer by layer or site by site, and its dimensions behind those and the prompt."""
+        dims = self.variables[name].dims[1:]
+        stacked = bool(dims) and dims[0] in ("layer", "site")
+        return stacked, tuple(dims[1:] if stacked else dims)
+
+    def _check(self, found: Mapping[str, torch.Tensor], batch: Batch, at: AttentionSite | int | None) -> None:
+        """Refuse what a probe made that is not what it declares; numpy would stretch or cut it to fit.
+
+        Raises:
+            ProbeError: no mapping, another variable, no tensor, or one of another shape.
+        """
+        makers = {name: type(probe).__name__ for probe in self.probes for name in probe.variables}
+        given: Any = found
+        if not isinstance(given, Mapping):
+            raise ProbeError(f"a probe of {sorted(makers)} made {shown(given)}. Return tensors by name.")
+        sizes = {"head": at.heads, "kv_head": at.kv_heads} if isinstance(at, AttentionSite) else {}
+        for name, tensor in given.items():
+            if name not in makers:
+                raise ProbeError(f"a probe made {shown(name)}, which none declares. Variables are {sorted(makers)}.")
+            axes = ("prompt", *self._axes(name)[1])
+            # Of some heads alone there are as many as the probe names.
+            known = {} if "head" in self.parts[name] else sizes
+            wanted = [{"prompt": len(batch.indices), **known}.get(dim) for dim in axes]
+            shape = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else ()
+            if len(shape) == len(axes) and all(n in (None, size) for n, size in zip(wanted, shape, strict=True)):
+                continue
+            got = f"of shape {shape}" if isinstance(tensor, torch.Tensor) else shown(tensor)
+            told = ", ".join(dim if n is None else f"{dim} {n}" for dim, n in zip(axes, wanted, strict=True))
+            raise ProbeError(f"{makers[name]}: {name!r} is {got}. Return a tensor of ({told}).")
 
     def _padded(self, batch: Batch, dim: str) -> list[np.ndarray | None]:
         """Which keys or queries of each prompt are real; None where all of them. Kept from one layer to the next."""

@@ -202,6 +202,12 @@ def test_ids_that_are_no_numbers(refused: Callable[..., str], folder: Path) -> N
     assert "--ids '1,x': these are not token ids." in refused(1, "run", folder, "--ids", "1,x")
 
 
+@pytest.mark.parametrize("given", ["1.5", "2.0", "two", ""])
+def test_a_number_of_prompts_is_whole(refused, given):
+    assert "batch-size" in refused(2, "run", "zoo:lm-python", "--text", "a", "--batch-size", given, "-o", "never.nc")
+    assert not Path("never.nc").exists()
+
+
 def test_a_device_that_is_not_there(refused: Callable[..., str], folder: Path) -> None:
     assert "load_model(device='vulcan'): torch refuses it" in refused(
         1, "run", folder, "--ids", "1,2", "--device", "vulcan"

@@ -67,6 +67,36 @@ class MeanStream(Probe):
         return {"mean_stream": hidden.mean(-1)}
 
 
+@dataclass(frozen=True)
+class Careless(Probe):
+    """A probe of one's own that makes ``made`` of every layer, whatever it declared."""
+
+    made: object
+    variables: ClassVar[Mapping[str, Variable]] = {"careless": Variable(("prompt", "layer", "head"), "x", "nothing")}
+    statistics: ClassVar[frozenset[str]] = frozenset({"key_sum"})
+
+    def at_layer(self, stats, context, layer):
+        return self.made
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ({"careless": torch.zeros(7, 3)}, r"Careless: 'careless' is of shape \(7, 3\)\. .*\(prompt 2, head 4\)"),
+        ({"careless": torch.zeros(2, 3)}, r"'careless' is of shape \(2, 3\)"),
+        ({"careless": torch.zeros(2)}, r"'careless' is of shape \(2,\)"),
+        ({"careless": 3}, r"'careless' is 3\. Return a tensor"),
+        ({"other": torch.zeros(2, 4)}, r"a probe made 'other', which none declares\. Variables are \['careless'\]"),
+        (3, r"a probe of \['careless'\] made 3\. Return tensors by name"),
+    ],
+)
+def test_what_a_probe_did_not_declare_is_refused(made, message):
+    model = sk.load_model(testing.tiny("llama"))
+    prompts = sk.Prompts.from_ids([[1, 5, 6], [1, 7]], model)
+    with pytest.raises(sk.ProbeError, match=message):
+        sk.run(model, prompts, [Careless(made)], batch_size=2)
+
+
 def test_a_probe_of_ones_own_runs_beside_the_others():
     model = sk.load_model(testing.tiny("llama"))
     prompts = sk.Prompts.from_ids([[1, 5, 6], [1, 7]], model)
