@@ -62,7 +62,7 @@ GALLERY_HEAD = """# Gallery
 Figures of the papers, redrawn by one script each on small models, pretrained or of the zoo. {counted} The page of a
 paper says what it claims, what was found here, and the command that draws the figure; give that command `--model` to
 ask your own. The models here are small, some of them constructed: a picture says something about the model in its
-caption, not about large ones.
+caption, not about large ones. [Beside the papers](side-by-side.md) says of twelve what the paper's panel shows.
 """
 
 

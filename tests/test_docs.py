@@ -288,3 +288,15 @@ def test_the_three_studies_run_as_they_stand_in_at_most_ten_lines(
     assert all(name in said for name in ("early", "middle", "late"))
     assert re.search(r"(uni|bi)modal", said)
     assert {path.name for path in tmp_path.iterdir()} == {"masked.png", "gamma.png", "split.png"}
+
+
+def test_twelve_figures_stand_beside_what_the_paper_shows():
+    page = (ROOT / "docs" / "side-by-side.md").read_text(encoding="utf-8")
+    parts = re.split(r"^### ", page, flags=re.MULTILINE)[1:]
+    assert len(parts) == 12
+    for part in parts:
+        assert "**The paper:**" in part
+        assert "**Here:**" in part
+        assert "*Different:*" in part
+        (image,) = re.findall(r"!\[[^]]+\]\(([^)]+)\)", part)
+        assert (ROOT / "docs" / image).is_file(), image

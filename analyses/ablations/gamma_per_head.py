@@ -82,8 +82,11 @@ def draw(study: Study, profile: xr.Dataset, tested: xr.Dataset) -> None:
     exact = tested["difference"].assign_attrs(units="nat", long_name="change of the loss")
     ratio = max(order.sizes["layer"] / 12, 1)
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4 * ratio))
-    sk.plot.effect_map(estimate, title=f"First order, gamma {GAMMAS[0]:g}", ax=axes[0])
-    sk.plot.effect_map(exact, marked=tested["q_value"] < 0.05, title="One head at a time", ax=axes[1])
+    limit = max(float(abs(each).max()) for each in (estimate, exact))
+    sk.plot.effect_map(estimate, limit=limit, title=f"First order, gamma {GAMMAS[0]:g}", ax=axes[0])
+    sure = tested["q_value"] < 0.05
+    sk.plot.effect_map(exact, limit=limit, marked=sure, title="One head at a time", ax=axes[1])
+    axes[0].images[0].colorbar.remove()  # the other panel's holds for both
     study.figure(figure, "gamma_per_head", source=profile, says="change of the loss per token; dots: q < 0.05")
 
 

@@ -70,12 +70,17 @@ def first_order(model: sk.Model, questions: tasks.Questions) -> xr.DataArray:
     return profile_heads(model, questions.prompts, HeadProfileSettings(metric=score)).found["first_order"]
 
 
-def told(ds: xr.Dataset, name: str, ax: Axes) -> tuple[str, tuple[int, int], str]:
+def effect_of(ds: xr.Dataset) -> xr.DataArray:
+    """Change of the log probability with each head scaled: the estimate of all heads where there is one."""
+    return ds["estimate"].rename(question="prompt") if "estimate" in ds else ds["effect"].reset_coords(drop=True)
+
+
+def told(ds: xr.Dataset, name: str, ax: Axes, limit: float) -> tuple[str, tuple[int, int], str]:
     """Draw one task; say the classes, count them, and say how well the estimate ranks the heads."""
-    effect = ds["estimate"].rename(question="prompt") if "estimate" in ds else ds["effect"].reset_coords(drop=True)
+    effect = effect_of(ds)
     tested, up, down, least = heads_that_change(effect)
     change = tested["difference"].rename("change").assign_attrs(units="nat", long_name="log probability")
-    sk.plot.effect_map(change, marked=tested["q_value"] < 0.05, title=name, ax=ax)
+    sk.plot.effect_map(change, marked=tested["q_value"] < 0.05, limit=limit, title=name, ax=ax)
     rank = ""
     if "estimate" in ds:
         same = ds["estimate"].isel(question=slice(ds.sizes["prompt"])).mean("question")
@@ -93,7 +98,10 @@ def judge(study: Study, model: sk.Model) -> None:
     size = (max(4.2 * len(names), 5), max(4.4, 0.22 * depth))
     figure, axes = plt.subplots(1, len(names), figsize=size, squeeze=False)
     parts = [study.reading(f"head_profile_{name}", lambda name=name: measure(model, name, n)) for name in names]
-    rows = [told(ds, name, ax) for ds, name, ax in zip(parts, names, axes[0], strict=True)]
+    limit = max(float(abs(effect_of(ds).mean("prompt")).max()) for ds in parts)
+    rows = [told(ds, name, ax, limit) for ds, name, ax in zip(parts, names, axes[0], strict=True)]
+    for ax in axes[0][:-1]:
+        ax.images[0].colorbar.remove()  # tasks share one scale, and the last panel's bar
     how = "first-order estimate of the change" if "estimate" in parts[0] else "change"
     says = f"{how} of the log probability of the right option, first token times {GAMMA} in one head; dots: q < 0.05"
     study.figure(figure, "head_profile", source=parts[-1], says=says)

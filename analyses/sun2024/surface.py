@@ -15,6 +15,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 
 import sinkscope as sk
 from sinkscope.analysis import Study
@@ -27,6 +28,8 @@ HANDFUL = 10
 """Most entries that are still a handful."""
 PRETRAINED = ("smollm2-135m", "gemma3-270m", "minilm", "dinov2-small")
 MADE_HERE = ("zoo:vlm-smol", "zoo:vlm-shapes", "zoo:lm-python", "zoo:bb-3l", "zoo:bb-3l-relu", "zoo:bb-1l")
+DRAWN_LARGE = PRETRAINED[:2]
+"""Models whose surface has a figure of its own as well."""
 COLUMNS = 5
 
 
@@ -49,35 +52,44 @@ def judge(study: Study, model: sk.Model) -> tuple[xr.DataArray, xr.Dataset]:
     site = max(states, key=lambda name: states[name].max() / np.median(states[name]))
     sizes = states[site]
     token, dim = np.unravel_index(int(sizes.argmax()), sizes.shape)
-    count, largest = int((sizes > sizes.max() / 10).sum()), float(sizes.max())
+    count, largest, median = int((sizes > sizes.max() / 10).sum()), float(sizes.max()), float(np.median(sizes))
     study.claim(
         "Fig. 1", "A handful of entries stand out of the whole surface", paper="two dimensions of 4096, 2400 high",
         found=f"{count} of {sizes.size} entries are above a tenth of the largest, {largest:.3g} at token {token} "
-        f"({prompts.tokens[0][token]}), dimension {dim}, {largest / np.median(sizes):.0f} times the median (n = 1)",
+        f"({prompts.tokens[0][token]}), dimension {dim}, {largest / median:.0f} times the median (n = 1)",
         agrees=count <= HANDFUL,
     )  # fmt: skip
-    surface = xr.DataArray(sizes, dims=("key", "dim"), coords={"token": ("key", list(prompts.tokens[0]))}, name=site)
+    tokens = {"token": ("key", list(prompts.tokens[0]))}
+    surface = sk.plot.described(xr.DataArray(sizes, dims=("key", "dim"), coords=tokens, name=site), ds)
+    if model.id in DRAWN_LARGE or len(study.given.model) == 1:
+        says = f"magnitude of every entry at {site}, multiples of the median of all, {median:.3g}"
+        study.figure(surface_of(surface, model.id, largest / median), "surface", source=surface, says=says)
     blocks = ds.sel(site=[name for name in ds["site"].values if name.endswith("post")])
-    return sk.plot.described(surface, ds), blocks.assign_coords(site=[n.split(".")[0] for n in blocks["site"].values])
+    return surface, blocks.assign_coords(site=[n.split(".")[0] for n in blocks["site"].values])
+
+
+def surface_of(surface: xr.DataArray, name: str, top: float, ax: Axes | None = None) -> Axes:
+    """Draw one surface; dimensions are named where a handful stands out."""
+    few = int((surface > surface.max() / 10).sum()) <= HANDFUL
+    title = f"{name}, {surface.name}"
+    return sk.plot.activation_surface(surface, named=None if few else [], top=top, title=title, ax=ax)
 
 
 def draw(study: Study, found: dict[str, tuple[xr.DataArray, xr.Dataset]]) -> None:
     """Draw the surfaces on one axis, and the largest entries by block."""
     surfaces = {name: surface for name, (surface, _) in found.items()}
     first, top = next(iter(surfaces.values())), max(float(s.max() / s.median()) for s in surfaces.values())
-    columns = min(COLUMNS, len(found))
-    rows = -(-len(found) // columns)
-    figure = plt.figure(figsize=(max(7.0, 3.1 * columns), 0.5 + (3.1 if columns > 1 else 5.0) * rows))
-    for place, (name, surface) in enumerate(surfaces.items()):
-        axes = figure.add_subplot(rows, columns, place + 1, projection="3d")
-        few = int((surface > surface.max() / 10).sum()) <= HANDFUL
-        title = f"{name}, {surface.name}"
-        drawn = sk.plot.activation_surface(surface, named=None if few else [], top=top, title=title, ax=axes)
-        if place % columns < columns - 1:
-            drawn.set_zlabel("")  # type: ignore[attr-defined]
-    names = ", ".join(surfaces)
-    says = f"models {names}: every entry of one prompt each, multiples of its median magnitude, one scale"
-    study.figure(figure, "surface", source=first.assign_attrs(model_id=""), says=says)
+    columns, names = min(COLUMNS, len(found)), ", ".join(surfaces)
+    if len(found) > 1:
+        rows = -(-len(found) // columns)
+        figure = plt.figure(figsize=(3.1 * columns, 0.5 + 3.1 * rows))
+        for place, (name, surface) in enumerate(surfaces.items()):
+            axes = figure.add_subplot(rows, columns, place + 1, projection="3d")
+            drawn = surface_of(surface, name, top, axes)
+            if place % columns < columns - 1:
+                drawn.set_zlabel("")  # type: ignore[attr-defined]
+        says = f"models {names}: every entry of one prompt each, multiples of its median magnitude, one scale"
+        study.figure(figure, "ten_models", source=first.assign_attrs(model_id=""), says=says)
     readings = {name: reading for name, (_, reading) in found.items()}
     drawn_all = sk.plot.panels(sk.plot.top_values_by_layer, readings, columns=columns, height=0.9)
     for axes in drawn_all:
