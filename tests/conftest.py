@@ -12,6 +12,7 @@ os.environ |= {
 }
 
 # After the settings above, which libraries read when they are imported.
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook(["sinkscope", "recipes"], "shapecheck.check_shapes")
@@ -22,3 +23,12 @@ LONG = ("test_notebooks.py", "cli/test_demo.py", "engine/sweep/test_cache.py", "
 def pytest_collection_modifyitems(items):
     """Put the longest modules first: each runs on one worker, and at the end none is left waiting for another."""
     items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Give a running Chromium."""
+    from chromium import chromium  # of use to few files, and slow to import
+
+    with chromium() as started:
+        yield started

@@ -33,6 +33,7 @@ from sinkscope.cli.options import (
     numbers,
 )
 from sinkscope.cli.readings import cite, one_line, plot, report, show
+from sinkscope.cli.serve import serve
 from sinkscope.cli.survey import merge, survey
 from sinkscope.cli.sweep import VariantOptions, edits_of
 from sinkscope.cli.tune import tune
@@ -61,6 +62,7 @@ app = App(
 
 for _key, _command in enumerate((show, plot, report), start=3):
     app.command(_command, sort_key=_key)
+app.command(serve, sort_key=5)
 app.command(survey, sort_key=2)
 app.command(merge, sort_key=2)
 app.command(compare, sort_key=6)

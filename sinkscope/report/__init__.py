@@ -11,12 +11,9 @@ import xarray as xr
 
 from sinkscope import schema
 from sinkscope.files import write
-from sinkscope.report.figures import FIGURES, available, chosen, draw, figure
+from sinkscope.report.figures import FIGURES, available, draw, figure
 from sinkscope.report.findings import Finding, findings
-from sinkscope.report.images import views
-from sinkscope.report.pagedata import page_data
 from sinkscope.report.pictures import pictures
-from sinkscope.report.runs import base_of, leading_dims, runs_of
 from sinkscope.report.sinks import SinkKind, Sinks, find_sinks
 from sinkscope.report.survey_drawings import sink_rate_map as _  # noqa: F401 - registers the figures of surveys
 
@@ -63,25 +60,7 @@ def write_report(  # noqa: PLR0913 - one call is the whole interface
         SchemaError: ``ds`` is not a reading, is a sweep of too many variants, or lacks what a named figure needs;
             ``against`` holds other prompts, layers or heads; or the pictures do not fit the prompts.
     """
-    from sinkscope.report.compared import differences
-    from sinkscope.report.page import PageParts, render
+    from sinkscope.report.build import PageOptions, build_page
 
     target = schema.check_output(path, overwrite=overwrite)
-    for reading in (ds, *(() if against is None else (against,))):
-        schema.validate(reading, leading_dims(reading))
-    runs = runs_of(ds, against, labels)
-    base = base_of(runs, against is not None)
-    names = chosen(runs[0].ds, figures)
-    told, sinks = findings(runs[base].ds)
-    shown = [(runs[base].label, told)]
-    if against is not None:
-        shown.insert(0, (runs[0].label, findings(runs[0].ds)[0]))
-    found = views(runs[0].ds, images)
-    drawn = pictures(runs[0].ds, names, sinks=sinks, found=found)
-    data, packed = page_data(runs, base, sinks, found, drawn)
-    page = render(
-        PageParts(
-            title or f"{ds.attrs['model_id']}", runs, shown, sinks, drawn, differences(runs, base, sinks), data, packed
-        )
-    )
-    return write(target, page)
+    return write(target, build_page(ds, PageOptions(title, figures, images, against, labels)))

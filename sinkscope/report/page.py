@@ -57,6 +57,7 @@ def render(parts: PageParts) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, loader=jinja2.PackageLoader("sinkscope.report", "page_files")
     )
     environment.filters["percent"] = percent
+    live = parts.data["live"]
     every = [finding for _, told in parts.told for finding in told]
     return environment.get_template("page.html.j2").render(
         title=parts.title,
@@ -72,9 +73,10 @@ def render(parts: PageParts) -> str:
         definitions=definition_rows(ds, every),
         provenance=provenance_rows(ds),
         bibtex=cite(ds),
-        css=styles(),
-        script=script(),
-        policy=policy(),
+        css=styles(bool(live)),
+        script=script(bool(live)),
+        policy=policy(bool(live)),
+        live=live,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sinkscope.plot.theme import ROLE_COLOURS, SEQUENTIAL_STOPS
@@ -16,7 +16,12 @@ from sinkscope.report.sinks import Sinks
 
 
 def page_data(
-    runs: Sequence[ShownRun], base: int, sinks: Sinks | None, found: Sequence[View], pictures: Sequence[Picture]
+    runs: Sequence[ShownRun],
+    base: int,
+    sinks: Sinks | None,
+    found: Sequence[View],
+    pictures: Sequence[Picture],
+    live: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Return the header of the page's data, and header and arrays packed as text.
 
@@ -26,6 +31,7 @@ def page_data(
         sinks: which tokens are the sink; None where attention was not measured.
         found: the prompts' pictures.
         pictures: the drawn figures, which the page shows and offers as SVG and CSV.
+        live: facts of the model that answers the page; None for a page that is a file.
     """
     payload = Payload()
     header = {
@@ -35,5 +41,6 @@ def page_data(
         "heads": head_data(runs, payload, sinks, found),
         "massive": massive_data(runs, payload),
         "figures": {picture.name: {"svg": picture.svg.decode("utf-8"), "csv": picture.csv} for picture in pictures},
+        "live": live,
     }
     return header, payload.pack(header)

@@ -13,6 +13,8 @@ MODULES = (
     "pictures", "charts", "massive", "search", "keys", "main",
 )  # fmt: skip
 """Modules of the script, each after those it imports."""
+LIVE_MODULES = ("tried", "live")
+"""Modules of a page that a model answers, behind the others."""
 STYLES = ("base", "heads", "tokens", "print")
 _IMPORT = re.compile(r"^import .*;\n", re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=const|function|async)", re.MULTILINE)
@@ -23,25 +25,30 @@ def _text(name: str) -> str:
 
 
 @cache
-def script() -> str:
-    """Return the script of a page: its modules behind one another, without their imports and exports.
+def script(live: bool = False) -> str:
+    """Return the script of a page, of one that a model answers if ``live``: its modules joined, without imports.
 
     A browser does not load modules from a page that was opened from disk, so they are made one here; names at the top
     of two modules must differ, and a test sees to it.
     """
-    return "\n".join(_EXPORT.sub("", _IMPORT.sub("", _text(f"{name}.js"))) for name in MODULES)
+    names = MODULES + LIVE_MODULES if live else MODULES
+    return "\n".join(_EXPORT.sub("", _IMPORT.sub("", _text(f"{name}.js"))) for name in names)
 
 
 @cache
-def styles() -> str:
+def styles(live: bool = False) -> str:
     """Return the styles of a page."""
-    return "\n".join(_text(f"{name}.css") for name in STYLES)
+    return "\n".join(_text(f"{name}.css") for name in (*STYLES, *(["live"] if live else [])))
 
 
-def policy() -> str:
-    """Return the content security policy: the page's script and styles by hash, pictures it holds, nothing else."""
-    own = [f"'sha256-{base64.b64encode(hashlib.sha256(t.encode()).digest()).decode()}'" for t in (script(), styles())]
+def policy(live: bool = False) -> str:
+    """Return the content security policy: the page's script and styles by hash, pictures it holds, nothing else.
+
+    A page that a model answers may ask the address that it came from.
+    """
+    texts = (script(live), styles(live))
+    own = [f"'sha256-{base64.b64encode(hashlib.sha256(t.encode()).digest()).decode()}'" for t in texts]
     return (
         f"default-src 'none'; img-src data: blob:; style-src {own[1]}; script-src {own[0]}; base-uri 'none'; "
-        "form-action 'none'"
+        f"form-action 'none'{'; connect-src ' + repr('self') if live else ''}"
     )

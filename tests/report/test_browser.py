@@ -2,58 +2,15 @@
 
 import csv
 import io
-import os
-import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from chromium import Visit, hindrances
 from PIL import Image
 
 from sinkscope.report import write_report
-
-CHROMIUM = os.environ.get("SINKSCOPE_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-REQUIRED = os.environ.get("SINKSCOPE_REQUIRE_BROWSER") == "1"
-ARGUMENTS = ["--no-sandbox", "--headless", "--disable-gpu", "--disable-background-networking"]
-
-try:
-    from axe_playwright_python.sync_playwright import Axe
-    from playwright.sync_api import sync_playwright
-except ImportError:
-    Axe = sync_playwright = None
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if sync_playwright is None or CHROMIUM is None:
-        reason = "no Chromium (set SINKSCOPE_CHROMIUM) or no playwright on this machine"
-        if REQUIRED:
-            pytest.fail(f"SINKSCOPE_REQUIRE_BROWSER=1, but there is {reason}")
-        pytest.skip(reason)
-    with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
-
-
-class Visit:
-    """A loaded page with everything it said and asked for."""
-
-    def __init__(self, browser, path, **viewport):
-        self.page = browser.new_page(viewport=viewport or {"width": 1280, "height": 900})
-        self.said, self.asked = [], []
-        self.page.on("console", lambda message: self.said.append((message.type, message.text)))
-        self.page.on("pageerror", lambda error: self.said.append(("error", str(error))))
-        self.page.on("dialog", lambda dialog: (self.said.append(("dialog", dialog.message)), dialog.dismiss()))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(path.as_uri())
-        self.page.wait_for_selector("body[data-ready]", timeout=60_000)
-
-    def quiet(self):
-        outside = [url for url in self.asked if not url.startswith(("data:", "file:", "blob:"))]
-        return self.said == [] and outside == []
-
 
 @pytest.fixture(scope="module")
 def written(build, tmp_path_factory):
@@ -306,8 +263,7 @@ def test_nothing_that_axe_knows_is_in_the_way_of_anyone(browser, reading, tmp_pa
     seen = Visit(browser, path, width=390 if kind == "phone" else 1280, height=900)
     cell(seen.page, 2, 5).click()
     for _ in ("light", "dark"):
-        found = Axe().run(seen.page).response["violations"]
-        assert [(v["id"], [n["html"][:160] for n in v["nodes"]][:4]) for v in found] == []
+        assert hindrances(seen.page) == []
         seen.page.keyboard.press("t")
     assert seen.quiet(), (seen.said, seen.asked)
     seen.page.close()

@@ -8,7 +8,7 @@ TOP = re.compile(r"^(?:export )?(?:async )?(?:const|let|function) (?:(\w+)|\[([^
 
 
 def modules():
-    return {name: scripts._text(f"{name}.js") for name in scripts.MODULES}
+    return {name: scripts._text(f"{name}.js") for name in scripts.MODULES + scripts.LIVE_MODULES}
 
 
 def test_no_name_stands_at_the_top_of_two_modules():
@@ -37,3 +37,10 @@ def test_the_script_has_neither_imports_nor_html_of_its_own():
     assert "</" not in script
     assert "innerHTML" not in script
     assert "eval(" not in script
+
+
+def test_a_page_that_is_a_file_asks_for_nothing():
+    assert "fetch(" not in scripts.script()
+    assert "fetch(" in scripts.script(live=True)
+    assert "connect-src" not in scripts.policy()
+    assert "connect-src 'self'" in scripts.policy(live=True)

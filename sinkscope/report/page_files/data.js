@@ -9,14 +9,15 @@ const bytesOf = (text) => {
   return bytes;
 };
 
-export const load = async () => {
-  const packed = bytesOf(document.getElementById("data").textContent.trim());
+// A packed text as {header, content}.
+export const unpackedPage = async (text) => {
+  const packed = bytesOf(text.trim());
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
   const length = new DataView(bytes.buffer).getUint32(0, true);
-  page.header = JSON.parse(new TextDecoder().decode(bytes.subarray(4, 4 + length)));
-  page.content = bytes.subarray(4 + length);
+  return { header: JSON.parse(new TextDecoder().decode(bytes.subarray(4, 4 + length))), content: bytes.subarray(4 + length) };
 };
+export const load = async () => Object.assign(page, await unpackedPage(document.getElementById("data").textContent));
 
 let halves = null;
 // Value of each of the 65,536 numbers of float16: a look-up is faster than arithmetic, and not every browser has them.
@@ -32,7 +33,7 @@ const halfTable = () => {
   return halves;
 };
 
-const unpacked = new Map();
+const unpacked = new WeakMap();
 // The array of a reference {at, type, shape}, unpacked when it is first asked for.
 export const arrayOf = (reference) => {
   if (unpacked.has(reference)) return unpacked.get(reference);

@@ -11,6 +11,12 @@ export const el = (id) => document.getElementById(id);
 export const html = (name, attributes = {}, ...children) => filled(document.createElement(name), attributes, children);
 export const svg = (name, attributes = {}, ...children) => filled(document.createElementNS(SVG, name), attributes, children);
 
+// The choices of a list; one without a value ("nothing") stays in front.
+export const fill = (list, labels) => {
+  for (const old of [...list.options]) if (old.value !== "") old.remove();
+  labels.forEach((label, i) => list.append(html("option", { value: i }, label)));
+};
+
 // A picture with its own colours and fonts, so that it is the same when saved as a file.
 export const canvas = (width, height, label) => svg("svg", {
   xmlns: SVG, viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": label,

@@ -1,6 +1,6 @@
 import { arrayOf, finite, largest, page } from "./data.js";
 import { panel } from "./download.js";
-import { canvas, cut, el, every, html, linearTicks, number, short, signed, svg, words } from "./draw.js";
+import { canvas, cut, el, every, fill, linearTicks, number, short, signed, svg, words } from "./draw.js";
 import { set, state, watch } from "./state.js";
 import { css, diverging, ink, missing, sequential } from "./theme.js";
 import { tipsIn } from "./tips.js";
@@ -119,12 +119,10 @@ const rows = () => {
   return out;
 };
 
-const option = (value, text) => html("option", { value }, text);
-
 export const startHeadMap = () => {
   const shown = panel("map", rows);
   let order = [];
-  heads().measures.forEach((measure, i) => el("measure").append(option(i, measure.label)));
+  watch([], () => fill(el("measure"), heads().measures.map((measure) => measure.label)));
   el("measure").addEventListener("change", () => set({ measure: Number(el("measure").value) }));
   el("order").addEventListener("change", () => set({ order: el("order").value }));
   const draw = () => {

@@ -52,7 +52,7 @@ export const startLines = () => {
     el("maps").hidden = !hasMap(state.run);
     if (hasMap(state.run)) shown.show(draw(Math.max(260, shown.chart.clientWidth)));
   };
-  watch(["run", "layer", "head", "prompt", "query", "pinned", "theme", "width"], redraw);
+  watch(["run", "layer", "head", "prompt", "query", "pinned", "rows", "theme", "width"], redraw);
   shown.chart.addEventListener("pointermove", (event) => {
     const band = event.target.closest("[data-query]");
     set({ query: band ? Number(band.dataset.query) : null });

@@ -1,6 +1,6 @@
 import { load, page } from "./data.js";
 import { startFigures } from "./download.js";
-import { el, html } from "./draw.js";
+import { el, fill } from "./draw.js";
 import { gridOf, heads, labelOf, startHeadMap } from "./headmap.js";
 import { startCharts } from "./charts.js";
 import { startContents, startKeys } from "./keys.js";
@@ -16,21 +16,21 @@ import { startTokens } from "./tokens.js";
 
 // Lists that follow the state, and change it.
 const listOf = (id, key, labels) => {
-  labels.forEach((label, i) => el(id).append(html("option", { value: i }, label)));
+  watch([], () => fill(el(id), labels()));
   el(id).addEventListener("change", () => set({ [key]: el(id).value === "" ? null : Number(el(id).value), query: null, pinned: null }));
   watch([key], () => { el(id).value = state[key] === null ? "" : String(state[key]); });
 };
 
 const startRuns = () => {
-  const labels = heads().runs.map((_, i) => labelOf(i));
-  el("runs").hidden = labels.length < 2;
+  const labels = () => heads().runs.map((_, i) => labelOf(i));
+  watch([], () => { el("runs").hidden = heads().runs.length < 2; });
   listOf("run", "run", labels);
   listOf("against", "against", labels);
-  if (labels.length > 1) {
-    state.run = page.header.base === 0 ? 1 : 0;
-    state.against = page.header.base;
-  }
 };
+
+// Two runs are compared from the start.
+const compared = () => (heads().runs.length > 1
+  ? { run: page.header.base === 0 ? 1 : 0, against: page.header.base } : { run: 0, against: null });
 
 // Start on the head with the strongest sink, or on the one that differs most.
 const strongest = () => {
@@ -42,11 +42,12 @@ const strongest = () => {
 
 const startHeads = () => {
   startRuns();
+  Object.assign(state, compared());
   Object.assign(state, strongest(), { sort: heads().measures[0].name });
-  listOf("layer", "layer", heads().layers);
-  listOf("head", "head", heads().heads);
+  listOf("layer", "layer", () => heads().layers);
+  listOf("head", "head", () => heads().heads);
   const first = (prompt) => prompt.words || prompt.tokens.slice(0, 8).join("").slice(0, 48);
-  listOf("prompt", "prompt", heads().prompts.map((prompt) => `${prompt.label}: ${first(prompt)}`));
+  listOf("prompt", "prompt", () => heads().prompts.map((prompt) => `${prompt.label}: ${first(prompt)}`));
   watch(["measure"], () => { el("measure").value = String(state.measure); });
   startHeadMap();
   startRanking();
@@ -56,6 +57,15 @@ const startHeads = () => {
   startMatrix();
   startCharts();
   startSearch();
+};
+
+// Another page's numbers in the place of these, of the same layers and heads.
+export const showPage = (found) => {
+  Object.assign(page, { header: found.header, content: found.content });
+  const measure = Math.max(0, heads().measures.findIndex((m) => m.name === state.sort));
+  Object.assign(state, compared(), { measure, sort: heads().measures[measure].name, prompt: 0, query: null, pinned: null });
+  Object.assign(state, { dim: null, site: null, massiveRun: 0, massivePrompt: null });
+  drawAll();
 };
 
 const start = async () => {

@@ -1,6 +1,6 @@
 import { arrayOf, finite, page, rowOf } from "./data.js";
 import { panel } from "./download.js";
-import { canvas, el, every, html, logTicks, number, svg, words } from "./draw.js";
+import { canvas, el, every, fill, html, logTicks, number, svg, words } from "./draw.js";
 import { axes } from "./charts.js";
 import { set, state, watch } from "./state.js";
 import { ink, SERIES } from "./theme.js";
@@ -100,21 +100,25 @@ const peak = () => {
   return best;
 };
 
-const choices = () => {
-  massive().runs.forEach((run, i) => el("massive-run").append(html("option", { value: i }, run.label)));
+const fillChoices = () => {
+  fill(el("massive-run"), massive().runs.map((run) => run.label));
   el("massive-run").closest("label").hidden = massive().runs.length < 2;
+  el("massive-prompt").replaceChildren(html("option", { value: "" }, `median over ${massive().all_prompts} prompts`));
+  fill(el("massive-prompt"), massive().prompts.map((label) => `prompt ${label}`));
+  fill(el("massive-site"), massive().sites);
+  state.site ??= peak();
+};
+
+const choices = () => {
   el("massive-run").addEventListener("change", () => set({ massiveRun: Number(el("massive-run").value), dim: null }));
-  el("massive-prompt").append(html("option", { value: "" }, `median over ${massive().all_prompts} prompts`));
-  massive().prompts.forEach((label, i) => el("massive-prompt").append(html("option", { value: i }, `prompt ${label}`)));
   el("massive-prompt").addEventListener("change", () => set({ massivePrompt: el("massive-prompt").value === "" ? null : Number(el("massive-prompt").value) }));
-  massive().sites.forEach((site, i) => el("massive-site").append(html("option", { value: i }, site)));
   el("massive-site").addEventListener("change", () => set({ site: Number(el("massive-site").value) }));
 };
 
 export const startMassive = () => {
   const shown = panel("massive-chart", massiveRows);
   choices();
-  state.site = peak();
+  watch([], fillChoices);
   watch(["massiveRun", "massivePrompt", "dim", "site", "theme", "width"], () => {
     const { picture, found } = plot(Math.max(280, shown.chart.clientWidth));
     shown.show(picture);

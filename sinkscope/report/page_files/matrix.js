@@ -36,7 +36,7 @@ const drawMatrix = (width) => {
 export const startMatrix = () => {
   const shown = panel("matrix", mapRows);
   shown.caption.textContent = "Colour grows with the square root of the weight, so that small weights are seen.";
-  watch(["run", "layer", "head", "prompt", "pinned", "theme", "width"], () => {
+  watch(["run", "layer", "head", "prompt", "pinned", "rows", "theme", "width"], () => {
     if (hasMap(state.run)) shown.show(drawMatrix(Math.max(260, Math.min(560, shown.chart.clientWidth))));
   });
   tipsIn(shown.chart, (cell) => {

@@ -49,8 +49,8 @@ export const startPictures = () => {
     const patch = event.target.closest("[data-key]");
     if (patch && hasMap(state.run)) set({ pinned: state.pinned === Number(patch.dataset.key) ? null : Number(patch.dataset.key) });
   });
-  watch(["run", "against", "layer", "head", "prompt", "pinned", "query", "theme"], () => {
-    const views = heads().views[state.prompt] || [], runs = state.against === null ? [state.run] : [state.run, state.against];
+  watch(["run", "against", "layer", "head", "prompt", "pinned", "query", "rows", "theme"], () => {
+    const views = (heads().views || [])[state.prompt] || [], runs = state.against === null ? [state.run] : [state.run, state.against];
     el("views").hidden = !views.length;
     const seen = (view) => runs.flatMap((run) => { const shares = sharesOf(run); return view.keys.map((key) => shares[key]); });
     const top = largest(views.flatMap(seen));

@@ -2,7 +2,7 @@
 export const state = {
   run: 0, against: null, measure: 0, order: "number", sort: "sink_share", descending: true,
   layer: 0, head: 0, prompt: 0, query: null, pinned: null, find: "",
-  dim: null, site: null, massivePrompt: null, theme: "light", width: 0,
+  dim: null, site: null, massivePrompt: null, theme: "light", width: 0, rows: 0,
 };
 const watchers = [];
 

@@ -1,7 +1,7 @@
 import { finite, largest, mean } from "./data.js";
 import { el, html, number, signed } from "./draw.js";
 import { heads, labelOf } from "./headmap.js";
-import { hasMap, keyValueHead, promptNow, queryNow, queryRow, sharesOf, tokensOf } from "./rows.js";
+import { hasMap, keyValueHead, onDemand, promptNow, queryNow, queryRow, sharesOf, tokensOf } from "./rows.js";
 import { set, state, watch } from "./state.js";
 import { css, diverging, missing, sequential, textOn } from "./theme.js";
 import { hideTip, tipAt } from "./tips.js";
@@ -70,7 +70,10 @@ const strip = (each, prompt) => {
   box.addEventListener("keydown", (event) => roving(event, box));
   box.addEventListener("click", (event) => {
     const token = event.target.closest("button");
-    if (token && hasMap(state.run)) set({ pinned: state.pinned === Number(token.dataset.i) ? null : Number(token.dataset.i) });
+    if (!token) return;
+    const i = Number(token.dataset.i);
+    if (hasMap(state.run)) set({ pinned: state.pinned === i ? null : i });
+    else if (onDemand.ask) onDemand.ask(i);
   });
   return box;
 };
@@ -97,7 +100,8 @@ const describe = () => {
     parts.push(`In ${labelOf(state.against)} that token gets ${number(other[best])} (difference ${signed(shares[best] - other[best])}).`);
   }
   el("detail-text").textContent = parts.join(" ");
-  el("hint").textContent = hasMap(state.run)
+  const ask = "Click a token to read the rows of this head on this prompt, and to see that token's.";
+  el("hint").textContent = !hasMap(state.run) && onDemand.ask ? ask : hasMap(state.run)
     ? "Point at a token, or move to it with the arrow keys, to see the row of that query; click to keep it."
     : `Rows of single queries were not recorded for this head. To see them, add AttentionMap(layers=[${layers[state.layer]}], heads=[${names[state.head]}]) to the probes.`;
 };
@@ -135,5 +139,6 @@ export const startTokens = () => {
     table();
     colour();
   });
-  watch(["query", "pinned", "theme", "find"], colour);
+  watch(["query", "pinned", "rows", "theme", "find"], colour);
+  watch(["rows"], describe);
 };
