@@ -1,7 +1,7 @@
 """The papers that sinkscope's definitions, probes and edits come from, as plain values and as BibTeX.
 
-Only facts that were established are here: an entry whose full author list is not known says ``others``, and a field
-that is not known is left out.
+Only facts that were established are here: a field that is not known is left out, and
+names stand as far as they are known.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ _ENTRIES: tuple[Reference, ...] = (
         "Seil Kang and Jinyeong Kim and Junhyeok Kim and Seong Jae Hwang", 2025, "2503.03321", "ICLR 2025",
     ),
     Reference(
-        "wong2025", "On the Existence and Behaviour of Secondary Attention Sinks", "Wong and others", 2025, "2512.22213"
+        "wong2025", "On the Existence and Behaviour of Secondary Attention Sinks",
+        "Jeffrey T. H. Wong and Cheng Zhang and Louis Mahon and Wayne Luk and Anton Isopoussu and Yiren Zhao",
+        2025, "2512.22213",
     ),
     Reference(
         "yu2024",
@@ -164,12 +166,12 @@ _ENTRIES: tuple[Reference, ...] = (
     Reference(
         "gift2026",
         "Capturing Gaze Shifts for Guidance: Cross-Modal Fusion Enhancement for VLM Hallucination Mitigation",
-        year=2026, arxiv="2510.22067", note="ICML 2026",
+        "Zheng Qi and Chao Shang and Evangelia Spiliopoulou and Nikolaos Pappas", 2026, "2510.22067", "ICML 2026",
     ),
     Reference(
         "zhang2026", "Hallucination Begins Where Saliency Drops",
-        "Zhang and Zhu and Gu and Yuan and Zhao and Cao and Tang and Fan and Shen and Shen and Tang", 2026,
-        "2601.20279", "ICLR 2026",
+        "Xiaofeng Zhang and Yuanchao Zhu and Chaochen Gu and Xiaosong Yuan and Qiyan Zhao and Jiawei Cao and "
+        "Feilong Tang and Sinan Fan and Yaomin Shen and Chen Shen and Hao Tang", 2026, "2601.20279", "ICLR 2026",
     ),
     Reference(
         "zhang2025",
@@ -200,7 +202,8 @@ _ENTRIES: tuple[Reference, ...] = (
     ),
     Reference(
         "sandoval2025", "Identifying and Evaluating Inactive Heads in Pretrained LLMs",
-        "Pedro Sandoval-Segura and others", 2025, "2504.03889", "ICLR 2026",
+        "Pedro Sandoval-Segura and Xijun Wang and Ashwinee Panda and Micah Goldblum and Ronen Basri and "
+        "Tom Goldstein and David Jacobs", 2025, "2504.03889", "ICLR 2026",
     ),
     Reference(
         "owen2025", "A Refined Analysis of Massive Activations in LLMs",
@@ -210,11 +213,15 @@ _ENTRIES: tuple[Reference, ...] = (
         "softpick", "Softpick: No Attention Sink, No Massive Activations with Rectified Softmax",
         "Zayd M. K. Zuhri and Erland Hilman Fuadi and Alham Fikri Aji", 2025, "2504.20966",
     ),
-    Reference("affine", arxiv="2602.23057", note="Affine-scaled attention"),
+    Reference(
+        "affine", "Affine-Scaled Attention: Towards Flexible and Stable Transformer Attention",
+        "Jeongin Bae and Baeseong Park and Gunho Park and Minsub Kim and Joonhyung Lee and Junhee Yoo and "
+        "Sunghyeon Woo and Jiwon Ryu and Se Jung Kwon and Dongsoo Lee", 2026, "2602.23057",
+    ),
     Reference(
         "kukleva2025", "RefAM: Attention Magnets for Zero-Shot Referral Segmentation",
         "Anna Kukleva and Enis Simsar and Alessio Tonioni and Muhammad Ferjad Naeem and Federico Tombari and "
-        "Jan Eric Lenssen and Bernt Schiele", 2025, "2509.22650",
+        "Jan Eric Lenssen and Bernt Schiele", 2025, "2509.22650", "RefAM",
     ),
     Reference(
         "chen2025", "True Multimodal In-Context Learning Needs Attention to the Visual Context",
@@ -236,7 +243,7 @@ _ENTRIES: tuple[Reference, ...] = (
     ),
     Reference(
         "aki", "Seeing is Understanding: Unlocking Causal Attention into Modality-Mutual Attention for Multimodal LLMs",
-        "Wang and Wang and Suzuki and Kobayashi", 2025, "2503.02597", "AKI",
+        "Wei-Yao Wang and Zhao Wang and Helen Suzuki and Yoshiyuki Kobayashi", 2025, "2503.02597", "AKI",
     ),
     Reference(
         "ahn2025", "Fine-Grained Perturbation Guidance via Attention Head Selection",
@@ -248,11 +255,15 @@ _ENTRIES: tuple[Reference, ...] = (
     Reference("visionfunnel2025", "Visual Funnel: Resolving Contextual Blindness in Multimodal Large Language Models",
         year=2025, arxiv="2512.10362"),
     Reference("xu2025", "Rethinking Visual Token Reduction in LVLMs under Cross-modal Misalignment",
-        "Xu and Wang and Luo and Du", 2025, "2506.22283", "VisionDrop"),
+        "Rui Xu and Yunke Wang and Yong Luo and Bo Du", 2025, "2506.22283", "VisionDrop"),
     Reference("vflowopt2025",
         "VFlowOpt: A Token Pruning Framework for LMMs with Visual Information Flow-Guided Optimization",
-        year=2025, arxiv="2508.05211"),
-    Reference("algorithms2026", year=2026, arxiv="2606.08105", note="Two algorithms of sink heads"),
+        "Sihan Yang and Runsen Xu and Chenhang Cui and Tai Wang and Dahua Lin and Jiangmiao Pang", 2025, "2508.05211",
+        "ICCV 2025"),
+    Reference(
+        "algorithms2026", "A Unifying View of Attention Sinks: Two Algorithms, Two Solutions",
+        "Lukas Fesser and Mozes Jacobs and Thomas Fel and Andy Keller and Sham Kakade", 2026, "2606.08105",
+    ),
     Reference(
         "moh", "MoH: Multi-Head Attention as Mixture-of-Head Attention",
         "Peng Jin and Bo Zhu and Li Yuan and Shuicheng Yan", 2025, "2410.11842", "ICML 2025",
@@ -260,16 +271,22 @@ _ENTRIES: tuple[Reference, ...] = (
     Reference(
         "dyvte",
         "Accelerating Multimodal Large Language Models via Dynamic Visual-Token Exit and the Empirical Findings",
-        "Wu and Lin and Ye and Zhou and Sun and Ji", 2025, "2411.19628", "DyVTE, NeurIPS 2025",
+        "Qiong Wu and Wenhao Lin and Yiyi Zhou and Weihao Ye and Zhanpeng Zen and Xiaoshuai Sun and Rongrong Ji",
+        2025, "2411.19628", "DyVTE, NeurIPS 2025",
+    ),
+    Reference(
+        "registers2026", "Zero-Ablation Overstates Register Content Dependence in DINO Vision Transformers",
+        "Felipe Parodi and Jordan K. Matelsky and Melanie Segado", 2026, "2604.14433",
     ),
     Reference(
         "xue2025", "Deconstructing Attention: Investigating Design Principles for Effective Language Modeling",
         "Huiyin Xue and Nafise Sadat Moosavi and Nikolaos Aletras", 2025, "2510.11602",
     ),
-    Reference("registers2026", year=2026, arxiv="2604.14433", note="Zeroing overstates the need for registers"),
     Reference(
         "survey", "Attention Sink in Transformers: A Survey on Utilization, Interpretation, and Mitigation",
-        "Zunhai Su and Hengyuan Zhang and Wei Wu and others", 2026, "2604.10098",
+        "Zunhai Su and Hengyuan Zhang and Wei Wu and Yifan Zhang and Yaxiu Liu and He Xiao and Qingyao Yang and "
+        "Yuxuan Sun and Rui Yang and Chao Zhang and Keyu Fan and Weihao Ye and Jing Xiong and Hui Shen and "
+        "Chaofan Tao and Taiqiang Wu and Zhongwei Wan and Yulei Qian and Yuchen Xie and Ngai Wong", 2026, "2604.10098",
     ),
     Reference(
         "binkowski2026", "Attention Sinks as Internal Signals for Hallucination Detection in Large Language Models",

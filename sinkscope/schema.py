@@ -70,7 +70,7 @@ def validate(ds: xr.Dataset, extra_dims: Sequence[str] = ()) -> xr.Dataset:
         SchemaError: a variable has other dims than its definition, a required attribute or coordinate is missing, a
             label repeats, or a role is unknown.
     """
-    _require_dataset(ds)
+    require_dataset(ds)
     _check_version(ds.attrs.get("schema_version", SCHEMA_VERSION))
     missing = [name for name in REQUIRED_ATTRS if name not in ds.attrs]
     if missing:
@@ -88,7 +88,12 @@ def validate(ds: xr.Dataset, extra_dims: Sequence[str] = ()) -> xr.Dataset:
     return ds
 
 
-def _require_dataset(ds: object) -> None:
+def require_dataset(ds: object) -> None:
+    """Refuse what is no Dataset.
+
+    Raises:
+        SchemaError: says what was given.
+    """
     if not hasattr(ds, "data_vars"):
         raise SchemaError(f"expected a reading, got {_described(ds)}. Pass the Dataset that sinkscope.run returns.")
 
@@ -249,7 +254,7 @@ def concat(readings: Sequence[xr.Dataset], dim: str = "prompt") -> xr.Dataset:
     if not readings:
         raise SchemaError("concat: no readings given. Pass at least one.")
     for ds in readings:
-        _require_dataset(ds)
+        require_dataset(ds)
     if not isinstance(cast("object", dim), str):
         raise SchemaError(f"concat(dim={dim!r}): name a dimension, such as 'prompt'.")
     prints = {ds.attrs.get("model_fingerprint") for ds in readings}
@@ -299,7 +304,7 @@ def join(parts: Sequence[xr.Dataset], dim: str = "prompt", fill: Mapping[str, ob
 
 def to_dataframe(ds: xr.Dataset, variable: str) -> pd.DataFrame:
     """Give one variable as a tidy table: one row per number, a column per dim and per coordinate, NaN rows dropped."""
-    _require_dataset(ds)
+    require_dataset(ds)
     if not isinstance(cast("object", variable), str) or variable not in ds:
         held = sorted(map(str, ds.data_vars))
         raise SchemaError(f"{variable!r} is not in this reading; it holds {held}.{did_you_mean(str(variable), held)}")

@@ -52,4 +52,7 @@ class Visit:
 
 def hindrances(page):
     """What axe finds in the way of anyone, of any weight, in the theme and at the width that is shown."""
-    return [f"{each['id']}: {[n['html'][:90] for n in each['nodes'][:3]]}" for each in Axe().run(page).response["violations"]]
+    return [
+        f"{each['id']}: {[n['html'][:90] for n in each['nodes'][:3]]}"
+        for each in Axe().run(page).response["violations"]
+    ]

@@ -1,6 +1,6 @@
 """Take docs/images/serve.png: ``sinkscope serve`` with SmolLM2, a typed text and gamma .2, in Chromium.
 
-    python docs/images/serve.py
+python docs/images/serve.py
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ def main() -> None:
         page.locator("#tried-said", has_text=f"With gamma {GAMMA} ").wait_for()
         target = Path(__file__).with_suffix(".png")
         page.locator("#live").screenshot(path=target)
-        print(f"Saved {target}: {page.inner_text('#tried-said')} {page.inner_text('#live-status')}")
         browser.close()
         server.shutdown()
 

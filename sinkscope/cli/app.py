@@ -37,6 +37,7 @@ from sinkscope.cli.serve import serve
 from sinkscope.cli.survey import merge, survey
 from sinkscope.cli.sweep import VariantOptions, edits_of
 from sinkscope.cli.tune import tune
+from sinkscope.cli.words import spoken
 from sinkscope.errors import PromptError, SinkscopeError, did_you_mean, printable
 from sinkscope.files import as_path
 
@@ -252,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(str(error).strip() + " See sinkscope --help.")
         return EXIT_USAGE
     except SinkscopeError as error:
-        _complain(str(error))
+        _complain(spoken(str(error)))
         return EXIT_ERROR
     except KeyboardInterrupt:
         _complain("interrupted; no half file is left.")

@@ -11,6 +11,7 @@ from sinkscope import schema
 from sinkscope.cli.figures import Style, draw_figure
 from sinkscope.cli.options import Output, Whole, image_files, leading_dims, selected
 from sinkscope.cli.sweep import means
+from sinkscope.cli.words import spoken
 from sinkscope.errors import OutputError, SchemaError
 from sinkscope.files import write
 
@@ -165,7 +166,7 @@ def _tell(ds: xr.Dataset) -> None:
             print(f"\n--select {leading[0]}={ds[leading[0]].values[0]} tells what one of them shows.")
         return
     for finding in findings(ds)[0]:
-        print(f"\n{finding.heading}\n  {finding.text}")
+        print(f"\n{finding.heading}\n  {spoken(finding.text)}")
 
 
 def _one_run(ds: xr.Dataset, command: str) -> xr.Dataset:

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from sinkscope.definitions import Definition, define
-from sinkscope.metrics.base import coords_within, dims_over, metric
+from sinkscope.metrics.base import coords_within, dims_over, metric, require
 
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture
@@ -59,10 +59,11 @@ class Bimodality:
         "kan2025",
     ),
 )
-def bimodality(values: xr.DataArray | ArrayLike, *, over: str | Iterable[str] | None = None) -> xr.Dataset:
+def bimodality(values: xr.DataArray | xr.Dataset | ArrayLike, *, over: str | Iterable[str] | None = None) -> xr.Dataset:
     """Test a distribution for two humps; a Dataset with one variable per statistic.
 
-    ``values`` is any array; NaN is ignored. ``over`` names the dims that are pooled (None: all), the rest stay, so
+    ``values`` is any array, or a reading: then its ``max_attention``, mean over queries, as Kan et al. take it. NaN is
+    ignored. ``over`` names the dims that are pooled (None: all), the rest stay, so
     ``over=("prompt", "head")`` gives one verdict per layer. Fewer than four values, or fewer than two different ones,
     are never bimodal.
 
@@ -74,8 +75,11 @@ def bimodality(values: xr.DataArray | ArrayLike, *, over: str | Iterable[str] | 
     Source: Kan et al. (kan2025) take the valley; the combined rule is this package's.
 
     Raises:
-        MetricError: a dim of ``over`` is not there.
+        MetricError: a dim of ``over`` is not there, or a reading without ``max_attention``.
     """
+    if isinstance(values, xr.Dataset):
+        require(values, "bimodality", "max_attention")
+        values = values["max_attention"].mean("query")
     array = values if isinstance(values, xr.DataArray) else xr.DataArray(np.asarray(values, dtype=np.float64))
     pooled = list(array.dims) if over is None else dims_over(array, over, "bimodality")
     kept = [dim for dim in array.dims if dim not in pooled]

@@ -39,6 +39,7 @@ def build_page(ds: xr.Dataset, options: PageOptions) -> str:
     """
     against = options.against
     for reading in (ds, *(() if against is None else (against,))):
+        schema.require_dataset(reading)
         schema.validate(reading, leading_dims(reading))
     runs = runs_of(ds, against, options.labels)
     base = base_of(runs, against is not None)

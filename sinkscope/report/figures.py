@@ -13,6 +13,7 @@ from sinkscope.arguments import is_iterable
 from sinkscope.errors import SchemaError, did_you_mean
 from sinkscope.metrics.base import probe_for
 from sinkscope.report.sinks import Sinks, find_sinks
+from sinkscope.schema import require_dataset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +56,12 @@ def figure(heading: str, *, needs: Sequence[str]) -> Callable[[Draw], Draw]:
 
 
 def available(ds: xr.Dataset) -> list[str]:
-    """Name the figures whose variables the reading holds."""
+    """Name the figures whose variables the reading holds.
+
+    Raises:
+        SchemaError: ``ds`` is no Dataset.
+    """
+    require_dataset(ds)
     return [name for name, each in FIGURES.items() if all(v in ds for v in each.needs)]
 
 
@@ -65,6 +71,7 @@ def chosen(ds: xr.Dataset, names: Sequence[str] | None = None) -> list[str]:
     Raises:
         SchemaError: there is no such figure, or the reading lacks what it needs (the message names the probe).
     """
+    require_dataset(ds)
     if names is None:
         return available(ds)
     given: Any = names

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from sinkscope import schema
+from sinkscope.arguments import is_iterable
 from sinkscope.errors import SchemaError
 from sinkscope.report.text import call_text
 
@@ -61,7 +62,9 @@ def runs_of(ds: xr.Dataset, against: xr.Dataset | None = None, labels: tuple[str
         )
     _check_alike(ds, against)
     other = ShownRun("against", edits_text(against), against)
-    names = labels or _names(runs[0], other)
+    names = _names(runs[0], other) if labels is None else labels
+    if isinstance(names, str) or not is_iterable(names) or [type(name) for name in names] != [str, str]:
+        raise SchemaError(f"write_report(labels={labels!r}): give two names, such as ('edited', 'plain').")
     first = [ShownRun(names[0], run.edits, run.ds) for run in runs] if len(runs) == 1 else runs
     return [*first, ShownRun(names[1], other.edits, against)]
 

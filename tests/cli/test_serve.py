@@ -57,7 +57,9 @@ def test_what_is_in_the_way_is_said(
     gone = sk.save(sk.open(readings).assign_attrs(model_id="gone-away"), tmp_path / "gone.nc")
     assert main(["serve", str(gone), "--port", "0", "--no-browser"]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("sinkscope: serve: the model of this reading, 'gone-away', is not here. Name its folder with")
+    assert said.startswith(
+        "sinkscope: serve: the model of this reading, 'gone-away', is not here. Name its folder with"
+    )
     assert f"sinkscope report {gone}" in said
 
     assert main(["serve", str(gone), "--port", "0", "--no-browser", "--model", "zoo:bb-1l"]) == 1

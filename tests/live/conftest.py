@@ -10,7 +10,7 @@ from sinkscope.live.server import PageServer
 from sinkscope.report.build import PageOptions, build_page
 
 TEXTS = [
-    "def add(left, right):\n    return left + right\n\nclass Tree:\n    def __init__(self):\n        self.left = None\n",
+    "def add(left, right):\n    return left + right\n\nclass Tree:\n    def __init__(self):\n        self.size = 0\n",
     "import os\n\nfor name in os.listdir('.'):\n    with open(name) as file:\n        print(file.read())\n",
 ]
 

@@ -79,7 +79,10 @@ def test_rows_of_an_edited_reading_are_read_under_its_edits(model, reading):
     [
         ({"text": "  "}, "There is no text to run. Type a sentence."),
         ({"text": None}, "There is no text to run. Type a sentence."),
-        ({"text": "x = 1\n" * 80}, "This text has 321 tokens; up to 256 are measured here. Shorten it, or measure it with"),
+        (
+            {"text": "x = 1\n" * 80},
+            "This text has 321 tokens; up to 256 are measured here. Shorten it, or measure it with",
+        ),
         ({"gamma": -1}, "gamma is -1. Give a number from 0 to 10."),
         ({"gamma": "2"}, "gamma is '2'. Give a number"),
         ({"gamma": float("nan")}, "gamma is nan. Give a number"),
@@ -96,16 +99,14 @@ def test_what_cannot_be_run_is_said(bench, changes, said):
 
 
 def test_readings_and_models_that_do_not_fit_are_refused(model, reading, bench):
-    with pytest.raises(SchemaError, match="holds no key_mass of single prompts. Measure with --probe key-mass"):
+    with pytest.raises(SchemaError, match=r"holds no key_mass of single prompts. Measure with --probe key-mass"):
         LiveModel(model, reading[["entropy"]].assign_attrs(reading.attrs))
     with pytest.raises(ModelError, match="the weights of zoo:lm-python are not those that were read"):
         LiveModel(model, reading.assign_attrs(model_fingerprint="other"))
-    with pytest.raises(ModelError, match="is no model of texts \\(vision\\). Write its page: sinkscope report."):
+    with pytest.raises(ModelError, match=r"is no model of texts \(vision\). Write its page: sinkscope report."):
         LiveModel(sk.load_model(tiny("vit")), reading)
     other = reading.assign_coords(prompt_hash=("prompt", ["", ""]))
     with pytest.raises(PromptError, match="The tokens of prompt 1 do not tell what the model was given"):
         LiveModel(model, other).rows({"run": 0, "prompt": 1, "layer": 0, "head": 0})
-    with pytest.raises(PromptError, match="prompt is 2. Give a whole number from 0 to 1."):
+    with pytest.raises(PromptError, match=r"prompt is 2. Give a whole number from 0 to 1."):
         bench.rows({"run": 0, "prompt": 2, "layer": 0, "head": 0})
-
-

@@ -1,4 +1,4 @@
-"""The served page in Chromium: type, run, move gamma, click a head and a query; silence, and nothing asked elsewhere."""
+"""The served page in Chromium: type, run, move gamma, click a head and a query; silence, nothing asked elsewhere."""
 
 import pytest
 from chromium import Visit, hindrances

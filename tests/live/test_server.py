@@ -100,9 +100,11 @@ def test_a_port_that_is_taken_is_said():
         other.bind((HOST, 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(SinkscopeError, match=f"serve --port {port}: this port can't be taken: another program has it"):
+        with pytest.raises(
+            SinkscopeError, match=f"serve --port {port}: this port can't be taken: another program has it"
+        ):
             PageServer(port)
-    with pytest.raises(SinkscopeError, match="ports go from 0 .any that is free. to 65535"):
+    with pytest.raises(SinkscopeError, match=r"ports go from 0 .any that is free. to 65535"):
         PageServer(70_000)
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from sinkscope.errors import MetricError
 from sinkscope.metrics import bimodality, valley_threshold
 
 TEN = [0.02, 0.03, 0.04, 0.05, 0.06, 0.30, 0.35, 0.40, 0.45, 0.50]
@@ -78,3 +79,15 @@ def test_too_little_is_never_bimodal(values):
 
 def test_ties_do_not_warn():
     assert bool(bimodality([0.0] * 20 + [1.0] * 20)["bimodal"])
+
+
+def test_a_reading_gives_its_largest_weights_and_one_without_them_says_which_probe() -> None:
+    values = xr.DataArray(
+        np.random.default_rng(0).uniform(size=(4, 3, 5, 6)), dims=("prompt", "layer", "head", "query")
+    )
+    ds = xr.Dataset({"max_attention": values})
+    xr.testing.assert_identical(bimodality(ds), bimodality(values.mean("query")))
+    with pytest.raises(
+        MetricError, match=r"bimodality needs 'max_attention'; this reading holds \['entropy'\]. Add MaxA"
+    ):
+        bimodality(ds.rename(max_attention="entropy"))

@@ -12,6 +12,7 @@ from PIL import Image
 
 from sinkscope.report import write_report
 
+
 @pytest.fixture(scope="module")
 def written(build, tmp_path_factory):
     return write_report(build(), tmp_path_factory.mktemp("report") / "r.html")

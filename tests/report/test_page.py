@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from sinkscope import report
 from sinkscope.errors import OutputError, SchemaError
 from sinkscope.report import write_report
 from sinkscope.report.page import definition_rows, provenance_rows, summary
@@ -96,3 +97,19 @@ def test_tables(reading):
 def test_report_imports_without_torch():
     code = "import sys, sinkscope.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_is_no_reading_is_refused_by_every_call(reading, tmp_path):
+    calls = {
+        "draw": lambda: report.draw(5, "sink_map"),
+        "available": lambda: report.available(5),
+        "pictures": lambda: report.pictures(5),
+        "write_report": lambda: report.write_report(5, tmp_path / "r.html"),
+        "against": lambda: report.write_report(reading, tmp_path / "r.html", against=5),
+    }
+    for name, call in calls.items():
+        with pytest.raises(SchemaError, match="expected a reading, got "):
+            call()
+        assert not list(tmp_path.iterdir()), name
+    with pytest.raises(SchemaError, match=r"labels=5\): give two names, such as"):
+        report.write_report(reading, tmp_path / "r.html", against=reading, labels=5)

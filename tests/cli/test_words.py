@@ -1,0 +1,68 @@
+"""Advice of the library in words of the command line: figures and probes by their names there, and options."""
+
+from pathlib import Path
+
+import pytest
+import xarray as xr
+from made_reading import fake_reading
+
+import sinkscope as sk
+from sinkscope.cli import main
+from sinkscope.cli.words import spoken
+from sinkscope.report import available
+from sinkscope.report.runs import MAX_RUNS
+
+
+@pytest.fixture
+def said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Save a reading, run a command on it that must fail, and return what it says."""
+
+    def call(ds: xr.Dataset, command: str, *rest: str) -> str:
+        path = sk.save(ds, tmp_path / "r.nc", overwrite=True)
+        arguments = [*command.split(), str(path), "--output", str(tmp_path / "out.png"), *rest]
+        assert main(arguments) == 1
+        return capsys.readouterr().err
+
+    return call
+
+
+def test_a_figure_is_named_as_it_is_typed(said) -> None:
+    text = said(fake_reading(), "plot sink-profle")
+    assert "figure 'sink-profle': there is no such figure." in text
+    assert "'sink-map'" in text
+    assert "_" not in text.partition("Use one of")[2]
+    assert "sink-profile" in text.partition("mean")[2]
+
+
+def test_a_probe_is_an_option(said) -> None:
+    text = said(fake_reading().drop_vars("entropy"), "plot entropy-map")
+    assert text == (
+        "sinkscope: figure 'entropy-map' needs ['entropy'], which this reading lacks. Measure with --probe entropy.\n"
+    )
+    text = said(fake_reading(), "plot attention-map")
+    assert 'Measure with --probe "attention-map layers=0 heads=0".' in text
+
+
+def test_show_says_options_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = sk.save(fake_reading().drop_vars("key_mass"), tmp_path / "r.nc")
+    assert main(["show", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "Measure with --probe key-mass" in shown
+    assert "KeyMass()" not in shown
+
+
+def test_selections_are_options(said, tmp_path: Path) -> None:
+    many = xr.concat([fake_reading((12, 14), 2, 2, 1)] * (MAX_RUNS + 1), xr.DataArray(range(MAX_RUNS + 1), dims="step"))
+    text = said(many, "report")
+    assert "report: this sweep has 65 variants along ['step']" in text
+    assert "--select step=LABEL" in text
+    assert "ds." not in text
+    one, swept = fake_reading((12, 14), 2, 2, 1), many.isel(step=[0, 1])
+    path = sk.save(swept, tmp_path / "swept.nc")
+    text = said(one, "report", "--against", str(path))
+    assert "report --against: this reading has the dimension 'step' in front. Select one: --select step=0." in text
+
+
+def test_other_words_are_left_alone() -> None:
+    for text in ("Nothing of this kind.", "run 'sink_map' again", str(available(fake_reading()))):
+        assert spoken(text) == text
