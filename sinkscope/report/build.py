@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import xarray as xr
@@ -50,6 +50,8 @@ def build_page(ds: xr.Dataset, options: PageOptions) -> str:
         shown.insert(0, (runs[0].label, findings(runs[0].ds)[0]))
     found = views(runs[0].ds, options.images)
     drawn = pictures(runs[0].ds, names, sinks=sinks, found=found)
+    if len(runs) > 1:  # a figure shows one reading; the head map and the curves show all
+        drawn = [replace(each, caption=f"{each.caption} Drawn from the run “{runs[0].label}”.") for each in drawn]
     data, packed = page_data(runs, base, sinks, found, drawn, options.live)
     title = options.title or f"{ds.attrs['model_id']}"
     return render(PageParts(title, runs, shown, sinks, drawn, differences(runs, base, sinks), data, packed))

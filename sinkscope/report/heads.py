@@ -67,9 +67,38 @@ def head_data(
             }
             for run, group in zip(runs, measured, strict=True)
         ],
+        "axis": sweep_axis(runs),
         "note": _note(ds, prompts, tokens),
         "views": for_script(found, prompts, tokens) if found else None,
     }  # fmt: skip
+
+
+def sweep_axis(runs: Sequence[ShownRun]) -> dict[str, Any] | None:
+    """Say where each run stands along the numbers of a sweep; None where no dimension of it has two numbers.
+
+    The axis is the dimension with the most numbers; the labels of the others name the lines. ``losses`` holds the loss
+    of each run in nat a token, mean over tokens and then over prompts, None where it was not read.
+    """
+    values: dict[str, dict[float, None]] = {}
+    for run in runs:
+        for dim, label in run.at:
+            if isinstance(label, int | float) and not isinstance(label, bool):
+                values.setdefault(dim, {})[float(label)] = None
+    name = max(values, key=lambda dim: len(values[dim]), default="")
+    if not name or len(values[name]) < 2:
+        return None
+    places = []
+    for run in runs:
+        rest = ", ".join(f"{dim} = {label}" for dim, label in run.at if dim != name)
+        places.append({"x": float(str(dict(run.at)[name])), "line": rest} if name in dict(run.at) else None)
+    return {"name": name, "places": places, "losses": [_loss(run.ds) for run in runs]}
+
+
+def _loss(ds: xr.Dataset) -> float | None:
+    if "token_loss" not in ds:
+        return None
+    loss = float(ds["token_loss"].mean("query").mean("prompt"))
+    return loss if np.isfinite(loss) else None
 
 
 def _variables(ds: xr.Dataset, payload: Payload, prompts: int, tokens: int) -> dict[str, Any]:

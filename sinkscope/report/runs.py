@@ -21,11 +21,15 @@ BASELINES = ("baseline", "none")
 
 @dataclass(frozen=True, eq=False)
 class ShownRun:
-    """One run of a page: its label, its edits in words, and its reading, which has no dimension in front."""
+    """One run of a page: its label, its edits in words, and its reading, which has no dimension in front.
+
+    ``at`` says where it stands in a sweep: a label for each dimension that was in front.
+    """
 
     label: str
     edits: str
     ds: xr.Dataset
+    at: tuple[tuple[str, object], ...] = ()
 
 
 def leading_dims(ds: xr.Dataset) -> list[str]:
@@ -103,7 +107,7 @@ def _variants(ds: xr.Dataset) -> list[ShownRun]:
         named = [(dim, _label(ds, dim, i)) for dim, i in zip(leading, places, strict=True)]
         label = str(named[0][1]) if leading == ["edit"] else ", ".join(f"{dim} = {value}" for dim, value in named)
         one = ds.isel(dict(zip(leading, places, strict=True)), drop=True).drop_vars(plain)
-        runs.append(ShownRun(label, "", one))
+        runs.append(ShownRun(label, "", one, tuple(named)))
     if plain:
         kept = ds[plain].rename({name: name.removesuffix("_baseline") for name in plain})
         runs.insert(0, ShownRun("baseline", "no edits", kept))

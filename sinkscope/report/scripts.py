@@ -10,7 +10,7 @@ from importlib import resources
 
 MODULES = (
     "data", "state", "theme", "draw", "download", "tips", "headmap", "ranking", "rows", "tokens", "lines", "matrix",
-    "pictures", "charts", "massive", "search", "keys", "main",
+    "pictures", "charts", "curve", "massive", "search", "keys", "main",
 )  # fmt: skip
 """Modules of the script, each after those it imports."""
 LIVE_MODULES = ("tried", "live")

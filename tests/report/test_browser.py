@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import xarray as xr
 from chromium import Visit, hindrances
 from PIL import Image
 
@@ -233,6 +234,26 @@ def test_two_readings_side_by_side(browser, reading, tmp_path):
     cell(page, 5, 3).click()
     shown = [row["attention"] for row in rows(page, "#chart-mass")]
     assert shown == pytest.approx(reading["key_mass"].values[0, 5, 3].tolist(), rel=2e-3)
+    assert seen.quiet(), (seen.said, seen.asked)
+    page.close()
+
+
+def test_a_sweep_is_drawn_along_its_numbers(browser, build, tmp_path):
+    one = build((12, 14), layers=2, heads=3, kv_heads=1)
+    gammas = [0.0, 0.5, 1.0, 2.0]
+    grid = xr.concat([one] * 4, xr.DataArray(gammas, dims="gamma", name="gamma"))
+    grid["key_mass"] = grid["key_mass"] * (0.2 + 0.2 * grid["gamma"])
+    grid["key_mass"] = grid["key_mass"].transpose("gamma", "prompt", "layer", "head", "key")
+    seen = Visit(browser, write_report(grid, tmp_path / "r.html", figures=["sink_map"]))
+    page = seen.page
+    shown = rows(page, "#curve")
+    assert [row["gamma"] for row in shown] == gammas
+    expected = grid["key_mass"].isel(key=0).mean(["prompt", "layer", "head"]).values
+    assert [row["mean over all heads"] for row in shown] == pytest.approx(expected.tolist(), rel=1e-4)
+    page.locator('#curve circle[data-run="3"]').click()
+    assert page.input_value("#run") == "3"
+    assert page.locator("#curve-loss").is_hidden(), "no loss was read"
+    assert hindrances(page) == []
     assert seen.quiet(), (seen.said, seen.asked)
     page.close()
 

@@ -10,6 +10,7 @@ from sinkscope import cli, schema
 from sinkscope.errors import SchemaError
 from sinkscope.report import find_sinks, write_report
 from sinkscope.report.compared import differences
+from sinkscope.report.heads import sweep_axis
 from sinkscope.report.runs import MAX_RUNS, base_of, runs_of
 
 
@@ -131,3 +132,36 @@ def test_the_command_compares_two_files_and_takes_a_sweep(reading, halved, tmp_p
         cli.main(["report", edited, "--against", str(tmp_path / "one.nc"), "--output", str(tmp_path / "t.html")]) == 1
     )
     assert "Compare readings of the same prompts" in capsys.readouterr().err
+
+
+def test_a_sweep_over_numbers_has_an_axis_and_other_dims_name_its_lines(build):
+    one = build((12, 14), layers=2, heads=2, kv_heads=1)
+    grid = xr.concat([xr.concat([one] * 3, xr.DataArray([0.0, 0.5, 2.0], dims="gamma", name="gamma"))] * 2,
+                     xr.DataArray(["early", "late"], dims="part", name="part"))  # fmt: skip
+    found = sweep_axis(runs_of(grid))
+    assert found["name"] == "gamma"
+    assert [(place["x"], place["line"]) for place in found["places"]] == [
+        (0.0, "part = early"), (0.5, "part = early"), (2.0, "part = early"),
+        (0.0, "part = late"), (0.5, "part = late"), (2.0, "part = late"),
+    ]  # fmt: skip
+    assert found["losses"] == [None] * 6
+    assert sweep_axis(runs_of(one)) is None
+    assert sweep_axis(runs_of(grid.isel(gamma=[0]))) is None, "one number is no axis"
+
+
+def test_losses_of_a_sweep_are_means_over_tokens_then_prompts(build):
+    one = build((12, 14), layers=2, heads=2, kv_heads=1)
+    loss = np.full((2, 2, 14), np.nan)
+    loss[:, 0, :11], loss[:, 1, :13] = 1.0, 2.0
+    loss[1] += 1
+    grid = xr.concat([one] * 2, xr.DataArray([0.0, 1.0], dims="gamma", name="gamma"))
+    grid["token_loss"] = (("gamma", "prompt", "query"), loss)
+    assert sweep_axis(runs_of(grid))["losses"] == [1.5, 2.5]
+
+
+def test_captions_say_which_run_a_figure_shows(build, tmp_path):
+    one = build((12, 14), layers=2, heads=2, kv_heads=1)
+    path = write_report(one, tmp_path / "two.html", against=one, labels=("first", "second"), figures=["sink_map"])
+    assert "Drawn from the run “first”." in path.read_text("utf-8")
+    path = write_report(one, tmp_path / "one.html", figures=["sink_map"])
+    assert "Drawn from the run" not in path.read_text("utf-8")

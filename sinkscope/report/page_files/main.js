@@ -3,6 +3,7 @@ import { startFigures } from "./download.js";
 import { el, fill } from "./draw.js";
 import { gridOf, heads, labelOf, startHeadMap } from "./headmap.js";
 import { startCharts } from "./charts.js";
+import { startCurve } from "./curve.js";
 import { startContents, startKeys } from "./keys.js";
 import { startLines } from "./lines.js";
 import { startMassive } from "./massive.js";
@@ -56,6 +57,7 @@ const startHeads = () => {
   startLines();
   startMatrix();
   startCharts();
+  startCurve();
   startSearch();
 };
 
