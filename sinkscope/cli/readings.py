@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
+_INDICES = "; of indices the most frequent one with its share"
 Select = Annotated[list[str] | None, Parameter(negative=())]
 
 
@@ -160,7 +161,8 @@ def _tell(ds: xr.Dataset) -> None:
     if leading:
         where = "; key_mass is that of position 0" if "key_mass" in ds else ""
         for dims, table in means(ds).items():
-            print(f"\nMean of each variable by {', '.join(dims)}{where}.\n")
+            indices = "" if table.select_dtypes(["number", "bool"]).shape == table.shape else _INDICES
+            print(f"\nMean of each variable by {', '.join(dims)}{where}{indices}.\n")
             print(table.to_string(float_format=lambda x: f"{x:.4g}"))
         if "key_mass" in ds:
             print(f"\n--select {leading[0]}={ds[leading[0]].values[0]} tells what one of them shows.")

@@ -66,3 +66,15 @@ def test_selections_are_options(said, tmp_path: Path) -> None:
 def test_other_words_are_left_alone() -> None:
     for text in ("Nothing of this kind.", "run 'sink_map' again", str(available(fake_reading()))):
         assert spoken(text) == text
+
+
+def test_show_counts_indices_and_averages_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = fake_reading((12, 14), 2, 2, 1)
+    one["top_dim"].values[..., 0] = 17
+    one["top_dim"].values[0, 0, 0] = 3
+    swept = xr.concat([one, one], xr.DataArray(["baseline", "masked"], dims="edit", name="edit"))
+    assert main(["show", str(sk.save(swept, tmp_path / "r.nc"))]) == 0
+    shown = capsys.readouterr().out
+    assert "of indices the most frequent one with its share." in shown
+    assert shown.count("17 (90%)") == 2
+    assert f"{float(one['top_value'].mean()):.4g}" in shown
