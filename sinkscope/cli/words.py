@@ -31,12 +31,7 @@ def _options(calls: str) -> str:
 
 
 def _figures(message: str) -> str:
-    """Write the names of figures with hyphens: the one that was asked for, and those there are."""
-    first, known = True, registry.Table("figure")
-
-    def written(found: re.Match[str]) -> str:
-        nonlocal first
-        asked, first = first, False
-        return f"'{registry.kebab(found[1])}'" if asked or found[1] in known else found[0]
-
-    return re.sub(r"'([^']*)'", written, message)
+    """Write the names of figures with hyphens, the one asked for and those there are; variables keep their names."""
+    head, listed, names = message.partition("Use one of ")
+    first = re.sub(r"^figure '([^']*)'", lambda found: f"figure '{registry.kebab(found[1])}'", head)
+    return first + listed + re.sub(r"\w+", lambda found: found[0].replace("_", "-"), names)

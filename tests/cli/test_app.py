@@ -224,7 +224,7 @@ def test_an_existing_file_is_kept(refused: Callable[..., str], tmp_path: Path) -
 
 def test_a_figure_that_the_reading_cannot_give(refused: Callable[..., str], readings: Path, tmp_path: Path) -> None:
     message = refused(1, "plot", "max-attention", readings, "-o", tmp_path / "a.png")
-    assert "figure 'max_attention' needs ['max_attention'], which this reading lacks." in message
+    assert "figure 'max-attention' needs ['max_attention'], which this reading lacks." in message
     assert list(tmp_path.iterdir()) == []
 
 
