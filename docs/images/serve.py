@@ -12,8 +12,8 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 import sinkscope as sk
-from sinkscope.live.bench import LiveModel
-from sinkscope.live.server import PageServer
+from sinkscope.cli.live.bench import LiveModel
+from sinkscope.cli.live.server import PageServer
 from sinkscope.report.build import PageOptions, build_page
 
 TEXT = (

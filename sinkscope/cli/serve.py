@@ -39,8 +39,8 @@ def serve(
     if "survey" in ds.attrs:
         raise SchemaError("serve: a survey keeps no single prompt. Write its page: sinkscope report.")
 
-    from sinkscope.live.bench import LiveModel
-    from sinkscope.live.server import PageServer
+    from sinkscope.cli.live.bench import LiveModel
+    from sinkscope.cli.live.server import PageServer
     from sinkscope.report.build import PageOptions, build_page
 
     loading = loading or ModelOptions()

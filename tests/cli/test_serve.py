@@ -9,7 +9,7 @@ import pytest
 
 import sinkscope as sk
 from sinkscope.cli import main
-from sinkscope.live.server import PageServer
+from sinkscope.cli.live.server import PageServer
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sinkscope import edits, probes
+from sinkscope.cli.live.again import TokensAgain
+from sinkscope.cli.live.asked import MAX_GAMMA, Trial, whole
 from sinkscope.engine.run import run
 from sinkscope.errors import ModelError, PromptError, SchemaError
-from sinkscope.live.again import TokensAgain
-from sinkscope.live.asked import MAX_GAMMA, Trial, whole
 from sinkscope.plot.theme import ROLE_COLOURS, SEQUENTIAL_STOPS
 from sinkscope.prompts import Prompts
 from sinkscope.prompts.vocabulary import Vocabulary

@@ -5,8 +5,8 @@ import threading
 import pytest
 
 import sinkscope as sk
-from sinkscope.live.bench import LiveModel
-from sinkscope.live.server import PageServer
+from sinkscope.cli.live.bench import LiveModel
+from sinkscope.cli.live.server import PageServer
 from sinkscope.report.build import PageOptions, build_page
 
 TEXTS = [

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import sinkscope as sk
+from sinkscope.cli.live.bench import LiveModel
 from sinkscope.errors import ModelError, PromptError, SchemaError
-from sinkscope.live.bench import LiveModel
 from sinkscope.report.payload import array_of, unpack
 from sinkscope.testing import tiny
 
@@ -38,7 +38,7 @@ def test_gamma_one_is_one_run_and_the_text_is_measured_once(bench, monkeypatch):
     asked = {**ASKED, "text": TEXT + "done()\n"}
     assert len(unpack(bench.try_text({**asked, "gamma": 1}))[0]["heads"]["runs"]) == 1
     runs = []
-    monkeypatch.setattr("sinkscope.live.bench.run", lambda *a, kept=sk.run: runs.append(a) or kept(*a))
+    monkeypatch.setattr("sinkscope.cli.live.bench.run", lambda *a, kept=sk.run: runs.append(a) or kept(*a))
     bench.try_text({**asked, "gamma": 0})
     bench.try_text({**asked, "gamma": 0})
     assert len(runs) == 1

@@ -6,9 +6,9 @@ import socket
 
 import pytest
 
+from sinkscope.cli.live import server as module
+from sinkscope.cli.live.server import HOST, MAX_BODY, SECRET, PageServer
 from sinkscope.errors import SinkscopeError
-from sinkscope.live import server as module
-from sinkscope.live.server import HOST, MAX_BODY, SECRET, PageServer
 from sinkscope.report.payload import unpack
 
 
