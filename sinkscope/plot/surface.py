@@ -46,11 +46,13 @@ def activation_surface(
         look: ``caption=False``, ``size=``: see :class:`~sinkscope.plot.theme.Look`.
 
     Raises:
-        SchemaError: other dims, nothing but zeros, or ``ax`` is flat.
+        SchemaError: other dims, nothing but zeros, ``top`` not above 1, or ``ax`` is flat.
     """
     grid = need_dims(array, ("key", "dim"), "activation_surface")
     if ax is not None and not isinstance(ax, Axes3D):
         raise SchemaError('activation_surface: ax is flat. Make it with subplot_kw={"projection": "3d"}.')
+    if top is not None and not top > 1:
+        raise SchemaError(f"activation_surface(top={top!r}): the axis starts at 1, the median. Give a larger multiple.")
     size = np.abs(grid.values.astype(float))
     middle = float(np.nanmedian(size))
     if not middle > 0:

@@ -86,6 +86,7 @@ def right_arguments(name, reading):
         "metrics.sublayer_peak": ({"a": square.astype(np.float32)},),
         "metrics.texture_complexity": (image,),
         "metrics.token_saliency": (square[0], np.array([1, 2])),
+        "plot.activation_surface": (xr.DataArray(square, dims=("key", "dim")),),
         "plot.attention_map": (maps.isel(prompt=0, layer=0, head=0),),
         "plot.caption": (figure, "text"),
         "plot.effect_bars": (edits,),
