@@ -256,7 +256,7 @@ class Trainer:
         projector = self.network.model.multi_modal_projector
         pictures = pictures_of_step(self.config, self.step)
         mean = torch.stack([projector(self.features(index)).mean(0) for index in pictures]).mean(0)
-        projector.linear_2.bias -= part * mean
+        projector.linear_2.bias.sub_(part * mean)
 
     def save(self) -> None:
         """Write the state from which a killed run goes on."""
