@@ -7,6 +7,7 @@ import pytest
 
 import sinkscope
 from sinkscope import cli
+from sinkscope.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -51,7 +52,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_every_function_of_the_table_exists() -> None:
     table = (ROOT / "README.md").read_text(encoding="utf-8").split("## Question, function, paper")[1].split("##")[0]
     cells = [line.split("|")[2] for line in table.splitlines() if line.startswith("| ")][1:]
-    names = [name for cell in cells for name in re.findall(r"`([\w.]+)", cell)]
+    names = [name for cell in cells for name in re.findall(r"`(?!sinkscope )([\w.]+)", cell)]
+    commands = [name for cell in cells for name in re.findall(r"`sinkscope (\w+)", cell)]
+    assert all(command in app for command in commands)
     assert len(names) > 20
     for name in names:
         value = sinkscope

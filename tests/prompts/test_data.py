@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from vlm_models import image, vlm
 from vlm_models import tokenizer as byte_level_tokenizer
 
-from sinkscope.errors import PromptError
+from sinkscope.errors import PromptError, printable
 from sinkscope.prompts import Prompts
 from sinkscope.prompts.vocabulary import role_of_text
 from sinkscope.roles import ROLE_INDEX, ROLES
