@@ -29,8 +29,8 @@ from sinkscope.files import replacing
 from sinkscope.references import REFERENCES
 
 ROOT = Path(__file__).resolve().parents[1]
-WIDTH, COLOURS = 1000, 255
-"""Most pixels along a figure's width, and colours it keeps: figures are flat, so a palette makes a small file."""
+WIDTH, COLOURS, BYTES = 1000, 255, 300_000
+"""Most pixels along a figure's width, colours it keeps and size: figures are flat, so a palette makes a small file."""
 VERDICTS = ("agrees", "differs", "can't be seen here")
 TABLE = (
     "| figure | claim | paper | model | found here | |",
@@ -161,12 +161,17 @@ def timed(everything: list[dict[str, Any]]) -> str:
 
 
 def shrink(source: Path, target: Path) -> None:
-    """Write a figure at most ``WIDTH`` pixels wide, with a palette."""
+    """Write a figure at most ``WIDTH`` pixels wide and under ``BYTES``, with a palette."""
     with Image.open(source) as image:
         picture = image.convert("RGB")
-    if picture.width > WIDTH:
-        picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
-    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(target, optimize=True)
+    width = min(WIDTH, picture.width)
+    while True:
+        size = (width, round(picture.height * width / picture.width))
+        small = picture if width == picture.width else picture.resize(size, Image.Resampling.LANCZOS)
+        small.quantize(COLOURS, dither=Image.Dither.NONE).save(target, optimize=True)
+        if target.stat().st_size < BYTES:
+            return
+        width = round(width * 0.85)  # pictures of noise do not compress
 
 
 def pages(place: Place) -> dict[Path, str]:

@@ -50,7 +50,6 @@ html_theme_options: dict[str, Any] = {
 }
 
 autosummary_generate = True
-autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 90
