@@ -15,19 +15,25 @@ import xarray as xr
 from common import texts
 
 import sinkscope as sk
-from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, need, with_intervals
+from sinkscope.analysis import (
+    DRAWS,
+    LANGUAGE_MODELS,
+    Estimate,
+    Study,
+    add_random_bands,
+    need,
+    random_tokens,
+    with_intervals,
+)
 
 GAMMAS = [0.0, 0.25, 0.5, 2.0, 4.0]
-DRAWS = 3
-"""Random tokens and random sets of heads that are scaled."""
 
 
-def random_arms(model: sk.Model, first: xr.DataArray, draws: int) -> dict[str, list[sk.edits.Edit]]:
+def random_arms(model: sk.Model, tokens: list[xr.DataArray]) -> dict[str, list[sk.edits.Edit]]:
     """A random token scaled in all heads, and the first token scaled in a random third of the heads of each layer."""
     heads = min(site.heads for site in model.backend.towers[model.backend.default_tower].attention)
     edits: dict[str, list[sk.edits.Edit]] = {}
-    for draw in range(draws):
-        token = sk.metrics.matched_controls(first, seed=draw)
+    for draw, token in enumerate(tokens):
         some = np.random.default_rng(draw).choice(heads, max(1, round(heads / 3)), replace=False).tolist()
         for gamma in GAMMAS:
             edits[f"random token {draw}|{gamma:g}"] = [sk.ScaleKeys(gamma, keys=token)]
@@ -41,16 +47,13 @@ def judge(study: Study, model: sk.Model) -> None:
     prompts = texts(study)
     blocks = np.arange(len(model.backend.towers[model.backend.default_tower].attention))
     groups = dict(zip(("early", "middle", "late"), np.array_split(blocks, 3), strict=True))
-    plain = study.run(prompts, [sk.KeyMass(), sk.TokenLoss()])
-    first = (xr.DataArray(np.arange(plain.sizes["key"]), dims="key") == 0) & (plain["token_role"] != "pad")
-    other = sk.metrics.matched_controls(first, seed=0)
+    tokens = random_tokens(prompts, 1 if study.quick else DRAWS)
     edits: dict[str, list[sk.edits.Edit]] = {
         f"{group}|{gamma:g}": [sk.ScaleKeys(gamma, layers=layers.tolist())]
         for group, layers in groups.items() for gamma in GAMMAS
     }  # fmt: skip
-    edits |= {f"{group}|random": [sk.MaskKeys(other, layers=layers.tolist())] for group, layers in groups.items()}
-    draws = 1 if study.quick else DRAWS
-    ds = study.run(prompts, [sk.TokenLoss()], edits | random_arms(model, first, draws))
+    edits |= {f"{group}|random": [sk.MaskKeys(tokens[0], layers=layers.tolist())] for group, layers in groups.items()}
+    ds = study.run(prompts, [sk.TokenLoss()], edits | random_arms(model, tokens))
     loss = ds["token_loss"].mean("query").reset_coords(drop=True)
     effect = loss.drop_sel(edit="baseline") - loss.sel(edit="baseline", drop=True)
     by_gamma = by_arm(effect, list(groups), "layers")
@@ -72,7 +75,12 @@ def judge(study: Study, model: sk.Model) -> None:
             number=less, found=f"layers {layers[0]} to {layers[-1]}; {float(hidden.mean()):+.3g} alone",
             agrees=less.above(0.0),
         )  # fmt: skip
-    draw(study, ds, by_gamma, by_arm(effect, [f"random {what} {i}" for what in RANDOM for i in range(draws)], "draw"))
+    draw(
+        study,
+        ds,
+        by_gamma,
+        by_arm(effect, [f"random {what} {i}" for what in RANDOM for i in range(len(tokens))], "draw"),
+    )
 
 
 RANDOM = ("token", "heads")
@@ -87,14 +95,12 @@ def by_arm(effect: xr.DataArray, names: list[str], dim: str) -> xr.DataArray:
 def draw(study: Study, ds: xr.Dataset, groups: xr.DataArray, controls: xr.DataArray) -> None:
     """Draw groups of layers with intervals over prompts, and the random arms with the range of their draws."""
     spread = with_intervals(groups)
-    lines = {"difference": [spread["difference"].rename(layers="arm")]}
-    lines |= {end: [spread[end].rename(layers="arm")] for end in ("low", "high")}
-    for what in RANDOM:
-        kept = [name for name in controls["draw"].values if what in name]
-        some = controls.sel(draw=kept).mean("prompt")
-        for name, part in (("difference", some.mean("draw")), ("low", some.min("draw")), ("high", some.max("draw"))):
-            lines[name].append(part.expand_dims(arm=[f"random {what}"]))
-    middle, low, high = (with_plain(xr.concat(lines[name], "arm")) for name in ("difference", "low", "high"))
+    drawn = {
+        f"random {what}": controls.sel(draw=[name for name in controls["draw"].values if what in name]).mean("prompt")
+        for what in RANDOM
+    }
+    middle, edges = add_random_bands(spread["difference"], (spread["low"], spread["high"]), drawn, "layers")
+    middle, low, high = (with_plain(each) for each in (middle, *edges))
     middle = sk.plot.described(middle.assign_attrs(units="nat", long_name="change of the loss"), ds)
     axes = sk.plot.sweep_curve(
         middle, interval=(low, high), title=f"{study.subject}: first token scaled by layer group"

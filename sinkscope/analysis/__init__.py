@@ -13,6 +13,7 @@ A script states what a paper claims, measures it on models of the reader's choic
 """
 
 from sinkscope.analysis.arms import change_bars, compare_arms, draw_right_and_wrong, join_arms, right_and_wrong
+from sinkscope.analysis.bands import DRAWS, add_random_bands, random_tokens
 from sinkscope.analysis.claims import Claim, Estimate, with_intervals
 from sinkscope.analysis.common import (
     ask,
@@ -29,7 +30,8 @@ from sinkscope.analysis.common import (
 from sinkscope.analysis.study import LANGUAGE_MODELS, VISION_LANGUAGE_MODELS, Study, need
 
 __all__ = [
-    "LANGUAGE_MODELS", "VISION_LANGUAGE_MODELS", "Claim", "Estimate", "Study", "ask", "change_bars", "compare_arms",
-    "describe_difference", "draw_right_and_wrong", "has_sign", "heads_that_change", "highest_tokens", "is_large",
-    "join_arms", "need", "points_above", "right_and_wrong", "spread_layers", "together", "visual_tau", "with_intervals",
+    "DRAWS", "LANGUAGE_MODELS", "VISION_LANGUAGE_MODELS", "Claim", "Estimate", "Study", "add_random_bands", "ask",
+    "change_bars", "compare_arms", "describe_difference", "draw_right_and_wrong", "has_sign", "heads_that_change",
+    "highest_tokens", "is_large", "join_arms", "need", "points_above", "random_tokens", "right_and_wrong",
+    "spread_layers", "together", "visual_tau", "with_intervals",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from PIL import Image
 from analyses.scripts import ANALYSES, run
 
 SCRIPTS = {
-    "han2025/scaled_token": 1, "han2025/layer_groups": 2, "han2025/head_profile": 2, "han2025/method_table": 8,
+    "han2025/scaled_token": 2, "han2025/layer_groups": 3, "han2025/head_profile": 2, "han2025/method_table": 8,
     "han2025/unsupervised": 1, "han2025/instruct": 7, "yu2024/other_sinks": 2, "yu2024/single_head": 1,
     "zhang2023/steering": 4,
 }  # fmt: skip
@@ -63,10 +63,26 @@ def verdicts(results, name):
 
 
 def test_the_first_token_moves_copying_more_than_another(results):
-    assert verdicts(results, "han2025/scaled_token") == [True]
-    (claim,) = results("han2025/scaled_token")[0]["claims"]
+    assert verdicts(results, "han2025/scaled_token") == [True, True]
+    claim, control = results("han2025/scaled_token")[0]["claims"]
     assert claim["number"].endswith("(n = 8)")
     assert "questions of copy" in claim["found"]
+    assert (claim["paper"] != "", control["paper"]) == (True, "")
+    assert "draws of a token of each question" in control["found"]
+
+
+def test_both_scripts_on_gamma_hold_the_same_random_tokens_beside_the_first(results, folder):
+    controls = [results(f"han2025/{name}")[0]["claims"][-1] for name in ("scaled_token", "layer_groups")]
+    assert controls[0]["number"] == controls[1]["number"]
+    ((token,), (layers,)) = (
+        list((folder / "han2025" / name).glob(f"{name}_copy--*.nc")) for name in ("scaled_token", "layer_groups")
+    )
+    with xr.open_dataset(token) as one, xr.open_dataset(layers) as other:
+        same = one["log_probability"].sel(arm="random token 0")
+        assert (same == other["log_probability"].sel(arm="random token 0")).all()
+        moved = abs(same - one["log_probability"].sel(arm="first")).max("prompt")
+        assert float(moved.sel(gamma=1.0)) == 0.0
+        assert float(moved.sel(gamma=0.1)) > 0.01
 
 
 def test_heads_are_counted_with_the_smallest_effect_that_could_be_found(results):
