@@ -55,7 +55,7 @@ def judge(study: Study, model: sk.Model) -> None:
     words = [f"gamma {g:g}: {down} lower the loss, {up} raise it, mean effects from {least:.2g} nat could be found"
              for g, (_, up, down, least) in tested.items()]  # fmt: skip
     some = int(effect[0, 0].notnull().sum())
-    ups, downs = (sum(row[i] for row in tested.values()) for i in (1, 2))
+    ups, downs = (sum(counts) for counts in zip(*((up, down) for _, up, down, _ in tested.values()), strict=True))
     study.claim(
         "Fig. 5", "Heads differ in the sign of the effect", paper="up- and down-effective heads",
         number=Estimate(ups + downs, n=len(prompts), spec=".0f", unit=f"of {some * len(GAMMAS)} (head, gamma) pairs"),
@@ -73,6 +73,27 @@ def judge(study: Study, model: sk.Model) -> None:
         f"n = {len(prompts)} prompts",
     )  # fmt: skip
     draw(study, profile, tested[GAMMAS[0]][0])
+    sure = xr.concat([row[0]["q_value"] < 0.05 for row in tested.values()], xr.Variable("gamma", list(GAMMAS)))
+    draw_curves(study, profile, effect, sure)
+
+
+def draw_curves(study: Study, profile: xr.Dataset, effect: xr.DataArray, sure: xr.DataArray) -> None:
+    """Every head's curve over gamma: measured where it was scaled, the first-order estimate behind it for all."""
+    gammas = sorted({*GAMMAS, 1.0})
+    mean = effect.mean("prompt").reindex(gamma=gammas)
+    mean.loc[{"gamma": 1.0}] = mean.sel(gamma=GAMMAS[0]) * 0  # no edit, no change; NaN where none was measured
+    slope = profile["first_order"].mean("prompt").reset_coords(drop=True)
+    estimate = slope * xr.DataArray(np.log(gammas), dims="gamma", coords={"gamma": gammas})
+    # One head whose estimate is far off would flatten the others; what is cut stands at the edge of its cell.
+    limit = float(np.nanquantile(abs(xr.concat([mean, estimate], "part")), 0.99))
+    curves = sk.plot.described(mean.assign_attrs(units="nat"), profile)
+    axes = sk.plot.head_curves(
+        curves, marked=sure.reindex(gamma=gammas).fillna(0.0) > 0, behind=estimate, limit=limit, size="page",
+        title=f"{study.subject}: first token scaled in one head",
+    )  # fmt: skip
+    cut = int((abs(mean) > limit).any("gamma").sum())
+    says = f"change of the loss per token; grey: first-order estimate; dots: q < 0.05; {cut} heads are cut at the edge"
+    study.figure(axes, "curves_per_head", source=profile, says=says)
 
 
 def draw(study: Study, profile: xr.Dataset, tested: xr.Dataset) -> None:
