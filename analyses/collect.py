@@ -23,14 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageChops
 
 from sinkscope.files import replacing
 from sinkscope.references import REFERENCES
 
 ROOT = Path(__file__).resolve().parents[1]
-WIDTH, COLOURS, BYTES = 1000, 255, 300_000
-"""Most pixels along a figure's width, colours it keeps and size: figures are flat, so a palette makes a small file."""
+WIDTH, COLOURS, BYTES, BANDS = 1000, 255, 300_000, 5
+"""A figure's most pixels across, colours of its palette, bytes, and levels of 255 by which a shade may be off."""
 VERDICTS = ("agrees", "differs", "can't be seen here")
 TABLE = (
     "| figure | claim | paper | model | found here | |",
@@ -151,8 +151,7 @@ def cost(data: dict[str, Any], stored: Path) -> dict[str, float]:
 
 def timed(everything: list[dict[str, Any]]) -> str:
     """Say what the scripts cost together, as far as their times are stored."""
-    times = [data["processor_seconds"] for data in everything if "processor_seconds" in data]
-    if not times:
+    if not (times := [data["processor_seconds"] for data in everything if "processor_seconds" in data]):
         return ""
     return (
         f"{len(times)} of {len(everything)} scripts have a time stored: {sum(times) / 60:.0f} minutes of processor "
@@ -161,17 +160,25 @@ def timed(everything: list[dict[str, Any]]) -> str:
 
 
 def shrink(source: Path, target: Path) -> None:
-    """Write a figure at most ``WIDTH`` pixels wide and under ``BYTES``, with a palette."""
+    """Write a figure at most ``WIDTH`` pixels wide and under ``BYTES``: with a palette if that shows no bands."""
     with Image.open(source) as image:
-        picture = image.convert("RGB")
-    width = min(WIDTH, picture.width)
+        picture, width = image.convert("RGB"), min(WIDTH, image.width)
     while True:
-        size = (width, round(picture.height * width / picture.width))
-        small = picture if width == picture.width else picture.resize(size, Image.Resampling.LANCZOS)
-        small.quantize(COLOURS, dither=Image.Dither.NONE).save(target, optimize=True)
-        if target.stat().st_size < BYTES:
-            return
+        small = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
+        # Dithering would tint the white ground, as Pillow looks colours up in coarse steps.
+        flat = small.quantize(COLOURS, kmeans=1)
+        for kept in (flat,) if banding(small, flat) <= BANDS else (small, flat):
+            kept.save(target, optimize=True)
+            if target.stat().st_size < BYTES:
+                return
         width = round(width * 0.85)  # pictures of noise do not compress
+
+
+def banding(one: Image.Image, other: Image.Image) -> int:
+    """Give the largest difference of shade, in levels of 255, between two pictures seen in squares of 16 pixels."""
+    squares = (max(1, one.width // 16), max(1, one.height // 16))
+    parts = [each.convert("RGB").resize(squares, Image.Resampling.BOX) for each in (one, other)]
+    return max(int(high) for _, high in ImageChops.difference(*parts).getextrema())  # type: ignore[misc]
 
 
 def pages(place: Place) -> dict[Path, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -95,6 +96,51 @@ def analysis(root: Path, name: str, **changes: Any) -> Path:
 def collected(root: Path, *options: str) -> int:
     (root / "docs").mkdir(exist_ok=True)
     return collect.main(["--output", str(root / "out"), *options], collect.Place(root))
+
+
+def photograph(seed: int = 0, noise: float = 6.0, height: int = 330) -> Image.Image:
+    """A figure with two overlays on a picture: soft shades of many hues with some noise, on a white ground."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0 : height - 60, 0:400] / 400
+    hues = np.stack([np.cos(5 * x + 2 * y), np.cos(3 * x - 6 * y + 1), np.cos(7 * y + 2 * x + 4)], -1)
+    shades = np.clip(128 + 110 * hues + rng.normal(0, noise, hues.shape), 0, 255)
+    whole = np.full((height, 900, 3), 255, dtype=np.uint8)
+    shades[20:44, 20:44] = [[230, 20, 20]]  # few pixels of a colour, as of a ring around a sink
+    whole[30:-30, 30:430] = whole[30:-30, 470:870] = shades.astype(np.uint8)
+    return Image.fromarray(whole)
+
+
+def test_a_picture_in_the_gallery_has_no_bands_and_a_flat_figure_keeps_its_palette(tmp_path: Path) -> None:
+    source, target = tmp_path / "figure.png", tmp_path / "small.png"
+    picture = photograph()
+    picture.save(source)
+    median_cut = picture.quantize(255, dither=Image.Dither.NONE)  # as it was done before
+    assert collect.banding(picture, median_cut) > collect.BANDS
+    collect.shrink(source, target)
+    with Image.open(target) as small:
+        assert (small.mode, small.size) == ("RGB", picture.size)
+        assert collect.banding(picture, small) == 0
+    assert target.stat().st_size < collect.BYTES
+    Image.fromarray(np.repeat(np.linspace(0, 250, 200, dtype=np.uint8)[:, None, None], 300, 1).repeat(3, 2)).save(
+        source
+    )
+    collect.shrink(source, target)
+    with Image.open(source) as flat, Image.open(target) as small:
+        assert small.mode == "P"
+        assert collect.banding(flat, small) <= collect.BANDS
+
+
+def test_noise_that_is_too_large_in_whole_colours_gets_a_palette_near_its_shades(tmp_path: Path) -> None:
+    source, target = tmp_path / "figure.png", tmp_path / "small.png"
+    picture = photograph(noise=20.0, height=460)
+    picture.save(source)
+    assert source.stat().st_size > collect.BYTES
+    collect.shrink(source, target)
+    with Image.open(target) as small:
+        assert (small.mode, target.stat().st_size < collect.BYTES) == ("P", True)
+        same = picture.resize(small.size, Image.Resampling.LANCZOS)
+        old = collect.banding(same, same.quantize(255, dither=Image.Dither.NONE))
+        assert collect.banding(same, small) < 0.5 * old
 
 
 def test_claims_become_the_table_the_gallery_and_the_papers_page(tmp_path: Path) -> None:
