@@ -141,8 +141,8 @@ class AttentionEdit(Edit, ABC, abstract=True):
         if wrong := sorted(named - set(attend)):
             name = "layers" if wrong[0] in (self.layers or ()) else "heads"
             raise EditError(
-                f"{self._asked(name)}: block {wrong[0]} has no attention, it is of kind {tower.kind(wrong[0])!r}. "
-                f"Blocks with attention are {show(tuple(attend))}; the others can be edited with SetActivations."
+                f"{self._asked(name)}: {tower.bare(wrong[0])}. Blocks with attention are {show(tuple(attend))}"
+                f"{'' if tower.cross else '; the others can be edited with SetActivations'}."
             )
 
     def layers_in(self, tower: Tower) -> tuple[int, ...]:
@@ -190,8 +190,8 @@ class ResidualEdit(Edit, ABC, abstract=True):
         """Refuse a site that ``tower`` does not have, or where a change could not be carried on."""
         if tower.cross:
             raise EditError(
-                f"{self._asked('site')}: cross-attention has no residual stream of its own. Change the decoder's with "
-                "tower='decoder', or the encoder's with tower='encoder'."
+                f"{self._asked('site')}: cross-attention has no residual stream of its own. Change "
+                f"{tower.streams_elsewhere}."
             )
         if self.site not in tower.site_names:
             names = tower.site_names

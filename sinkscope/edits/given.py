@@ -50,7 +50,9 @@ class GiveMaps(AttentionEdit):
         """Refuse maps that do not fit ``tower``."""
         super().check(tower)
         if tower.cross:
-            raise EditError("GiveMaps(maps=...): cross-attention has other keys than queries. Use tower='decoder'.")
+            raise EditError(
+                f"GiveMaps(maps=...): cross-attention has other keys than queries. Use tower={tower.queried_by!r}."
+            )
         heads, shape = max(site.heads for site in tower.attention), self.maps.shape
         if shape[0] != tower.depth or shape[1] < heads:
             raise EditError(

@@ -46,7 +46,8 @@ class OpenKeys(AttentionEdit):
         super().check(tower)
         if tower.cross:
             raise EditError(
-                f"{self._asked('keys')}: in cross-attention every query sees every key. Use tower='decoder'."
+                f"{self._asked('keys')}: in cross-attention no key stands behind its query. Use "
+                f"tower={tower.queried_by!r}."
             )
 
     def change_attention(self, call: EditedCall) -> None:

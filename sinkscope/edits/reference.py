@@ -95,4 +95,6 @@ def _setting(model: Model, prompts: Prompts, batch_size: int, tower: str | None)
         raise UnsupportedModelError(f"tower={name!r}: {why}")
     if model.kind == "encoder-decoder":
         prompts = prompts.seen_by(name, model)
+    elif towers[name].cross:
+        prompts = prompts.seen_by(model.backend.cross_keys, model)
     return towers[name], (prompts.batch(span, model.device) for span in prompts.spans(batch_size))

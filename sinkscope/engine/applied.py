@@ -6,7 +6,7 @@ position it starts; a pass that starts at 0 is a new prompt, and its attention m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from sinkscope.attention.primitives import Tally
 from sinkscope.edits.base import Edit
 from sinkscope.engine.effect import check_edits
 from sinkscope.engine.plan import Plan
-from sinkscope.engine.run import as_tuple, find_tower
+from sinkscope.engine.run import as_tuple, find_tower, inner_module
 from sinkscope.errors import EditError, UnsupportedModelError
 from sinkscope.models.backends.base import Instruments, Tower
 from sinkscope.models.backends.collector import Collector
@@ -50,7 +50,8 @@ def applied(
     are an error. Other threads that use the model wait until it is left. On leaving the model is as it was.
 
     In an encoder-decoder the edits act in one tower: ``"encoder"`` whenever the encoder runs, ``"decoder"`` (the
-    default) and ``"cross"`` in every step of the decoder. The prompts then have targets, with which it starts.
+    default) and ``"cross"`` in every step of the decoder. The prompts then have targets, with which it starts. In a
+    decoder with cross-attention to images ``"cross"`` is the tower of those.
 
     Raises:
         EditError: an edit does not fit the model, or the inputs are not those of ``prompts``.
@@ -64,8 +65,8 @@ def applied(
             f"{backend.why_not or 'Pass the edits to sinkscope.run.'}"
         )
     where = find_tower(model, tower)
-    if model.kind == "encoder-decoder":
-        prompts = prompts.seen_by(where.name, model)
+    if model.kind == "encoder-decoder" or where.cross:
+        prompts = prompts.seen_by(inner_module(model, where), model)
     edits = as_tuple(edits, "edits")
     check_edits(edits, where, prompts)
     live = _Live(model, where, prompts, edits)
@@ -86,9 +87,11 @@ class _Live:
         self.plan: Plan | None = None
         self.collector: Any = None
         self.depth = 0
-        self.side = {"encoder": "source", "decoder": "target", "cross": "cross"}.get(
-            tower.name if model.kind == "encoder-decoder" else "", ""
-        )
+        sides = {"encoder": "source", "decoder": "target", "cross": "cross"} if model.kind == "encoder-decoder" else {}
+        self.side = sides.get(tower.name, "image" if tower.cross else "")
+        # The keys that these blocks keep are the image's.
+        default = model.backend.towers[model.backend.default_tower]
+        self.uncounted = {block.layer for block in default.blocks if block.kind == "cross"}
         self.pass_hooks: ExitStack | None = None
         self.handles: list[Any] = []
 
@@ -107,7 +110,7 @@ class _Live:
     def _edits(self, module: torch.nn.Module, call: Call) -> CallEdits | None:
         if self.collector is None:
             return None
-        if self.side == "cross" and self.plan is not None:  # its mask counts the queries of a step from 0
+        if self.tower.cross and self.plan is not None:  # its mask counts the queries of a step from 0
             call = replace(call, mask=replace(call.mask, q_offset=self.plan.offset))
         return self.collector.session.edits(module, call)
 
@@ -117,7 +120,7 @@ class _Live:
             return
         if seam._active.get() is not self.session:
             raise EditError("sinkscope.run inside sinkscope.applied: a run takes its own edits. Pass it edits=[...].")
-        offset = _cached_length(kwargs)
+        offset = _cached_length(kwargs, self.uncounted)
         # A pass without a cache begins a new generation: what edits remember of the prompt is made anew.
         if offset == 0 or self.plan is None:
             self.plan = Plan(self.edits, self.tower, self.prompts, self._align(args, kwargs))
@@ -152,12 +155,12 @@ class _Live:
     def _align(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batch:
         """Find the prompts' tokens in the model's inputs."""
         name, given = self._main_input(args, kwargs)
-        if self.side != "cross":
+        if not self.tower.cross:
             return self._placed(self.prompts, name, given, kwargs.get(MASKS.get(name, "attention_mask")))
         assert self.prompts.other is not None
-        target = self._placed(self.prompts.other, name, given, kwargs.get(MASKS[name]))
+        target = self._placed(self.prompts.other, name, given, kwargs.get(MASKS.get(name, "attention_mask")))
         longest = max(self.prompts.lengths)
-        mask = kwargs.get("attention_mask")
+        mask = kwargs.get("attention_mask") if self.side == "cross" else None  # that of an image hides by query
         fits = isinstance(mask, torch.Tensor) and mask.shape == (len(given), longest)
         source = torch.zeros(len(given), longest, device=given.device)
         own = self._placed(self.prompts, "source", source, mask if fits else None)
@@ -203,13 +206,16 @@ def watch_passes(network: torch.nn.Module, before: Callable[..., Any], after: Ca
     return handles
 
 
-def _cached_length(kwargs: dict[str, Any]) -> int:
-    """Tokens in the cache; layers without attention (MiniMax's first) count none, or refuse to say (Bamba's)."""
+def _cached_length(kwargs: dict[str, Any], uncounted: Collection[int] = ()) -> int:
+    """Tokens in the cache; layers without attention (MiniMax's first) count none, or refuse to say (Bamba's).
+
+    Layers in ``uncounted`` keep other keys than the text's (Mllama's image).
+    """
     cache = kwargs.get("past_key_values")
     if cache is None or not hasattr(cache, "get_seq_length"):
         return 0
     lengths = [0]
-    for layer in range(len(getattr(cache, "layers", ())) or 1):
+    for layer in set(range(len(getattr(cache, "layers", ())) or 1)) - set(uncounted):
         with suppress(ValueError, IndexError, NotImplementedError):
             lengths.append(int(cache.get_seq_length(layer)))
     return max(lengths)

@@ -21,7 +21,7 @@ from sinkscope.engine.pair_generation import Continue, generate_targets
 from sinkscope.engine.run import as_tuple
 from sinkscope.errors import ModelError, PromptError, UnsupportedModelError
 from sinkscope.prompts import Prompts
-from sinkscope.prompts.batch import PER_TOKEN
+from sinkscope.prompts.batch import PER_TOKEN, PER_TOKEN_AND_IMAGE, along_tokens
 from sinkscope.prompts.identity import check_prompts
 from sinkscope.prompts.placing import in_type_of
 from sinkscope.prompts.vocabulary import Vocabulary
@@ -240,7 +240,14 @@ def extended(prompts: Prompts, new: Sequence[np.ndarray], model: Model) -> Promp
 
 
 def _longer(extra: dict[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:
-    return {k: torch.nn.functional.pad(t, (0, count)) if k in PER_TOKEN else t for k, t in extra.items()}
+    return {name: _over_tokens(name, tensor, count) for name, tensor in extra.items()}
+
+
+def _over_tokens(name: str, tensor: torch.Tensor, count: int) -> torch.Tensor:
+    """Go on with ``count`` new tokens; they see the images that the last one saw."""
+    if name in PER_TOKEN_AND_IMAGE:
+        return along_tokens(tensor, tensor.shape[1] + count, like_last=True)
+    return torch.nn.functional.pad(tensor, (0, count)) if name in PER_TOKEN else tensor
 
 
 def _longer_grid(grid: Any, count: int) -> Any:
@@ -256,7 +263,7 @@ def _longer_grid(grid: Any, count: int) -> Any:
 def _longer_whole(prompts: Prompts, new: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
     assert prompts.whole is not None
     count = max(len(more) for more in new)
-    whole = {k: torch.nn.functional.pad(t, (0, count)) if k in PER_TOKEN else t for k, t in prompts.whole.items()}
+    whole = {name: _over_tokens(name, tensor, count) for name, tensor in prompts.whole.items()}
     ids = [np.pad(more, (0, count - len(more)), constant_values=prompts.pad_id) for more in new]
     mask = [np.pad(np.ones(len(more), np.int64), (0, count - len(more))) for more in new]
     old = whole.get("attention_mask", torch.ones_like(whole["input_ids"]))

@@ -21,6 +21,7 @@ from sinkscope.models.backends.base import AttentionSite, Instruments, Output, T
 from sinkscope.probes.base import Probe, ProbeContext
 from sinkscope.probes.gradient import GradientProbe
 from sinkscope.prompts import Batch, Prompts
+from sinkscope.prompts.crossing import CountKeys
 from sinkscope.prompts.data import check_batch_size
 from sinkscope.prompts.identity import check_prompts
 from sinkscope.prompts.model import check_model
@@ -169,8 +170,7 @@ def _check_tower(model: Model, probes: Sequence[Probe], tower: Tower) -> None:
     for probe in probes:
         if not tower.residual and any("site" in variable.dims for variable in probe.variables.values()):
             why = (
-                "cross-attention has no residual stream of its own. Read the decoder's with tower='decoder', or the "
-                "encoder's with tower='encoder'."
+                f"cross-attention has no residual stream of its own. Read {tower.streams_elsewhere}."
                 if tower.cross
                 else "this model keeps its stream in another layout than (prompt, token, width). Leave the probe out."
             )
@@ -197,14 +197,16 @@ def query_lengths(prompts: Prompts, tower: Tower, probes: Sequence[Probe]) -> Se
     return prompts.lengths
 
 
-def inner_module(model: Model, tower: Tower) -> torch.nn.Module | str | None:
+def inner_module(model: Model, tower: Tower) -> torch.nn.Module | CountKeys | str | None:
     """Return what ``Prompts.seen_by`` needs to know of a tower.
 
-    That is the module of a vision tower inside a larger model, the name of a tower of an encoder-decoder, and ``None``
-    for a model's only tower.
+    That is the module of a vision tower inside a larger model, the name of a tower of an encoder-decoder, a count of
+    keys for cross-attention to images, and ``None`` for a model's only tower.
     """
     if model.kind == "encoder-decoder":
         return tower.name
+    if tower.cross:
+        return model.backend.cross_keys
     root = model.backend.vision_root() if tower.name == "vision" and hasattr(model.backend, "vision_root") else None
     return None if root is None else model.model.get_submodule(root)
 

@@ -286,8 +286,8 @@ class AttentionMap(Probe):
         bare = [layer for layer in self.layers if not tower.sites_of(layer)]
         if bare:
             raise ProbeError(
-                f"AttentionMap(layers={list(self.layers)}): block {bare[0]} has no attention, it is of kind "
-                f"{tower.kind(bare[0])!r}. Blocks with attention are {sorted({s.layer for s in tower.attention})}."
+                f"AttentionMap(layers={list(self.layers)}): {tower.bare(bare[0])}. Blocks with attention are "
+                f"{sorted({s.layer for s in tower.attention})}."
             )
 
     def labels(self, longest: int) -> Mapping[str, Sequence[Any]]:

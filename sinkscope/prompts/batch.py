@@ -18,6 +18,9 @@ from sinkscope.prompts.data import PAD, Batch, PromptFields
 PER_TOKEN = frozenset({"token_type_ids", "mm_token_type_ids"})
 """Inputs with one number per token: padded with zeros like the ids."""
 
+PER_TOKEN_AND_IMAGE = frozenset({"cross_attention_mask", "image_attention_mask"})
+"""Inputs (prompt, token, image, ...) that say which images a token sees (Mllama, IDEFICS)."""
+
 
 def collate(prompts: PromptFields, indices: tuple[int, ...], device: torch.device | str) -> Batch:
     """Build the batch of ``prompts`` at ``indices``.
@@ -25,6 +28,8 @@ def collate(prompts: PromptFields, indices: tuple[int, ...], device: torch.devic
     Raises:
         PromptError: the prompts can only be run whole, or their further inputs differ in shape or in name.
     """
+    if prompts.side == "image":
+        return _keys_of_images(prompts, indices, device)
     if prompts.whole is not None:
         return _whole(prompts, indices, device)
     if prompts.other is not None:
@@ -39,7 +44,7 @@ def collate(prompts: PromptFields, indices: tuple[int, ...], device: torch.devic
         ids[row, : lengths[row]] = torch.from_numpy(prompts.ids[index])
     if len(indices) > 1 and prompts.one_by_one:
         raise PromptError("this vision tower joins all images of a call into one sequence. Run it with batch_size=1.")
-    inputs = collate_extras(_one_shape([prompts.extras[i] for i in indices]), longest)
+    inputs = collate_extras(_one_shape([_masked_to(prompts.extras[i], longest) for i in indices]), longest)
     if bool((ids >= 0).all()):
         inputs["input_ids"] = ids
         if min(lengths) < longest:
@@ -60,6 +65,32 @@ def _pairs(prompts: PromptFields, indices: tuple[int, ...], device: torch.device
     inputs = source.inputs | {f"decoder_{name}": tensor for name, tensor in target.inputs.items()}
     own = target if prompts.side == "target" else source
     return replace(own, inputs=inputs, target=target, cross=prompts.side == "cross")
+
+
+def _keys_of_images(prompts: PromptFields, indices: tuple[int, ...], device: torch.device | str) -> Batch:
+    """The inputs of the texts; the tokens of the batch are the features of their images."""
+    assert prompts.other is not None
+    text = collate(prompts.other, indices, device)
+    lengths = torch.tensor([len(prompts.ids[i]) for i in indices])
+    real = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
+    roles = torch.full(real.shape, PAD, dtype=torch.int8)
+    for row, index in enumerate(indices):
+        roles[row, : lengths[row]] = torch.from_numpy(prompts.roles[index])
+    return Batch(text.inputs, real.to(device), roles.to(device), indices, text, cross=True)
+
+
+def _masked_to(extra: dict[str, torch.Tensor], longest: int) -> dict[str, torch.Tensor]:
+    """Add tokens of padding, which see no image."""
+    return extra | {name: along_tokens(extra[name], longest) for name in PER_TOKEN_AND_IMAGE & set(extra)}
+
+
+def along_tokens(mask: torch.Tensor, length: int, like_last: bool = False) -> torch.Tensor:
+    """Return a mask (prompt, token, ...) with more tokens, which see no image or the same ones as the last token."""
+    missing = length - mask.shape[1]
+    if missing <= 0:
+        return mask
+    last = mask[:, -1:].expand(-1, missing, *mask.shape[2:])
+    return torch.cat([mask, last if like_last else torch.zeros_like(last)], dim=1)
 
 
 def _whole(prompts: PromptFields, indices: tuple[int, ...], device: torch.device | str) -> Batch:

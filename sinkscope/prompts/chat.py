@@ -112,6 +112,11 @@ class Turn(NamedTuple):
     answer: str
 
 
+def images_of(item: Any, which: int) -> list[Image.Image]:
+    """Read the images of one item of a chat; see ``Prompts.from_chat``."""
+    return _read_item(item, which)[0]
+
+
 def _read_item(item: Any, which: int) -> tuple[list[Image.Image], Turn]:
     given = cast("Mapping[Any, Any]", item) if isinstance(item, Mapping) else None
     if given is None or set(given) - set(_KEYS) or "text" not in given:

@@ -122,7 +122,8 @@ class PromptFields:
     other: PromptFields | None = None
     """The other side of pairs for an encoder-decoder: the targets beside sources, the sources beside targets."""
     side: str = "source"
-    """Which side of pairs these are: ``source``, ``target``, or ``cross`` (keys: source, queries: target)."""
+    """Which side of pairs these are: ``source``, ``target``, ``cross`` (keys: source, queries: target), or ``image``
+    (keys: features of the images of the other side, queries: its text)."""
 
     def __len__(self) -> int:
         """Give the number of prompts."""

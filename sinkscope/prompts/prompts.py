@@ -13,6 +13,7 @@ from sinkscope.errors import PromptError
 from sinkscope.prompts.batch import collate
 from sinkscope.prompts.chat import fields_of_chat
 from sinkscope.prompts.crops import fields_of_crops
+from sinkscope.prompts.crossing import CountKeys, fields_of_crossing
 from sinkscope.prompts.data import Batch, PromptFields
 from sinkscope.prompts.images import fields_of_images
 from sinkscope.prompts.inputs import fields_of_inputs
@@ -144,21 +145,27 @@ class Prompts(PromptFields):
         check_model(model, "crop")
         return Prompts(**vars(fields_of_crops(self, boxes, model, beside)))
 
-    def seen_by(self, tower: torch.nn.Module | str | None, model: PromptModel) -> Prompts:
+    def seen_by(self, tower: torch.nn.Module | CountKeys | str | None, model: PromptModel) -> Prompts:
         """Return what one tower of ``model`` reads of these prompts.
 
         That is the prompts themselves for the model's default tower (``None``), and one prompt for each picture (an
         image, or one of its tiles) for a vision tower inside the model. ``origin`` then says where each picture is
         from: ``source_prompt``, ``source_image``, ``source_tile`` (0 is the whole image). A name (``"encoder"``,
-        ``"decoder"``, ``"cross"``) gives the side of pairs that this tower of an encoder-decoder reads.
+        ``"decoder"``, ``"cross"``) gives the side of pairs that this tower of an encoder-decoder reads. A function that
+        counts the keys of inputs gives what cross-attention to images reads: their features are the keys.
 
         Raises:
             PromptError: the prompts hold no images, or no targets.
         """
+        if tower is None:
+            return self
         if isinstance(tower, str):
             side = fields_of_side(self, tower)
-            return self if side is self else Prompts(**vars(side))
-        return self if tower is None else Prompts(**vars(fields_of_tower(self, model, tower)))
+        elif isinstance(tower, torch.nn.Module):
+            side = fields_of_tower(self, model, tower)
+        else:
+            side = fields_of_crossing(self, model, tower)
+        return self if side is self else Prompts(**vars(side))
 
     def batch(self, indices: Sequence[int], device: torch.device | str = "cpu") -> Batch:
         """Collate the prompts at ``indices``: padded on the right, with a mask where there is padding.

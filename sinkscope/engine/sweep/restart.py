@@ -27,6 +27,8 @@ def find_blocks(network: torch.nn.Module, tower: Tower, backend: str) -> tuple[l
     """Return the blocks of a tower in order, and why passes cannot start in the middle of them (empty: they can)."""
     if backend != "transformers":
         return [], f"the {backend} backend runs whole passes"
+    if tower.cross and tower.queried_by != "decoder":
+        return [], "attention to an image is read in whole passes"
     if tower.name in ("encoder", "decoder", "cross"):
         return [], "an encoder-decoder has two stacks of blocks"
     paths = [block.path for block in tower.blocks]

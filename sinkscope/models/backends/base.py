@@ -92,7 +92,8 @@ class Tower:
 
     ``blocks`` holds all of them; ``attention`` the attention calls, in the blocks that make any. An encoder-decoder has
     three: ``encoder``, ``decoder`` (self-attention), and ``cross``, whose blocks are the decoder's and whose stream is
-    left to that tower.
+    left to that tower. A decoder with cross-attention to an image has ``text`` and ``cross``. ``queried_by`` is the
+    tower whose tokens are the queries of ``cross``.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Tower:
     residual: tuple[ResidualSite, ...]
     d_model: int
     blocks: tuple[Block, ...]
+    queried_by: str = "decoder"
 
     @property
     def depth(self) -> int:
@@ -116,9 +118,24 @@ class Tower:
         """Attention calls of the block that makes most; 1 in nearly every model."""
         return max((site.call + 1 for site in self.attention), default=0)
 
+    @property
+    def streams_elsewhere(self) -> str:
+        """For cross-attention: which towers have a residual stream, as the end of a sentence."""
+        if self.queried_by == "decoder":
+            return "the decoder's with tower='decoder', or the encoder's with tower='encoder'"
+        return f"the text's with tower={self.queried_by!r}"
+
     def kind(self, layer: int) -> str:
         """Return what mixes the tokens in one block."""
         return self.blocks[layer].kind
+
+    def bare(self, layer: int) -> str:
+        """Say of a block that makes no attention call in this tower what it has instead."""
+        if self.cross:
+            return f"block {layer} has no attention to the image (its attention to the text: tower={self.queried_by!r})"
+        if self.kind(layer) == "cross":
+            return f"block {layer} attends to the image alone, which is another tower: tower='cross'"
+        return f"block {layer} has no attention, it is of kind {self.kind(layer)!r}"
 
     def sites_of(self, layer: int) -> tuple[AttentionSite, ...]:
         """Attention calls of one block, in order; none where it has no attention."""

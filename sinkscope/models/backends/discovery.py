@@ -18,10 +18,12 @@ from sinkscope.attention import seam
 from sinkscope.attention.masks import MaskSpec
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends.base import AttentionSite, Block, Tower
+from sinkscope.models.backends.blocks import find_blocks
+from sinkscope.models.backends.crossing import cross_tower
 from sinkscope.models.backends.kinds import kind_of
 from sinkscope.models.backends.pictured import FILLER, pictured_inputs, takes_pictures
 from sinkscope.models.backends.stream import residual_sites, turn_of
-from sinkscope.models.backends.trial import ModuleCall, Record, Seen, watch
+from sinkscope.models.backends.trial import Record, Seen, watch
 from sinkscope.models.backends.two_sided import pair_inputs, recording, split_calls
 from sinkscope.models.facts import AUDIO_INPUTS, is_encoder_decoder, main_input
 from sinkscope.prompts.placing import device_of
@@ -81,7 +83,7 @@ def _watch_pictured(model: torch.nn.Module) -> tuple[Record, int] | None:
 
 
 def _pictured_towers(model: torch.nn.Module, record: Record, tokens: int) -> dict[str, Tower]:
-    """The language part of a model that was run with an image: calls of all tokens; keys of their own are the image's.
+    """The language part of a model that was run with an image: calls of all tokens, and those with keys of the image.
 
     A connector between the two (Q-Former, perceiver) is no tower.
     """
@@ -94,7 +96,10 @@ def _pictured_towers(model: torch.nn.Module, record: Record, tokens: int) -> dic
             "image's tokens stand beside them in one sequence, or it computes attention by itself, so which token is "
             "which is not known. Read its encoders by themselves."
         )
-    return {"text": tower(model, "text", record, own, [call for call in calls if call.keys != tokens == call.rows])}
+    crossing = [call for call in calls if call.keys != tokens == call.rows]
+    text = tower(model, "text", record, own, crossing)
+    cross = cross_tower(model, record, text, own, crossing)
+    return {"text": text} if cross is None else {"text": text, "cross": cross}
 
 
 def _watch_trial(model: torch.nn.Module) -> Record:
@@ -229,56 +234,3 @@ def tower(model: torch.nn.Module, name: str, record: Record, calls: list[Seen], 
             "residual stream to read."
         )
     return Tower(name, tuple(sites), residual, first.shape[-1], blocks)
-
-
-def find_blocks(
-    model: torch.nn.Module, record: Record, calls: Iterable[Seen]
-) -> tuple[list[ModuleCall], list[ModuleCall]]:
-    """All blocks of a stack in the order in which they run, and the block of each attention call.
-
-    Args:
-        model: the model.
-        record: its trial run.
-        calls: the attention calls of the stack.
-    """
-    lists = _lists(model)
-    attend = {id(entry) for call in record.calls for entry in call.by.chain}
-    of_call = [_block_of(call, lists, attend) for call in calls]
-    homes = {(id(block.parent), lists.get(id(block.module))) for block in of_call}
-    found: dict[int, ModuleCall] = {}
-    for block in of_call:
-        siblings = block.parent.inside if block.parent is not None else record.outer
-        for entry in siblings:
-            home = id(block.parent), lists.get(id(entry.module))
-            if entry is block or (home[1] is not None and home in homes):
-                found.setdefault(id(entry), entry)
-    return list(found.values()), of_call
-
-
-def _lists(model: torch.nn.Module) -> dict[int, int]:
-    """The list that each member of a list is in, by identity."""
-    return {
-        id(member): id(module)
-        for module in model.modules()
-        if isinstance(module, torch.nn.ModuleList)
-        for member in module
-    }
-
-
-def _block_of(call: Seen, lists: dict[int, int], attend: set[int]) -> ModuleCall:
-    """The outermost list member that a call is made in: the transformer block.
-
-    Where all members of a list further in attend, and are more than the attention module itself, the outer list holds
-    stages of blocks.
-    """
-    members = [entry for entry in call.by.chain if id(entry.module) in lists]
-    if not members:
-        return call.by
-    block = members[0]
-    for inner in members[1:]:
-        assert inner.parent is not None
-        same = [e for e in inner.parent.inside if lists.get(id(e.module)) == lists[id(inner.module)]]
-        if inner is call.by or not all(id(entry) in attend for entry in same):
-            break
-        block = inner
-    return block

@@ -15,7 +15,7 @@ import torch
 
 from sinkscope.attention import seam
 from sinkscope.errors import UnsupportedModelError
-from sinkscope.models.backends import vision
+from sinkscope.models.backends import crossing, vision
 from sinkscope.models.backends.alone import Batches
 from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower
 from sinkscope.models.backends.collector import Collector
@@ -23,12 +23,16 @@ from sinkscope.models.backends.discovery import discover, no_cache
 from sinkscope.models.backends.projections import Factor, OutputProjections
 from sinkscope.models.backends.residual_hooks import residual_hooks
 from sinkscope.models.facts import is_encoder_decoder
-from sinkscope.prompts.placing import in_type_of
+from sinkscope.prompts.batch import PER_TOKEN, PER_TOKEN_AND_IMAGE
+from sinkscope.prompts.placing import device_of, in_type_of
 
 DENSE_MASKS = (
     "this model computes with its masks, so it gets tensors (batch, 1, query, key): their memory grows with the square "
     "of the length"
 )
+
+TOKENS = frozenset({"input_ids", "attention_mask", "position_ids"}) | PER_TOKEN | PER_TOKEN_AND_IMAGE
+"""Inputs as long as the text, of which the number of an image's features does not depend."""
 
 
 class TransformersBackend:
@@ -55,12 +59,20 @@ class TransformersBackend:
                 f"{', '.join(missing)}: computed by the model itself, without transformers' attention interface, or in "
                 "one call over source and target together."
             )
-        self.note = DENSE_MASKS if self.towers and seam.takes_tensors(model) else ""
+        self.note = " ".join(self._notes())
         self.reading = "streaming" if self.towers else "none"
         self.edits = bool(self.towers)
         self.default_tower = next(iter(self.towers), "text")
         self._projections = OutputProjections(model)
+        self._keys: dict[Any, int] = {}
         self._batches = Batches(type(model).__name__, self._hidden, unpadded=False)
+
+    def _notes(self) -> list[str]:
+        notes = [f"{DENSE_MASKS}."] if self.towers and seam.takes_tensors(self.model) else []
+        if "text" in self.towers and crossing.NAME in self.towers:
+            layers = sorted({site.layer for site in self.towers[crossing.NAME].attention})
+            notes.append(f"its attention to images, at blocks {layers}, is another tower: tower='cross'.")
+        return notes
 
     def forward(
         self, inputs: Mapping[str, torch.Tensor], tower: Tower, instruments: Instruments, logits: str | None = None
@@ -139,6 +151,16 @@ class TransformersBackend:
     def write_factor(self, site: AttentionSite) -> Factor | None:
         """Triangular factor of each head's slice of W_O: |R v| = |W_O v| at head width instead of model width."""
         return self._projections.factor(site)
+
+    def cross_keys(self, inputs: Mapping[str, torch.Tensor]) -> int:
+        """Count the keys that the images in ``inputs`` are to cross-attention; 0 where none of it is reached."""
+        shapes = tuple((n, tuple(t.shape)) for n, t in sorted(inputs.items()) if n not in TOKENS)
+        if shapes not in self._keys:
+            placed = {name: tensor.to(device_of(self.model)) for name, tensor in inputs.items()}
+            self._keys[shapes] = crossing.count_keys(
+                self.model, self.towers[crossing.NAME], lambda: self._run(in_type_of(self.model, placed), None)
+            )
+        return self._keys[shapes]
 
     def vision_root(self) -> str | None:
         """Return the path of the vision part inside a larger model, or None."""

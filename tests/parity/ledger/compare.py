@@ -69,7 +69,7 @@ class Comparison:
                 continue
             if name == "vision" and self.kind in ("text", "both", "whole"):
                 self._vision(tower)
-            else:
+            elif name != "cross" or self.kind != "text":  # keys of an image: with that image
                 self._tower(name, tower, prompts)
         if self.kind in ("text", "pair"):
             self._generation(prompts)
@@ -84,9 +84,10 @@ class Comparison:
             self.found.left_out["image"] = "what its processor makes of an image is not known here"
             return
         whole = Comparison(self.network, self.model, "whole", [given])
-        tower = self.model.backend.towers[self.model.backend.default_tower]
+        towers = self.model.backend.towers
         try:
-            whole._tower(tower.name, tower, whole._prompts())
+            for name in (self.model.backend.default_tower, *(["cross"] if "cross" in towers else [])):
+                whole._tower(name, towers[name], whole._prompts())
         except sk.errors.SinkscopeError as error:
             self.found.left_out["image"] = str(error)
         self.found.off |= {f"image {name}": value for name, value in whole.found.off.items()}
@@ -139,7 +140,7 @@ class Comparison:
             return sk.run(self.model, prompts, probes, edit, batch_size=1, tower=name)
 
     def _logits_of(self, name):
-        if self.kind in ("text", "whole"):
+        if self.kind in ("text", "whole"):  # cross-attention to an image has the logits of the text
             return self.model.model.get_output_embeddings() is not None
         return self.kind == "pair" and name == "decoder" and self.model.model.get_output_embeddings() is not None
 
