@@ -1,22 +1,24 @@
 """What the gates of a gated model are: the number that each entry of a head's output is multiplied by before W_O.
 
 Read without knowing the module: in one pass every head gives ones, so what W_O reads is the gate; what the heads had
-made times that gate goes on in its place. A model without gates shows ones.
+made times that gate, or times another one, goes on in its place. A model without gates shows ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Float
 
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
 from sinkscope.engine.run import find_tower
-from sinkscope.errors import UnsupportedModelError
-from sinkscope.models.backends.base import Instruments
+from sinkscope.errors import PromptError, UnsupportedModelError
+from sinkscope.models.backends.base import Instruments, Output, Tower
 from sinkscope.registry import method
 
 if TYPE_CHECKING:
@@ -24,6 +26,18 @@ if TYPE_CHECKING:
     from sinkscope.prompts import Prompts
 
 BINS = 50
+
+GATE_EDITS = {
+    "same": "each gate as it is: the control that nothing else is changed",
+    "one": "1, no gate at all",
+    "mean": "its mean over the tokens of the other prompts: of the right size, whatever the token",
+    "shuffled": "that of another prompt's token at the same position: of the right spread, for another token",
+    "noise": "its own, and what the other prompt's gate differs from the mean by: as much change as by the mean",
+}
+"""What a gate becomes by name of the edit, and what that leaves of it."""
+
+Gates = dict[int, Float[torch.Tensor, "query head dim"]]
+Change = Callable[[int, Float[torch.Tensor, "batch query head dim"]], Float[torch.Tensor, "batch query head dim"]]
 
 
 @method()
@@ -38,15 +52,13 @@ def gate_values(model: Model, prompts: Prompts) -> xr.Dataset:
     Raises:
         UnsupportedModelError: no output projection, or something between heads and W_O that is no gate.
     """
-    tower = find_tower(model, None)
-    if any(site.output_path is None for site in tower.attention):
-        raise UnsupportedModelError(f"gate_values: no output projection W_O was found in {model.id}.")
+    tower = _gated(model, "gate_values")
     heads, longest = max(site.heads for site in tower.attention), max(prompts.lengths)
     mean, spread = (np.full((len(prompts), tower.depth, heads, longest), np.nan, np.float32) for _ in range(2))
     count = np.zeros((tower.depth, heads, BINS))
     for index in range(len(prompts)):
         for layer, gate in _gates(model, prompts, index).items():
-            values = gate.transpose(1, 0, 2)
+            values = gate.numpy().transpose(1, 0, 2)
             mean[index, layer, : len(values), : len(gate)] = values.mean(-1)
             spread[index, layer, : len(values), : len(gate)] = values.std(-1)
             for head, own in enumerate(np.clip(values, 0.0, 1.0)):
@@ -58,11 +70,100 @@ def gate_values(model: Model, prompts: Prompts) -> xr.Dataset:
     return xr.Dataset(data, coords, {"method": "gate_values", "reference": "qiu2025", "model_id": model.id})
 
 
-def _gates(model: Model, prompts: Prompts, index: int) -> dict[int, np.ndarray]:
-    """Gates of one prompt by layer: (query head dim)."""
-    tower, batch = find_tower(model, None), prompts.batch([index], model.device)
+@method()
+def gate_edits(model: Model, prompts: Prompts) -> xr.Dataset:
+    """Return what a gated language model loses when its gates become 1, their means, or those of other tokens.
+
+    ``loss`` (edit, prompt): mean cross-entropy of the next tokens in nats, ``edit`` one of ``GATE_EDITS``; the gates of
+    all layers and heads are changed at once, each entry of an element-wise gate by itself. Means and the other prompt's
+    gates are read without edits; ``noise`` stays within the values that gates of the layer have there. Where the mean
+    costs more than the noise, it is the gate's dependence on the token that is lost, not its exactness.
+
+    Source: Qiu et al. 2025 (qiu2025) on what gates do; the edits are this project's own.
+
+    Args:
+        model: a causal language model with gates.
+        prompts: two at least, all of one length.
+
+    Raises:
+        PromptError: fewer than two prompts, or of several lengths.
+        UnsupportedModelError: as :func:`gate_values`, or the model predicts no next token.
+    """
+    tower = _gated(model, "gate_edits")
+    if not model.is_causal:
+        raise UnsupportedModelError(f"gate_edits: {model.id} predicts no next token, so it has no loss to read.")
+    if len(prompts) < 2 or len(set(prompts.lengths)) > 1:
+        raise PromptError(
+            f"gate_edits: {len(prompts)} prompts of {sorted(set(prompts.lengths))} tokens. Give two or more of one "
+            "length: each gets gates of another."
+        )
+    own = [_gates(model, prompts, index) for index in range(len(prompts))]
+    loss = np.zeros((len(GATE_EDITS), len(prompts)))
+    for index in range(len(prompts)):
+        donor, others = own[(index + 1) % len(own)], [each for at, each in enumerate(own) if at != index]
+        ids = prompts.batch([index], model.device).inputs["input_ids"]
+        for row, change in enumerate(_changes(donor, others).values()):
+            logits = _pass(model, prompts, index, tower, change).logits
+            assert logits is not None
+            scored = torch.nn.functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:])
+            loss[row, index] = float(scored)
+    attrs = {"method": "gate_edits", "reference": "qiu2025", "model_id": model.id}
+    data = {"loss": (("edit", "prompt"), loss, {"long_name": "loss", "units": "nat"})}
+    return xr.Dataset(data, {"edit": list(GATE_EDITS), "prompt": np.arange(len(prompts))}, attrs)
+
+
+def _changes(donor: Gates, others: list[Gates]) -> dict[str, Change]:
+    """What each edit makes of a layer's gates, by the names of ``GATE_EDITS``."""
+    mean = {layer: torch.cat([each[layer] for each in others]).mean(0) for layer in donor}
+    ends = {layer: (min(g[layer].min() for g in others), max(g[layer].max() for g in others)) for layer in donor}
+
+    def as_long(gate: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return values.to(gate).expand_as(gate)
+
+    def noise(layer: int, gate: torch.Tensor) -> torch.Tensor:
+        low, high = ends[layer]
+        return (gate + as_long(gate, donor[layer] - mean[layer])).clamp(float(low), float(high))
+
+    return {
+        "same": lambda _layer, gate: gate,
+        "one": lambda _layer, gate: torch.ones_like(gate),
+        "mean": lambda layer, gate: as_long(gate, mean[layer]),
+        "shuffled": lambda layer, gate: as_long(gate, donor[layer]),
+        "noise": noise,
+    }
+
+
+def _gated(model: Model, name: str) -> Tower:
+    """The tower whose gates are read."""
+    tower = find_tower(model, None)
+    if any(site.output_path is None for site in tower.attention):
+        raise UnsupportedModelError(f"{name}: no output projection W_O was found in {model.id}.")
+    return tower
+
+
+def _gates(model: Model, prompts: Prompts, index: int) -> Gates:
+    """Gates of one prompt by layer, on the CPU."""
+    tower, found = _gated(model, "gate_values"), Gates()
+
+    def keep(layer: int, gate: torch.Tensor) -> torch.Tensor:
+        found[layer] = gate[0].detach().float().cpu()
+        return gate
+
+    hidden = _pass(model, prompts, index, tower, keep).hidden
+    with torch.no_grad(), model.evaluating():
+        inputs = prompts.batch([index], model.device).inputs
+        plain = model.backend.forward(inputs, tower, Instruments()).hidden
+    if not torch.allclose(hidden, plain, rtol=1e-2, atol=1e-3 * float(plain.abs().max())):
+        raise UnsupportedModelError(
+            f"gate_values: {model.id} does more to the outputs of its heads before W_O than multiply them by a gate, "
+            "so what is read is no gate. Use Contribution(), which holds norms at their statistics."
+        )
+    return found
+
+
+def _pass(model: Model, prompts: Prompts, index: int, tower: Tower, change: Change) -> Output:
+    """One pass over one prompt in which every gate is what ``change`` makes of it; with logits where there are some."""
     made: dict[int, torch.Tensor] = {}
-    found: dict[int, np.ndarray] = {}
 
     def ones(layer: int, call: Call) -> CallEdits:
         def keep(out: torch.Tensor) -> torch.Tensor:
@@ -71,29 +172,21 @@ def _gates(model: Model, prompts: Prompts, index: int) -> dict[int, np.ndarray]:
 
         return CallEdits(gates=[keep])
 
-    def reader(layer: int) -> Any:
-        def read(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            gate = args[0].reshape(made[layer].shape)
-            found[layer] = gate[0].detach().float().cpu().numpy()
+    def writer(layer: int) -> Any:
+        def write(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            gate = change(layer, args[0].reshape(made[layer].shape))
             return ((gate * made[layer].to(gate.dtype)).reshape(args[0].shape), *args[1:])
 
-        return read
+        return write
 
     handles = [
-        model.model.get_submodule(str(site.output_path)).register_forward_pre_hook(reader(site.layer))
+        model.model.get_submodule(str(site.output_path)).register_forward_pre_hook(writer(site.layer))
         for site in tower.attention
     ]
+    inputs = prompts.batch([index], model.device).inputs
     try:
         with torch.no_grad(), model.evaluating():
-            hidden = model.backend.forward(batch.inputs, tower, Instruments(edits=ones)).hidden
+            return model.backend.forward(inputs, tower, Instruments(edits=ones), "all" if model.is_causal else None)
     finally:
         for handle in handles:
             handle.remove()
-    with torch.no_grad(), model.evaluating():
-        plain = model.backend.forward(batch.inputs, tower, Instruments()).hidden
-    if not torch.allclose(hidden, plain, rtol=1e-2, atol=1e-3 * float(plain.abs().max())):
-        raise UnsupportedModelError(
-            f"gate_values: {model.id} does more to the outputs of its heads before W_O than multiply them by a gate, "
-            "so what is read is no gate. Use Contribution(), which holds norms at their statistics."
-        )
-    return found

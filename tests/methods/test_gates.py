@@ -6,8 +6,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 import sinkscope as sk
-from sinkscope.errors import UnsupportedModelError
-from sinkscope.methods.gates import gate_values
+from sinkscope.errors import PromptError, UnsupportedModelError
+from sinkscope.methods.gates import GATE_EDITS, gate_edits, gate_values
 from sinkscope.models import variants
 from sinkscope.testing import tiny
 from sinkscope.testing.tiny import randomise
@@ -82,3 +82,73 @@ def test_a_model_without_gates_has_ones_and_one_with_a_norm_is_refused():
         UnsupportedModelError, match=r"gate_values: .* does more to the outputs of its heads before W_O"
     ):
         gate_values(normed, sk.Prompts.from_ids([[1, 5, 6, 7, 8]], normed))
+
+
+def loss_of(model, prompts):
+    return sk.run(model, prompts, [sk.TokenLoss()])["token_loss"].mean("query").values
+
+
+@pytest.mark.parametrize("kind", ["element", True])
+def test_gate_edits_are_the_model_with_those_gates_put_in_by_hand(kind):
+    model = gated(kind)
+    rng = np.random.default_rng(1)
+    prompts = sk.Prompts.from_ids([[1, *rng.integers(3, 60, 9).tolist()] for _ in range(3)], model)
+    projections = [layer.self_attn.gate_proj for layer in model.model.model.layers]
+    logits = [[], []]
+    for index in range(3):
+        handles = [
+            each.register_forward_hook(lambda _m, _i, out, layer=layer: logits[layer].append(out.detach()))
+            for layer, each in enumerate(projections)
+        ]
+        sk.run(model, prompts.subset([index]), [sk.TokenLoss()])
+        for handle in handles:
+            handle.remove()
+    recorded = [[out for out in each if out.shape[1] == 10] for each in logits]
+
+    def with_logits(made):
+        handles = [
+            each.register_forward_hook(lambda _m, _i, out, own=own: own.expand_as(out))
+            for each, own in zip(projections, made, strict=True)
+        ]
+        try:
+            return loss_of(model, prompts.subset([0]))[0]
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    found = gate_edits(model, prompts)["loss"]
+    assert found.edit.values.tolist() == list(GATE_EDITS)
+    np.testing.assert_allclose(found.sel(edit="same"), loss_of(model, prompts), rtol=1e-5)
+    means = [torch.sigmoid(torch.cat(each[1:3], 1)).mean((0, 1)) for each in recorded]
+    wanted = {
+        "mean": with_logits([torch.logit(mean) for mean in means]),
+        "shuffled": with_logits([each[1] for each in recorded]),
+        "one": with_logits([torch.full((), 40.0)] * 2),
+    }
+    for edit, value in wanted.items():
+        np.testing.assert_allclose(found.sel(edit=edit)[0], value, rtol=1e-5)
+    assert float(abs(found.sel(edit="noise") - found.sel(edit="same")).min()) > 1e-4
+
+
+def test_gates_that_do_not_depend_on_the_token_lose_nothing_by_their_mean():
+    model = gated(True)
+    with torch.no_grad():
+        for layer in model.model.model.layers:
+            layer.self_attn.gate_proj.weight.zero_()
+    ids = np.random.default_rng(2).integers(3, 60, (2, 8)).tolist()
+    loss = gate_edits(model, sk.Prompts.from_ids(ids, model))["loss"]
+    for edit in ("mean", "shuffled", "noise"):
+        np.testing.assert_allclose(loss.sel(edit=edit), loss.sel(edit="same"), rtol=1e-6)
+    assert float(abs(loss.sel(edit="one") - loss.sel(edit="same")).max()) > 1e-3
+
+
+def test_gate_edits_ask_for_prompts_of_one_length_and_for_a_next_token():
+    model = gated(True)
+    for ids in ([[1, 5, 6]], [[1, 5, 6], [1, 5, 6, 7]]):
+        with pytest.raises(
+            PromptError, match=r"gate_edits: . prompts of \[.*\] tokens\. Give two or more of one length"
+        ):
+            gate_edits(model, sk.Prompts.from_ids(ids, model))
+    encoder = sk.load_model(tiny("bert"))
+    with pytest.raises(UnsupportedModelError, match=r"gate_edits: .* predicts no next token"):
+        gate_edits(encoder, sk.Prompts.from_ids([[1, 5, 6], [1, 7, 8]], encoder))
