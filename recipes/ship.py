@@ -105,7 +105,7 @@ def ship_language_model(name: str, folder: Path, target: Path) -> dict[str, Any]
     return {
         "description": f"Llama, {config.layers} layers, {config.heads} heads, width {config.width}, {kind}; "
         "Python source text",
-        "source": "Gu et al. 2025, arXiv 2410.10781",
+        "source": "Qiu et al. 2025, arXiv 2505.06708" if config.gate else "Gu et al. 2025, arXiv 2410.10781",
         "text": STDLIB_TEXT + f"; {config.repeat_share:.0%} of the windows say a span again and again",
         "command": command(fields, step),
         "recipe": fields,

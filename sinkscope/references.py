@@ -219,6 +219,16 @@ _ENTRIES: tuple[Reference, ...] = (
         "Sunghyeon Woo and Jiwon Ryu and Se Jung Kwon and Dongsoo Lee", 2026, "2602.23057",
     ),
     Reference(
+        "rohrbach2018", "Object Hallucination in Image Captioning",
+        "Anna Rohrbach and Lisa Anne Hendricks and Kaylee Burns and Trevor Darrell and Kate Saenko", 2018, "1809.02156",
+        "CHAIR, EMNLP 2018",
+    ),
+    Reference(
+        "li2023pope", "Evaluating Object Hallucination in Large Vision-Language Models",
+        "Yifan Li and Yifan Du and Kun Zhou and Jinpeng Wang and Wayne Xin Zhao and Ji-Rong Wen", 2023, "2305.10355",
+        "POPE, EMNLP 2023",
+    ),
+    Reference(
         "kukleva2025", "RefAM: Attention Magnets for Zero-Shot Referral Segmentation",
         "Anna Kukleva and Enis Simsar and Alessio Tonioni and Muhammad Ferjad Naeem and Federico Tombari and "
         "Jan Eric Lenssen and Bernt Schiele", 2025, "2509.22650", "RefAM",

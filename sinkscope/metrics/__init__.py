@@ -7,6 +7,7 @@ is NaN with ``n`` 0.
 from typing import TYPE_CHECKING
 
 from sinkscope.errors import unknown_name
+from sinkscope.metrics.answers import box_iou, chair, mask_iou, objects_named, pope_scores, says_yes
 from sinkscope.metrics.arrays import (
     attention_rollout,
     collapse,
@@ -79,18 +80,19 @@ from sinkscope.metrics.vision import (
 
 __all__ = [
     "NORMALISERS", "Bimodality", "Resampling", "Trend", "at_block_inputs", "attention_ratio", "attention_rollout",
-    "background_overlap", "background_share", "best_crop", "bimodality", "by_stage", "collapse",
+    "background_overlap", "background_share", "best_crop", "bimodality", "box_iou", "by_stage", "chair", "collapse",
     "colour_complexity", "column_entropy", "compare", "concentration", "debias", "discover_sink_dims",
     "effective_attention", "entropy_summary", "entropy_without", "exit_layer", "funnel_crops", "fused_contrast",
     "gaze_shift", "global_sinks", "head_divergence", "head_diversity", "head_list", "hoyer_sparsity",
     "image_centric_heads", "implicit_sink", "importance_score", "keep_frequency", "kept_region", "local_focus",
-    "magnet_share", "map_entropy", "massive_activations", "massive_dims", "massive_stages", "matched_controls",
-    "matrix_entropy", "max_visual_attention", "metric", "modality_dominance", "non_vision_entropy", "norm_weighted",
-    "padding_patches", "paint_tokens", "patch_background", "patch_entropy", "phi", "phi_gap", "phi_histogram",
-    "phi_sinks", "positional_trend", "proxy_mass", "random_heads", "rank_correlation", "recovery_rate",
-    "relative_attention", "relative_phi", "retrieval_score", "row_entropy", "secondary_sinks", "sink_logit_gap",
-    "sink_mask", "sink_moves", "sink_rate", "sink_scores", "sink_tokens", "sink_type", "smallest_effect", "split_heads",
-    "stable_rank", "sublayer_peak", "texture_complexity", "token_saliency", "valley_threshold", "value_drain",
+    "magnet_share", "map_entropy", "mask_iou", "massive_activations", "massive_dims", "massive_stages",
+    "matched_controls", "matrix_entropy", "max_visual_attention", "metric", "modality_dominance",
+    "non_vision_entropy", "norm_weighted", "objects_named", "padding_patches", "paint_tokens", "patch_background",
+    "patch_entropy", "phi", "phi_gap", "phi_histogram", "phi_sinks", "pope_scores", "positional_trend",
+    "proxy_mass", "random_heads", "rank_correlation", "recovery_rate", "relative_attention", "relative_phi",
+    "retrieval_score", "row_entropy", "says_yes", "secondary_sinks", "sink_logit_gap", "sink_mask", "sink_moves",
+    "sink_rate", "sink_scores", "sink_tokens", "sink_type", "smallest_effect", "split_heads", "stable_rank",
+    "sublayer_peak", "texture_complexity", "token_saliency", "valley_threshold", "value_drain",
     "vision_aware_heads",
 ]  # fmt: skip
 
