@@ -144,7 +144,9 @@ def common_step(runs: dict[str, str]) -> tuple[int, dict[str, Pair]]:
 
 
 def _cells(rows: list[dict[str, Any]]) -> Cells:
-    return {key: np.array([row[key] for row in rows]) for key in rows[0] if key != "detail"}
+    # Runs of one name may be of different versions of the recipe, and a later one measures more.
+    shared = [key for key in rows[0] if key != "detail" and all(key in row for row in rows)]
+    return {key: np.array([row[key] for row in rows]) for key in shared}
 
 
 def page() -> str:

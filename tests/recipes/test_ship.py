@@ -182,6 +182,17 @@ def test_the_page_on_emergence_compares_at_the_last_common_step(weights_folder, 
     assert "`zoo:lm-python` after 0.3 million tokens: 90% of the" in emergence.page()
 
 
+def test_runs_of_an_older_recipe_are_compared_in_what_both_measured(weights_folder, tmp_path):
+    from recipes import emergence
+
+    ship.ship_curve("lm-python-softmax", [run_of(tmp_path / f"s{n}", [measured(5, 0.3, 9.0)], seed=n) for n in (0, 1)])
+    new, old = measured(5, 0.1, 4.0, off_keys_mean=0.2), measured(5, 0.2, 5.0)
+    ship.ship_curve("lm-python-gate", [run_of(tmp_path / f"g{n}", [row], seed=n) for n, row in enumerate((new, old))])
+    _, pairs = emergence.common_step(emergence.compared(emergence.ARCHITECTURE))
+    assert pairs["gate"].own["massive"].tolist() == [4.0, 5.0]
+    assert "off_keys_mean" not in pairs["gate"].own
+
+
 def test_differences_are_paired_by_seed_with_an_interval_from_three_seeds(weights_folder, tmp_path):
     from scipy import stats
 
