@@ -67,11 +67,8 @@ def draw(study: Study, ds: xr.Dataset) -> None:
     left.set(xlabel="layer", ylabel="share of attention", title="Of the row that answers")
     left.legend(fontsize=7)
     share = sk.tasks.rate(ds["correct"].sel(factor=1.0))
-    value = share["value"].values
-    error = np.clip([value - share["low"].values, share["high"].values - value], 0, None)
-    middle.errorbar(value, range(len(ARMS)), xerr=error, fmt="o", capsize=4)
-    middle.set_yticks(range(len(ARMS)), ARMS)
-    middle.set(xlim=(0, 1.02), ylim=(len(ARMS) - 0.5, -0.5), xlabel="share of right answers", title="Blank pictures")
+    sk.plot.interval_dots(share.sel(arm=list(ARMS)), title="Blank pictures", ax=middle)
+    middle.set(xlim=(0, 1.02), xlabel="share of right answers")
     plain = ds["log_probability"].sel(arm=ARMS[0])
     for arm in ARMS[1:]:
         row = with_intervals(plain - ds["log_probability"].sel(arm=arm))

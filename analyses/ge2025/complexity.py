@@ -95,11 +95,8 @@ def draw(study: Study, ds: xr.Dataset, crops: xr.Dataset) -> None:
     axes[2].fill_between(ds["layer"], found["low"], found["high"], alpha=0.2)
     axes[2].set(xlabel="layer", ylabel="entropy (nat)", title="Entropy by depth")
     share = sk.tasks.rate(crops["right"])
-    value = share["value"].values
-    error = np.clip([value - share["low"].values, share["high"].values - value], 0, None)
-    axes[3].errorbar(value, range(len(value)), xerr=error, fmt="o", capsize=4)
-    axes[3].set_yticks(range(len(value)), crops["way"].values.tolist())
-    axes[3].set(xlim=(0, 1.02), ylim=(len(value) - 0.5, -0.5), xlabel="share of right answers", title="Crop beside it")
+    sk.plot.interval_dots(share, title="Crop beside it", ax=axes[3])
+    axes[3].set(xlim=(0, 1.02), xlabel="share of right answers")
     says = "attention of the row that answers over the picture's tokens, mean of heads; 95 % intervals"
     study.figure(figure, "complexity", source=ds, says=says)
 

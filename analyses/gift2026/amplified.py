@@ -110,13 +110,8 @@ def draw_scores(study: Study, ds: xr.Dataset, maps: dict[str, xr.DataArray], ask
         ax.set_title(name, fontsize=8)
     for ax in axes[:3]:
         ax.set_axis_off()
-    found = with_intervals(ds["score"])
-    value = found["difference"]
-    error = [value - found["low"], found["high"] - value]
-    axes[3].errorbar(value, range(ds.sizes["map"]), xerr=np.abs(error), fmt="o", capsize=3)
-    axes[3].set_yticks(range(ds.sizes["map"]), ds["map"].values.tolist())
-    axes[3].axvline(1.0, linestyle=":", color="0.5")
-    axes[3].set(xlabel="mean in the object over whole map", ylim=(ds.sizes["map"] - 0.5, -0.5))
+    sk.plot.interval_dots(with_intervals(ds["score"]), reference=1.0, ax=axes[3])
+    axes[3].set_xlabel("mean in the object over whole map")
     study.figure(figure, "saliency", source=ds, says="the object that the question names; 95 % bootstrap intervals")
 
 

@@ -114,12 +114,8 @@ def draw(study: Study, ds: xr.Dataset) -> None:
         xscale="log", xlabel="mean over the even share", ylabel="variation over rows", title="Global sinks: below right"
     )
     middle.legend(fontsize=7, markerscale=4)
-    found = with_intervals(ds["pointing"])
-    error = np.abs([found["difference"] - found["low"], found["high"] - found["difference"]])
-    right.errorbar(found["difference"], range(len(ROWS)), xerr=error, fmt="o", capsize=4)
-    right.set_yticks(range(len(ROWS)), ROWS)
-    right.axvline(1.0, linestyle=":", color="0.5")
-    right.set(xlabel="object over whole map", ylim=(len(ROWS) - 0.5, -0.5), title="Maps of the object")
+    sk.plot.interval_dots(with_intervals(ds["pointing"]), reference=1.0, title="Maps of the object", ax=right)
+    right.set_xlabel("object over whole map")
     study.figure(figure, "magnets", source=ds, says="mean of heads; rows of the question; 95 % bootstrap intervals")
 
 

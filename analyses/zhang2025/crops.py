@@ -74,22 +74,17 @@ def measured(model: sk.Model, n: int, layers: Sequence[int]) -> xr.Dataset:
 
 def main() -> None:
     """Measure, draw, and state what was found."""
-    import matplotlib.pyplot as plt
-
     with Study(__doc__, paper="zhang2025", model="zoo:vlm-shapes") as study:
         layers = range(study.model.backend.towers[study.model.backend.default_tower].depth)
         n, tried = (2, layers[-2:-1]) if study.quick else (48, layers)
         ds = study.reading("crops", lambda: measured(study.model, n, tried))
         share = sk.tasks.rate(ds["right"])
         names, value = ds["crop"].values.tolist(), share["value"].values
-        figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
-        error = np.clip([value - share["low"].values, share["high"].values - value], 0, None)
-        axes.errorbar(range(len(names)), value, error, fmt="o", capsize=4)
-        axes.axhline(1 / len(scenes.SHAPES), linestyle=":", color="0.5", label="chance")
-        axes.set_xticks(range(len(names)), names)
-        axes.set(ylim=(0, 1.05), ylabel="share of right answers", title="A shape too small for the whole picture")
-        axes.legend()
-        study.figure(figure, "crops", source=ds, says="crops stand beside the whole picture; 95 % Wilson intervals")
+        title, chance = "A shape too small for the whole picture", 1 / len(scenes.SHAPES)
+        axes = sk.plot.interval_dots(share, reference=chance, title=title, size="page")
+        axes.set(xlim=(0, 1.05), xlabel="share of right answers")
+        says = "crops stand beside the whole picture; dotted: chance; 95 % Wilson intervals"
+        study.figure(axes, "crops", source=ds, says=says)
         for name in ("rel-att", "grad-att"):
             words, found = describe_difference(ds["right"].sel(crop=name), ds["right"].sel(crop="whole"))
             verdict = has_sign(found)

@@ -81,13 +81,10 @@ def main() -> None:
         left.set_axis_off()
         share = sk.tasks.rate(ds["right"])
         names, value = ds["way"].values.tolist(), share["value"].values
-        error = np.clip([value - share["low"].values, share["high"].values - value], 0, None)
-        axes.errorbar(value, range(len(names)), xerr=error, fmt="o", capsize=4)
-        axes.axvline(1 / len(scenes.SHAPES), linestyle=":", color="0.5", label="chance")
-        axes.set_yticks(range(len(names)), names)
-        axes.set(xlim=(0, 1.05), ylim=(len(names) - 0.5, -0.5), xlabel="share of right answers")
-        axes.legend()
-        study.figure(figure, "funnel", source=ds, says="crops stand beside the whole picture; 95 % Wilson intervals")
+        sk.plot.interval_dots(share, reference=1 / len(scenes.SHAPES), ax=axes)
+        axes.set(xlim=(0, 1.05), xlabel="share of right answers")
+        says = "crops stand beside the whole picture; dotted: chance; 95 % Wilson intervals"
+        study.figure(figure, "funnel", source=ds, says=says)
         for claim, one, against, paper in (
             ("Three crops from detail to surroundings raise accuracy", "funnel", "whole", "yes"),
             ("They do better than the closest one", "funnel", "closest crop", "yes"),

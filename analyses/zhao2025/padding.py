@@ -96,15 +96,10 @@ def draw(study: Study, ds: xr.Dataset) -> None:
     left.axhline(1.0, linestyle=":", color="0.5")
     left.set(xlabel="layer", ylabel="attention per token over its mean", title="Upper and lower eighth")
     left.legend(title="filled with")
-    for shift, name in ((-0.12, "bars"), (0.12, "random")):
-        cost = with_intervals(ds[name] - ds["plain"])
-        error = np.abs([cost["difference"] - cost["low"], cost["high"] - cost["difference"]])
-        right.errorbar(np.arange(len(FILLINGS)) + shift, cost["difference"], yerr=error, fmt="o", capsize=3,
-                       label="bars" if name == "bars" else "as many random tokens")  # fmt: skip
-    right.axhline(0.0, linestyle=":", color="0.5")
-    right.set_xticks(range(len(FILLINGS)), FILLINGS)
-    right.set(ylabel="change of log probability (nat)", title="Hidden from the rows behind the picture")
-    right.legend()
+    hidden = xr.concat([ds["bars"], ds["random"]], "hidden") - ds["plain"]
+    cost = with_intervals(hidden.assign_coords(hidden=["bars", "as many random tokens"]).transpose("filling", ...))
+    sk.plot.interval_dots(cost, title="Hidden from the rows behind the picture", ax=right)
+    right.set_xlabel("change of log probability (nat)")
     study.figure(figure, "padding", source=ds, says="rows behind the picture, mean of heads; 95 % bootstrap intervals")
 
 

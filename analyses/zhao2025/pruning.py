@@ -92,15 +92,15 @@ def draw(study: Study, scores: dict[str, xr.DataArray], found: xr.Dataset, ds: x
         left.plot(place, fit, color=f"C{colour}", label=f"{name}, fit explains {trend.r2:.0%}")
     left.set(xlabel="place in the raster", ylabel="mean score over its mean", title="Trend of the score")
     left.legend(fontsize=7)
-    rows = np.arange(found.sizes["ranking"])
-    for shift, name in ((-0.15, "sigma_attn"), (0.15, "sigma_freq")):
-        each = [slope(one, 0) for one in found[name]]
-        error = np.abs([[e.value - e.low for e in each], [e.high - e.value for e in each]])
-        middle.errorbar([e.value for e in each], rows + shift, xerr=error, fmt="o", capsize=3, label=name)
-    middle.set_yticks(rows, found["ranking"].values.tolist())
-    middle.axvline(0.0, linestyle=":", color="0.5")
-    middle.set(xlabel="slope (late tokens over early)", ylim=(len(rows) - 0.5, -0.5), title="Scores and what is kept")
-    middle.legend(fontsize=7)
+    names = ("sigma_attn", "sigma_freq")
+    each = [[slope(one, 0) for one in found[name]] for name in names]
+    labels = {"slope": list(names), "ranking": found["ranking"].values}
+    value, low, high = (
+        xr.DataArray([[getattr(e, end) for e in row] for row in each], dims=("slope", "ranking"), coords=labels).T
+        for end in ("value", "low", "high")
+    )
+    sk.plot.interval_dots(value, interval=(low, high), title="Scores and what is kept", ax=middle)
+    middle.set_xlabel("slope (late tokens over early)")
     part = ds["object_kept"].drop_sel(arm="plain")
     right.barh(range(part.sizes["arm"]), part.mean("prompt"), color="C2")
     right.axvline(1 - SHARE, linestyle=":", color="0.5")

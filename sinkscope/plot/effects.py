@@ -18,7 +18,8 @@ from sinkscope.plot.theme import CONTROL, OTHER, PALETTE, Look, axes_for, dot, t
 Interval = tuple[xr.DataArray, xr.DataArray]
 
 
-def _label(array: xr.DataArray, otherwise: str) -> str:
+def axis_label(array: xr.DataArray, otherwise: str) -> str:
+    """Return name and units of what is drawn, for its axis."""
     name = str(array.attrs.get("long_name", array.name or otherwise))
     units = array.attrs.get("units")
     return plain(f"{name} [{units}]" if units and units != "1" else name)
@@ -77,7 +78,7 @@ def effect_bars(
     axes.axvline(0, color="black", linewidth=thin())
     axes.set_yticks(y, names)
     axes.invert_yaxis()
-    axes.set(xlabel=_label(effect, "effect"), title=plain(title))
+    axes.set(xlabel=axis_label(effect, "effect"), title=plain(title))
     if controls is not None:
         legend_above(axes)
     return axes
@@ -137,7 +138,7 @@ def sweep_curve(
     if reference is not None:
         axes.axvline(reference, color="black", linestyle=":", linewidth=thin())
     axes.grid(axis="y")
-    axes.set(xlabel=plain(x), ylabel=_label(array, "metric"), title=plain(title))
+    axes.set(xlabel=plain(x), ylabel=axis_label(array, "metric"), title=plain(title))
     name_lines(axes, lines, names, others[0] if others else "")
     return axes
 

@@ -171,6 +171,14 @@ def differences(ds: xr.Dataset, name: str) -> Arguments:
     return [found], {"interval": (low, high)}
 
 
+def estimates(ds: xr.Dataset, name: str) -> Arguments:
+    """A share with its interval, as ``tasks.rate`` gives it, or what ``metrics.compare`` found."""
+    if {"value", "low", "high"} <= set(map(str, ds.data_vars)):
+        share = ds["value"].assign_attrs(ds["value"].attrs or {"long_name": "share"})
+        return [share], {"interval": (ds["low"], ds["high"]), "reference": None}
+    return differences(ds, name)
+
+
 def differences_of_heads(ds: xr.Dataset, name: str) -> Arguments:
     """What ``metrics.compare`` found for each head; heads whose q-value is below .05 are marked."""
     found = _compared(ds, name)[0]

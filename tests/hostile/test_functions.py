@@ -93,6 +93,7 @@ def right_arguments(name, reading):
         "plot.grouped_bars": (xr.DataArray(square[:2, :2], dims=("edit", "role")),),
         "plot.head_curves": (per_head.expand_dims(gamma=[0.5, 2.0]),),
         "plot.head_class_map": (xr.where(per_head > 0.3, "sink", "other"),),
+        "plot.interval_dots": (edits,),
         "plot.layer_profile": (profile,),
         "plot.mark_patches": ({"a": np.zeros((2, 4))}, dict(ax=axes)),
         "plot.massive_activations_picture": (reading.isel(prompt=0, site=-1),),

@@ -29,6 +29,7 @@ FIGURES = {
     "attention_map": (xr.DataArray(np.eye(3), dims=("query", "key"), attrs=SAID),),
     "effect_bars": (BARS,), "effect_map": (GRID,), "entropy_map": (GRID,), "grouped_bars": (LAYERS,),
     "head_curves": (LINES.expand_dims(layer=3).rename(arm="head"),),
+    "interval_dots": (BARS,),
     "head_class_map": (GRID.copy(data=np.full((3, 4), "sink")),), "layer_profile": (LAYERS,),
     "masking_curve": (LINES.rename(gamma="masked"),), "massive_activations_picture": (STREAM,),
     "max_attention_histogram": (GRID,), "norm_profile": (LAYERS,),
