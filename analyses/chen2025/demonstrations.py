@@ -68,7 +68,7 @@ def draw(study: Study, ds: xr.Dataset) -> None:
     left.legend(fontsize=7)
     share = sk.tasks.rate(ds["correct"].sel(factor=1.0))
     sk.plot.interval_dots(share.sel(arm=list(ARMS)), title="Blank pictures", ax=middle)
-    middle.set(xlim=(0, 1.02), xlabel="share of right answers")
+    middle.set(xlim=(-0.03, 1.03), xlabel="share of right answers")
     plain = ds["log_probability"].sel(arm=ARMS[0])
     for arm in ARMS[1:]:
         row = with_intervals(plain - ds["log_probability"].sel(arm=arm))

@@ -96,7 +96,7 @@ def draw(study: Study, ds: xr.Dataset, crops: xr.Dataset) -> None:
     axes[2].set(xlabel="layer", ylabel="entropy (nat)", title="Entropy by depth")
     share = sk.tasks.rate(crops["right"])
     sk.plot.interval_dots(share, title="Crop beside it", ax=axes[3])
-    axes[3].set(xlim=(0, 1.02), xlabel="share of right answers")
+    axes[3].set(xlim=(-0.03, 1.03), xlabel="share of right answers")
     says = "attention of the row that answers over the picture's tokens, mean of heads; 95 % intervals"
     study.figure(figure, "complexity", source=ds, says=says)
 

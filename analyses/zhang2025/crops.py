@@ -82,7 +82,7 @@ def main() -> None:
         names, value = ds["crop"].values.tolist(), share["value"].values
         title, chance = "A shape too small for the whole picture", 1 / len(scenes.SHAPES)
         axes = sk.plot.interval_dots(share, reference=chance, title=title, size="page")
-        axes.set(xlim=(0, 1.05), xlabel="share of right answers")
+        axes.set(xlim=(-0.03, 1.03), xlabel="share of right answers")
         says = "crops stand beside the whole picture; dotted: chance; 95 % Wilson intervals"
         study.figure(axes, "crops", source=ds, says=says)
         for name in ("rel-att", "grad-att"):

@@ -82,7 +82,7 @@ def main() -> None:
         share = sk.tasks.rate(ds["right"])
         names, value = ds["way"].values.tolist(), share["value"].values
         sk.plot.interval_dots(share, reference=1 / len(scenes.SHAPES), ax=axes)
-        axes.set(xlim=(0, 1.05), xlabel="share of right answers")
+        axes.set(xlim=(-0.03, 1.03), xlabel="share of right answers")
         says = "crops stand beside the whole picture; dotted: chance; 95 % Wilson intervals"
         study.figure(figure, "funnel", source=ds, says=says)
         for claim, one, against, paper in (
