@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from recipes import emergence as variants_page
-from recipes.vision_language_figures import learning
+from recipes.vision_language_figures import keeping_sinks, learning
 from sinkscope import zoo
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -129,7 +129,8 @@ def draw(folder: Path) -> list[Path]:
         "language-model-emergence.png": (emergence, [n for n in names if n == variants_page.SHIPPED]),
         "language-model-variants.png": (compared, _runs(variants_page.ARCHITECTURE)),
         "language-model-recipes.png": (compared, _runs(variants_page.RECIPE)),
-        "vision-language-training.png": (learning, [n for n in names if n.startswith("vlm")]),
+        "vision-language-training.png": (learning, [n for n in names if n == "vlm-shapes"]),
+        "vision-language-sinks.png": (keeping_sinks, [n for n in names if n.startswith("vlm-smol")]),
     }
     folder.mkdir(parents=True, exist_ok=True)
     out = []

@@ -39,7 +39,7 @@ from sinkscope.models import variants
 from sinkscope.tasks.backcopy import SYMBOLS, zipf_chain
 
 FIGURES = (
-    "backcopy-dynamics", "backcopy-residual-peak", "vision-language-training",
+    "backcopy-dynamics", "backcopy-residual-peak", "vision-language-training", "vision-language-sinks",
 )  # fmt: skip
 """Names of the figures that :mod:`recipes.figures` draws beside the pages."""
 

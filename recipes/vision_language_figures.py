@@ -1,9 +1,10 @@
-"""Figure of the vision-language model's page, drawn from its shipped curve."""
+"""Figures of the vision-language models' pages, drawn from their shipped curves and cards."""
 
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sinkscope import zoo
@@ -35,3 +36,40 @@ def learning(names: list[str]) -> Figure:
             axis.legend(fontsize=7, frameon=False)
     figure.tight_layout()
     return figure
+
+
+def keeping_sinks(names: list[str]) -> Figure:
+    """Models of pretrained parts: right answers and visual sinks along training, and what makes visual tokens spike."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6))
+    for name, dashes in zip(names, ("-", "--"), strict=False):
+        rows = zoo.curve(name)
+        steps = [row["step"] for row in rows]
+        for family, colour in zip(("colour", "shape"), COLOURS, strict=False):
+            label = f"{family}, zoo:{name}"
+            axes[0].plot(steps, [row[f"accuracy_{family}"] for row in rows], dashes, color=colour, label=label)
+        spikes = [max(row["visual_sinks"][:-1]) for row in rows]
+        axes[1].plot(steps, spikes, dashes, color="black", label=f"zoo:{name}")
+        _makers(axes[2], zoo.card(name)["facts"].get("what_makes_them", []))
+    axes[0].set(xlabel="step", ylabel="right answers, 32 held-out pictures", ylim=(0, 1.02))
+    axes[1].set(xlabel="step", ylabel="visual tokens over phi 20, a picture")
+    axes[1].set_yscale("symlog", linthresh=0.1)
+    axes[2].set(xlabel="rms of what the projector writes", title="no training")
+    axes[2].set_ylabel("visual tokens over phi 20, a picture")
+    for axis in axes:
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=7, frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def _makers(axis: Axes, rows: list[dict[str, float]]) -> None:
+    for shared, colour, label in ((1.0, COLOURS[0], "with"), (0.0, COLOURS[1], "without")):
+        found = [row for row in rows if row["shared"] == shared]
+        whole = max((row["tokens"] for row in found), default=0)
+        line = sorted((row["rms"], row["spikes"]) for row in found if row["tokens"] == whole)
+        if line:
+            axis.plot(*zip(*line, strict=True), "o-", color=colour, label=f"{label} the shared vector")
+        for row in found:
+            if row["tokens"] != whole:
+                axis.annotate(f"{row['tokens']:.0f} tokens", (row["rms"], row["spikes"]), fontsize=6, color=colour)
+                axis.plot(row["rms"], row["spikes"], "x", color=colour)

@@ -47,10 +47,12 @@ class VisionSmolConfig:
     the start of either stage and fall linearly to a twentieth over the last ``decay`` of all steps. The projector reads
     hidden state ``vision_layer`` of the tower; LLaVA's choice, the last but one, is 11.
 
-    With ``centre`` over 0 the bias of the projector's output is not trained: each step takes that part of the mean of
-    what the projector wrote from it (the first step all), so that visual tokens share no vector and may spike as the
-    first token does. The weights stay those of an ordinary LLaVA. ``start`` names a model of the zoo whose projector
-    and adapter are trained on, instead of fresh ones.
+    ``start`` names a model of the zoo whose projector and adapter are trained on, instead of fresh ones. Before the
+    first step the mean of what the projector writes for ``centre`` training pictures is taken from the bias of its
+    output, and its output multiplied by ``scale``: visual tokens that share no vector and are as large as words spike
+    as the first token does. ``frozen`` over 0 leaves the projector, and the adapter in so many blocks from the first,
+    as they are then: the blocks in which spikes arise, which training otherwise teaches not to make any. The weights
+    stay those of an ordinary LLaVA.
     """
 
     pictures: int = 2700
@@ -63,8 +65,10 @@ class VisionSmolConfig:
     decay: float = 0.4
     rank: int = 16
     vision_layer: int = parts.VISION_LAYER
-    centre: float = 0.0
     start: str = ""
+    centre: int = 0
+    scale: float = 1.0
+    frozen: int = 0
     seed: int = 0
 
     @property
@@ -219,6 +223,7 @@ class Trainer:
         self.packer = parts.Packer(parts.load_tokenizer())
         self.features = Features(shared, self.network, config.pictures)
         self.optimizer = torch.optim.AdamW(list(self.params.values()), betas=(0.9, 0.98), weight_decay=0.0)
+        self._reshape()
         self.step, self.before, self._started = 0, 0.0, time.process_time()
         if (folder / "checkpoint.safetensors").exists():
             facts = load(folder / "checkpoint.safetensors", self.params, self.optimizer)
@@ -245,18 +250,18 @@ class Trainer:
         nn.utils.clip_grad_norm_(list(self.params.values()), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if config.centre:
-            self.centre(1.0 if self.step == 0 else config.centre)
         self.step += 1
         return total
 
     @torch.no_grad()
-    def centre(self, part: float) -> None:
-        """Take a part of the mean that the projector writes for this step's pictures from the bias of its output."""
-        projector = self.network.model.multi_modal_projector
-        pictures = pictures_of_step(self.config, self.step)
-        mean = torch.stack([projector(self.features(index)).mean(0) for index in pictures]).mean(0)
-        projector.linear_2.bias.sub_(part * mean)
+    def _reshape(self) -> None:
+        """Take what all visual tokens share from the projector's output, and scale the rest."""
+        last = self.network.model.multi_modal_projector.linear_2
+        if self.config.centre:
+            written = (self.network.model.multi_modal_projector(self.features(i)) for i in range(self.config.centre))
+            last.bias.sub_(torch.stack([states.mean(0) for states in written]).mean(0))
+        last.weight.mul_(self.config.scale)
+        last.bias.mul_(self.config.scale)
 
     def save(self) -> None:
         """Write the state from which a killed run goes on."""
@@ -266,9 +271,10 @@ class Trainer:
 
 def step_trains(config: VisionSmolConfig, step: int, name: str) -> bool:
     """Tell whether a step's gradient changes the parameter of this name."""
-    if config.centre and name.endswith("multi_modal_projector.linear_2.bias"):
-        return False
-    return step >= config.align_steps or "multi_modal_projector" in name
+    if "multi_modal_projector" in name:
+        return not config.frozen
+    block = int(name.partition(".layers.")[2].partition(".")[0])
+    return step >= config.align_steps and block >= config.frozen
 
 
 def train(

@@ -8,14 +8,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from scipy import stats
 
 import sinkscope as sk
-from recipes import vision_smol
+from recipes import vision_smol, vision_smol_makers
 from recipes import vision_smol_model as parts
 from recipes.facts import claim
 from recipes.run_files import command, read_curve, write
-from sinkscope import metrics
+from sinkscope import metrics, zoo
 from sinkscope.errors import MetricError
 from sinkscope.methods.var import sink_dims_or_largest
 from sinkscope.models.sources import resolve
@@ -168,9 +169,12 @@ def ship_vision_smol(folder: Path, target: Path, name: str, count: int = 200, pi
     facts["visual_sinks_before_the_last_block_along_training"] = {
         str(row["step"]): max(row["visual_sinks"][:-1], default=0.0) for row in curve
     }
+    if config.frozen:
+        facts["what_makes_them"] = makers(config, pictures)
+        claims.append(_made_by(facts["what_makes_them"]))
     return {
         "description": f"LLaVA of {parts.VISION} and {parts.TEXT} with a projector and a low-rank adapter; questions "
-        "about small coloured shapes on photographs",
+        f"about small coloured shapes on photographs{_kept_sinks(config)}",
         "source": "Kang et al. 2025, arXiv 2503.03321",
         "text": "shapes on sample photographs of scikit-image, scikit-learn and matplotlib, noise and plain grounds, "
         "and questions about them, all from a seed; held-out pictures are on other photographs",
@@ -180,6 +184,39 @@ def ship_vision_smol(folder: Path, target: Path, name: str, count: int = 200, pi
         "claims": claims,
         "facts": facts,
     }  # fmt: skip
+
+
+def makers(config: vision_smol.VisionSmolConfig, pictures: int) -> list[dict[str, float]]:
+    """Spikes of the model that a run started from, as what its projector writes is changed (no training)."""
+    network = parts.build(config.seed, config.vision_layer)
+    params = parts.add_adapter(network, config.rank, config.seed)
+    vision_smol.restore(load_file(zoo.WEIGHTS / config.start / ADAPTER), params)
+    scenes = photo_scenes.held_out(pictures, first=MEASURED)
+    others = [photo_scenes.training_scene(index) for index in range(config.centre)]
+    return vision_smol_makers.table(
+        network, parts.Packer(parts.load_tokenizer()),
+        [parts.features(network, scene) for scene in scenes], [parts.features(network, scene) for scene in others],
+    )  # fmt: skip
+
+
+def _made_by(rows: list[dict[str, float]]) -> dict[str, Any]:
+    whole = [row for row in rows if row["tokens"] == parts.PATCHES]
+    kept, free = ([row["spikes"] for row in whole if row["shared"] == part] for part in (1.0, 0.0))
+    return claim(
+        "Without training: visual tokens over phi 20 a picture as the projector writes it; without the vector that all "
+        "visual tokens share; without it, at the size of words", "they spike as the first token does, which "
+        "has nothing before it", [kept[0], free[0], free[1]], None,
+    )  # fmt: skip
+
+
+def _kept_sinks(config: vision_smol.VisionSmolConfig) -> str:
+    """What a run has beside the plain recipe, in words."""
+    if not config.frozen:
+        return ""
+    return (
+        f"; went on from zoo:{config.start} with visual tokens that share no vector and the first {config.frozen} "
+        "blocks held, so that visual sinks stay"
+    )
 
 
 def add_seed(content: dict[str, Any], folder: Path, name: str, count: int = 200, pictures: int = 32) -> None:

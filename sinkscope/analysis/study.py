@@ -35,8 +35,9 @@ LANGUAGE_MODELS = ("smollm2-135m", "gemma3-270m", "zoo:lm-python")
 """Models on which claims about trained language models are looked for: two that people know, and the zoo's own."""
 
 
-VISION_LANGUAGE_MODELS = ("zoo:vlm-smol", "zoo:vlm-shapes")
-"""Models on which claims about vision-language models are looked for: one of pretrained parts, and a small one."""
+VISION_LANGUAGE_MODELS = ("zoo:vlm-smol-sinks", "zoo:vlm-smol", "zoo:vlm-shapes")
+"""Models on which claims about vision-language models are looked for: two of pretrained parts, the first of which keeps
+visual sinks, and a small one."""
 
 
 class Study:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import Dinov2Config, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from recipes import vision_smol, vision_smol_card
+from recipes import vision_smol, vision_smol_card, vision_smol_makers
 from recipes import vision_smol_model as parts
 from sinkscope.tasks import photo_scenes
 from sinkscope.tasks import scenes as data
@@ -126,16 +126,29 @@ def test_the_first_stage_changes_the_projector_alone(small, tmp_path):
 
 @torch.no_grad()
 def test_a_centred_projector_writes_nothing_that_all_visual_tokens_share(small, tmp_path):
-    def common(config, name):
+    def written(config, name):
         trainer = vision_smol.Trainer(config, tmp_path / name, tmp_path / "features")
-        with torch.enable_grad():
-            trainer.advance()
-        shown = [trainer.features(index) for index in vision_smol.pictures_of_step(config, 0)]
-        written = trainer.network.model.multi_modal_projector(torch.stack(shown))
-        return float(written.mean((0, 1)).square().sum() / written.square().sum(-1).mean())
+        shown = torch.stack([trainer.features(index) for index in range(4)])
+        return trainer.network.model.multi_modal_projector(shown)
 
-    assert common(dataclasses.replace(TINY, centre=0.5), "centred") < 1e-9
-    assert common(TINY, "free") > 0.1
+    plain, centred = written(TINY, "free"), written(dataclasses.replace(TINY, centre=4, scale=0.5), "centred")
+    assert plain.mean((0, 1)).square().sum() / plain.square().sum(-1).mean() > 0.1
+    torch.testing.assert_close(centred, (plain - plain.mean((0, 1))) / 2)
+
+
+def test_frozen_blocks_and_their_projector_are_not_trained(small, tmp_path):
+    for frozen, moved in ((0, {"projector", "layers"}), (1, set())):  # the model has one block
+        config = dataclasses.replace(TINY, frozen=frozen, align=0.0)
+        before = vision_smol.Trainer(config, tmp_path / f"none{frozen}", tmp_path / "features")
+        if not moved:
+            assert not any(vision_smol.step_trains(config, 0, name) for name in before.params)
+            continue
+        after = vision_smol.train(config, tmp_path / f"run{frozen}", tmp_path / "features", held_out=2)
+        changed = {name for name, weight in after.params.items() if not torch.equal(weight, before.params[name])}
+        assert moved == {part for part in ("projector", "layers") for name in changed if part in name}
+    names = {f"language_model.layers.{n}.self_attn.q_proj.lora_A.default.weight": n for n in (0, 1, 2, 11)}
+    config = dataclasses.replace(TINY, frozen=2, align=0.0)
+    assert {names[n] for n in names if vision_smol.step_trains(config, 0, n)} == {2, 11}
 
 
 def test_a_run_may_start_from_a_model_of_the_zoo(small, tmp_path, monkeypatch):
@@ -157,6 +170,25 @@ def test_the_latest_kept_weights_of_a_run_are_shipped(tmp_path):
         (tmp_path / f"weights-{step:05d}.safetensors").touch()
     assert vision_smol_card.is_run(tmp_path)
     assert vision_smol_card.kept(tmp_path).name == "weights-01350.safetensors"
+
+
+@torch.no_grad()
+def test_spikes_are_counted_as_the_projector_writes_less_and_fewer(small, monkeypatch):
+    network, scenes = tiny(0), photo_scenes.held_out(3)
+    monkeypatch.setattr(vision_smol_makers, "AT", 0)  # before the first block: what the projector writes is what counts
+    patches = [parts.features(network, scene) for scene in scenes]
+    last = network.model.multi_modal_projector.linear_2
+    last.weight.mul_(1e-3)
+    last.bias.zero_()
+    last.bias[3] = 5.0  # nearly all that is written is the shared vector, which lies in one dimension
+    blocks = list(network.model.language_model.layers)
+    monkeypatch.setattr(vision_smol_makers, "OVER", 2.82)  # sqrt(8) is most in this width
+    rows = vision_smol_makers.table(network, parts.Packer(Words()), patches[:2], patches[2:])
+    assert list(network.model.language_model.layers) == blocks
+    assert not any(block._forward_pre_hooks for block in blocks)
+    for row in rows:
+        assert row["spikes"] == (row["tokens"] if row["shared"] else 0)
+    assert {row["tokens"] for row in rows} == {256, 128, 64}
 
 
 def test_another_seed_is_judged_in_rows_of_its_own(small, tmp_path, monkeypatch):
