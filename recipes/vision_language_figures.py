@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from sinkscope import zoo
 from sinkscope.tasks.scenes import FAMILIES
@@ -47,13 +48,15 @@ def keeping_sinks(names: list[str]) -> Figure:
         for family, colour in zip(("colour", "shape"), COLOURS, strict=False):
             label = f"{family}, zoo:{name}"
             axes[0].plot(steps, [row[f"accuracy_{family}"] for row in rows], dashes, color=colour, label=label)
-        spikes = [max(row["visual_sinks"][:-1]) for row in rows]
+        spikes = [max(row["visual_sinks"][2:-2]) for row in rows]  # the last two blocks spike in any model
         axes[1].plot(steps, spikes, dashes, color="black", label=f"zoo:{name}")
         _makers(axes[2], zoo.card(name)["facts"].get("what_makes_them", []))
     axes[0].set(xlabel="step", ylabel="right answers, 32 held-out pictures", ylim=(0, 1.02))
     axes[1].set(xlabel="step", ylabel="visual tokens over phi 20, a picture")
     axes[1].set_yscale("symlog", linthresh=0.1)
-    axes[2].set(xlabel="rms of what the projector writes", title="no training")
+    axes[2].set(xlabel="root mean square of what the projector writes", xscale="log")
+    axes[2].set_xticks([0.14, 0.3, 0.6, 1.4], ["0.14", "0.3", "0.6", "1.4"], minor=False)
+    axes[2].xaxis.set_minor_formatter(NullFormatter())
     axes[2].set_ylabel("visual tokens over phi 20, a picture")
     for axis in axes:
         if axis.get_legend_handles_labels()[0]:
@@ -69,7 +72,10 @@ def _makers(axis: Axes, rows: list[dict[str, float]]) -> None:
         line = sorted((row["rms"], row["spikes"]) for row in found if row["tokens"] == whole)
         if line:
             axis.plot(*zip(*line, strict=True), "o-", color=colour, label=f"{label} the shared vector")
-        for row in found:
-            if row["tokens"] != whole:
-                axis.annotate(f"{row['tokens']:.0f} tokens", (row["rms"], row["spikes"]), fontsize=6, color=colour)
-                axis.plot(row["rms"], row["spikes"], "x", color=colour)
+        fewer = [row for row in found if row["tokens"] != whole and not shared]
+        for place, row in enumerate(fewer):
+            axis.annotate(
+                f"{row['tokens']:.0f} tokens: {row['spikes']:.2g}", (row["rms"], row["spikes"]), (8, 38 - 11 * place),
+                textcoords="offset points", fontsize=7, color=colour,
+            )  # fmt: skip
+            axis.plot(row["rms"], row["spikes"], "x", color=colour)
