@@ -3,9 +3,10 @@
 Paper: Guo et al. 2024, the two-domain figure (Llama-2-7B, layer 16, head 25: attention on the first token in Wikipedia
 text, elsewhere in GitHub code). Claims: such a switch exists; zeroing the head costs loss where it is active only.
 Cost: one pass per domain for all heads, and one per zeroed head, two minutes per language model.
-Different here: all heads are searched, on one half of the prompts; the other half tests the choice, and the maps are of
-its first prompts. Prose is SciPy's docstrings. Controls: three other heads of the same layer, zeroed one at a time.
-Intervals and tests are over prompts (two independent samples, bootstrap; false discoveries controlled over heads).
+Different here: all heads are searched, on one half of the prompts; the other half tests the choice. Maps are of that
+half's code with most signs and its prose with fewest. Prose is SciPy's docstrings. Controls: three other heads of
+the same layer, zeroed one at a time. Intervals and tests are over prompts (two independent samples, bootstrap; false
+discoveries controlled over heads).
 """
 
 import matplotlib.pyplot as plt
@@ -15,6 +16,7 @@ from scipy import stats
 
 import sinkscope as sk
 from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, need
+from sinkscope.roles import ROLE_INDEX
 
 DOMAINS = ("code", "prose")
 OTHERS, SHOWN = 3, 28
@@ -69,15 +71,25 @@ def draw(
     study.figure(figure, "active_dormant", source=source, says=says)
 
 
+def typical(prompts: sk.Prompts, kind: str) -> int:
+    """The test prompt that looks most like its domain: with most punctuation and line breaks for code, or fewest."""
+    signs = [ROLE_INDEX["punctuation"], ROLE_INDEX["newline"]]
+    counts = {at: int(np.isin(prompts.roles[at][:SHOWN], signs).sum()) for at in range(1, len(prompts), 2)}
+    return (max if kind == "code" else min)(counts, key=lambda at: counts[at])
+
+
 def maps(study: Study, prompts: dict[str, sk.Prompts], layer: int, head: int) -> None:
     """Attention map of the switch on one test prompt of each domain."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 5.4), layout="constrained")
     shown = None
     for kind, ax in zip(DOMAINS, axes, strict=True):
-        shown = study.run(prompts[kind].subset([1]), [sk.AttentionMap([layer], [head])])
+        shown = study.run(prompts[kind].subset([typical(prompts[kind], kind)]), [sk.AttentionMap([layer], [head])])
         one = shown["attention"].isel(prompt=0, layer=0, head=0, query=slice(0, SHOWN), key=slice(0, SHOWN))
         sk.plot.attention_map(one, title=f"Layer {layer}, head {head} on {kind}", ax=ax)
-    says = f"the first {SHOWN} tokens of the first prompt of each domain that the head was not chosen on"
+    says = (
+        f"the first {SHOWN} tokens of one prompt of each domain that the head was not chosen on: the code with most "
+        "signs in them, the prose with fewest"
+    )
     assert shown is not None
     study.figure(figure, "maps", source=shown, says=says)
 
