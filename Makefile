@@ -28,8 +28,8 @@ check: .venv/.dev ## style, types, import law
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-parity: .venv/.dev ## every architecture of transformers made small and against its own eager attention; writes docs/architectures.md (SHARE=33: a third)
-	PYTHONPATH=tests $(BIN)/python -m parity.ledger --jobs $(JOBS) $(if $(SHARE),--share $(SHARE))
+parity: .venv/.dev ## every architecture of transformers made small and against its own eager attention; writes docs/architectures.md (SHARE=33: a third, TYPES="gemma siglip": these rows alone)
+	PYTHONPATH=tests $(BIN)/python -m parity.ledger --jobs $(JOBS) $(if $(SHARE),--share $(SHARE)) $(if $(TYPES),--update $(TYPES))
 
 # A thousand random examples of each property and fifty kills of each call (tests/hostile/sizes.py).
 hostile: .venv/.dev ## bad input, damage and kills, for as long as it takes; make test tries fewer of the same

@@ -45,6 +45,7 @@ class MaskSpec:
     padding: Bool[torch.Tensor, "batch key"] | None
     use_vmap: bool
     device: torch.device
+    dtype: torch.dtype = torch.float32
     _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -70,6 +71,19 @@ class MaskSpec:
             "a static cache fixes the mask before the pass, and edits and probes need it within. Leave "
             "cache_implementation out: a dynamic cache gives the same tokens."
         )
+
+    def repeat(self, *sizes: int) -> torch.Tensor:
+        """Render the mask whole, as eager attention has it, for a module that repeats it by head (SigLIP 2's pooling).
+
+        Returns:
+            (batch, 1, query, key), repeated: 0 where a key is seen, the lowest number of the type elsewhere.
+        """
+        seen = self.visible(slice(0, self.q_length), slice(0, self.kv_length))
+        shape = (self.batch_size, 1, self.q_length, self.kv_length)
+        added = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        if seen is not None:
+            added = added.masked_fill(~seen[:, None], torch.finfo(self.dtype).min)
+        return added.repeat(*sizes)
 
     @property
     def windowed(self) -> bool:
@@ -225,6 +239,7 @@ def sinkscope_mask(  # noqa: PLR0913 - the library fixes this signature
     attention_mask: torch.Tensor | None = None,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
     **_: Any,
 ) -> MaskSpec:
     """The mask function registered with transformers; the parameters are the library's."""
@@ -238,7 +253,7 @@ def sinkscope_mask(  # noqa: PLR0913 - the library fixes this signature
         padding = None if bool(padding.all()) else padding
     return MaskSpec(
         batch_size, q_length, kv_length, int(q_offset), int(kv_offset), mask_function, padding, use_vmap,
-        torch.device(device),
+        torch.device(device), dtype,
     )  # fmt: skip
 
 

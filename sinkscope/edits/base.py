@@ -22,7 +22,7 @@ from sinkscope.edits.selectors import heads_of, layers_of, tokens_of
 from sinkscope.edits.stream import EditedStream
 from sinkscope.edits.values import HeadMap, show
 from sinkscope.errors import EditError, did_you_mean
-from sinkscope.models.backends.base import Tower
+from sinkscope.models.backends.base import Tower, bare, streams_elsewhere
 from sinkscope.references import Reference
 
 __all__ = ["EDITS", "AttentionEdit", "Edit", "Hidden", "ResidualEdit"]
@@ -141,7 +141,7 @@ class AttentionEdit(Edit, ABC, abstract=True):
         if wrong := sorted(named - set(attend)):
             name = "layers" if wrong[0] in (self.layers or ()) else "heads"
             raise EditError(
-                f"{self._asked(name)}: {tower.bare(wrong[0])}. Blocks with attention are {show(tuple(attend))}"
+                f"{self._asked(name)}: {bare(tower, wrong[0])}. Blocks with attention are {show(tuple(attend))}"
                 f"{'' if tower.cross else '; the others can be edited with SetActivations'}."
             )
 
@@ -191,7 +191,7 @@ class ResidualEdit(Edit, ABC, abstract=True):
         if tower.cross:
             raise EditError(
                 f"{self._asked('site')}: cross-attention has no residual stream of its own. Change "
-                f"{tower.streams_elsewhere}."
+                f"{streams_elsewhere(tower)}."
             )
         if self.site not in tower.site_names:
             names = tower.site_names

@@ -17,7 +17,7 @@ from sinkscope.engine.ranks import check_ranks, join_heads, refuse_ranks
 from sinkscope.engine.reading import ReadingBuilder, Store, provenance
 from sinkscope.engine.resume import FinishedBatches
 from sinkscope.errors import ModelError, ProbeError, UnsupportedModelError, did_you_mean
-from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower
+from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower, streams_elsewhere
 from sinkscope.probes.base import Probe, ProbeContext
 from sinkscope.probes.gradient import GradientProbe
 from sinkscope.prompts import Batch, Prompts
@@ -170,7 +170,7 @@ def _check_tower(model: Model, probes: Sequence[Probe], tower: Tower) -> None:
     for probe in probes:
         if not tower.residual and any("site" in variable.dims for variable in probe.variables.values()):
             why = (
-                f"cross-attention has no residual stream of its own. Read {tower.streams_elsewhere}."
+                f"cross-attention has no residual stream of its own. Read {streams_elsewhere(tower)}."
                 if tower.cross
                 else "this model keeps its stream in another layout than (prompt, token, width). Leave the probe out."
             )

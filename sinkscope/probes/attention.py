@@ -14,7 +14,7 @@ import xarray as xr
 
 from sinkscope.attention.view import Ask, LayerStats
 from sinkscope.errors import ProbeError
-from sinkscope.models.backends.base import Tower
+from sinkscope.models.backends.base import Tower, bare
 from sinkscope.probes.base import Probe, ProbeContext, whole_numbers
 from sinkscope.prompts.selection import positions, select
 from sinkscope.schema import Variable
@@ -283,10 +283,10 @@ class AttentionMap(Probe):
                     f"AttentionMap({name}={list(getattr(self, name))}): this model has {name} 0..{count - 1}. "
                     f"Name {name} in that range."
                 )
-        bare = [layer for layer in self.layers if not tower.sites_of(layer)]
-        if bare:
+        without = [layer for layer in self.layers if not tower.sites_of(layer)]
+        if without:
             raise ProbeError(
-                f"AttentionMap(layers={list(self.layers)}): {tower.bare(bare[0])}. Blocks with attention are "
+                f"AttentionMap(layers={list(self.layers)}): {bare(tower, without[0])}. Blocks with attention are "
                 f"{sorted({s.layer for s in tower.attention})}."
             )
 

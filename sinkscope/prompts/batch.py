@@ -14,6 +14,7 @@ from jaxtyping import Bool, Shaped
 
 from sinkscope.errors import PromptError
 from sinkscope.prompts.data import PAD, Batch, PromptFields
+from sinkscope.prompts.naflex import NAMES, filled_up
 
 PER_TOKEN = frozenset({"token_type_ids", "mm_token_type_ids"})
 """Inputs with one number per token: padded with zeros like the ids."""
@@ -49,7 +50,7 @@ def collate(prompts: PromptFields, indices: tuple[int, ...], device: torch.devic
         inputs["input_ids"] = ids
         if min(lengths) < longest:
             inputs["attention_mask"] = real.long()
-    elif min(lengths) < longest:
+    elif min(lengths) < longest and "spatial_shapes" not in inputs:
         raise PromptError(
             f"these images or recordings give {min(lengths)} to {longest} tokens, and their encoder takes no padding. "
             "Run them with batch_size=1."
@@ -134,7 +135,14 @@ def collate_extras(extras: Sequence[dict[str, torch.Tensor]], longest: int) -> d
 
 
 def _one_shape(extras: Sequence[dict[str, torch.Tensor]]) -> Sequence[dict[str, torch.Tensor]]:
-    """Pad pictures of different shapes on the right and below where the model is told each one's size (Pixtral)."""
+    """Pad pictures of different shapes on the right and below where the model is told each one's size (Pixtral).
+
+    Lists of patches (SigLIP 2) are filled up behind their end.
+    """
+    listed = [extra for extra in extras if set(NAMES) <= set(extra)]
+    if listed and len(listed) == len(extras):
+        longest = max(extra["pixel_values"].shape[1] for extra in listed)
+        return [filled_up(extra, longest) for extra in listed]
     own = [extra["pixel_values"] for extra in extras if {"pixel_values", "image_sizes"} <= set(extra)]
     if len(own) < 2 or any(values.ndim != 4 for values in own):
         return extras

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sinkscope.errors import PromptError, printable
-from sinkscope.prompts import geometry
+from sinkscope.prompts import geometry, naflex
 from sinkscope.prompts.data import PatchGrid, PromptFields
 from sinkscope.prompts.identity import image_settings
 from sinkscope.prompts.model import PromptModel
@@ -142,7 +142,7 @@ def fields_of_images(images: Any, model: PromptModel) -> PromptFields:
         ids=tuple(np.full(len(r), -1, dtype=np.int64) for r in fields["roles"]),
         roles=tuple(fields["roles"]),
         tokens=tuple(fields["tokens"]),
-        extras=tuple({"pixel_values": values} for values in pixels),
+        extras=tuple(naflex.inputs_of(model.model, values) for values in pixels),
         images=image_settings(model, processed=all(_ready_made(one) is None for one in images)),
         grids=tuple(fields["grids"]),
         made_of=tuple(images),
@@ -171,8 +171,12 @@ def _pixels(source: Any, model: PromptModel, where: str) -> tuple[torch.Tensor, 
     if isinstance(source, torch.Tensor):
         source = source.numpy()
     image = load_image(source, where)
-    values = processor(images=[image], return_tensors="pt")["pixel_values"]
+    given = processor(images=[image], return_tensors="pt")
     size = (float(image.height), float(image.width))
+    if naflex.takes_patches(model.model):
+        whole = naflex.as_pictures(given, int(model.config.patch_size))[0]
+        return whole[None], geometry.PixelMap.of(*size).resized(*whole.shape[-2:]), size
+    values = given["pixel_values"]
     picture = geometry.plain_picture(processor, *size)
     if (picture.y.length, picture.x.length) != tuple(values.shape[-2:]):
         # A processor that does more than resize, pad and crop: places in the grid are known, pixels are not.
@@ -211,7 +215,7 @@ def sequence_length(module: torch.nn.Module, pixels: Float[torch.Tensor, "1 chan
 
     handle = block.register_forward_pre_hook(reached, with_kwargs=True)
     try:
-        module(**in_type_of(module, {"pixel_values": pixels.to(device_of(module))}))
+        module(**in_type_of(module, naflex.inputs_of(module, pixels.to(device_of(module)))))
     except _FirstBlock:
         pass
     except (ValueError, RuntimeError) as error:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sinkscope.errors import PromptError
-from sinkscope.prompts import grids
+from sinkscope.prompts import grids, naflex
 from sinkscope.prompts.batch import PER_TOKEN, find_real
 from sinkscope.prompts.data import PatchGrid, PromptFields
 from sinkscope.prompts.identity import image_settings
@@ -66,6 +66,8 @@ def fields_of_inputs(given: Any, model: PromptModel) -> PromptFields:
     if model.kind in ("encoder-decoder", "audio"):
         return fields_of_pair_inputs(inputs, model)
     if model.kind == "vision":
+        if naflex.takes_patches(model.model):
+            return fields_of_images(naflex.as_pictures(inputs, int(model.config.patch_size)), model)
         if set(inputs) != {"pixel_values"}:
             raise PromptError(f"from_inputs: a vision encoder takes 'pixel_values' alone, got {sorted(inputs)}.")
         return fields_of_images(list(inputs["pixel_values"].float()), model)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sinkscope.errors import PromptError
-from sinkscope.prompts import grids
+from sinkscope.prompts import grids, naflex
 from sinkscope.prompts.data import PatchGrid, PromptFields
 from sinkscope.prompts.geometry import Cells, PixelMap, blank, plain_picture
 from sinkscope.prompts.images import prefix_tokens, sequence_length
@@ -83,6 +83,8 @@ def _pictures(inputs: dict[str, Any], grid: PatchGrid | None, model: PromptModel
         own = "pixel_values" in inspect.signature(tower.forward).parameters
         name = "pixel_values" if own else "hidden_states"
         return _packed(inputs, grid, model.config.vision_config, name)
+    if naflex.takes_patches(tower):
+        return _listed(inputs, grid)
     values = inputs["pixel_values"]
     nested = values.ndim == 5
     if nested and model.config.model_type.startswith(("idefics3", "smolvlm")):
@@ -174,6 +176,20 @@ def _packed(inputs: dict[str, Any], grid: PatchGrid | None, config: Any, name: s
     return found
 
 
+def _listed(inputs: dict[str, Any], grid: PatchGrid | None) -> list[Seen]:
+    """SigLIP 2: each picture a list of patches of its own shape, row by row, and what fills it up left out.
+
+    Which tile of which image a picture is, is known where there is one for each image.
+    """
+    parts = naflex.cut_out(inputs)
+    sizes = grid.sizes if grid is not None and len(grid.sizes) == len(parts) else (grids.UNKNOWN,) * len(parts)
+    found: list[Seen] = []
+    for which, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+        rows, columns = (int(n) for n in part["spatial_shapes"][0])
+        found.append((part, PixelMap.of(*size).cells(rows, columns), which, 0))
+    return found
+
+
 def _window_order(thw: torch.Tensor, config: Any) -> np.ndarray:
     from transformers import vision_utils
 
@@ -186,7 +202,7 @@ def _window_order(thw: torch.Tensor, config: Any) -> np.ndarray:
 
 def _names(tower: torch.nn.Module, seen: list[tuple[Seen, tuple[float, float]]]) -> list[tuple[str, str]]:
     inputs, cells = seen[0][0][:2]
-    if "grid_thw" in inputs:
+    if "grid_thw" in inputs or "spatial_shapes" in inputs:
         return []
     return prefix_tokens(tower, sequence_length(tower, inputs["pixel_values"]) - len(cells))
 

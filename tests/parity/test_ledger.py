@@ -47,6 +47,20 @@ def test_the_page_holds_every_entry_and_its_counts_are_those_of_its_rows():
         assert f"{counted[end]} {end}" in page
 
 
+def test_rows_that_were_tried_again_are_written_beside_the_others(tmp_path):
+    page = tmp_path / "page.md"
+    before = table.PAGE.read_text(encoding="utf-8")
+    page.write_text(before, encoding="utf-8")
+    table.merge([], page)
+    assert page.read_text(encoding="utf-8") == before
+    row = {"model_type": "llama", "cls": "LlamaForCausalLM", "group": "text", "end": "refused", "note": "tried again"}
+    table.merge([row], page)
+    after = page.read_text(encoding="utf-8")
+    assert "| `llama` | LlamaForCausalLM | refused |  |  | tried again |" in after.splitlines()
+    changed = set(after.splitlines()) ^ set(before.splitlines())
+    assert sorted(line[:9] for line in changed) == ["620 model", "620 model", "| `llama`", "| `llama`"]
+
+
 def test_a_planted_fault_is_found(tmp_path, monkeypatch):
     """The control: an instrument that is off by one part in a thousand is called wrong, one that raises a crash."""
     right = seam.Call

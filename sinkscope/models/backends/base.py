@@ -118,24 +118,9 @@ class Tower:
         """Attention calls of the block that makes most; 1 in nearly every model."""
         return max((site.call + 1 for site in self.attention), default=0)
 
-    @property
-    def streams_elsewhere(self) -> str:
-        """For cross-attention: which towers have a residual stream, as the end of a sentence."""
-        if self.queried_by == "decoder":
-            return "the decoder's with tower='decoder', or the encoder's with tower='encoder'"
-        return f"the text's with tower={self.queried_by!r}"
-
     def kind(self, layer: int) -> str:
         """Return what mixes the tokens in one block."""
         return self.blocks[layer].kind
-
-    def bare(self, layer: int) -> str:
-        """Say of a block that makes no attention call in this tower what it has instead."""
-        if self.cross:
-            return f"block {layer} has no attention to the image (its attention to the text: tower={self.queried_by!r})"
-        if self.kind(layer) == "cross":
-            return f"block {layer} attends to the image alone, which is another tower: tower='cross'"
-        return f"block {layer} has no attention, it is of kind {self.kind(layer)!r}"
 
     def sites_of(self, layer: int) -> tuple[AttentionSite, ...]:
         """Attention calls of one block, in order; none where it has no attention."""
@@ -155,6 +140,22 @@ class Tower:
     def site_names(self) -> tuple[str, ...]:
         """Residual-stream sites in order, ``embed`` first."""
         return tuple(site.name for site in self.residual)
+
+
+def bare(tower: Tower, layer: int) -> str:
+    """Say of a block that makes no attention call in ``tower`` what it has instead."""
+    if tower.cross:
+        return f"block {layer} has no attention to the image (its attention to the text: tower={tower.queried_by!r})"
+    if tower.kind(layer) == "cross":
+        return f"block {layer} attends to the image alone, which is another tower: tower='cross'"
+    return f"block {layer} has no attention, it is of kind {tower.kind(layer)!r}"
+
+
+def streams_elsewhere(tower: Tower) -> str:
+    """For cross-attention: which towers have a residual stream, as the end of a sentence."""
+    if tower.queried_by == "decoder":
+        return "the decoder's with tower='decoder', or the encoder's with tower='encoder'"
+    return f"the text's with tower={tower.queried_by!r}"
 
 
 ResidualHook = Callable[[Float[torch.Tensor, "batch key d_model"]], Float[torch.Tensor, "batch key d_model"] | None]

@@ -26,6 +26,7 @@ from sinkscope.models.backends.stream import residual_sites, turn_of
 from sinkscope.models.backends.trial import Record, Seen, watch
 from sinkscope.models.backends.two_sided import pair_inputs, recording, split_calls
 from sinkscope.models.facts import AUDIO_INPUTS, is_encoder_decoder, main_input
+from sinkscope.prompts.naflex import inputs_of, trial_size
 from sinkscope.prompts.placing import device_of
 
 VISION_ROOTS = ("vision_tower", "visual", "vision_model", "vision_encoder")
@@ -153,9 +154,9 @@ def trial_inputs(model: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
     ids = torch.tensor([[start]], device=device)
     vision = getattr(config, "vision_config", None)
     if main == "pixel_values" and vision is None:
-        return [{"pixel_values": _blank(config, model)}]
+        return [_blank(config, model)]
     if vision is not None and hasattr(model, "logit_scale"):
-        return [{"input_ids": ids, "pixel_values": _blank(vision, model)}]
+        return [{"input_ids": ids, **_blank(vision, model)}]
     return [{"input_ids": ids}]
 
 
@@ -163,12 +164,12 @@ def _is_id(value: Any, text: Any) -> bool:
     return isinstance(value, int) and 0 <= value < getattr(text, "vocab_size", 1)
 
 
-def _blank(config: Any, model: torch.nn.Module) -> torch.Tensor:
-    size = getattr(config, "image_size", 224)
-    height, width = (size, size) if isinstance(size, int) else size
+def _blank(config: Any, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    height, width = trial_size(model, config)
     parameter = next(p for p in model.parameters() if p.is_floating_point())
     channels = getattr(config, "num_channels", 3)
-    return torch.zeros(1, channels, height, width, device=device_of(model), dtype=parameter.dtype)
+    pixels = torch.zeros(1, channels, height, width, device=device_of(model), dtype=parameter.dtype)
+    return inputs_of(model, pixels)
 
 
 def find_vision_root(model: torch.nn.Module) -> str | None:

@@ -138,7 +138,7 @@ def _inputs(network: torch.nn.Module, longest: int | None) -> tuple[dict[str, to
         return _longer_pair(network, inputs, longest), 0
     if "input_ids" not in inputs:
         name, shape = next((name, tensor.shape) for name, tensor in inputs.items())
-        return {name: torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(inputs[name])}, 0
+        return inputs | {name: torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(inputs[name])}, 0
     config: Any = network.config
     text = config.get_text_config()
     sizes = [value for name, value in text.to_dict().items() if PATTERNS.search(name) and type(value) is int]

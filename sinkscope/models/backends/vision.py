@@ -20,6 +20,7 @@ from sinkscope.attention.view import Context, Wants
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends.base import AttentionSite, Tower
 from sinkscope.models.backends.discovery import explore, find_vision_root
+from sinkscope.prompts.naflex import inputs_of, trial_size
 from sinkscope.prompts.placing import device_of
 
 NAME = "vision"
@@ -107,10 +108,9 @@ def trial_picture(module: torch.nn.Module) -> dict[str, torch.Tensor]:
         patches = torch.randn(side * side, row, generator=generator).to(**like)
         name = "pixel_values" if "pixel_values" in inspect.signature(module.forward).parameters else "hidden_states"
         return {name: patches, "grid_thw": torch.tensor([[1, side, side]], device=like["device"])}
-    size = getattr(config, "image_size", 224)
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = trial_size(module, config)
     pixels = torch.randn(1, getattr(config, "num_channels", 3), height, width, generator=generator)
-    return {"pixel_values": pixels.to(**like)}
+    return inputs_of(module, pixels.to(**like))
 
 
 def rows_of(inputs: Mapping[str, torch.Tensor]) -> int:

@@ -14,6 +14,7 @@ def main():
     parser.add_argument("--jobs", type=int, default=2, help="entries tried at a time")
     parser.add_argument("--share", type=int, default=100, help="percent of the entries, chosen by their names")
     parser.add_argument("--keep", action="store_true", help="take results of older code that lie in the folder")
+    parser.add_argument("--update", action="store_true", help="write what was tried into the page, beside the others")
     given = parser.parse_args()
     known = entries()
     if unknown := sorted(set(given.names) - set(known)):
@@ -23,6 +24,8 @@ def main():
     print(*table.counts(rows), sep="\n")
     if len(rows) == len(known):
         table.write(rows)
+    elif given.update:
+        table.merge(rows)
     return any(row["end"] in ("wrong", "crash") for row in rows)
 
 

@@ -5,6 +5,7 @@ import inspect
 import torch
 
 from sinkscope.models.backends.pictured import pictured_inputs
+from sinkscope.prompts.naflex import inputs_of
 
 LENGTHS = (24, 17)
 """Tokens of the two prompts: longer than windows and sparse patterns; together in a batch the second is padded."""
@@ -120,7 +121,7 @@ def _texts(network, takes, needs):
     mask = [{"attention_mask": torch.ones_like(row["input_ids"])} for row in rows]
     vision = getattr(config, "vision_config", None) or getattr(config, "image_config", None)
     if hasattr(network, "logit_scale") and "pixel_values" in takes and vision is not None:
-        image = {"pixel_values": picture(vision)}
+        image = inputs_of(network, picture(vision))
         yield "both", [row | m | image for row, m in zip(rows, mask, strict=True)]
         return
     if "pixel_values" not in needs:
@@ -137,7 +138,7 @@ def _texts(network, takes, needs):
 def _image(network):
     config = network.config
     sized = any(getattr(config, name, None) for name in ("image_size", "img_size", "input_size"))
-    return {"pixel_values": picture(config if sized else vision_of(network))}
+    return inputs_of(network, picture(config if sized else vision_of(network)))
 
 
 def vision_of(network):
@@ -214,6 +215,8 @@ def _images(network, takes):
     if "image_sizes" in takes:
         yield {"pixel_values": torch.cat([image] * 3)[None], "image_sizes": torch.tensor([[side, 2 * side]])}
         yield {"pixel_values": image, "image_sizes": torch.tensor([[side, side]])}
+    if "spatial_shapes" in takes:
+        yield inputs_of(network, image)
     if "pixel_attention_mask" in takes:
         yield {"pixel_values": image[None]}
     yield {"pixel_values": image}

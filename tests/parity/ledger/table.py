@@ -35,6 +35,30 @@ def write(rows, page=PAGE):
     page.write_text(_between(text, "ledger", _tables(rows)), encoding="utf-8")
 
 
+def merge(rows, page=PAGE):
+    """Write these rows into the page and leave all others as they are; the counts are made anew from all of them."""
+    text = page.read_text(encoding="utf-8")
+    kept = {row["model_type"]: row for row in _read(text)} | {row["model_type"]: row for row in rows}
+    text = _between(text, "counts", counts(list(kept.values())))
+    page.write_text(_between(text, "ledger", _tables(list(kept.values()))), encoding="utf-8")
+
+
+def _read(text):
+    """The rows that a page holds: how each ended, and its line as it stands."""
+    group, rows = "", []
+    for line in text.split("<!-- ledger -->")[1].splitlines():
+        if line.startswith("### "):
+            group = line[4:]
+        cells = line.split(" | ")
+        if not line.startswith("| `"):
+            continue
+        name, end = cells[0].strip("|` "), "not built" if group == "Not built" else cells[2].partition(" ")[0]
+        row = {"model_type": name, "cls": cells[1], "end": end, "line": line}
+        row["group"] = next((g for g in MAPPINGS if g.lower() == group.lower()), "base")
+        rows.append(row | ({"worst": float(cells[2].partition("(")[2].rstrip(")"))} if end == "exact" else {}))
+    return rows
+
+
 def _between(text, mark, lines):
     body = "\n".join(["", *lines, ""])
     return re.sub(rf"(<!-- {mark} -->).*?(<!-- /{mark} -->)", lambda m: m[1] + body + m[2], text, flags=re.DOTALL)
@@ -54,13 +78,14 @@ def _tables(rows):
             ]
             lines += [_line(row) for row in sorted(own, key=lambda row: (ENDS.index(row["end"]), row["model_type"]))]
     lines += ["", "### Not built", "", "| model type | class | why |", "|---|---|---|"]
-    lines += [
-        f"| `{row['model_type']}` | {row['cls']} | {_cell(row['note'])} |" for row in rows if row["end"] == "not built"
-    ]
+    unbuilt = sorted((row for row in rows if row["end"] == "not built"), key=lambda row: row["model_type"])
+    lines += [row.get("line") or f"| `{row['model_type']}` | {row['cls']} | {_cell(row['note'])} |" for row in unbuilt]
     return lines
 
 
 def _line(row):
+    if "line" in row:
+        return row["line"]
     end = f"exact ({row['worst']:.0e})" if row["end"] == "exact" else row["end"]
     reading = "" if row["end"] == "refused" else f"{row.get('reading', '')}{'' if row.get('edits') else ', no edits'}"
     return f"| `{row['model_type']}` | {row['cls']} | {end} | {reading} | {_compared(row)} | {_why(row)} |"
