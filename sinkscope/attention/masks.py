@@ -85,19 +85,6 @@ class MaskSpec:
             added = added.masked_fill(~seen[:, None], torch.finfo(self.dtype).min)
         return added.repeat(*sizes)
 
-    @property
-    def windowed(self) -> bool:
-        """True where a query far down would not see the first key: a sliding window, or a chunk."""
-        if self.kind != "rule":
-            return False
-        far = 1 << 20
-        longer = replace(self, q_length=far, kv_length=far, q_offset=0, kv_offset=0, padding=None, _cache={})
-        try:
-            seen = longer.visible(slice(far - 1, far), slice(0, 1))
-        except (IndexError, RuntimeError):  # a rule that looks tokens up has no answer beyond its own
-            return False
-        return seen is not None and not bool(seen.any())
-
     def visible(self, rows: slice, cols: slice) -> Bool[torch.Tensor, "batch query key"] | None:
         """Render one block; None where every query of the block sees every key of it."""
         first = rows.start + self.q_offset
@@ -211,6 +198,19 @@ class MaskSpec:
         return self._cache["dead"]
 
 
+def is_windowed(mask: MaskSpec) -> bool:
+    """True where a query far down would not see the first key: a sliding window, or a chunk."""
+    if mask.kind != "rule":
+        return False
+    far = 1 << 20
+    longer = replace(mask, q_length=far, kv_length=far, q_offset=0, kv_offset=0, padding=None, _cache={})
+    try:
+        seen = longer.visible(slice(far - 1, far), slice(0, 1))
+    except (IndexError, RuntimeError):  # a rule that looks tokens up has no answer beyond its own
+        return False
+    return seen is not None and not bool(seen.any())
+
+
 def penalty(mask: MaskSpec, rows: slice, cols: slice) -> tuple[int, Float[torch.Tensor, "batch query key"]] | None:
     """Return :meth:`MaskSpec.hidden` as numbers to add to logits: adding is many times faster than filling by a mask.
 
@@ -239,8 +239,7 @@ def sinkscope_mask(  # noqa: PLR0913 - the library fixes this signature
     attention_mask: torch.Tensor | None = None,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    **_: Any,
+    **more: Any,
 ) -> MaskSpec:
     """The mask function registered with transformers; the parameters are the library's."""
     padding = None
@@ -253,7 +252,7 @@ def sinkscope_mask(  # noqa: PLR0913 - the library fixes this signature
         padding = None if bool(padding.all()) else padding
     return MaskSpec(
         batch_size, q_length, kv_length, int(q_offset), int(kv_offset), mask_function, padding, use_vmap,
-        torch.device(device), dtype,
+        torch.device(device), more.get("dtype", torch.float32),
     )  # fmt: skip
 
 

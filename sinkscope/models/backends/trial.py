@@ -19,6 +19,7 @@ import torch
 
 from sinkscope.attention import seam
 from sinkscope.attention.call import Call
+from sinkscope.attention.masks import is_windowed
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.facts import main_input
 
@@ -120,7 +121,7 @@ class Record:
         causal = mask.kind == "causal" or (mask.kind == "rule" and looks_back(call)) or _says_causal(module)
         self.calls.append(
             Seen(
-                by, call.query.shape[1], call.key.shape[1], call.value.shape[-1], rows, causal, mask.windowed, sink,
+                by, call.query.shape[1], call.key.shape[1], call.value.shape[-1], rows, causal, is_windowed(mask), sink,
                 mask.kind == "full", call.key.shape[2], call.query.shape[0],
             )
         )  # fmt: skip
