@@ -219,6 +219,17 @@ _ENTRIES: tuple[Reference, ...] = (
         "Sunghyeon Woo and Jiwon Ryu and Se Jung Kwon and Dongsoo Lee", 2026, "2602.23057",
     ),
     Reference(
+        "chen2026", "Attention Sinks Induce Gradient Sinks", "Yihong Chen and Quanming Yao", 2026, "2603.17771",
+    ),
+    Reference(
+        "qiu2026",
+        "A Unified View of Attention and Residual Sinks: Outlier-Driven Rescaling is Essential for Transformer "
+        "Training",
+        "Zihan Qiu and Zeyu Huang and Kaiyue Wen and Peng Jin and Bo Zheng and Yuxin Zhou and Haofeng Huang and "
+        "Zekun Wang and Xiao Li and Huaqing Zhang and Yang Xu and Haoran Lian and Siqi Zhang and Rui Men and "
+        "Jianwei Zhang and Ivan Titov and Dayiheng Liu and Jingren Zhou and Junyang Lin", 2026, "2601.22966",
+    ),
+    Reference(
         "rohrbach2018", "Object Hallucination in Image Captioning",
         "Anna Rohrbach and Lisa Anne Hendricks and Kaylee Burns and Trevor Darrell and Kate Saenko", 2018, "1809.02156",
         "CHAIR, EMNLP 2018",

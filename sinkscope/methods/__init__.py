@@ -8,6 +8,7 @@ from sinkscope.methods import (
     compression,
     demonstrations,
     gates,
+    gradient_sinks,
     head_hunter,
     principles,
     registers,
@@ -33,10 +34,9 @@ from sinkscope.methods.zerotuning import zerotune
 
 __all__ = [
     "ExplainSettings", "HeadProfileSettings", "ImageExplanation", "MethodResult", "amplify", "compression",
-    "demonstrations", "explain_image", "gates", "head_hunter", "principles", "profile_heads", "registers", "retrieval",
-    "sads", "saliency",
-    "secondary_mlp", "secondary_sinks", "secondary_sweep", "sink_heads", "tracing", "var", "vhr", "zerotune",
-    "zerotuning", "zerotuning_compare", "zoom",
+    "demonstrations", "explain_image", "gates", "gradient_sinks", "head_hunter", "principles", "profile_heads",
+    "registers", "retrieval", "sads", "saliency", "secondary_mlp", "secondary_sinks", "secondary_sweep",
+    "sink_heads", "tracing", "var", "vhr", "zerotune", "zerotuning", "zerotuning_compare", "zoom",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:  # a type checker shall complain of a name that does not exist

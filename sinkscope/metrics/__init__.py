@@ -19,6 +19,7 @@ from sinkscope.metrics.arrays import (
     matrix_entropy,
     norm_weighted,
     phi,
+    residual_sinks,
     sink_logit_gap,
     vision_aware_heads,
 )
@@ -90,7 +91,7 @@ __all__ = [
     "non_vision_entropy", "norm_weighted", "objects_named", "padding_patches", "paint_tokens", "patch_background",
     "patch_entropy", "phi", "phi_gap", "phi_histogram", "phi_sinks", "pope_scores", "positional_trend",
     "proxy_mass", "random_heads", "rank_correlation", "recovery_rate", "relative_attention", "relative_phi",
-    "retrieval_score", "row_entropy", "says_yes", "secondary_sinks", "sink_logit_gap", "sink_mask", "sink_moves",
+    "residual_sinks", "retrieval_score", "row_entropy", "says_yes", "secondary_sinks", "sink_logit_gap", "sink_mask", "sink_moves",
     "sink_rate", "sink_scores", "sink_tokens", "sink_type", "smallest_effect", "split_heads", "stable_rank",
     "sublayer_peak", "texture_complexity", "token_saliency", "valley_threshold", "value_drain",
     "vision_aware_heads",

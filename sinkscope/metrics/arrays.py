@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import entr
 
 from sinkscope.arguments import checked
+from sinkscope.definitions import Definition
 from sinkscope.errors import MetricError
-from sinkscope.metrics.base import positions
+from sinkscope.metrics.base import metric, positions
 
 Array = NDArray[np.float64]
 
@@ -189,3 +190,27 @@ def hoyer_sparsity(values: ArrayLike) -> float:
     if norm == 0 or flat.size < 2:
         return float("nan")
     return float((np.sqrt(flat.size) - flat.sum() / norm) / (np.sqrt(flat.size) - 1))
+
+
+@metric(
+    Definition(
+        "residual_sinks", "own", "share of tokens in which a dimension is over ratio times the token's median",
+        "share of tokens", (("ratio", 10.0),), "qiu2026",
+    )
+)  # fmt: skip
+def residual_sinks(states: ArrayLike, ratio: float = 10.0) -> Array:
+    """Return in which share of the tokens each dimension stands out: ``(..., token, dim)`` to ``(..., dim)``.
+
+    A residual sink (Qiu et al. 2026) is a fixed dimension with large activations at most tokens: a share above .5. A
+    dimension that is massive at the first token alone, as with an attention sink, has a share of 1 over their number.
+    A token stands out in a dimension where its magnitude is over ``ratio`` times the median magnitude of that token.
+    The paper's bound was not found: 10 is this project's.
+
+    Raises:
+        MetricError: no tokens and dimensions, or a ratio that is not above 0.
+    """
+    size = np.abs(np.asarray(states, dtype=np.float64))
+    if size.ndim < 2 or not size.size or ratio <= 0:
+        raise MetricError(f"residual_sinks(ratio={ratio}): states of shape (..., token, dim) are needed, and a ratio "
+                          f"above 0; got shape {size.shape}.")  # fmt: skip
+    return (size > ratio * np.median(size, -1, keepdims=True)).mean(-2)

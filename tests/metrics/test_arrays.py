@@ -118,3 +118,19 @@ def test_learned_sink_and_affine_vectors():
 def test_softpick_does_not_overflow_and_ignores_negative_rows():
     np.testing.assert_allclose(normalisers.softpick([1000.0, 0.0]), [1.0, 0.0])
     np.testing.assert_array_equal(normalisers.softpick([-1.0, -2.0]), [0.0, 0.0])
+
+
+def test_a_residual_sink_stands_out_at_most_tokens_and_a_massive_activation_at_one():
+    rng = np.random.default_rng(0)
+    states = np.where(rng.random((8, 40)) < 0.5, -1.0, 1.0)
+    states[0, 7] = 500.0  # massive at the first token
+    states[:6, 3] = -30.0  # large at six of eight
+    states[:, 5] = 9.0  # not over the ratio
+    found = arrays.residual_sinks(states)
+    assert found.shape == (40,)
+    assert (found[3], found[7], found[5]) == (0.75, 0.125, 0.0)
+    assert np.flatnonzero(found > 0.5).tolist() == [3]
+    assert arrays.residual_sinks(states[None], 5.0)[0, 5] == 1.0
+    for wrong, ratio in ((states[0], 10.0), (states, 0.0)):
+        with pytest.raises(MetricError, match=r"residual_sinks\(ratio="):
+            arrays.residual_sinks(wrong, ratio)
