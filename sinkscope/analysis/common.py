@@ -60,12 +60,19 @@ def heads_that_change(effect: xr.DataArray) -> tuple[xr.Dataset, int, int, float
     return tested, above, below, float(metrics.smallest_effect(effect).median())
 
 
-def highest_tokens(scores: xr.DataArray, among: xr.DataArray, count: int) -> xr.DataArray:
-    """Return the ``count`` tokens of each prompt with the highest score: bool (prompt key), as ``among`` is."""
+def highest_tokens(scores: xr.DataArray, among: xr.DataArray, count: int | Sequence[int]) -> xr.DataArray:
+    """Return the ``count`` tokens of each prompt with the highest score: bool (prompt key), as ``among`` is.
+
+    Args:
+        scores: any number per token; dims prompt and key.
+        among: which tokens can be chosen; bool (prompt key).
+        count: how many, or how many of each prompt.
+    """
     order = np.where(among.values, scores.transpose("prompt", "key").values, -np.inf)
-    ranked = np.argsort(-order, axis=1, kind="stable")[:, :count]
+    ranked = np.argsort(-order, axis=1, kind="stable")
     chosen = np.zeros(among.shape, dtype=bool)
-    np.put_along_axis(chosen, ranked, True, axis=1)
+    wanted = np.arange(order.shape[1]) < np.broadcast_to(count, len(order))[:, None]
+    np.put_along_axis(chosen, ranked, wanted, axis=1)
     return among.copy(data=chosen & among.values)
 
 
