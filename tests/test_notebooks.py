@@ -39,7 +39,10 @@ def visual_sinks(text: str) -> None:
     found = re.findall(r"found at (\[.*\]), planted at (\[.*\])", text)
     assert len(found) == 4
     assert all(here == planted for here, planted in found)
-    assert number(r"that is [+-]\d+% \[([+-]\d+)%", text) > 0
+    assert number(r"sinks per picture: ([\d.]+)", text) >= 1
+    assert number(r"share of the attention to the picture: (\d+)%", text) > 20
+    sinks, shape = (number(rf"{name} hidden: the answer loses ([+-][\d.]+)", text) for name in ("sinks", "the shape"))
+    assert abs(sinks) < shape / 4
 
 
 def edit_and_compare(text: str) -> None:
