@@ -26,6 +26,7 @@ SCRIPTS = {
     "moh/routing": ("moh", "zoo:lm-python", 2, 1),
     "ahn2025/head_hunter": ("ahn2025", "zoo:lm-python", 3, 1),
     "xue2025/principles": ("xue2025", "zoo:lm-python", 3, 1),
+    "chen2026/gradient_sinks": ("chen2026", "zoo:lm-python", 3, 1),
     "qiu2025/gates": ("qiu2025", "zoo:lm-python-gate", 4, 1),
     "algorithms2026/sink_types": ("algorithms2026", "zoo:lm-python", 3, 1),
 }
