@@ -152,5 +152,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    public = {name for name in globals() if not name.startswith("_")} - {"annotations", "import_module", "Any"}
-    return sorted({*public, *_SUBMODULES, *_HOME, *_probe_names(), "__version__"} - {"TYPE_CHECKING"})
+    # Not what globals() holds: every module that was imported meanwhile is there, private ones too.
+    return sorted({*_SUBMODULES, *_HOME, *_probe_names(), "__version__"})

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 import xarray as xr
 
 from sinkscope import registry
-from sinkscope.errors import MetricError, did_you_mean
+from sinkscope.errors import MetricError, did_you_mean, public_names
 from sinkscope.references import REFERENCES, Reference
 
 
@@ -166,3 +166,6 @@ def _software(version: str) -> str:
     lines += ["  author = {{The sinkscope developers}},", "  year = {2026},", "  note = {Python package},"]
     lines += [f"  version = {{{version}}},"] if version else []
     return "\n".join([*lines, "}"])
+
+
+__dir__ = public_names(globals())

@@ -5,6 +5,7 @@ Every class has a page under ``docs/errors/``; every message has a test.
 
 from __future__ import annotations
 
+import sys
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -87,3 +88,21 @@ def unknown_name(module: str, known: Iterable[str]) -> Callable[[str], Any]:
         raise AttributeError(f"module {module!r} has no attribute {name!r}.{meant}", name=name)
 
     return missing
+
+
+def public_names(namespace: dict[str, Any]) -> Callable[[], list[str]]:
+    """Return the ``__dir__`` of a module, which completion in a notebook reads: its own names, not what it imports.
+
+    ``namespace`` is the module's ``globals()``. Its own names are those of ``__all__``, or without one what it made.
+    """
+
+    def listed() -> list[str]:
+        if "__all__" in namespace:
+            return sorted(namespace["__all__"])
+        home = namespace["__name__"]
+        public = {name: value for name, value in namespace.items() if not name.startswith("_")}
+        # A constant belongs to no module; what an import brings does, or is a module itself.
+        own = {name for name, value in public.items() if getattr(value, "__module__", home) == home}
+        return sorted(own - {name for name in own if isinstance(public[name], type(sys))} - {"TYPE_CHECKING"})
+
+    return listed

@@ -37,6 +37,7 @@ from sinkscope.errors import (
     SchemaError,
     SinkscopeError,
     did_you_mean,
+    public_names,
 )
 
 GROUP = "sinkscope"
@@ -278,3 +279,6 @@ class Constructed(ABCMeta):
         """Return the arguments of the class, for help and completion."""
         own = inspect.signature(cls.__init__)
         return own.replace(parameters=list(own.parameters.values())[1:], return_annotation=own.empty)
+
+
+__dir__ = public_names(globals())

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from sinkscope.arguments import is_iterable
-from sinkscope.errors import OutputError, SchemaError, did_you_mean
+from sinkscope.errors import OutputError, SchemaError, did_you_mean, public_names
 from sinkscope.files import as_path, write
 from sinkscope.roles import ROLES
 
@@ -315,3 +315,6 @@ def to_dataframe(ds: xr.Dataset, variable: str) -> pd.DataFrame:
 def attribute(ds: xr.Dataset, name: str) -> object:
     """Return a structured attribute (``edits``, ``probes``, ``definitions``, ``versions``) as Python objects."""
     return json.loads(ds.attrs[name])
+
+
+__dir__ = public_names(globals())

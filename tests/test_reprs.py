@@ -1,10 +1,14 @@
 """What a notebook shows of a model, prompts, an edit and a result: tables, and nothing that breaks the page."""
 
+import html
+import importlib
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
+from made_reading import fake_reading
 
 import sinkscope as sk
 from sinkscope.methods.base import MethodResult
@@ -38,6 +42,78 @@ def test_prompts_wrap_and_count_what_repeats() -> None:
     assert page.count("&lt;b&gt;") == 2
     assert page.count("display:inline-block") == page.count("<span")
     assert set(ROLE_COLOURS) == set(ROLES)
+
+
+def test_a_probe_shows_what_it_makes() -> None:
+    page = sk.ValueNorm()._repr_html_()
+    assert "<code>ValueNorm(" in page
+    assert "<tr><th>value_norm</th><td>prompt layer kv_head key</td>" in page
+
+
+def test_findings_are_read_as_text_and_unpack_into_findings_and_sinks() -> None:
+    found = sk.report.findings(fake_reading(lengths=(40,) * 6))
+    told, sinks = found
+    assert (found.told, found.sinks) == (told, sinks)
+    assert repr(found) == "\n\n".join(f"{each}" for each in told)
+    assert max(map(len, repr(found).splitlines())) <= 96
+    page = found._repr_html_()
+    for each in told:
+        assert each.heading in repr(found)
+        assert each._repr_html_() in page
+        assert f"<b>{html.escape(each.heading)}</b> <small>({each.state})</small>" in page
+    assert sinks is not None
+    for shown in (repr(sinks), sinks._repr_html_()):
+        assert sinks.kinds[0].label in html.unescape(shown)
+        assert f"n = {sinks.n}" in shown
+    assert list(sinks.table()["heads"]) == [kind.heads for kind in sinks.kinds]
+
+
+def test_a_finding_breaks_no_page() -> None:
+    finding = sk.report.Finding("<b>", "a <script> & a token", "found")
+    assert "&lt;b&gt;" in finding._repr_html_()
+    assert "<script>" not in finding._repr_html_()
+    assert "opacity" not in finding._repr_html_()
+    assert "opacity" in sk.report.Finding("Entropy", "Not measured", "missing")._repr_html_()
+
+
+def test_ipython_prints_findings_and_results_as_text() -> None:
+    from IPython.lib.pretty import pretty
+
+    found = sk.report.findings(fake_reading(lengths=(40,) * 6))
+    assert pretty(found) == repr(found)
+    assert pretty(found.told[0]) == str(found.told[0])
+    assert pretty(Found("a < b", 3)) == str(Found("a < b", 3))
+
+
+def test_no_result_of_a_method_writes_out_its_arrays() -> None:
+    classes = MethodResult.__subclasses__()
+    assert len(classes) > 1
+    assert [cls.__name__ for cls in classes if cls.__repr__ is not MethodResult.__str__] == []
+
+
+def test_completion_of_the_package_offers_public_names_whatever_was_imported() -> None:
+    before = dir(sk)
+    importlib.import_module("sinkscope.engine.run")
+    importlib.import_module("sinkscope.analysis")
+    assert dir(sk) == before
+    assert not {"engine", "arguments", "analysis", "annotations", "TYPE_CHECKING"} & set(before)
+
+
+PUBLIC_MODULES = [name for name in dir(sk) if isinstance(getattr(sk, name), ModuleType) and name != "errors"]
+
+
+@pytest.mark.parametrize("name", PUBLIC_MODULES)
+def test_completion_offers_what_a_module_has_of_its_own(name: str) -> None:
+    module = getattr(sk, name)
+    listed = {each: getattr(module, each) for each in dir(module)}
+    assert listed
+    assert [each for each in listed if each.startswith("_")] == []
+    foreign = {"typing", "collections.abc", "pathlib", "dataclasses", "__future__", "numbers"}
+    for each, value in listed.items():
+        assert not callable(value) or value.__module__ not in foreign, each
+        if isinstance(value, ModuleType):
+            assert value.__name__.startswith(module.__name__), each
+    assert set(getattr(module, "__all__", ())) <= set(listed)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from sinkscope.edits.reference import mean_activations, mean_outputs
 from sinkscope.edits.replace import ReplaceValues
 from sinkscope.edits.stream import EditedStream
 from sinkscope.edits.text import dumps, loads, parse
-from sinkscope.errors import unknown_name
+from sinkscope.errors import public_names, unknown_name
 
 __all__ = [
     "EDITS", "AblateHeads", "AmplifyGaze", "AmplifyLogits", "AttentionEdit", "BoostRecent", "CalibrateSinks",
@@ -38,3 +38,4 @@ __all__ = [
 
 if not TYPE_CHECKING:  # a type checker shall complain of a name that does not exist
     __getattr__ = unknown_name(__name__, __all__)
+    __dir__ = public_names(globals())

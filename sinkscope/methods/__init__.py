@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from sinkscope.errors import unknown_name
+from sinkscope.errors import public_names, unknown_name
 from sinkscope.methods import (
     amplify,
     compression,
@@ -41,3 +41,4 @@ __all__ = [
 
 if not TYPE_CHECKING:  # a type checker shall complain of a name that does not exist
     __getattr__ = unknown_name(__name__, __all__)
+    __dir__ = public_names(globals())

@@ -51,6 +51,14 @@ class MethodResult(ABC):
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the figure that shows it, on ``ax`` or on axes of its own."""
 
+    def __init_subclass__(cls) -> None:
+        """Show every result as :meth:`__str__` does.
+
+        The decorator ``dataclass`` keeps a ``__repr__`` that the class holds already. Its own would write out every
+        array of the result.
+        """
+        cls.__repr__ = MethodResult.__str__
+
     def __str__(self) -> str:
         """Return the settings and the first rows of the table, as text."""
         table = self.table()

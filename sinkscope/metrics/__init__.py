@@ -6,7 +6,7 @@ is NaN with ``n`` 0.
 
 from typing import TYPE_CHECKING
 
-from sinkscope.errors import unknown_name
+from sinkscope.errors import public_names, unknown_name
 from sinkscope.metrics.answers import box_iou, chair, mask_iou, objects_named, pope_scores, says_yes
 from sinkscope.metrics.arrays import (
     attention_rollout,
@@ -100,3 +100,4 @@ __all__ = [
 
 if not TYPE_CHECKING:  # a type checker shall complain of a name that does not exist
     __getattr__ = unknown_name(__name__, __all__)
+    __dir__ = public_names(globals())

@@ -10,6 +10,7 @@ numbers them from the first real token.
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -80,6 +81,17 @@ class Probe(metaclass=registry.Constructed):
     """Statistics of attention calls that it needs."""
     logits: ClassVar[str | None] = None
     """``"last"`` or ``"all"`` where output logits are needed."""
+
+    def _repr_html_(self) -> str:
+        said = (type(self).__doc__ or "").strip().partition("\n")[0].replace("``", "")
+        head = "<tr><th>makes</th><th>dims</th><th>units</th><th>meaning</th></tr>"
+        rows = "".join(
+            f"<tr><th>{html.escape(name)}</th>"
+            + "".join(f"<td>{html.escape(text)}</td>" for text in (" ".join(made.dims), made.units, made.meaning))
+            + "</tr>"
+            for name, made in self.variables.items()
+        )
+        return f"<div><code>{html.escape(repr(self))}</code><br>{html.escape(said)}</div><table>{head}{rows}</table>"
 
     def __init_subclass__(cls, *, listed: bool = True) -> None:
         """Register the class; ``listed=False`` or a name that begins with ``_`` keeps it off the list."""

@@ -10,16 +10,17 @@ from typing import Any
 import xarray as xr
 
 from sinkscope import schema
+from sinkscope.errors import public_names
 from sinkscope.files import write
 from sinkscope.report.figures import FIGURES, available, draw, figure
-from sinkscope.report.findings import Finding, findings
+from sinkscope.report.findings import Finding, Findings, findings
 from sinkscope.report.pictures import pictures
 from sinkscope.report.sinks import SinkKind, Sinks, find_sinks
 from sinkscope.report.survey_drawings import sink_rate_map as _  # noqa: F401 - registers the figures of surveys
 
 __all__ = [
-    "FIGURES", "Finding", "SinkKind", "Sinks", "available", "draw", "figure", "find_sinks", "findings", "pictures",
-    "write_report",
+    "FIGURES", "Finding", "Findings", "SinkKind", "Sinks", "available", "draw", "figure", "find_sinks", "findings",
+    "pictures", "write_report",
 ]  # fmt: skip
 
 
@@ -64,3 +65,6 @@ def write_report(  # noqa: PLR0913 - one call is the whole interface
 
     target = schema.check_output(path, overwrite=overwrite)
     return write(target, build_page(ds, PageOptions(title, figures, images, against, labels)))
+
+
+__dir__ = public_names(globals())

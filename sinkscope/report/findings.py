@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
+import textwrap
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -36,8 +38,36 @@ class Finding:
     state: str
     used: tuple[dict[str, Any], ...] = field(default=(), compare=False)
 
+    def __str__(self) -> str:
+        """Return the heading, and the text below it, wrapped."""
+        return f"{self.heading}\n{textwrap.fill(self.text, 96, initial_indent='  ', subsequent_indent='  ')}"
 
-def findings(ds: xr.Dataset) -> tuple[list[Finding], Sinks | None]:
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str:
+        faint = "" if self.state == "found" else "opacity:.65;"
+        heading = f"<b>{html.escape(self.heading)}</b> <small>({html.escape(self.state)})</small>"
+        return f"<div style='{faint}max-width:60em;margin:.4em 0'>{heading}<br>{html.escape(self.text)}</div>"
+
+
+class Findings(NamedTuple):
+    """What :func:`findings` returns: ``told, sinks = findings(readings)``; shown by itself it is read as text."""
+
+    told: list[Finding]
+    """The findings, in the order of the page."""
+    sinks: Sinks | None
+    """Which tokens are the sink; None where ``key_mass`` was not measured, or of a survey, which keeps no prompt."""
+
+    def __repr__(self) -> str:
+        """Return the findings as text, one paragraph each."""
+        return "\n\n".join(map(str, self.told))
+
+    def _repr_html_(self) -> str:
+        return "".join(finding._repr_html_() for finding in self.told)
+
+
+def findings(ds: xr.Dataset) -> Findings:
     """Say what a reading shows: where the sink is, how its values are drained, which dimension carries it, and more.
 
     Args:
@@ -50,7 +80,7 @@ def findings(ds: xr.Dataset) -> tuple[list[Finding], Sinks | None]:
     require(ds, "findings")
     refuse_nothing(ds, "findings")
     if is_survey(ds):
-        return [Finding(*texts) for texts in survey_texts(ds)], None
+        return Findings([Finding(*texts) for texts in survey_texts(ds)], None)
     sinks = find_sinks(ds) if "key_mass" in ds else None
     steps: list[tuple[str, Callable[[], Finding]]] = [
         ("Where attention goes", lambda: _where(ds, sinks)),
@@ -68,7 +98,7 @@ def findings(ds: xr.Dataset) -> tuple[list[Finding], Sinks | None]:
             done.append(step())
         except MetricError as error:
             done.append(Finding(heading, f"Not measured: {error}", "missing"))
-    return done, sinks
+    return Findings(done, sinks)
 
 
 def _where(ds: xr.Dataset, sinks: Sinks | None) -> Finding:

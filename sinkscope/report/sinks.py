@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import html
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -13,6 +15,9 @@ from sinkscope.errors import MetricError
 from sinkscope.metrics.base import even_key_mass
 from sinkscope.metrics.sinks import sink_mask
 from sinkscope.report.text import quoted
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,24 @@ class Sinks:
     def label(self) -> str:
         """Name the sink in words; the first token where none was found."""
         return self.kinds[0].label if self.kinds else "the first token"
+
+    def table(self) -> pd.DataFrame:
+        """Return one row per kind of token, strongest first: its share of heads, what it gets, and what is even."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(kind) for kind in self.kinds])
+
+    def __repr__(self) -> str:
+        """Return the headline and the kinds of tokens, as text."""
+        return f"{self._headline()}\n{self.table().to_string(index=False, float_format=lambda x: f'{x:.3g}')}"
+
+    def _repr_html_(self) -> str:
+        table = self.table().to_html(index=False, float_format=lambda x: f"{x:.3g}")
+        return f"<div>{html.escape(self._headline())}</div>{table}"
+
+    def _headline(self) -> str:
+        said = f"the sink is {self.label}" if self.found else "no sink"
+        return f"Sinks: {said} (key mass above {self.threshold:g} in a head; n = {self.n} prompts x layers x heads)"
 
 
 def find_sinks(ds: xr.Dataset) -> Sinks:

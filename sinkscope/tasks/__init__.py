@@ -10,7 +10,7 @@ sk.tasks.rate(scores["correct"])                  # value, Wilson interval, n
 
 from typing import TYPE_CHECKING
 
-from sinkscope.errors import unknown_name
+from sinkscope.errors import public_names, unknown_name
 from sinkscope.tasks.base import Item, Task
 from sinkscope.tasks.benchmarks import BENCHMARKS, load, suited
 from sinkscope.tasks.chat import in_chat
@@ -27,3 +27,4 @@ __all__ = [
 
 if not TYPE_CHECKING:  # a type checker shall complain of a name that does not exist
     __getattr__ = unknown_name(__name__, __all__)
+    __dir__ = public_names(globals())

@@ -5,6 +5,7 @@ Public, so that a probe, an edit or a metric of your own can be tested as the bu
 
 from __future__ import annotations
 
+from sinkscope.errors import public_names
 from sinkscope.testing.inputs import inputs, pixels, text_ids
 from sinkscope.testing.planted import PlantedTruth, planted_sink
 from sinkscope.testing.planted_induction import InductionTruth, planted_induction
@@ -15,3 +16,5 @@ __all__ = [
     "InductionTruth", "PlantedTruth", "VisualTruth", "inputs", "names", "pixels", "planted_induction", "planted_sink",
     "planted_visual_sink", "randomise", "text_ids", "tiny",
 ]  # fmt: skip
+
+__dir__ = public_names(globals())

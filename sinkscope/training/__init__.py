@@ -11,7 +11,10 @@ Both measure with the probes of :func:`sinkscope.run`, on any model that it read
 training loss.
 """
 
+from sinkscope.errors import public_names
 from sinkscope.training import losses
 from sinkscope.training.callback import SinkCallback, checkpoints, read_checkpoints, standard_probes, summary
 
 __all__ = ["SinkCallback", "checkpoints", "losses", "read_checkpoints", "standard_probes", "summary"]
+
+__dir__ = public_names(globals())

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sinkscope.errors import ModelError, did_you_mean
+from sinkscope.errors import ModelError, did_you_mean, public_names
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the shipped models; one folder per model, and ``manifest.json`` with the checksums."""
@@ -162,3 +162,5 @@ def _runs(name: str) -> dict[int, list[dict[str, Any]]]:
 
 
 __all__ = ["CURVES", "WEIGHTS", "ShippedModel", "card", "curve", "curves", "entries", "path", "recipe", "seeds"]
+
+__dir__ = public_names(globals())
