@@ -25,6 +25,9 @@ SIGNIFICANT = 0.05
 SMALLEST_N = 6
 """Pairs from which a sign-flip or signed-rank test can reach that level: 2 / 2^6 is .031, 2 / 2^5 is .063."""
 
+BASELINE = "_baseline"
+"""Ending of the variables in which the sweep of a grid keeps the run without edits."""
+
 BATCH = 2_000_000
 """Numbers that one batch of resamples may hold."""
 
@@ -70,9 +73,10 @@ def compare(  # noqa: PLR0913 - one call is the whole interface
     """Mean paired difference ``readings - to`` along ``over``, with interval, p-value and false-discovery control.
 
     ``to`` is a label of the dim ``edit`` (every other label is compared with it), or a second reading or DataArray
-    with the same labels. ``variable`` names the variable of a Dataset that holds several. The pairs are the labels of
-    ``over``; all other dims stay, so a head map gives one test per head. Average over tokens first: tokens of one
-    prompt are not independent.
+    with the same labels. The sweep of a grid has no dim ``edit``: give its Dataset, and ``to="baseline"`` takes the run
+    that ``sweep(baseline=True)`` added. ``variable`` names the variable of a Dataset that holds several. The pairs are
+    the labels of ``over``; all other dims stay, so a head map gives one test per head. Average over tokens first:
+    tokens of one prompt are not independent.
 
     The q-values correct for every test of the result, so say what you ask before the tests are made: ``sel`` selects
     labels, or positions along a dim without labels, in both sides (``sel={"key": 0}``). Selecting afterwards leaves
@@ -96,7 +100,8 @@ def compare(  # noqa: PLR0913 - one call is the whole interface
     how = resampling or Resampling()
     if test not in ("permutation", "wilcoxon"):
         raise MetricError(f"compare(test={test!r}): tests are 'permutation' and 'wilcoxon'.")
-    values, reference = _pair(_pick(readings, variable), to, variable)
+    values = _pick(readings, variable)
+    values, reference = _pair(values, _baseline(readings, values, to), variable)
     values, reference = (_select(array, sel or {}) for array in (values, reference))
     difference = values.astype("float64") - reference.astype("float64")
     pooled = dims_over(difference, over, "compare")
@@ -171,12 +176,29 @@ def _pick(readings: object, variable: str | None) -> xr.DataArray:
         return readings
     if not isinstance(readings, xr.Dataset):
         raise MetricError(f"compare: expected a Dataset or DataArray, got {type(readings).__name__}.")
-    names = sorted(map(str, readings.data_vars))
+    held = sorted(map(str, readings.data_vars))
+    names = [name for name in held if name.removesuffix(BASELINE) not in held or not name.endswith(BASELINE)]
     if variable is None and len(names) == 1:
         return readings[names[0]]
     if variable not in names:
         raise MetricError(f"compare(variable={variable!r}): this dataset holds {names}. Name one of them.")
     return readings[variable]
+
+
+def _baseline(
+    readings: object, values: xr.DataArray, to: str | xr.Dataset | xr.DataArray
+) -> str | xr.Dataset | xr.DataArray:
+    """Return the run without edits where the sweep of a grid holds it as a variable of its own, else ``to``."""
+    if not isinstance(to, str) or to != "baseline" or "edit" in values.dims:
+        return to
+    plain = f"{values.name}{BASELINE}"
+    if isinstance(readings, xr.Dataset) and plain in readings:
+        return readings[plain]
+    raise MetricError(
+        f"compare(to='baseline'): the sweep of a grid keeps the run without edits as a variable, here {plain!r}, which "
+        "a DataArray does not hold. Give the Dataset of sweep(..., baseline=True): "
+        f"compare(swept.mean('query'), to='baseline', variable={str(values.name)!r})."
+    )
 
 
 def _check_prompts(values: xr.DataArray, other: xr.DataArray) -> None:

@@ -16,7 +16,7 @@ from sinkscope.plot.labels import plain
 from sinkscope.plot.naming import legend_above
 from sinkscope.plot.profiles import finish_depth
 from sinkscope.plot.readings import drawn, first_and_others, largest_attention
-from sinkscope.plot.theme import OTHER, PALETTE, SINK, Look, axes_for, thin
+from sinkscope.plot.theme import MANY, OTHER, PALETTE, SINK, Look, axes_for, thin
 
 
 @drawn(takes=first_and_others("value_norm", "l2 norm of the value vectors, every key-value head and prompt"))
@@ -130,7 +130,8 @@ def _bars(axes: Axes, values: np.ndarray, bins: int, valley: float) -> None:
     colours = [colour for side, colour in sides for _ in range(int(_in(values, valley, colour).sum()))]
     ordered = np.concatenate([values[_in(values, valley, colour)] for _, colour in sides])
     strip = axes.inset_axes((0.0, -0.055, 1.0, 0.045), sharex=axes)
-    strip.vlines(ordered, 0, 1, colors=colours, linewidth=0.3, alpha=max(0.08, min(0.8, 60 / values.size)))
+    faint, many = max(0.08, min(0.8, 60 / values.size)), values.size > MANY
+    strip.vlines(ordered, 0, 1, colors=colours, linewidth=0.3, alpha=faint, rasterized=many)
     strip.set_axis_off()
     axes.spines["bottom"].set_position(("axes", -0.06))
     low, high = edges[0], edges[-1]

@@ -19,7 +19,7 @@ from sinkscope.errors import SchemaError
 from sinkscope.plot.labels import need_dims, plain
 from sinkscope.plot.naming import legend_above
 from sinkscope.plot.readings import drawn
-from sinkscope.plot.theme import OTHER, PALETTE, ROLE_COLOURS, SINK, Look, axes_for, dot, themed, thin
+from sinkscope.plot.theme import MANY, OTHER, PALETTE, ROLE_COLOURS, SINK, Look, axes_for, dot, themed, thin
 
 
 def _given(values: xr.DataArray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -187,7 +187,7 @@ def phi_vs_attention(
             colour = ROLE_COLOURS.get(role, PALETTE[index % len(PALETTE)])
             kept = seen & (roles == role)
             axes.scatter(x[kept], y[kept], s=size, alpha=0.7, color=colour, linewidths=0,
-                         label=f"{role} (n = {counts[role]:,})")  # fmt: skip
+                         rasterized=counts[role] > MANY, label=f"{role} (n = {counts[role]:,})")  # fmt: skip
             groups.append((colour, kept))
     if threshold is not None:
         axes.axvline(threshold, color="black", linestyle="--", linewidth=thin(), label=f"tau = {threshold:.3g}")

@@ -178,6 +178,10 @@ def thin() -> float:
     return 0.65 * float(mpl.rcParams["lines.linewidth"])
 
 
+MANY = 2_000
+"""Marks from which a figure holds a picture of them: drawn one by one, 180,000 ticks made a page of 30 MB."""
+
+
 def dot(scale: float = 1.0) -> float:
     """Return the area of a dot in the theme that is active, for ``scatter(s=...)``."""
     return scale * float(mpl.rcParams["lines.markersize"]) ** 2

@@ -39,7 +39,11 @@ class SinkKind:
 
 @dataclass(frozen=True)
 class Sinks:
-    """What was found: kinds with the strongest first, the tokens of that kind, and the threshold used."""
+    """What was found: kinds with the strongest first, the tokens of that kind, and the threshold used.
+
+    ``mask`` (prompt, key) marks the tokens of the strongest kind; it serves as ``keys=`` of an edit and for
+    :func:`sinkscope.metrics.matched_controls`.
+    """
 
     kinds: tuple[SinkKind, ...]
     mask: xr.DataArray
@@ -117,12 +121,18 @@ def find_sinks(ds: xr.Dataset) -> Sinks:
     )
     return Sinks(
         tuple(kind for kind, _ in kinds[:6]),
-        xr.DataArray(mask, dims=("prompt", "key"), coords={"prompt": ds["prompt"].values}),
+        xr.DataArray(mask, dims=("prompt", "key"), coords={"prompt": ds["prompt"].values, **_tokens(ds)}),
         threshold,
         _share(hits, mass),
         int(_measured(mass).sum()),
         int((~telling[:, 0]).sum()),
     )
+
+
+def _tokens(ds: xr.Dataset) -> dict[str, tuple[tuple[str, str], np.ndarray]]:
+    """Coordinates that say which token stands where: with them the mask serves an edit, and a draw of controls."""
+    names = [name for name in ("token", "token_role") if name in ds.coords]
+    return {name: (("prompt", "key"), ds[name].transpose("prompt", "key").values) for name in names}
 
 
 def _measured(mass: np.ndarray) -> NDArray[np.bool_]:

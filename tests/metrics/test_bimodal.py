@@ -4,6 +4,7 @@ import xarray as xr
 
 from sinkscope.errors import MetricError
 from sinkscope.metrics import bimodality, valley_threshold
+from sinkscope.metrics.bimodal import judge
 
 TEN = [0.02, 0.03, 0.04, 0.05, 0.06, 0.30, 0.35, 0.40, 0.45, 0.50]
 
@@ -91,3 +92,14 @@ def test_a_reading_gives_its_largest_weights_and_one_without_them_says_which_pro
         MetricError, match=r"bimodality needs 'max_attention'; this reading holds \['entropy'\]. Add MaxA"
     ):
         bimodality(ds.rename(max_attention="entropy"))
+
+
+def test_more_numbers_than_the_dip_test_has_a_table_for():
+    rng = np.random.default_rng(0)
+    one = rng.normal(0.2, 0.05, 90_000)
+    two = np.concatenate([rng.normal(0.05, 0.02, 50_000), rng.normal(0.40, 0.05, 40_000)])
+    assert judge(one).bimodal is False
+    found = judge(two)
+    assert found.bimodal is True
+    assert found.n == 90_000
+    assert found.dip_p < 0.001

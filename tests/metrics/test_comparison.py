@@ -212,3 +212,23 @@ def test_readings_of_other_prompts_are_no_pairs():
         compare(values, to=other)
     assert int(compare(values, to=other.drop_vars("prompt_hash"))["n"]) == 3
     assert int(compare(values, to=values + 1)["n"]) == 3
+
+
+def test_the_baseline_of_a_grid_is_a_variable_of_its_own():
+    rng = np.random.default_rng(0)
+    plain = xr.DataArray(rng.normal(size=8), dims="prompt", coords={"prompt": np.arange(8)})
+    changed = [plain.values + rng.normal(mean, 0.1, size=8) for mean in (0.0, 1.0)]
+    swept = xr.Dataset(
+        {"loss": (("gamma", "prompt"), changed)}, coords={"gamma": [1.0, 2.0], "prompt": plain["prompt"]}
+    )
+    swept["loss_baseline"] = plain
+    found = compare(swept, to="baseline", resampling=FAST)
+    assert found["difference"].sel(gamma=2.0).item() == pytest.approx((changed[1] - plain.values).mean())
+    assert found["difference"].dims == ("gamma",)
+    assert found.attrs["to"] == "baseline"
+    xr.testing.assert_identical(found, compare(swept, to="baseline", variable="loss", resampling=FAST))
+    wanted = r"keeps the run without edits as a variable, here 'loss_baseline'.*compare\(swept.mean\('query'\), to="
+    with pytest.raises(MetricError, match=wanted):
+        compare(swept["loss"], to="baseline")
+    with pytest.raises(MetricError, match=wanted):
+        compare(swept[["loss"]], to="baseline")

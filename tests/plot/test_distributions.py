@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -6,6 +8,7 @@ from scipy import stats
 from sinkscope import plot
 from sinkscope.errors import SchemaError
 from sinkscope.metrics.bimodal import bimodality
+from sinkscope.plot.theme import MANY
 
 
 def norms(values):
@@ -71,3 +74,12 @@ def test_histogram_takes_what_the_metric_returns():
 def test_histogram_of_nothing():
     ax = plot.max_attention_histogram(xr.DataArray([np.nan], dims="head"))
     assert not ax.patches
+
+
+@pytest.mark.parametrize("count", [500, 50_000])
+def test_a_strip_of_very_many_heads_is_a_picture_in_the_svg(count):
+    values = xr.DataArray(np.random.default_rng(0).gamma(1.0, 0.05, count), dims="head")
+    kept = io.BytesIO()
+    plot.max_attention_histogram(values).figure.savefig(kept, format="svg")
+    assert (b"<image" in kept.getvalue()) == (count > MANY)
+    assert kept.getbuffer().nbytes < 300_000
