@@ -2,9 +2,9 @@
 
     python benchmarks/report.py --output out/report
 
-Two readings of SmolLM2's shape (30 layers of 9 heads): the 24 prompts of the demo, and 600. They are made, not measured:
-numbers drawn at random compress worse than a model's, so that the sizes are on the safe side. A Chromium and playwright are
-needed. Milliseconds are wall time, the least and the median of the visits; a busy machine adds to the median.
+Two readings of SmolLM2's shape (30 layers of 9 heads): the 24 prompts of the demo, and 600. They are made, not
+measured: numbers drawn at random compress worse than a model's, so that the sizes are on the safe side. A Chromium and
+playwright are needed. Milliseconds are wall time, the least and the median of the visits; a busy machine adds to both.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def reading(prompts: int) -> xr.Dataset:
 
 
 def opening(page: Path, visits: int) -> list[float]:
-    """Seconds of each visit, from the navigation to the second frame after the page has drawn its panels and listens."""
+    """Seconds of each visit, from the navigation to the second frame after the page drew its panels."""
     sys.path.insert(0, str(ROOT / "tests"))
     from chromium import chromium
 

@@ -134,18 +134,25 @@ def _last(values: xr.DataArray) -> xr.DataArray:
     ),
 )
 def split_heads(
-    vmax: xr.DataArray, entropy: xr.DataArray | None = None, *, over: str | Iterable[str] | None = None
+    vmax: xr.DataArray | xr.Dataset, entropy: xr.DataArray | None = None, *, over: str | Iterable[str] | None = None
 ) -> xr.Dataset:
     """Split heads by the valley of their maximum visual attention, and the rest by that of their non-vision entropy.
 
-    ``vmax`` as from ``max_visual_attention``; ``entropy`` as from ``non_vision_entropy`` with the same dims. ``over``
-    names the dims one valley is taken over (None: all; ``"head"``: one per layer). Returns ``kind`` (str, dims of
+    ``vmax`` as from ``max_visual_attention``, or a reading: then its ``max_attention``, mean over queries; ``entropy``
+    as from ``non_vision_entropy`` with the same dims. ``over`` names the dims one valley is taken over (None: all;
+    ``"head"``: one per layer). Returns ``kind`` (str, dims of
     ``vmax``): ``"vision"`` at or above the valley, else ``"resink"``, and with ``entropy`` ``"resink_global"`` at or
     above its valley or ``"resink_isolated"`` below; ``valley``, ``entropy_valley``; ``bimodal``. Where maximum
     attention has one hump there are no two classes: every head is ``"unsplit"``. Where only the entropy of the rest
     has one, the rest is ``"resink"``. These are not the heads with a text sink. Source: Kan et al. (kan2025), where
     the first head is always kept; here it is treated like every other.
+
+    Raises:
+        MetricError: a reading without ``max_attention``, or a dim of ``over`` is not there.
     """
+    if isinstance(vmax, xr.Dataset):
+        require(vmax, "split_heads", "max_attention")
+        vmax = vmax["max_attention"].mean("query")
     first = bimodality(vmax, over=over)
     split = (first["bimodal"] & vmax.notnull()).transpose(*vmax.dims)
     vision = ((vmax >= first["valley"]) & split).transpose(*vmax.dims)

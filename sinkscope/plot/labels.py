@@ -102,11 +102,13 @@ def set_ticks(
 
 
 def need_dims(array: xr.DataArray, dims: tuple[str, ...], function: str) -> xr.DataArray:
-    """Return ``array`` transposed to ``dims``.
+    """Return ``array`` transposed to ``dims``; the layers and heads that a grid edited count as layers and heads.
 
     Raises:
         SchemaError: it has other dims; the message says which to select or to reduce.
     """
+    of_grid = {f"edit_{dim}": dim for dim in dims if dim not in array.dims and f"edit_{dim}" in array.dims}
+    array = array.rename(of_grid) if of_grid else array
     found = tuple(str(d) for d in array.dims)
     if set(found) != set(dims):
         extra = [d for d in found if d not in dims]

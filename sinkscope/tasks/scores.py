@@ -32,10 +32,10 @@ MEANINGS: dict[str, tuple[str, str]] = {
 
 
 def evaluate(
-    model: Model, questions: Questions, variants: Mapping[str, Sequence[Edit]], *, batch_size: int = 1,
+    model: Model, questions: Questions, variants: Mapping[str, Sequence[Edit]] | None = None, *, batch_size: int = 1,
     executor: Any = None,
 ) -> xr.Dataset:  # fmt: skip
-    """Answer the questions under every variant of edits; an empty list is the model as it is.
+    """Answer the questions under every variant of edits; an empty list is the model as it is, and so is leaving it out.
 
     Returns the scores of :func:`scores` with the dimension ``edit`` in front. Variants, ``executor`` and errors are
     those of :func:`sinkscope.sweep`; a :func:`sinkscope.grid` gives its own dimensions instead of ``edit``.
@@ -48,7 +48,8 @@ def evaluate(
             f"evaluate: expected Questions, got {type(questions).__name__}. Take some of a task's, such as "
             "Questions.of(task.test, model)."
         )
-    reading = sweep(model, questions.prompts, variants, [questions.probe], batch_size=batch_size, executor=executor)
+    asked = {"none": []} if variants is None else variants
+    reading = sweep(model, questions.prompts, asked, [questions.probe], batch_size=batch_size, executor=executor)
     return scores(reading, questions)
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import xarray as xr
+from made_reading import fake_reading
 
 from sinkscope.errors import MetricError
 from sinkscope.metrics import (
@@ -105,6 +106,14 @@ def test_split_heads_at_the_valley():
     assert found["kind"].values[0].tolist() == ["resink"] * 5 + ["vision"] * 5
     assert float(found["valley"]) == pytest.approx(0.1089, abs=1e-4)
     assert found.attrs["verdict"] == "bimodal"
+
+
+def test_split_heads_takes_a_reading():
+    evenly_spread = fake_reading(sink=False)
+    values = evenly_spread["max_attention"].mean("query")
+    xr.testing.assert_identical(split_heads(evenly_spread), split_heads(values))
+    with pytest.raises(MetricError, match="split_heads needs 'max_attention'"):
+        split_heads(evenly_spread[["key_mass"]])
 
 
 def test_split_heads_splits_nothing_where_there_is_one_hump():

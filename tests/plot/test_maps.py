@@ -57,6 +57,13 @@ def test_effect_map_is_symmetric_and_marks_heads():
     assert ax.get_figure().axes[1].get_ylabel() == "effect [nat]"
 
 
+def test_the_layers_and_heads_of_a_grid_are_layers_and_heads():
+    edited = grid([[0.1, -0.4], [0.0, 0.2]]).rename(layer="edit_layer", head="edit_head")
+    ax = plot.effect_map(edited, marked=edited > 0.15)
+    assert ax.images[0].get_array().tolist() == [[0.1, -0.4], [0.0, 0.2]]
+    assert ax.collections[0].get_offsets().tolist() == [[1.0, 1.0]]
+
+
 def test_head_class_map_has_one_colour_per_class():
     ax = plot.head_class_map(grid([["sink", "vision"], ["", "sink"]]))
     assert ax.images[0].get_array().tolist() == [[0, 1], [-1, 0]]

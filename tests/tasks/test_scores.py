@@ -98,6 +98,8 @@ def test_evaluate_is_the_same_as_a_run_under_each_edit():
             np.testing.assert_allclose(found[name].sel(edit=label), alone[name], atol=1e-4)
     change = found["log_probability"].diff("edit")
     assert float(np.abs(change).max()) > 1e-2
+    plain = tasks.evaluate(model(), questions(), batch_size=3)
+    np.testing.assert_array_equal(plain["log_probability"], found["log_probability"].sel(edit=["none"]))
     by_gamma = tasks.evaluate(model(), questions(), sk.grid(sk.ScaleKeys, gamma=[0.2, 1.0]))
     assert by_gamma["correct"].dims == ("gamma", "prompt")
     np.testing.assert_allclose(
