@@ -29,7 +29,7 @@ PAINTED = "() => new Promise(done => requestAnimationFrame(() => requestAnimatio
 def reading(prompts: int) -> xr.Dataset:
     """Return a reading of SmolLM2's shape with texts of 30 to 47 tokens."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from made_reading import fake_reading
+    from made_reading import fake_reading  # pyright: ignore[reportMissingImports]
 
     lengths = np.random.default_rng(0).integers(30, 48, prompts).tolist()
     return fake_reading(lengths=tuple(lengths), layers=30, heads=9, kv_heads=3, dim=576)
@@ -38,7 +38,7 @@ def reading(prompts: int) -> xr.Dataset:
 def opening(page: Path, visits: int) -> list[float]:
     """Seconds of each visit, from the navigation to the second frame after the page drew its panels."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from chromium import chromium
+    from chromium import chromium  # pyright: ignore[reportMissingImports]
 
     taken = []
     with chromium() as browser:

@@ -67,7 +67,7 @@ def edit_and_compare(text: str) -> None:
 
 def gamma_sweep(text: str) -> None:
     assert number(r"rank correlation of estimate and sweep: ([\d.]+)", text) > 0.6
-    assert 0 < number(r"at gamma 0.5 (\d+) of 27 heads", text) < 27
+    assert 0 < number(r"at gamma 0.5 (\d+) of 18 heads", text) < 18
     assert interval("change to no edit", text)[1] < 0
     assert interval("change to random heads", text)[1] < 0
 

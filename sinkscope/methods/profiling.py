@@ -92,8 +92,9 @@ class HeadProfile(MethodResult):
         """Draw the mean derivative of every head."""
         from sinkscope import plot
 
-        mean = self.found["first_order"].mean("prompt")
-        mean.attrs = {"long_name": f"d {self.found.attrs['metric']} / d log gamma", "units": "1"}
+        name = f"d {self.found.attrs['metric']} / d log gamma"
+        says = f"{name} at gamma 1, mean over prompts; below 0: more attention would lower it"
+        mean = plot.described(self.found["first_order"].mean("prompt"), self.found, says).assign_attrs(long_name=name)
         return plot.effect_map(mean, title="First-order effect of each head", ax=ax)
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from sinkscope.definitions import define
 from sinkscope.errors import MetricError, SinkscopeWarning
 from sinkscope.metrics.base import lengths, require
 from sinkscope.metrics.bimodal import bimodality
@@ -277,9 +278,18 @@ def _split(ds: xr.Dataset) -> Finding:
     result = bimodality(values)
     n = int(result["n"])
     if not bool(result["bimodal"]):
+        # A dip that is beyond chance is no valley yet: with thousands of readings the smallest unevenness is.
+        apart = float(result["ashman_d"])
+        uneven = n >= define("bimodality", "combined").default("small") and float(result["dip_p"]) < 0.05
+        shape = (
+            f"is not of one smooth hump over {n:,} head readings (dip test {_p(result)}), but has no two humps with a "
+            f"valley between them (Ashman's D {number(apart)}; two are apart from 2 on)"
+            if uneven
+            else f"has one hump over {n:,} head readings (dip test {_p(result)})"
+        )
         text = (
-            f"The largest attention weight on the chosen keys, mean over queries, has one hump over {n:,} head "
-            f"readings (dip test {_p(result)}): no split into two classes of heads is justified."
+            f"The largest attention weight on the chosen keys, mean over queries, {shape}: no split into two classes "
+            "of heads is justified."
         )
         return Finding("Heads do not fall into two classes", text, "absent", (result.attrs,))
     above = percent(float(result["high_weight"]))

@@ -5,6 +5,7 @@ import xarray as xr
 import sinkscope as sk
 from sinkscope.errors import SchemaError
 from sinkscope.report import find_sinks, findings
+from sinkscope.report.findings import _split
 
 
 def by_state(ds):
@@ -147,3 +148,15 @@ def test_a_sink_is_judged_against_even_attention_over_the_prompts(reading):
     told, sinks = findings(many)
     assert sinks.kinds[0].p_value < 0.05
     assert "Over the 9 prompts that is more than even attention gives it, p = " in told[0].text
+
+
+def test_a_dip_without_a_valley_is_not_called_one_hump():
+    rng = np.random.default_rng(0)
+    smooth = rng.normal(0.2, 0.02, (6000, 1, 1, 1))
+    dims = ("prompt", "layer", "head", "query")
+    reading = xr.Dataset({"max_attention": (dims, smooth.round(2))})  # steps, as of weights that are clipped
+    finding = _split(reading)
+    assert finding.state == "absent"
+    assert "is not of one smooth hump over 6,000 head readings (dip test p < 0.001)" in finding.text
+    assert "Ashman's D" in finding.text
+    assert "has one hump over 6,000 head readings" in _split(xr.Dataset({"max_attention": (dims, smooth)})).text

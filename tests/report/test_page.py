@@ -113,3 +113,10 @@ def test_what_is_no_reading_is_refused_by_every_call(reading, tmp_path):
         assert not list(tmp_path.iterdir()), name
     with pytest.raises(SchemaError, match=r"labels=5\): give two names, such as"):
         report.write_report(reading, tmp_path / "r.html", against=reading, labels=5)
+
+
+def test_a_report_of_600_prompts_fits_5_megabytes(tmp_path):
+    lengths = tuple(np.random.default_rng(0).integers(30, 48, 600).tolist())
+    reading = fake_reading(lengths=lengths, layers=30, heads=9, kv_heads=3, dim=576)
+    page = write_report(reading, tmp_path / "r.html", figures=["max_attention", "sink_map"])
+    assert page.stat().st_size < 5e6
