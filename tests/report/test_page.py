@@ -3,7 +3,9 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from made_reading import fake_reading
 
 from sinkscope import report
 from sinkscope.errors import OutputError, SchemaError
