@@ -12,14 +12,12 @@ block, not accuracy; the control holds as many patches at their mean.
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 import xarray as xr
 
 import sinkscope as sk
 from sinkscope.analysis import Study, need, with_intervals
-from sinkscope.engine.run import find_tower
+from sinkscope.methods.registers import held_at_mean
 from sinkscope.methods.residual import residual_stream
-from sinkscope.models.backends.base import Instruments
 
 
 def textures(count: int, size: int, seed: int = 0) -> list[np.ndarray]:
@@ -31,23 +29,11 @@ def textures(count: int, size: int, seed: int = 0) -> list[np.ndarray]:
 
 def cost(model: sk.Model, prompts: sk.Prompts, keys: list[int], split: int) -> xr.DataArray:
     """Cosine distance of the class token of the images from ``split`` on, ``keys`` held at the mean of the others."""
-    at = [residual_stream(model, prompts, index) for index in range(len(prompts))]
-    names = [name for name in at[0] if name == "embed" or name.endswith("post")]
+    edits = held_at_mean(model, prompts.subset(range(split)), keys)
     found: list[float] = []
-
-    def hold(name: str, hidden: torch.Tensor) -> torch.Tensor:
-        new = hidden.clone()
-        new[:, keys] = torch.from_numpy(np.mean([state[name][keys] for state in at[:split]], axis=0)).to(new)
-        return new
-
     for index in range(split, len(prompts)):
-        last: list[np.ndarray] = []
-        hooks = {name: [lambda hidden, name=name: hold(name, hidden)] for name in names[:-1]}
-        hooks[names[-1]] = [lambda hidden, last=last: last.append(hidden[0, 0].float().numpy().copy())]
-        with torch.no_grad(), model.evaluating():
-            model.backend.forward(prompts.batch([index]).inputs, find_tower(model, None), Instruments(residual=hooks))
-        plain = at[index][names[-1]][0]
-        found.append(1 - float(plain @ last[0] / np.linalg.norm(plain) / np.linalg.norm(last[0])))
+        plain, held = (list(residual_stream(model, prompts, index, each).values())[-1][0] for each in ((), edits))
+        found.append(1 - float(plain @ held / np.linalg.norm(plain) / np.linalg.norm(held)))
     return xr.DataArray(found, dims="prompt", coords={"prompt": np.arange(split, len(prompts))})
 
 

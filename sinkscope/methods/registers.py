@@ -16,8 +16,10 @@ import xarray as xr
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
+from sinkscope.edits import Edit, Patch
+from sinkscope.edits.patch import record
 from sinkscope.engine.run import find_tower
-from sinkscope.errors import UnsupportedModelError
+from sinkscope.errors import PromptError, UnsupportedModelError
 from sinkscope.methods.secondary_mlp import mlp_of
 from sinkscope.metrics import valley_threshold
 from sinkscope.registry import method
@@ -165,6 +167,34 @@ def with_registers(
     attrs = {"method": "with_registers", "reference": "jiang2025", "register": int(register), "fill": fill}
     data = {"norm": (("prompt", "layer", "token"), np.stack(norms)), "cls_cosine": ("prompt", np.asarray(cosine))}
     return xr.Dataset(data, coords={"role": ("token", names), "layer": np.arange(depth)}, attrs=attrs)
+
+
+@method()
+def held_at_mean(model: Model, reference: Prompts, keys: Any = "register") -> list[Edit]:
+    """Return edits that hold tokens at their mean over other pictures behind every block but the last (Fix-Reg-Mean).
+
+    Where the registers of a vision encoder act as biases, nothing is lost under them; hold as many patches for a
+    control. Run them on pictures that are not among ``reference``: ``sk.run(model, prompts, probes, edits)``.
+
+    Source: Sun et al. 2024 (sun2024), section 5.
+
+    Args:
+        model: a vision encoder, or any model whose prompts have the same tokens at the same places.
+        reference: what the mean is taken over, all of one length.
+        keys: the tokens, as in any edit: a role, positions, labels.
+
+    Raises:
+        PromptError: prompts of several lengths, in which a place has no one token.
+    """
+    if len(set(reference.lengths)) != 1:
+        raise PromptError(
+            f"held_at_mean: prompts of {sorted(set(reference.lengths))} tokens. Give pictures of one size, so that a "
+            "place is the same token in each."
+        )
+    states = record(model, reference, "state", range(find_tower(model, None).depth - 1))
+    return [
+        Patch("state", layer=layer, source=state.mean(0, keepdims=True), keys=keys) for layer, state in states.items()
+    ]
 
 
 def _roles(prompts: Prompts) -> list[str]:

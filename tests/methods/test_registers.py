@@ -6,8 +6,9 @@ import torch
 
 import sinkscope as sk
 from sinkscope import testing
-from sinkscope.errors import UnsupportedModelError
-from sinkscope.methods.registers import moved, outlier_threshold, register_neurons, with_registers
+from sinkscope.errors import PromptError, UnsupportedModelError
+from sinkscope.methods.registers import held_at_mean, moved, outlier_threshold, register_neurons, with_registers
+from sinkscope.methods.residual import residual_stream
 
 UNIT, LAYER = 7, 1
 
@@ -99,3 +100,33 @@ def test_errors(case):
         register_neurons(text, sk.Prompts.from_ids([[1, 5]], text))
     with pytest.raises(UnsupportedModelError, match=r"use one of \['zero', 'mean', 'keep'\]"):
         with_registers(model, prompts, register_neurons(model, prompts), fill="clip")
+
+
+def test_tokens_are_held_at_their_mean_over_other_pictures(case):
+    model, prompts, _ = case
+    reference, keys = prompts.subset([0, 1, 2]), [2, 5]
+    edits = held_at_mean(model, reference, keys)
+    plain = [residual_stream(model, prompts, index) for index in range(4)]
+    held = residual_stream(model, prompts, 3, edits)
+    depth = len(edits) + 1
+    for layer in range(depth - 1):
+        mean = np.mean([state[f"{layer}.post"][keys] for state in plain[:3]], axis=0)
+        np.testing.assert_allclose(held[f"{layer}.post"][keys], mean, rtol=1e-5, atol=1e-5)
+        assert not np.allclose(plain[3][f"{layer}.post"][keys], mean, atol=1e-3), "another picture differs there"
+    free = [at for at in range(len(held["0.post"])) if at not in keys]
+    np.testing.assert_allclose(held["0.post"][free], plain[3]["0.post"][free], rtol=1e-6)
+    assert not np.allclose(held[f"{depth - 1}.post"][0], plain[3][f"{depth - 1}.post"][0], atol=1e-4)
+
+
+def test_what_every_picture_has_alike_costs_nothing_at_its_mean(case):
+    model, prompts, _ = case
+    same = prompts.subset([0])
+    held = residual_stream(model, same, 0, held_at_mean(model, same, [2, 5]))
+    for name, state in residual_stream(model, same, 0).items():
+        np.testing.assert_allclose(held[name], state, rtol=1e-4, atol=1e-4)
+
+
+def test_prompts_of_several_lengths_have_no_one_token_at_a_place():
+    model = sk.load_model(testing.tiny("llama"))
+    with pytest.raises(PromptError, match=r"held_at_mean: prompts of \[2, 3\] tokens"):
+        held_at_mean(model, sk.Prompts.from_ids([[1, 5], [1, 5, 6]], model), "first")
