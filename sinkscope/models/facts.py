@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from sinkscope.errors import UnsupportedModelError
+from sinkscope.prompts.towers import takes_grid
 
 Kind = Literal["decoder", "encoder", "vision", "vlm", "encoder-decoder", "audio"]
 AUDIO_INPUTS = ("input_features", "input_values")
@@ -89,7 +90,9 @@ def kind_of(model: PreTrainedModel) -> Kind:
         return "encoder-decoder"
     if main in AUDIO_INPUTS:
         return "audio"
-    if main == "pixel_values" and getattr(config, "text_config", None) is None and not _of_grid(model):
+    if takes_grid(model):
+        return "vision"
+    if main == "pixel_values" and getattr(config, "text_config", None) is None:
         if isinstance(getattr(config, "num_frames", None), int):
             raise UnsupportedModelError(
                 f"{type(model).__name__} takes videos (prompt, frame, channel, height, width), of which nothing here "
@@ -100,21 +103,12 @@ def kind_of(model: PreTrainedModel) -> Kind:
         raise UnsupportedModelError(
             f"{type(model).__name__} takes {main}; sinkscope reads models of text, images, both, or recordings."
         )
-    if _of_grid(model):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is the vision part of a larger model and takes patches with their grid. Load the "
-            "larger model and read it with tower='vision'."
-        )
     text = config.get_text_config()
     if getattr(config, "vision_config", None) is not None:
         return "encoder" if hasattr(model, "logit_scale") else "vlm"
     causal = text.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     masked = text.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return "decoder" if causal and (getattr(text, "is_decoder", False) or not masked) else "encoder"
-
-
-def _of_grid(model: torch.nn.Module) -> bool:
-    return "grid_thw" in inspect.signature(model.forward).parameters
 
 
 def main_input(model: torch.nn.Module) -> str:

@@ -21,6 +21,7 @@ from sinkscope.prompts.layouts import own_shapes
 from sinkscope.prompts.model import PromptModel
 from sinkscope.prompts.pairs import fields_of_pair_inputs
 from sinkscope.prompts.text import check_ids, describe_key0, warn_double_bos
+from sinkscope.prompts.towers import fields_of_packed, takes_grid
 from sinkscope.prompts.vocabulary import Vocabulary
 from sinkscope.roles import ROLE_INDEX
 
@@ -66,6 +67,8 @@ def fields_of_inputs(given: Any, model: PromptModel) -> PromptFields:
     if model.kind in ("encoder-decoder", "audio"):
         return fields_of_pair_inputs(inputs, model)
     if model.kind == "vision":
+        if takes_grid(model.model):
+            return fields_of_packed(inputs, model)
         if naflex.takes_patches(model.model):
             return fields_of_images(naflex.as_pictures(inputs, int(model.config.patch_size)), model)
         if set(inputs) != {"pixel_values"}:

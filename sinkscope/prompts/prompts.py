@@ -20,7 +20,7 @@ from sinkscope.prompts.inputs import fields_of_inputs
 from sinkscope.prompts.model import PromptModel, check_model
 from sinkscope.prompts.pairs import fields_of_pairs, fields_of_side
 from sinkscope.prompts.text import fields_of_ids, fields_of_texts
-from sinkscope.prompts.towers import fields_of_tower
+from sinkscope.prompts.towers import fields_of_packed_images, fields_of_tower, takes_grid
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,7 +70,8 @@ class Prompts(PromptFields):
                 size that the encoder refuses.
         """
         check_model(model, "from_images")
-        return cls(**vars(fields_of_images(images, model)))
+        packed = takes_grid(model.model)
+        return cls(**vars(fields_of_packed_images(images, model) if packed else fields_of_images(images, model)))
 
     @classmethod
     def from_chat(cls, items: Sequence[Mapping[str, Any]], model: PromptModel) -> Prompts:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,11 @@ from sinkscope.errors import PromptError
 from sinkscope.prompts import grids, naflex
 from sinkscope.prompts.data import PatchGrid, PromptFields
 from sinkscope.prompts.geometry import Cells, PixelMap, blank, plain_picture
-from sinkscope.prompts.images import prefix_tokens, sequence_length
+from sinkscope.prompts.identity import image_settings
+from sinkscope.prompts.images import image_processor, load_image, prefix_tokens, sequence_length
 from sinkscope.prompts.layouts import Source, anyres_canvas, own_shapes, patch_size
 from sinkscope.prompts.model import PromptModel
+from sinkscope.prompts.text import check_list
 from sinkscope.roles import ROLE_INDEX
 
 ORIGIN = ("source_prompt", "source_image", "source_tile")
@@ -54,6 +58,65 @@ def fields_of_tower(prompts: PromptFields, model: PromptModel, tower: torch.nn.M
         raise PromptError(
             "these prompts hold no images for the vision tower. Give images with from_chat or from_inputs."
         )
+    shapes = own_shapes(model.config)
+    return replace(_fields(seen, tower, shapes), origin=dict(zip(ORIGIN, np.array(origin).T, strict=True)))
+
+
+def takes_grid(module: torch.nn.Module) -> bool:
+    """Say whether a vision encoder takes the patches of all pictures in one list, with their grids (Qwen-VL's)."""
+    return "grid_thw" in inspect.signature(module.forward).parameters
+
+
+def fields_of_packed(given: Mapping[str, torch.Tensor], model: PromptModel, sizes: Any = ()) -> PromptFields:
+    """Build prompts of a vision encoder that takes patches with their grids; see ``Prompts.from_images``.
+
+    Args:
+        given: patches (``pixel_values`` or ``hidden_states``) and grids (``image_grid_thw`` or ``grid_thw``).
+        model: the encoder.
+        sizes: (height, width) of each original image, where they are known.
+
+    Raises:
+        PromptError: one of them is missing, or they do not fit.
+    """
+    patches, grid = (
+        next((given[name] for name in names if name in given), None)
+        for names in (("pixel_values", "hidden_states"), ("image_grid_thw", "grid_thw"))
+    )
+    if patches is None or grid is None or int(grid.prod(-1).sum()) != len(patches):
+        shapes = {str(name): tuple(tensor.shape) for name, tensor in given.items()}
+        raise PromptError(
+            f"{type(model.model).__name__} takes patches of pictures in one list, and image_grid_thw: frames, rows and "
+            f"columns of each. Got {shapes}; pass the image processor's whole output."
+        )
+    name = "pixel_values" if "pixel_values" in inspect.signature(model.model.forward).parameters else "hidden_states"
+    whole = {"pixel_values": patches, "image_grid_thw": grid}
+    if "merge_sizes" in inspect.signature(model.model.forward).parameters:  # VideoLLaMA 3 merges by what it is told
+        whole["merge_sizes"] = (
+            given["merge_sizes"] if "merge_sizes" in given else torch.ones(len(grid), dtype=torch.long)
+        )
+    parts = _packed(whole, sizes or (grids.UNKNOWN,) * len(grid), model.config, name)
+    return _fields(
+        [(part, size) for part, size in zip(parts, sizes or (grids.UNKNOWN,) * len(parts), strict=True)],
+        model.model,
+        False,
+    )
+
+
+def fields_of_packed_images(images: Any, model: PromptModel) -> PromptFields:
+    """Build prompts of images for such an encoder; see ``Prompts.from_images``."""
+    processor = image_processor(model)
+    if processor is None:
+        raise PromptError(
+            "from_images: this model has no image processor. Pass one to load_model(..., processor=), or give its "
+            "output to from_inputs."
+        )
+    listed = [load_image(one, f"image {n}") for n, one in enumerate(check_list(images, "images", "from_images"))]
+    sizes = [(float(image.height), float(image.width)) for image in listed]
+    found = fields_of_packed(processor(images=listed, return_tensors="pt"), model, sizes)
+    return replace(found, images=image_settings(model), made_of=tuple(images))
+
+
+def _fields(seen: list[tuple[Seen, tuple[float, float]]], tower: torch.nn.Module, shapes: bool) -> PromptFields:
     names = _names(tower, seen)
     fields = [_describe(names, part[1], size) for part, size in seen]
     first = fields[0][1][0]
@@ -64,8 +127,7 @@ def fields_of_tower(prompts: PromptFields, model: PromptModel, tower: torch.nn.M
         extras=tuple(part[0] for part, _ in seen),
         grids=tuple(f[2] for f in fields),
         key0=f"class token '{first}'" if first == "[CLS]" else f"patch '{first}' (this tower has no class token)",
-        origin=dict(zip(ORIGIN, np.array(origin).T, strict=True)),
-        one_by_one=own_shapes(model.config) or any("grid_thw" in part[0] for part, _ in seen),
+        one_by_one=shapes or any("grid_thw" in part[0] for part, _ in seen),
     )
 
 
@@ -82,7 +144,8 @@ def _pictures(inputs: dict[str, Any], grid: PatchGrid | None, model: PromptModel
     if "image_grid_thw" in inputs:
         own = "pixel_values" in inspect.signature(tower.forward).parameters
         name = "pixel_values" if own else "hidden_states"
-        return _packed(inputs, grid, model.config.vision_config, name)
+        sizes = grid.sizes if grid is not None else (grids.UNKNOWN,) * len(inputs["image_grid_thw"])
+        return _packed(inputs, sizes, model.config.vision_config, name)
     if naflex.takes_patches(tower):
         return _listed(inputs, grid)
     values = inputs["pixel_values"]
@@ -156,21 +219,22 @@ def _covered_tile(grid: PatchGrid, own: np.ndarray, tile: int, size: tuple[float
     return PixelMap(whole.y.cut(top, bottom - top), whole.x.cut(left, right - left))
 
 
-def _packed(inputs: dict[str, Any], grid: PatchGrid | None, config: Any, name: str) -> list[Seen]:
+def _packed(inputs: dict[str, Any], sizes: Sequence[tuple[float, float]], config: Any, name: str) -> list[Seen]:
     """Qwen-VL: patches of all images in one list, in blocks that will be merged; the tower takes them as ``name``."""
     found: list[Seen] = []
-    merge, start = int(config.spatial_merge_size), 0
+    merges, start = inputs.get("merge_sizes"), 0
     for image, thw in enumerate(inputs["image_grid_thw"]):
         frames, height, width = (int(n) for n in thw)
+        merge = int(config.spatial_merge_size if merges is None else merges[image])
         count = frames * height * width
-        size = grid.sizes[image] if grid is not None else grids.UNKNOWN
-        cells = PixelMap.of(*size).cells(height, width)
+        cells = PixelMap.of(*sizes[image]).cells(height, width)
         order = np.arange(height * width).reshape(height // merge, merge, width // merge, merge)
         order = order.transpose(0, 2, 1, 3).reshape(-1, merge * merge)
         cells = np.concatenate([cells[order.ravel()]] * frames)
         if getattr(config, "window_size", None):
             cells = cells.reshape(-1, merge * merge, cells.shape[1])[_window_order(thw, config)].reshape(count, -1)
         part = {name: inputs["pixel_values"][start : start + count], "grid_thw": thw[None]}
+        part |= {} if merges is None else {"merge_sizes": merges[image : image + 1]}
         found.append((part, cells, image, 0))
         start += count
     return found

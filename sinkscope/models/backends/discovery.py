@@ -22,12 +22,14 @@ from sinkscope.models.backends.blocks import find_blocks
 from sinkscope.models.backends.crossing import cross_tower
 from sinkscope.models.backends.kinds import kind_of
 from sinkscope.models.backends.pictured import FILLER, pictured_inputs, takes_pictures
+from sinkscope.models.backends.pictures import trial_picture
 from sinkscope.models.backends.stream import residual_sites, turn_of
 from sinkscope.models.backends.trial import Record, Seen, watch
 from sinkscope.models.backends.two_sided import pair_inputs, recording, split_calls
 from sinkscope.models.facts import AUDIO_INPUTS, is_encoder_decoder, main_input
 from sinkscope.prompts.naflex import inputs_of, trial_size
 from sinkscope.prompts.placing import device_of
+from sinkscope.prompts.towers import takes_grid
 
 VISION_ROOTS = ("vision_tower", "visual", "vision_model", "vision_encoder")
 
@@ -144,6 +146,8 @@ def trial_inputs(model: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
     """Return the smallest inputs that reach every attention layer: one token, one blank image, or both."""
     if is_encoder_decoder(model):
         return [pair_inputs(model)]
+    if takes_grid(model):
+        return [trial_picture(model)]
     main = main_input(model)
     if main in AUDIO_INPUTS:
         return [recording(model)]
@@ -185,7 +189,7 @@ def _towers(model: torch.nn.Module, record: Record) -> dict[str, Tower]:
     both = getattr(config, "vision_config", None) is not None
     root = find_vision_root(model) if both else None
     groups: dict[str, list[Seen]] = {}
-    only_vision = main_input(model) == "pixel_values" and not both
+    only_vision = takes_grid(model) or (main_input(model) == "pixel_values" and not both)
     for call in record.calls:
         inside = only_vision or (root is not None and f"{call.by.path}.".startswith(f"{root}."))
         groups.setdefault("vision" if inside else "text", []).append(call)

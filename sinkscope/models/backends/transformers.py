@@ -85,7 +85,7 @@ class TransformersBackend:
             self._batches.check(inputs)
         collector = Collector(self.model, tower, instruments, self.write_factor)
         alone = self._alone(tower, inputs)
-        if alone is not None:
+        if alone is not None or "grid_thw" in inputs:
             vision.Portions(collector.session, collector.site_of)
         with ExitStack() as stack:
             stack.enter_context(residual_hooks(self.model, tower, instruments.residual, vision.rows_of(inputs)))

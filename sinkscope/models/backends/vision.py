@@ -20,8 +20,7 @@ from sinkscope.attention.view import Context, Wants
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends.base import AttentionSite, Tower
 from sinkscope.models.backends.discovery import explore, find_vision_root
-from sinkscope.prompts.naflex import inputs_of, trial_size
-from sinkscope.prompts.placing import device_of
+from sinkscope.models.backends.pictures import trial_picture
 
 NAME = "vision"
 
@@ -93,24 +92,6 @@ def _needed(module: torch.nn.Module) -> set[str]:
     """Names of what the forward pass of a vision part cannot do without."""
     named = inspect.signature(module.forward).parameters.items()
     return {n for n, p in named if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-
-
-def trial_picture(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Smallest inputs of a vision tower; noise, since a blank image can make every state zero."""
-    config: Any = module.config
-    parameter = next(p for p in module.parameters() if p.is_floating_point())
-    like = {"device": device_of(module), "dtype": parameter.dtype}
-    generator = torch.Generator().manual_seed(0)
-    if "grid_thw" in inspect.signature(module.forward).parameters:
-        side = 2 * int(config.spatial_merge_size)
-        channels = getattr(config, "in_channels", None) or getattr(config, "in_chans", 3)
-        row = channels * int(getattr(config, "temporal_patch_size", 1)) * int(config.patch_size) ** 2
-        patches = torch.randn(side * side, row, generator=generator).to(**like)
-        name = "pixel_values" if "pixel_values" in inspect.signature(module.forward).parameters else "hidden_states"
-        return {name: patches, "grid_thw": torch.tensor([[1, side, side]], device=like["device"])}
-    height, width = trial_size(module, config)
-    pixels = torch.randn(1, getattr(config, "num_channels", 3), height, width, generator=generator)
-    return inputs_of(module, pixels.to(**like))
 
 
 def rows_of(inputs: Mapping[str, torch.Tensor]) -> int:

@@ -226,3 +226,29 @@ def test_the_trial_picture_is_no_blank():
         model = testing.tiny(name)
         given = trial_picture(model.model.visual if name == "qwen3_vl" else model.model.vision_tower)
         assert all(float(tensor.float().std()) > 0 for tensor in given.values())
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_the_vision_part_alone_reads_what_it_reads_inside(family):
+    """Patches of all pictures in one list: by the image processor's output, by its images, and inside the model."""
+    whole, processor = model_of(family), vlm(family).processor.image_processor
+    alone = sk.load_model(whole.model.get_submodule(whole.backend.vision_root()), processor=processor)
+    assert alone.kind == "vision"
+    pictures = [image(24, 16), image(16, 16)]
+    probes = [sk.KeyMass(), sk.ValueNorm(), sk.ResidualNorm()]
+    asked = sk.Prompts.from_chat([{"image": pictures, "text": "What color is the square?"}], whole)
+    wanted = sk.run(whole, asked, probes, tower="vision")
+    by_images = sk.run(alone, sk.Prompts.from_images(pictures, alone), probes)
+    by_output = sk.run(alone, sk.Prompts.from_inputs(processor(images=pictures, return_tensors="pt"), alone), probes)
+    for found in (by_images, by_output):
+        for name in ("key_mass", "value_norm", "residual_norm", "grid_row", "grid_col"):
+            np.testing.assert_allclose(found[name], wanted[name], atol=1e-5)
+    np.testing.assert_allclose(by_images.box_right, wanted.box_right)
+    masked = [sk.MaskKeys("first", layers=[0])]
+    inside = sk.run(whole, asked, probes, masked, tower="vision")
+    np.testing.assert_allclose(
+        sk.run(alone, sk.Prompts.from_images(pictures, alone), probes, masked).residual_norm, inside.residual_norm,
+        atol=1e-4,
+    )  # fmt: skip
+    with pytest.raises(sk.errors.PromptError, match=r"takes patches of pictures in one list, and image_grid_thw"):
+        sk.Prompts.from_inputs({"pixel_values": torch.zeros(4, 96)}, alone)
