@@ -93,11 +93,6 @@ def kind_of(model: PreTrainedModel) -> Kind:
     if takes_grid(model):
         return "vision"
     if main == "pixel_values" and getattr(config, "text_config", None) is None:
-        if isinstance(getattr(config, "num_frames", None), int):
-            raise UnsupportedModelError(
-                f"{type(model).__name__} takes videos (prompt, frame, channel, height, width), of which nothing here "
-                "makes prompts. It reads models of text, images, both, or recordings."
-            )
         return "vision"
     if main not in ("input_ids", "pixel_values"):
         raise UnsupportedModelError(

@@ -10,7 +10,7 @@ import numpy as np
 
 from sinkscope.errors import PromptError
 from sinkscope.prompts.data import ImageSettings, PromptFields
-from sinkscope.prompts.model import PromptModel, check_model
+from sinkscope.prompts.model import PromptModel, check_model, source_name
 from sinkscope.prompts.vocabulary import Vocabulary
 
 _NAMES = ("processor_class", "image_processor_type", "feature_extractor_type", "auto_map")
@@ -78,7 +78,7 @@ def check_prompts(prompts: object, model: PromptModel, call: str) -> None:
 
 def _check_sides(prompts: PromptFields, model: PromptModel, call: str) -> None:
     """Refuse a source of another kind than the encoder reads, and tokens of another vocabulary on either side."""
-    main = str(getattr(model.model, "main_input_name", "input_ids"))
+    main = source_name(model.model)
     source = prompts.other if prompts.side == "target" else prompts
     if source is not None:
         given = next(iter(source.extras[0]), "input_ids")

@@ -125,6 +125,11 @@ def fields_of_images(images: Any, model: PromptModel) -> PromptFields:
         )
     if model.kind != "vision":
         raise PromptError(f"from_images: this model is a text {model.kind} and takes no images. Use from_texts.")
+    if isinstance(getattr(model.config, "num_frames", None), int):
+        raise PromptError(
+            f"from_images: {type(model.model).__name__} takes videos. Give its processor's output, pixel_values of "
+            "(video, frame, channel, height, width), to Prompts.from_inputs."
+        )
     pixels, pictures, sizes = zip(*(_pixels(one, model, f"image {n}") for n, one in enumerate(images)), strict=True)
     layouts: dict[tuple[int, ...], Any] = {}
     fields: dict[str, list[Any]] = {name: [] for name in ("roles", "tokens", "grids")}
@@ -196,8 +201,8 @@ class _FirstBlock(Exception):
 
 
 @torch.no_grad()
-def sequence_length(module: torch.nn.Module, pixels: Float[torch.Tensor, "1 channel height width"]) -> int:
-    """Count the tokens that the first block of a vision encoder gets for one image.
+def sequence_length(module: torch.nn.Module, pixels: Float[torch.Tensor, "1 *frame channel height width"]) -> int:
+    """Count the tokens that the first block of a vision encoder gets for one image, or one video.
 
     Raises:
         PromptError: the encoder refuses images of this size, or has no blocks.
@@ -241,6 +246,11 @@ def _layout(model: PromptModel, values: torch.Tensor) -> tuple[list[tuple[str, s
     patch_y, patch_x = (patch, patch) if isinstance(patch, int) else patch
     rows, columns = values.shape[-2] // patch_y, values.shape[-1] // patch_x
     prefix = sequence_length(model.model, values) - rows * columns
+    if prefix < 0 and getattr(model.config, "mask_ratio", 0):
+        raise PromptError(
+            f"from_images: {type(model.model).__name__} leaves {model.config.mask_ratio:.0%} of the patches out at "
+            "random, as in its training. Set model.model.config.mask_ratio = 0 to read it on whole images."
+        )
     if prefix < 0:
         raise PromptError(
             f"from_images: the first block gets {prefix + rows * columns} tokens for {rows} x {columns} patches, "

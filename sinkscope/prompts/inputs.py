@@ -22,6 +22,7 @@ from sinkscope.prompts.model import PromptModel
 from sinkscope.prompts.pairs import fields_of_pair_inputs
 from sinkscope.prompts.text import check_ids, describe_key0, warn_double_bos
 from sinkscope.prompts.towers import fields_of_packed, takes_grid
+from sinkscope.prompts.videos import fields_of_videos, takes_videos
 from sinkscope.prompts.vocabulary import Vocabulary
 from sinkscope.roles import ROLE_INDEX
 
@@ -71,8 +72,11 @@ def fields_of_inputs(given: Any, model: PromptModel) -> PromptFields:
             return fields_of_packed(inputs, model)
         if naflex.takes_patches(model.model):
             return fields_of_images(naflex.as_pictures(inputs, int(model.config.patch_size)), model)
-        if set(inputs) != {"pixel_values"}:
+        ordered = "noise" in inputs and bool((inputs["noise"].diff(dim=-1) > 0).all())  # ViT-MAE's, which sorts by it
+        if set(inputs) - ({"noise"} if ordered else set()) != {"pixel_values"}:
             raise PromptError(f"from_inputs: a vision encoder takes 'pixel_values' alone, got {sorted(inputs)}.")
+        if takes_videos(model.config):
+            return fields_of_videos(inputs["pixel_values"], model)
         return fields_of_images(list(inputs["pixel_values"].float()), model)
     real = _check_mask(inputs)
     vocabulary = Vocabulary.of(model)

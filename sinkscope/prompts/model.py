@@ -43,6 +43,13 @@ class PromptModel(Protocol):
         ...
 
 
+def source_name(network: torch.nn.Module) -> str:
+    """Name of the input that a model is about; of an encoder-decoder that calls it ``inputs``, its encoder's."""
+    whole: Any = network
+    name = str(getattr(whole, "main_input_name", "input_ids"))
+    return str(getattr(whole.get_encoder(), "main_input_name", name)) if name == "inputs" else name
+
+
 def check_model(model: object, call: str) -> None:
     """Refuse what is no handle on a model, such as a model's name.
 

@@ -33,12 +33,16 @@ def trial_size(module: torch.nn.Module, config: Any) -> tuple[int, int]:
 
 
 def inputs_of(
-    module: torch.nn.Module, pixels: Float[torch.Tensor, "1 channel height width"]
+    module: torch.nn.Module, pixels: Float[torch.Tensor, "1 *frame channel height width"]
 ) -> dict[str, torch.Tensor]:
     """Return one picture as ``module`` takes it."""
+    config: Any = module.config
+    if hasattr(config, "mask_ratio") and "noise" in inspect.signature(module.forward).parameters:
+        # ViT-MAE shuffles its patches by noise: a rising one keeps their order.
+        count = (pixels.shape[-2] // config.patch_size) * (pixels.shape[-1] // config.patch_size)
+        return {"pixel_values": pixels, "noise": torch.linspace(0, 1, count, device=pixels.device)[None]}
     if not takes_patches(module):
         return {"pixel_values": pixels}
-    config: Any = module.config
     return as_patches(pixels, int((getattr(config, "vision_config", None) or config).patch_size))
 
 

@@ -20,7 +20,7 @@ from sinkscope.errors import PromptError
 from sinkscope.prompts.data import PromptFields
 from sinkscope.prompts.frames import AUDIO, describe_frames, own_length
 from sinkscope.prompts.identity import image_settings
-from sinkscope.prompts.model import PromptModel
+from sinkscope.prompts.model import PromptModel, source_name
 from sinkscope.prompts.placing import device_of
 from sinkscope.prompts.text import check_ids, check_list, describe_key0, encode_text, fields_of_ids
 from sinkscope.prompts.vocabulary import Vocabulary, config_number
@@ -221,4 +221,4 @@ def _rows(ids: torch.Tensor, mask: torch.Tensor | None, name: str) -> list[list[
 
 
 def _main_input(model: PromptModel) -> str:
-    return str(getattr(model.model, "main_input_name", "input_ids"))
+    return source_name(model.model)

@@ -172,7 +172,8 @@ def _blank(config: Any, model: torch.nn.Module) -> dict[str, torch.Tensor]:
     height, width = trial_size(model, config)
     parameter = next(p for p in model.parameters() if p.is_floating_point())
     channels = getattr(config, "num_channels", 3)
-    pixels = torch.zeros(1, channels, height, width, device=device_of(model), dtype=parameter.dtype)
+    frames = [config.num_frames] if isinstance(getattr(config, "num_frames", None), int) else []
+    pixels = torch.zeros(1, *frames, channels, height, width, device=device_of(model), dtype=parameter.dtype)
     return inputs_of(model, pixels)
 
 

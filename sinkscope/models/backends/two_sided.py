@@ -8,6 +8,7 @@ import torch
 
 from sinkscope.models.backends.trial import Seen
 from sinkscope.models.facts import AUDIO_INPUTS, is_encoder_decoder
+from sinkscope.prompts.model import source_name
 from sinkscope.prompts.placing import device_of
 
 SOURCE, TARGET = 3, 2
@@ -28,11 +29,12 @@ def pair_inputs(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def source_inputs(model: torch.nn.Module, start: int) -> dict[str, torch.Tensor]:
     """Return what the encoder reads in the trial."""
-    main: Any = model.main_input_name
+    main = source_name(model)
     if main in AUDIO_INPUTS:
         return recording(model)
     if main == "pixel_values":
-        config: Any = getattr(model.config, "encoder", model.config)
+        whole: Any = model.config
+        config: Any = getattr(whole, "encoder", None) or getattr(whole, "vision_config", None) or whole
         size = getattr(config, "image_size", 224)
         height, width = (size, size) if isinstance(size, int) else size
         return {"pixel_values": _noise(model, 1, getattr(config, "num_channels", 3), height, width)}
@@ -62,7 +64,7 @@ def runs_on(encoder: torch.nn.Module, given: dict[str, torch.Tensor]) -> bool:
 def _recordings(model: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
     """Forms of a recording, most likely first: noise, since silence can make every state zero."""
     config: Any = model.config
-    name: Any = model.main_input_name
+    name = source_name(model)
     mel = getattr(config, "num_mel_bins", None)
     if name == "input_features":
         longest = getattr(config, "max_source_positions", None)

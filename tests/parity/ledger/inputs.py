@@ -10,6 +10,9 @@ from sinkscope.prompts.naflex import inputs_of
 LENGTHS = (24, 17)
 """Tokens of the two prompts: longer than windows and sparse patterns; together in a batch the second is padded."""
 
+SLOW = ("nemotron3_5_asr", "nemotron_asr_streaming", "nemotron_asr_streaming_encoder")
+"""Encoders of recordings that make one token of so many frames that a short recording would have no second one."""
+
 SKIPPED = ("labels", "use_cache", "return_dict")
 
 
@@ -68,10 +71,11 @@ def recordings(network, name):
         yield {name: noise(1, 1, 3840)}
         return
     longest = getattr(audio, "max_source_positions", None)
+    usual = 512 if config.model_type in SLOW else 64
     widths = ("input_feat_per_channel", "feature_projection_input_dim", "input_dim", "feature_size")
     width = next((found for found in (getattr(audio, n, None) for n in widths) if isinstance(found, int)), mel or 80)
     shapes = [(1, mel, 2 * longest)] if mel is not None and longest and config.model_type == "whisper" else []
-    shapes += [(1, 64, mel)] if mel is not None and longest else [(1, 64, width)]
+    shapes += [(1, usual, mel)] if mel is not None and longest else [(1, usual, width)]
     shapes += [(1, mel or 80, 2 * longest)] if longest else []
     shapes += [(1, mel or 80, 64), (1, 64, mel or 80), (1, 64, 128)]
     needs = inspect.signature(network.forward).parameters

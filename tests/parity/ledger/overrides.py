@@ -61,6 +61,8 @@ OVERRIDES = {
     "instructblipvideo": {"video_token_index": 100, "num_query_tokens": 4},
     "mllama_vision_model": {"vision_output_dim": 64},
     "mllama_text_model": {"num_hidden_layers": 3, "cross_attention_layers": [1]},
+    "vit_mae": {"mask_ratio": 0.0},
+    "pp_formulanet_vision": {"image_size": 64},
     "siglip2_text_model": {"projection_size": 32},
     "kosmos-2": {"latent_query_num": 4},
     "paddleocr_vl_text": {"rope_parameters.mrope_section": [2, 1, 1]},
