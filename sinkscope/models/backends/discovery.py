@@ -43,17 +43,22 @@ def discover(model: torch.nn.Module) -> dict[str, Tower]:
         UnsupportedModelError: the model has no attention, or its attention bypasses the library's interface.
     """
     pictured = takes_pictures(model) and not is_encoder_decoder(model) and not hasattr(model, "logit_scale")
+    refusals: list[UnsupportedModelError] = []
+    record, problem = None, None
     try:
         record = _watch_trial(model)
-    except Exception:
-        found = _watch_pictured(model) if pictured else None
+    except Exception as error:
+        problem = error
+    if record is None:
+        found = _watch_pictured(model, refusals) if pictured else None
         if found is None:
-            raise
+            assert problem is not None
+            raise refusals[0] if refusals else problem
         return _pictured_towers(model, *found)
     if is_encoder_decoder(model):
         return {name: tower(model, name, record, calls) for name, calls in split_calls(model, record.calls).items()}
     if pictured and _left_out(model, record):
-        found = _watch_pictured(model)
+        found = _watch_pictured(model, refusals)
         if found is not None:
             return _pictured_towers(model, *found)
     return _towers(model, record)
@@ -69,8 +74,11 @@ def _left_out(model: torch.nn.Module, record: Record) -> bool:
     )
 
 
-def _watch_pictured(model: torch.nn.Module) -> tuple[Record, int] | None:
-    """Record a trial run with an image, and its number of tokens; None where no form of one runs."""
+def _watch_pictured(model: torch.nn.Module, refusals: list[UnsupportedModelError]) -> tuple[Record, int] | None:
+    """Record a trial run with an image, and its number of tokens; None where no form of one runs.
+
+    ``refusals`` takes what is said of a form that runs, and in which nothing calls attention (BLIP, ViLT).
+    """
     ids = trial_inputs(model)[0].get("input_ids")
     start = 0 if ids is None else int(ids[0, 0])
     for tensors in (False, True):
@@ -78,7 +86,9 @@ def _watch_pictured(model: torch.nn.Module) -> tuple[Record, int] | None:
             seam.give_tensors(model, tensors)
             try:
                 record = watch(model, lambda given=inputs: model(**given, **no_cache(model)))
-            except Exception:  # another form, or none
+            except Exception as error:  # another form, or none
+                if isinstance(error, UnsupportedModelError) and error.__context__ is None:
+                    refusals.append(error)
                 continue
             return record, inputs["input_ids"].shape[1]
     seam.give_tensors(model, False)

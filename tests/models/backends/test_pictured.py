@@ -70,3 +70,13 @@ def test_a_model_that_reads_no_text_without_an_image_is_tried_with_one(model_typ
     reading = sk.run(model, sk.Prompts.from_inputs(rows[0], model), [sk.RoleShare()])
     assert "image" in reading.role.values
     assert "against eager" in model.capabilities(verify=True).verified
+
+
+@pytest.mark.parametrize(("model_type", "own"), [("blip", "Blip"), ("vilt", "Vilt")])
+def test_a_model_that_attends_by_itself_is_refused_for_that_and_not_for_the_missing_image(model_type, own):
+    """What a user can do nothing about comes first: with an image it runs, and attention is its own code."""
+    told = sk.load_model(small(model_type)[0]).capabilities().why_not
+    assert "made no call to transformers' attention interface. The model computes it by itself" in told
+    assert f"({own}" in told
+    assert "missing 1 required" not in told.split("It returns no maps")[0]
+    assert ("load_model(model.vision_model)" in told) == (model_type == "blip")
