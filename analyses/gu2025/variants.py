@@ -24,6 +24,7 @@ CLAIMS = {
     "extra-key": ("Attention biases", f"Trained with a learned key without value, {GONE}", "Sink_1 = 0.00 %"),
     "key-value-bias": ("Attention biases", f"Trained with a learned key and value, {GONE}", "no number in our notes"),
     "gate": ("Qiu et al.", f"Trained with gated heads, {GONE}", "attention on it .048 against .467"),
+    "gate-elements": ("Qiu et al.", f"Trained with a gate per element, {GONE}", "attention on it .048 against .467"),
     "softmax1": ("Miller", "Trained with softmax-off-by-one, the first token is a weaker sink or none", "no number"),
     "no-bos": ("Open models", "Trained without a token of its own in front, the first token is the sink",
                "GPT-2 XL 77.0 %"),
