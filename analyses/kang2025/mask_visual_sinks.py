@@ -28,6 +28,7 @@ from sinkscope.analysis import (
     has_sign,
     highest_tokens,
     is_large,
+    visual_sink_layers,
     visual_tau,
 )
 from sinkscope.methods.var import sink_dims_or_largest
@@ -53,9 +54,8 @@ def where_they_stand(model: sk.Model) -> tuple[tuple[int, ...], float, str, int 
     ds = sk.run(model, other, [sk.SinkDims(dims)])
     tau, source = visual_tau(model, ds)
     layers = list(range(1, int(model.config.get_text_config().num_hidden_layers)))
-    phi = metrics.at_block_inputs(ds["phi"], layers)
-    passing = ((phi >= tau) & (ds["token_role"] == "image")).sum("key").mean("prompt")
-    return tuple(dims), tau, source, int(passing.idxmax("layer")) if float(passing.max()) >= 1 else None
+    stand = visual_sink_layers(metrics.at_block_inputs(ds["phi"], layers), ds["token_role"] == "image", tau)
+    return tuple(dims), tau, source, stand[0] if stand else None
 
 
 def masks(phi: xr.DataArray, about: xr.DataArray, count: Sequence[int], draws: int) -> list[list[xr.DataArray]]:

@@ -3,8 +3,9 @@
 Paper: Kang et al. 2025 (arXiv 2503.03321), figures 2 and 3a. Claims: visual tokens with a high phi are the ones that
 get the attention; they spike in the dimensions in which the first token spikes. Cost: one pass over 48 short prompts,
 a minute on ``zoo:vlm-smol``. Different here: pictures are made (coloured shapes on photographs, or on plain and
-textured backgrounds); attention is that of the rows after the picture, mean over heads, at eight layers at most; tau is
-the width-relative one (the paper's 20 at width 4096), unless that lies among ordinary text tokens.
+textured backgrounds); attention is that of the rows after the picture, mean over heads, at eight layers at most: those
+where a visual token or more a picture passes tau, else the deeper half; tau is the width-relative one (the paper's 20
+at width 4096), unless that lies among ordinary text tokens.
 
     python analyses/kang2025/phi_and_attention.py --model zoo:vlm-smol
 """
@@ -17,7 +18,14 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope import metrics
-from sinkscope.analysis import VISION_LANGUAGE_MODELS, Study, describe_difference, spread_layers, visual_tau
+from sinkscope.analysis import (
+    VISION_LANGUAGE_MODELS,
+    Study,
+    describe_difference,
+    spread_layers,
+    visual_sink_layers,
+    visual_tau,
+)
 from sinkscope.methods.var import sink_dims_or_largest
 from sinkscope.plot.theme import OTHER, SINK
 from sinkscope.tasks.scene_questions import scene_questions
@@ -40,14 +48,14 @@ def judge(study: Study, model: sk.Model) -> None:
     visual, ground = phi.where(image), shapes.background(ds).reset_coords(drop=True)
     sinks = (visual >= tau) & image
 
-    late = layers[len(layers) // 2 :]
+    late = sorted(visual_sink_layers(phi, image, tau)) or layers[len(layers) // 2 :]
     each = [metrics.rank_correlation(visual.sel(layer=i), weight.where(image).sel(layer=i), over="key") for i in late]
     ranks = xr.concat([one["correlation"] for one in each], "layer").mean("layer")
     parts = (visual, weight.where(image), ground.broadcast_like(visual))
     x, y, behind = (part.sel(layer=late).transpose("prompt", "layer", "key").values.ravel() for part in parts)
     points = xr.DataArray(x, dims="key", coords={"token_role": ("key", np.where(behind, "background", "shape"))})
     axes = sk.plot.phi_vs_attention(points, xr.DataArray(y, dims="key"), threshold=tau)
-    says = f"each visual token at the input of layers {late[0]} to {late[-1]}; dimensions {list(dims)}"
+    says = f"each visual token at the input of layers {', '.join(map(str, late))}; dimensions {list(dims)}"
     study.figure(axes, "phi_vs_attention", source=ds, says=says)
     words, result = describe_difference(ranks)
     study.claim(

@@ -12,6 +12,8 @@ as phi may mark others.
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import xarray as xr
 
@@ -23,6 +25,7 @@ from sinkscope.analysis import (
     describe_difference,
     highest_tokens,
     spread_layers,
+    visual_sink_layers,
     visual_tau,
 )
 from sinkscope.methods.var import sink_dims_or_largest
@@ -79,27 +82,43 @@ def judge(study: Study, model: sk.Model) -> None:
     axes = sk.plot.layer_profile(per, ylabel="written per token", title="What visual tokens write")
     study.figure(axes, "written_by_layer", source=ds, says=says)
 
-    draw(study, shapes, ds, {"attention weight": weight, "phi": phi.where(image)})
+    stand = visual_sink_layers(phi, image, tau)
+    ringed = passing.sel(layer=stand[0]) if stand else chosen[f"{MOST} most attended"].sel(layer=layers[-2])
+    label = f"phi over {tau:.3g}" if stand else f"{MOST} most attended"
+    draw(study, shapes, ds, {"attention weight": weight, "phi": phi.where(image)}, (ringed, label))
 
 
-def draw(study: Study, shapes: SceneQuestions, ds: xr.Dataset, arrays: dict[str, xr.DataArray]) -> None:
-    """Draw attention and phi on the first three pictures, each on one scale, the most attended tokens ringed."""
-    image, late = ds["token_role"].reset_coords(drop=True) == "image", int(ds["layer"].values[-2])
-    ringed = highest_tokens(arrays["attention weight"].sel(layer=late), image, MOST).values
+def draw(
+    study: Study,
+    shapes: SceneQuestions,
+    ds: xr.Dataset,
+    arrays: dict[str, xr.DataArray],
+    rings: tuple[xr.DataArray, str],
+) -> None:
+    """Draw attention and phi on the first three pictures that have ringed tokens, each on one scale."""
+    image = ds["token_role"].reset_coords(drop=True) == "image"
+    late, label = int(rings[0]["layer"]), rings[1]
+    ringed = rings[0].transpose("prompt", "key")
+    first = np.flatnonzero(ringed.any("key"))[:3]
     for name, array in arrays.items():
         shown = {}
-        for which in range(3):
+        for which in first:
             places = {box: ds[box].isel(prompt=which) for box in BOX}
             line = array.isel(prompt=which).sel(layer=late).where(image.isel(prompt=which)).assign_coords(places)
             picture = np.asarray(shapes.scenes[which].image(shapes.scale))
-            shown[shapes.questions[which].text] = (picture, line.assign_attrs(long_name=name, n_prompts=3))
+            shown[textwrap.fill(shapes.questions[which].text, 18)] = (
+                picture,
+                line.assign_attrs(long_name=name, n_prompts=len(first)),
+            )
         axes = sk.plot.panels(sk.plot.patch_overlay, shown, columns=3)
-        for which, panel in enumerate(axes):
-            boxes = np.stack([ds[box].values[which] for box in BOX], -1)[ringed[which]]
-            sk.plot.mark_patches({"": boxes[:0], f"{MOST} most attended": boxes}, ax=panel, legend=which == 0)
-        says = f"{name} at layer {late}, from the rows after the picture; the first three pictures, one scale"
+        for which, panel in zip(first, axes, strict=True):
+            boxes = np.stack([ds[box].values[which] for box in BOX], -1)[ringed.values[which]]
+            sk.plot.mark_patches({"": boxes[:0], label: boxes}, ax=panel, legend=which == first[0])
+        says = f"{name} at layer {late}, from the rows after the picture; the first pictures with rings, one scale"
         stem = "on_the_picture" if name == "attention weight" else f"{name}_on_the_picture"
-        study.figure(axes[0], stem, source=line.assign_attrs(n_prompts=3, model_id=ds.attrs["model_id"]), says=says)
+        study.figure(
+            axes[0], stem, source=line.assign_attrs(n_prompts=len(first), model_id=ds.attrs["model_id"]), says=says
+        )
 
 
 if __name__ == "__main__":

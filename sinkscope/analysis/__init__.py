@@ -25,6 +25,7 @@ from sinkscope.analysis.common import (
     points_above,
     spread_layers,
     together,
+    visual_sink_layers,
     visual_tau,
 )
 from sinkscope.analysis.study import LANGUAGE_MODELS, VISION_LANGUAGE_MODELS, Study, need
@@ -33,5 +34,5 @@ __all__ = [
     "DRAWS", "LANGUAGE_MODELS", "VISION_LANGUAGE_MODELS", "Claim", "Estimate", "Study", "add_random_bands", "ask",
     "change_bars", "compare_arms", "describe_difference", "draw_right_and_wrong", "has_sign", "heads_that_change",
     "highest_tokens", "is_large", "join_arms", "need", "points_above", "random_tokens", "right_and_wrong",
-    "spread_layers", "together", "visual_tau", "with_intervals",
+    "spread_layers", "together", "visual_sink_layers", "visual_tau", "with_intervals",
 ]  # fmt: skip

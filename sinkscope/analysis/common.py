@@ -120,6 +120,19 @@ def visual_tau(model: Model, reading: xr.Dataset) -> tuple[float, str]:
         return bound, "relative to the width; phi of first tokens and ordinary ones has no gap"
 
 
+def visual_sink_layers(phi: xr.DataArray, image: xr.DataArray, tau: float) -> tuple[int, ...]:
+    """Return the layers at whose input visual tokens pass tau, one a picture or more, that with most first.
+
+    Args:
+        phi: at the input of each layer; dims prompt, layer and key.
+        image: which tokens are visual; dims prompt and key.
+        tau: the threshold.
+    """
+    passing = ((phi >= tau) & image).sum("key").mean("prompt")
+    order = passing.sortby(passing, ascending=False)
+    return tuple(int(layer) for layer in order["layer"].values[order.values >= 1])
+
+
 def together(verdicts: Sequence[Verdict]) -> Verdict:
     """Join verdicts on parts of a claim: False where one part differs, else why one cannot be seen, else True."""
     if any(verdict is False for verdict in verdicts):
