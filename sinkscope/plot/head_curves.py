@@ -77,13 +77,17 @@ def head_curves(
         axes.scatter(*_dots(marked, curves, x), s=(0.3 * size) ** 2, color="black", linewidths=0, zorder=4)
     set_ticks(axes, "x", heads)
     set_ticks(axes, "y", layers)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+    _bare(axes)
     units = str(array.attrs.get("units", ""))
     scale = f"in each cell {x} {strength[0]:g} to {strength[-1]:g}, {-top:.2g} to {top:.2g}"
     axes.set(xlabel=f"head\n{plain(scale)} {plain(units if units != '1' else '')}".rstrip(), ylabel="layer")
     axes.set_title(plain(title))
     return axes
+
+
+def _bare(axes: Axes) -> None:
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
 
 
 def _largest(grid: xr.DataArray, others: xr.DataArray | None) -> float:
