@@ -324,7 +324,7 @@ def test_the_three_studies_run_as_they_stand_in_at_most_ten_lines(
         ('"smollm2-135m"', '"zoo:lm-python"'), ("corpora.texts()", "corpora.snippets()[:6]"), ("[2, 3, 4]", "[1]"),
         ("[13, 14, 15]", "[3]"), ("[26, 27, 28]", "[5]"),
         ("(10, 11, 12) for head in range(9)", "(5,) for head in range(4)"),
-        ('"zoo:vlm-smol-sinks"', '"zoo:vlm-shapes"'), ('"zoo:vlm-smol"', '"zoo:vlm-shapes"'), ("(model, 12)", "(model, 4)"),
+        ('"zoo:vlm-smol"', '"zoo:vlm-shapes"'), ("(model, 12)", "(model, 4)"),
     ):  # fmt: skip
         assert old in page
         codes = [code.replace(old, new) for code in codes]
