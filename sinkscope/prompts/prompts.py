@@ -70,7 +70,7 @@ class Prompts(PromptFields):
                 size that the encoder refuses.
         """
         check_model(model, "from_images")
-        packed = takes_grid(model.model)
+        packed = model.kind == "vision" and takes_grid(model.model)
         return cls(**vars(fields_of_packed_images(images, model) if packed else fields_of_images(images, model)))
 
     @classmethod
