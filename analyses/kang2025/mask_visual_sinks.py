@@ -2,14 +2,14 @@
 
 Paper: Kang et al. 2025 (arXiv 2503.03321), figure 3b (4a of the submission). Claim: the score stays when visual sinks
 may not be read, and falls with as many random visual tokens. Cost: 26 passes over 96 prompts, a minute or two on the
-small model; 5 over 220 on ``zoo:vlm-smol``, 15 minutes. Sinks are the visual tokens that pass tau at the input of the
+small model; 5 over 220 on ``zoo:vlm-smol-sinks``, 20 minutes. Sinks are the visual tokens that pass tau at the input of the
 layer where most do, which other prompts decide, and prompts without one are left out. Different here: where fewer than
 one a picture passes, the axis is a number of tokens instead, those with the highest phi first (half the depth), so the
 comparison also exists there; random tokens are drawn once for all layers, two or three draws (a reader noted that
 redrawing by layer favours the sinks); relevant tokens are those that show the shape the question is about. Rows after
 the picture may not read the masked keys, before the softmax.
 
-    python analyses/kang2025/mask_visual_sinks.py --model zoo:vlm-smol
+    python analyses/kang2025/mask_visual_sinks.py --model zoo:vlm-smol-sinks
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from sinkscope.analysis import (
 )
 from sinkscope.methods.var import sink_dims_or_largest
 from sinkscope.tasks.examples import answer_score
-from sinkscope.tasks.scene_questions import SceneQuestions, scene_questions
+from sinkscope.tasks.scene_questions import scene_questions
 
 ARMS = ("highest phi", "random", "relevant")
 MASKED, COUNTS = 6, (6, 24, 1, 3, 12)
@@ -67,9 +67,13 @@ def masks(phi: xr.DataArray, about: xr.DataArray, count: Sequence[int], draws: i
     return [[sinks], [drawn.isel(draw=i) if "draw" in drawn.dims else drawn for i in range(draws)], [relevant]]
 
 
-def damage(model: sk.Model, shapes: SceneQuestions, counts: list[int], draws: int) -> xr.Dataset:
-    """Scores of the right answer under each arm, (arm masked prompt), and phi of the visual tokens."""
+def damage(model: sk.Model, n: int, counts: list[int], draws: int) -> xr.Dataset:
+    """Scores of the right answer under each arm, (arm masked prompt), and phi of the visual tokens.
+
+    Of ``n`` prompts; of 96 at most where fewer than one visual token a picture passes.
+    """
     dims, tau, source, layer = where_they_stand(model)
+    shapes = scene_questions(model, n if layer is not None else min(n, 96), ("colour", "shape", "place"))
     at = int(model.config.get_text_config().num_hidden_layers) // 2 if layer is None else layer
     ds = sk.run(model, shapes.prompts, [sk.SinkDims(dims)])
     phi = metrics.at_block_inputs(ds["phi"], [at]).isel(layer=0)
@@ -105,10 +109,8 @@ def _own(keys: xr.DataArray) -> xr.DataArray:
 
 def judge(study: Study, model: sk.Model) -> None:
     """Measure, draw, and state what was found on one model."""
-    counts, n = (COUNTS[:1], 220) if is_large(model) else (COUNTS, 96)
-    counts, n, draws = ([MASKED], 12, 2) if study.quick else (counts, n, 2 if is_large(model) else 3)
-    shapes = scene_questions(model, n, ("colour", "shape", "place"))
-    ds = study.reading("damage", lambda: damage(model, shapes, counts, draws))
+    counts, draws = (list(COUNTS[:1]), 2) if is_large(model) or study.quick else (list(COUNTS), 3)
+    ds = study.reading("damage", lambda: damage(model, 12 if study.quick else 220, counts, draws))
     says = "visual tokens that rows after the picture may not read; random: mean of the draws; 95 % intervals"
     for name, label in (("correct", "share of right answers"), ("log_probability", "log probability [nat]")):
         values = ds[name].assign_attrs(long_name=label)
