@@ -2,10 +2,10 @@
 
 Paper: Kang et al. 2025 (arXiv 2503.03321), figure 3b (4a of the submission). Claim: the score stays when visual sinks
 may not be read, and falls with as many random visual tokens. Cost: 26 passes over 96 prompts, a minute or two on the
-small model; 5 over 220 on ``zoo:vlm-smol-sinks``, 20 minutes. Sinks are the visual tokens that pass tau at the input of the
-layer where most do, which other prompts decide, and prompts without one are left out. Different here: where fewer than
-one a picture passes, the axis is a number of tokens instead, those with the highest phi first (half the depth), so the
-comparison also exists there; random tokens are drawn once for all layers, two or three draws (a reader noted that
+small model; 5 over 220 on ``zoo:vlm-smol-sinks``, 20 minutes. Sinks are the visual tokens that pass tau at the input of
+the layer where most do, which other prompts decide, and prompts without one are left out. Different here: where fewer
+than one a picture passes, the axis is a number of tokens instead, those with the highest phi first (half the depth), so
+the comparison also exists there; random tokens are drawn once for all layers, two or three draws (a reader noted that
 redrawing by layer favours the sinks); relevant tokens are those that show the shape the question is about. Rows after
 the picture may not read the masked keys, before the softmax.
 
