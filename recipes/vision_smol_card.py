@@ -128,7 +128,7 @@ def measure(folder: Path, name: str, count: int, pictures: int) -> tuple[dict[st
 
 def _sink_claims(facts: dict[str, Any]) -> list[dict[str, Any]]:
     found, spiking = facts["sinks"], facts["visual_sinks_by_layer"]
-    middle = spiking[2:-1]  # the paper's sinks form in the second block and last until the last one
+    middle = spiking[2:-2]  # as the paper's, which form in the second block; the last two spike whatever is written
     on, base = found["most_attended_visual_on_background_late"], found["visual_tokens_on_background"]
     over, passing = (
         found[k] for k in ("most_attended_visual_of_the_pictures_share_by_layer", "visual_tokens_over_that_by_layer")
@@ -136,7 +136,7 @@ def _sink_claims(facts: dict[str, Any]) -> list[dict[str, Any]]:
     taken = found["their_share_of_the_pictures_attention_by_layer"]
     return [
         claim("Visual sinks, phi over 20 in any dimension: visual tokens of a picture at the input of the block with "
-              "most, the last apart; of the last", "a few a picture, in the middle blocks",
+              "most, the last two apart; of the last", "a few a picture, in the middle blocks",
               [max(middle), spiking[-1]], max(middle) >= 1),
         claim("Visual tokens over the middle of the gap in phi between first and ordinary text tokens, block with most "
               "of them; largest mean share of the picture's attention that they get in a block",
