@@ -1,4 +1,4 @@
-"""``zoo:vlm-smol`` is the network of its recipe, adapter and all; readings of it are what transformers gives."""
+"""The two models of pretrained parts are the networks of their recipes; readings of them are what transformers gives."""
 
 import numpy as np
 import pytest
@@ -18,14 +18,15 @@ def question():
     return scene, data.ask(scene, "colour", np.random.default_rng(0))
 
 
+@pytest.mark.parametrize("name", ["vlm-smol", "vlm-smol-sinks"])
 @torch.no_grad()
-def test_it_is_the_network_of_its_recipe(need, question):
+def test_it_is_the_network_of_its_recipe(need, question, name):
     need("dinov2-small")
     need("smollm2-135m")
     from recipes import vision_smol_model as parts
 
     scene, asked = question
-    model = sk.load_model("zoo:vlm-smol")
+    model = sk.load_model(f"zoo:{name}")
     prompts = sk.Prompts.from_chat([{"image": scene.image(), "text": asked.text, "answer": asked.answer}], model)
     roles = [sk.roles.ROLES[int(role)] for role in prompts.roles[0]]
     assert (roles.count("image"), roles[-1], roles[0]) == (256, "answer", "bos")
@@ -33,8 +34,8 @@ def test_it_is_the_network_of_its_recipe(need, question):
 
     network = parts.build(0)
     own = parts.add_adapter(network, 16, 0)
-    for name, value in load_file(zoo.path("vlm-smol") / "adapter.safetensors").items():
-        own[name].copy_(value)
+    for weight, value in load_file(zoo.path(name) / "adapter.safetensors").items():
+        own[weight].copy_(value)
     packed = parts.Packer(parts.load_tokenizer())([(asked.text, asked.answer)])
     assert prompts.ids[0].tolist() == packed["ids"][0, :-1].tolist(), "all but the end of the turn"
     wanted = network.lm_head(parts.states(network, packed, parts.features(network, scene))[-2])
@@ -51,3 +52,15 @@ def test_it_is_the_network_of_its_recipe(need, question):
     maps = torch.stack(out.attentions)[:, 0, :, -1]
     mass = ds["key_mass"].isel(prompt=0).transpose("layer", "head", "key")
     np.testing.assert_allclose(mass.values, maps.numpy(), atol=1e-4)
+
+
+def test_one_keeps_visual_sinks_and_the_other_has_none(need):
+    need("dinov2-small")
+    need("smollm2-135m")
+    scenes = [scene for scene in photo_scenes.held_out(12, first=1 << 17) if scene.background == "photograph"][:4]
+    items = [{"image": scene.image(), "text": "How many shapes are there?"} for scene in scenes]
+    for name, some in (("vlm-smol", False), ("vlm-smol-sinks", True)):
+        model = sk.load_model(f"zoo:{name}")
+        ds = sk.run(model, sk.Prompts.from_chat(items, model), [sk.SinkDims((507,))])
+        phi = sk.metrics.at_block_inputs(ds["phi"], [6]).where(ds["token_role"] == "image")
+        assert bool((phi > 20).any()) == some
