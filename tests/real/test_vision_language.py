@@ -1,4 +1,4 @@
-"""The two models of pretrained parts are the networks of their recipes; readings of them are what transformers gives."""
+"""The two models of pretrained parts are the networks of their recipes, and readings are what transformers gives."""
 
 import numpy as np
 import pytest
