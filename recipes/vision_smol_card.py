@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ FEW = 20
 
 MEASURED = 2048
 """First of the held-out pictures that accuracy is measured on."""
+
+ROLES = ("vision", "text")
+"""The halves of a model that packages bring."""
 
 LICENCE = "MIT (what was trained); backbones: Apache-2.0, not shipped"
 
@@ -107,7 +111,7 @@ def sinks(model: sk.Model, n: int) -> dict[str, Any]:
 def measure(folder: Path, name: str, count: int, pictures: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Facts and claims of the card of what lies in ``folder``."""
     content = read_parts(folder)
-    found = checkpoint(folder, name, {role: resolve(content[role]["name"]) for role in ("vision", "text")})
+    found = checkpoint(folder, name, {role: resolve(content[role]["name"]) for role in ROLES})
     model = sk.load_model(found.name, dtype="float32")
     model.id = name  # what decides which pictures it is asked about
     at_end = vision_smol.measure(
@@ -172,6 +176,8 @@ def ship_vision_smol(folder: Path, target: Path, name: str, count: int = 200, pi
     if config.frozen:
         facts["what_makes_them"] = makers(config, pictures)
         claims.append(_made_by(facts["what_makes_them"]))
+    facts["resink_heads"] = resink_heads(folder, name)
+    claims.append(_resinking(facts["resink_heads"]))
     return {
         "description": f"LLaVA of {parts.VISION} and {parts.TEXT} with a projector and a low-rank adapter; questions "
         f"about small coloured shapes on photographs{_kept_sinks(config)}",
@@ -199,6 +205,16 @@ def makers(config: vision_smol.VisionSmolConfig, pictures: int) -> list[dict[str
     )  # fmt: skip
 
 
+def _resinking(found: dict[str, Any]) -> dict[str, Any]:
+    shares = list(found["share"].values())
+    humps = "two humps" if found["two_humps"] else "no two humps, so the cut is no valley"
+    return claim(
+        f"Late heads whose largest visual attention is under {found['cut']:.3g} ({humps}), share at the steps "
+        + ", ".join(found["share"]), "more of them along training (Kan et al. 2025)", shares,
+        bool(shares[-1] > shares[0]) if found["two_humps"] else None,
+    )  # fmt: skip
+
+
 def _made_by(rows: list[dict[str, float]]) -> dict[str, Any]:
     whole = [row for row in rows if row["tokens"] == parts.PATCHES]
     kept, free = ([row["spikes"] for row in whole if row["shared"] == part] for part in (1.0, 0.0))
@@ -207,6 +223,36 @@ def _made_by(rows: list[dict[str, float]]) -> dict[str, Any]:
         "visual tokens share; without it, at the size of words", "they spike as the first token does, which "
         "has nothing before it", [kept[0], free[0], free[1]], None,
     )  # fmt: skip
+
+
+def resink_heads(folder: Path, name: str, pictures: int = 24) -> dict[str, Any]:
+    """Late heads that do not look at the picture, at each step whose weights a run kept (Kan et al. 2025).
+
+    A head's number is the largest weight on a visual token, mean over the rows after the picture; late heads are those
+    of the second half of the layers. All steps are cut at the valley of the last one, where its distribution has two
+    humps, else at the least density between the means of the two parts of the mixture.
+
+    Returns:
+        ``cut``; ``two_humps`` of the last step; ``share`` of the late heads below the cut, by step.
+    """
+    fields, found = json.loads((folder / "recipe.json").read_text()), {}
+    for weights in sorted(folder.glob("weights-*.safetensors")):
+        with tempfile.TemporaryDirectory() as place:
+            export(weights, Path(place), fields.get("vision_layer", parts.VISION_LAYER))
+            content = read_parts(Path(place))
+            whole = checkpoint(Path(place), name, {role: resolve(content[role]["name"]) for role in ROLES}).name
+            model = sk.load_model(whole, dtype="float32")
+        model.id = name
+        asked = scene_questions(model, pictures, seed=1)
+        ds = sk.run(model, asked.prompts, [sk.MaxAttention(keys="image", queries="after_image")])
+        late = ds["layer"].values[ds.sizes["layer"] // 2 :].tolist()
+        found[int(weights.stem.split("-")[1])] = metrics.max_visual_attention(ds, over=()).sel(layer=late)
+        if weights != kept(folder):
+            shutil.rmtree(whole)  # 600 MB of the cache that nobody asks for again
+    fit = metrics.bimodality(found[max(found)])
+    cut = float(fit["valley"])
+    share = {str(step): round(float((values < cut).mean()), 4) for step, values in found.items()}
+    return {"cut": round(cut, 4), "two_humps": bool(fit["bimodal"]), "share": share, "pictures": pictures}
 
 
 def _kept_sinks(config: vision_smol.VisionSmolConfig) -> str:

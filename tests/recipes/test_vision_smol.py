@@ -191,6 +191,15 @@ def test_spikes_are_counted_as_the_projector_writes_less_and_fewer(small, monkey
     assert {row["tokens"] for row in rows} == {256, 128, 64}
 
 
+def test_resinking_is_judged_where_heads_are_of_two_kinds():
+    found = {"cut": 0.04, "two_humps": True, "share": {"0": 0.2, "40": 0.5}, "pictures": 24}
+    falling = found | {"share": {"0": 0.5, "40": 0.2}}
+    assert [vision_smol_card._resinking(one)["agrees"] for one in (found, falling)] == [True, False]
+    unsplit = vision_smol_card._resinking(found | {"two_humps": False})
+    assert (unsplit["agrees"], unsplit["measured"]) == (None, [0.2, 0.5])
+    assert "no valley" in unsplit["claim"]
+
+
 def test_another_seed_is_judged_in_rows_of_its_own(small, tmp_path, monkeypatch):
     vision_smol.train(dataclasses.replace(TINY, seed=3), tmp_path / "run", tmp_path / "features", held_out=2)
     (tmp_path / "run" / "recipe.json").write_text(json.dumps(dataclasses.asdict(dataclasses.replace(TINY, seed=3))))
