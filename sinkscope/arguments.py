@@ -161,6 +161,8 @@ def _is_numbers(value: Any) -> bool:
     if isinstance(value, str | bytes | Mapping):  # a reading's attribute "dtype" can be asked for as that of an array
         return False
     found: Any = getattr(value, "dtype", None)
+    if getattr(value, "requires_grad", False):
+        return False
     if found is None:
         try:
             found = np.asarray(value).dtype
@@ -210,14 +212,23 @@ _NUMBERS = {"float", "int", "None", "Sequence[int]", "Sequence[float]"}
 
 def _message(name: str, label: str, value: object, annotation: str) -> str:
     kinds = [kind.strip() for kind in annotation.split("|")]
+    if "ArrayLike" in kinds and getattr(value, "requires_grad", False):
+        return f"{name}({label}=): a tensor that is part of a graph of gradients. Pass {label}.detach()."
     if set(kinds) <= _NUMBERS:
         whole = not {"float", "Sequence[float]"} & set(kinds)
         return f"{name}({label}={shown(value)}): give {'a whole' if whole else 'a finite'} number."
     words = [_WORDS.get(kind, (kind, ""))[0] for kind in kinds if kind != "None"]
     hints = [_WORDS[kind][1] for kind in kinds if kind in _WORDS and _WORDS[kind][1]]
-    found = type(value).__name__ if len(shown(value)) > 30 or hints else shown(value)
+    found = _kind(value) if len(shown(value)) > 30 or hints else shown(value)
     asked = f"{name}({label}=)" if hints else f"{name}({label}={shown(value)})"
     return f"{asked}: expected {' or '.join(words)}, got {found}.{' ' if hints else ''}{' '.join(hints[:1])}"
+
+
+def _kind(value: object) -> str:
+    """Type of a value, of plain arrays their shape and number type too."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    words = f" of shape {tuple(shape)} and type {dtype}" if isinstance(shape, tuple) and dtype is not None else ""
+    return type(value).__name__ + words
 
 
 def _misfit(name: str, given: Mapping[str, Any], raw: BaseException) -> str:

@@ -22,15 +22,20 @@ def objects_named(text: str, names: Mapping[str, str]) -> list[str]:
 
     ``names`` maps a word or phrase in lower case to its object: ``{"puppy": "dog", "dogs": "dog", "hot dog": "hot
     dog"}``. Where phrases overlap the longest counts, so that a hot dog is no dog. Plurals and synonyms are named too:
-    nothing is guessed.
+    nothing is guessed. Capitals and line ends of the text do not matter.
 
     Raises:
-        MetricError: no name, or an empty one.
+        MetricError: no name, an empty one, or one with capitals or spaces that no text can match.
     """
-    if not names or not all(names):
+    if not names or not all(map(str.strip, names)):
         raise MetricError("objects_named(names=...): name at least one word, and no empty one.")
+    if odd := [each for each in names if each != " ".join(each.lower().split())]:
+        raise MetricError(
+            f"objects_named(names=...): {odd[0]!r} is never found, as texts are read in lower case with single spaces. "
+            f"Write {' '.join(odd[0].lower().split())!r}."
+        )
     longest = sorted(names, key=len, reverse=True)
-    found = re.finditer(r"(?<!\w)(?:" + "|".join(map(re.escape, longest)) + r")(?!\w)", text.lower())
+    found = re.finditer(r"(?<!\w)(?:" + "|".join(map(re.escape, longest)) + r")(?!\w)", " ".join(text.lower().split()))
     return [names[match.group()] for match in found]
 
 
@@ -123,14 +128,22 @@ def pope_scores(said: ArrayLike, truth: ArrayLike) -> dict[str, float]:
 def box_iou(found: ArrayLike, truth: ArrayLike) -> Array:
     """Return the overlap of boxes, their intersection over their union: ``(..., 4)`` twice to ``(...)``.
 
-    A box is left, top, right, bottom. 1 is the same box, 0 none in common; NaN for two boxes without area.
+    A box is left, top, right, bottom. 1 is the same box, 0 none in common; NaN for two boxes without area, and where a
+    side is NaN.
 
     Raises:
-        MetricError: no boxes, or a right or lower side before the other.
+        MetricError: no boxes, an infinite side, or a right or lower side before the other.
     """
     one, other = (np.asarray(each, dtype=np.float64) for each in (found, truth))
-    if any(each.shape[-1:] != (4,) or (each[..., 2:] < each[..., :2]).any() for each in (one, other)):
-        raise MetricError("box_iou: give boxes as left, top, right, bottom, right and bottom not before the others.")
+    for name, each in (("found", one), ("truth", other)):
+        if each.shape[-1:] != (4,):
+            raise MetricError(f"box_iou({name}=): shape {each.shape}. Give boxes (..., 4): left, top, right, bottom.")
+        odd = (each[..., 2:] < each[..., :2]).any(-1) | np.isinf(each).any(-1)
+        if odd.any():
+            raise MetricError(
+                f"box_iou({name}=): {each[odd][0].tolist()} is no box. Give left, top, right, bottom, right and bottom "
+                "not before the others, all finite; NaN where there is no box."
+            )
     sides = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
     inside = sides.clip(min=0).prod(-1)
     union = (one[..., 2:] - one[..., :2]).prod(-1) + (other[..., 2:] - other[..., :2]).prod(-1) - inside

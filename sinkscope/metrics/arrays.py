@@ -204,7 +204,8 @@ def residual_sinks(states: ArrayLike, ratio: float = 10.0) -> Array:
     A residual sink (Qiu et al. 2026) is a fixed dimension with large activations at most tokens: a share above .5. A
     dimension that is massive at the first token alone, as with an attention sink, has a share of 1 over their number.
     A token stands out in a dimension where its magnitude is over ``ratio`` times the median magnitude of that token.
-    The paper's bound was not found: 10 is this project's.
+    The paper's bound was not found: 10 is this project's. Tokens that hold a NaN, such as those beyond a prompt's end,
+    do not count; NaN where none is left.
 
     Raises:
         MetricError: no tokens and dimensions, or a ratio that is not above 0.
@@ -213,4 +214,7 @@ def residual_sinks(states: ArrayLike, ratio: float = 10.0) -> Array:
     if size.ndim < 2 or not size.size or ratio <= 0:
         raise MetricError(f"residual_sinks(ratio={ratio}): states of shape (..., token, dim) are needed, and a ratio "
                           f"above 0; got shape {size.shape}.")  # fmt: skip
-    return (size > ratio * np.median(size, -1, keepdims=True)).mean(-2)
+    known = ~np.isnan(size).any(-1, keepdims=True)
+    standing = (size > ratio * np.median(size, -1, keepdims=True)) & known
+    n = known.sum(-2).astype(np.float64)
+    return np.divide(standing.sum(-2), n, out=np.full(standing[..., 0, :].shape, np.nan), where=n > 0)

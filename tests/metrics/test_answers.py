@@ -76,7 +76,7 @@ def test_overlap_of_boxes():
     assert metrics.box_iou([0, 0, 2, 2], [1, 1, 3, 3]) == pytest.approx(1 / 7)
     assert np.isnan(metrics.box_iou([1, 1, 1, 1], [1, 1, 1, 1]))
     for wrong in ([0, 0, 1], [4, 0, 0, 2]):
-        with pytest.raises(MetricError, match="box_iou: give boxes as left, top, right, bottom"):
+        with pytest.raises(MetricError, match=r"box_iou\(found=\): .* left, top, right, bottom"):
             metrics.box_iou(wrong, same)
 
 
@@ -89,3 +89,23 @@ def test_overlap_of_masks_is_that_of_the_boxes_they_fill():
     for wrong in (one.astype(int), one[:2]):
         with pytest.raises(MetricError, match="Give bool maps of one size"):
             metrics.mask_iou(wrong, other)
+
+
+def test_a_name_that_no_text_can_match_is_refused_and_line_ends_part_no_phrase():
+    for name in ("Puppy", " dog", "hot  dog"):
+        with pytest.raises(MetricError, match=r"objects_named.*is never found.*Write '"):
+            metrics.objects_named("a puppy", {name: "dog"})
+    with pytest.raises(MetricError, match="no empty one"):
+        metrics.objects_named("a b", {" ": "dog"})
+    assert metrics.objects_named("A hot\n dog.", NAMES) == ["hot dog"]
+
+
+def test_boxes_that_are_none_are_named():
+    right = [0, 0, 1, 1]
+    with pytest.raises(MetricError, match=r"box_iou\(truth=\): \[2\.0, 0\.0, 1\.0, 1\.0\] is no box"):
+        metrics.box_iou([right, right], [right, [2, 0, 1, 1]])
+    with pytest.raises(MetricError, match=r"box_iou\(found=\): \[0\.0, 0\.0, inf, 1\.0\] is no box"):
+        metrics.box_iou([0, 0, np.inf, 1], right)
+    with pytest.raises(MetricError, match=r"box_iou\(found=\): shape \(3,\)"):
+        metrics.box_iou([0, 0, 1], right)
+    assert np.isnan(metrics.box_iou([0, 0, np.nan, 1], right))

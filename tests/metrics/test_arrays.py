@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from sinkscope.errors import MetricError
 from sinkscope.metrics import arrays, normalisers
@@ -134,3 +135,20 @@ def test_a_residual_sink_stands_out_at_most_tokens_and_a_massive_activation_at_o
     for wrong, ratio in ((states[0], 10.0), (states, 0.0)):
         with pytest.raises(MetricError, match=r"residual_sinks\(ratio="):
             arrays.residual_sinks(wrong, ratio)
+
+
+def test_tokens_beyond_a_prompts_end_do_not_count_in_residual_sinks():
+    states = np.ones((2, 4, 8))
+    states[..., 3] = 100.0
+    states[1, 2:] = np.nan
+    np.testing.assert_array_equal(arrays.residual_sinks(states), np.eye(8)[[3, 3]])
+    assert np.isnan(arrays.residual_sinks(states[1, 2:])).all(), "no token is left"
+
+
+def test_what_is_no_array_of_numbers_is_described():
+    with pytest.raises(
+        MetricError, match=r"hoyer_sparsity\(values=\): .*got ndarray of shape \(0, 4\) and type float64"
+    ):
+        arrays.hoyer_sparsity(np.zeros((0, 4)))
+    with pytest.raises(MetricError, match=r"hoyer_sparsity\(values=\): .*graph of gradients\. Pass values\.detach\(\)"):
+        arrays.hoyer_sparsity(torch.ones(3, requires_grad=True))
