@@ -21,6 +21,7 @@ from sinkscope.edits.values import Numbers
 from sinkscope.errors import EditError
 from sinkscope.models.backends.base import Instruments, Tower
 from sinkscope.prompts import Prompts
+from sinkscope.prompts.identity import check_prompts
 from sinkscope.prompts.selection import positions
 
 if TYPE_CHECKING:
@@ -148,7 +149,9 @@ def record(
 
     Raises:
         EditError: no such component or layer, or a block whose sublayers cannot be told apart.
+        ModelError, PromptError: no model, or no prompts of this model.
     """
+    check_prompts(prompts, model, "record")
     tower = model.backend.towers[model.backend.default_tower]
     chosen = list(range(tower.depth)) if layers is None else [int(layer) for layer in layers]
     shape = (len(prompts), max(prompts.lengths), tower.d_model)

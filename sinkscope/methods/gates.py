@@ -19,6 +19,7 @@ from sinkscope.attention.call_edits import CallEdits
 from sinkscope.engine.run import find_tower
 from sinkscope.errors import PromptError, UnsupportedModelError
 from sinkscope.models.backends.base import Instruments, Output, Tower
+from sinkscope.prompts.identity import check_prompts
 from sinkscope.registry import method
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def gate_values(model: Model, prompts: Prompts) -> xr.Dataset:
     Raises:
         UnsupportedModelError: no output projection, or something between heads and W_O that is no gate.
     """
-    tower = _gated(model, "gate_values")
+    tower = _gated(model, prompts, "gate_values")
     heads, longest = max(site.heads for site in tower.attention), max(prompts.lengths)
     mean, spread = (np.full((len(prompts), tower.depth, heads, longest), np.nan, np.float32) for _ in range(2))
     count = np.zeros((tower.depth, heads, BINS))
@@ -86,18 +87,23 @@ def gate_edits(model: Model, prompts: Prompts) -> xr.Dataset:
         prompts: two at least, all of one length.
 
     Raises:
-        PromptError: fewer than two prompts, or of several lengths.
-        UnsupportedModelError: as :func:`gate_values`, or the model predicts no next token.
+        PromptError: fewer than two prompts, of several lengths, or of one token, which predicts nothing.
+        UnsupportedModelError: as :func:`gate_values`, the model predicts no next token, or it has no gates.
     """
-    tower = _gated(model, "gate_edits")
+    tower = _gated(model, prompts, "gate_edits")
     if not model.is_causal:
         raise UnsupportedModelError(f"gate_edits: {model.id} predicts no next token, so it has no loss to read.")
-    if len(prompts) < 2 or len(set(prompts.lengths)) > 1:
+    if len(prompts) < 2 or len(set(prompts.lengths)) > 1 or prompts.lengths[0] < 2:
         raise PromptError(
             f"gate_edits: {len(prompts)} prompts of {sorted(set(prompts.lengths))} tokens. Give two or more of one "
-            "length: each gets gates of another."
+            "length, two tokens or more: each gets gates of another, and the loss is that of the next tokens."
         )
     own = [_gates(model, prompts, index) for index in range(len(prompts))]
+    if all(torch.allclose(gate, torch.ones(())) for each in own for gate in each.values()):
+        raise UnsupportedModelError(
+            f"gate_edits: every gate of {model.id} is 1, so it has none and no edit of them changes anything. Take a "
+            "gated model, such as zoo:lm-python-gate."
+        )
     loss = np.zeros((len(GATE_EDITS), len(prompts)))
     for index in range(len(prompts)):
         donor, others = own[(index + 1) % len(own)], [each for at, each in enumerate(own) if at != index]
@@ -133,8 +139,9 @@ def _changes(donor: Gates, others: list[Gates]) -> dict[str, Change]:
     }
 
 
-def _gated(model: Model, name: str) -> Tower:
-    """The tower whose gates are read."""
+def _gated(model: Model, prompts: Prompts, name: str) -> Tower:
+    """The tower whose gates are read; prompts of another model are refused."""
+    check_prompts(prompts, model, name)
     tower = find_tower(model, None)
     if any(site.output_path is None for site in tower.attention):
         raise UnsupportedModelError(f"{name}: no output projection W_O was found in {model.id}.")
@@ -143,7 +150,7 @@ def _gated(model: Model, name: str) -> Tower:
 
 def _gates(model: Model, prompts: Prompts, index: int) -> Gates:
     """Gates of one prompt by layer, on the CPU."""
-    tower, found = _gated(model, "gate_values"), Gates()
+    tower, found = find_tower(model, None), Gates()
 
     def keep(layer: int, gate: torch.Tensor) -> torch.Tensor:
         found[layer] = gate[0].detach().float().cpu()

@@ -16,10 +16,12 @@ import xarray as xr
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
 from sinkscope.edits import Edit
+from sinkscope.engine.effect import EffectGuard
 from sinkscope.engine.plan import Plan
-from sinkscope.engine.run import find_tower
+from sinkscope.engine.run import as_tuple, find_tower
 from sinkscope.errors import PromptError, UnsupportedModelError
 from sinkscope.models.backends.base import Instruments
+from sinkscope.prompts.identity import check_prompts
 from sinkscope.registry import method
 
 if TYPE_CHECKING:
@@ -45,7 +47,9 @@ def gradient_shares(model: Model, prompts: Prompts, edits: Sequence[Edit] = ()) 
     Raises:
         PromptError: a prompt of fewer than two tokens, which predicts nothing.
         UnsupportedModelError: no next token is predicted, or the model is not driven by transformers.
+        EditError, EditHasNoEffect: as in :func:`sinkscope.run`.
     """
+    check_prompts(prompts, model, "gradient_shares")
     tower = find_tower(model, None)
     if not model.is_causal or model.backend.name != "transformers" or tower.calls > 1:
         raise UnsupportedModelError(
@@ -54,14 +58,16 @@ def gradient_shares(model: Model, prompts: Prompts, edits: Sequence[Edit] = ()) 
         )
     if min(prompts.lengths) < 2:
         raise PromptError("gradient_shares: a prompt has one token and predicts nothing. Give two tokens or more.")
+    guard = EffectGuard(model, tower, prompts, as_tuple(edits, "edits"))
     sites = [name for name in tower.site_names if not name.endswith(".mid")][:-1]
     shape = len(prompts), len(sites), max(prompts.lengths)
     norms, values = np.full(shape, np.nan), np.full((shape[0], tower.depth, shape[2]), np.nan)
     for index, length in enumerate(prompts.lengths):
-        stream, sent = _gradients(model, prompts, index, sites, tuple(edits))
+        stream, sent = _gradients(guard, index, sites)
         norms[index, :, :length] = np.stack([stream[name].norm(dim=-1).numpy() for name in sites])
         for layer, gradient in sent.items():
             values[index, layer, :length] = gradient.square().sum((0, 2)).numpy()
+    guard.verdict()
     dims = ("prompt", "site", "key")
     return xr.Dataset(
         {
@@ -81,11 +87,12 @@ def _shares(squares: np.ndarray) -> np.ndarray:
 
 
 def _gradients(
-    model: Model, prompts: Prompts, index: int, sites: Sequence[str], edits: tuple[Edit, ...]
+    guard: EffectGuard, index: int, sites: Sequence[str]
 ) -> tuple[dict[str, torch.Tensor], dict[int, torch.Tensor]]:
     """Gradients of one prompt's loss, on the CPU: by site (key d_model), by layer of values (head key dim)."""
-    tower, batch = find_tower(model, None), prompts.batch([index], model.device)
-    plan = Plan(edits, tower, prompts, batch)
+    model, tower = guard.model, guard.tower
+    batch = guard.prompts.batch([index], model.device)
+    plan = Plan(guard.edits, tower, guard.prompts, batch)
     states: dict[str, torch.Tensor] = {}
     values: dict[int, torch.Tensor] = {}
 
@@ -102,10 +109,12 @@ def _gradients(
     for name in sites:
         hooks.setdefault(name, []).append(keep(name))
     with torch.enable_grad(), model.evaluating():
-        logits = model.backend.forward(batch.inputs, tower, Instruments(edits=look, residual=hooks), "all").logits
-        if logits is None:
+        output = model.backend.forward(batch.inputs, tower, Instruments(edits=look, residual=hooks), "all")
+        if output.logits is None:
             raise UnsupportedModelError(f"{model.id} has no output layer. Load the model with its head.")
-        loss = torch.nn.functional.cross_entropy(logits[0, :-1].float(), batch.inputs["input_ids"][0, 1:])
+        loss = torch.nn.functional.cross_entropy(output.logits[0, :-1].float(), batch.inputs["input_ids"][0, 1:])
         wanted = [*(states[name] for name in sites), *values.values()]
         found = [each[0].float().cpu() for each in torch.autograd.grad(loss, wanted)]
+    with torch.no_grad():
+        guard.compare(batch, output, plan)
     return dict(zip(sites, found, strict=False)), dict(zip(values, found[len(sites) :], strict=True))

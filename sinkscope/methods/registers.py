@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -16,12 +16,15 @@ import xarray as xr
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
+from sinkscope.arguments import checked, is_whole, shown
 from sinkscope.edits import Edit, Patch
 from sinkscope.edits.patch import record
 from sinkscope.engine.run import find_tower
-from sinkscope.errors import PromptError, UnsupportedModelError
+from sinkscope.errors import MetricError, PromptError, UnsupportedModelError
 from sinkscope.methods.secondary_mlp import mlp_of
 from sinkscope.metrics import valley_threshold
+from sinkscope.prompts.identity import check_prompts
+from sinkscope.prompts.model import check_model
 from sinkscope.registry import method
 from sinkscope.roles import ROLE_INDEX
 
@@ -33,13 +36,19 @@ Units = Float[torch.Tensor, "... token unit"]
 FILLS = ("zero", "mean", "keep")
 
 
+@checked(MetricError)
 def outlier_threshold(norms: ArrayLike) -> float:
     """Return the norm above which a patch is an outlier: the valley between two humps, else mean plus 3 deviations.
 
     Darcet et al. choose the number by eye for each model (150 for DINOv2-g); Jiang et al. give the second rule.
+
+    Raises:
+        MetricError: no finite number.
     """
     values = np.asarray(norms, dtype=np.float64)
     values = values[np.isfinite(values)]
+    if not values.size:
+        raise MetricError("outlier_threshold: none of the norms is finite. Give norms of patches.")
     valley = float(valley_threshold(values))
     return valley if np.isfinite(valley) else float(values.mean() + 3 * values.std())
 
@@ -65,10 +74,11 @@ def register_neurons(
     ``threshold``, ``outliers`` and ``images`` (that have one). Source: Jiang et al. 2025 (jiang2025), algorithm 1.
 
     Raises:
-        UnsupportedModelError: not a vision encoder, or an MLP that was not found.
+        UnsupportedModelError: not a vision encoder, no such block, or an MLP that was not found.
     """
-    depth = _encoder(model, prompts)
+    depth = _encoder(model, prompts, "register_neurons")
     last = depth - 1 if layer is None else layer
+    _need_blocks(depth, last, last if top_layer is None else top_layer, top)
     search = range((last if top_layer is None else top_layer) + 1)
     patches = [np.flatnonzero(roles == ROLE_INDEX["image"]) for roles in prompts.roles]
     norms, hidden = [], []
@@ -146,7 +156,9 @@ def with_registers(
     Raises:
         UnsupportedModelError: not a vision encoder, or one that turns positions inside its blocks.
     """
-    depth = _encoder(model, prompts)
+    depth = _encoder(model, prompts, "with_registers")
+    if not isinstance(cast("object", neurons), xr.Dataset) or not {"layer", "unit"} <= set(neurons.variables):
+        raise PromptError(f"with_registers(neurons={shown(neurons)}): give what register_neurons returns.")
     if fill not in FILLS:
         raise UnsupportedModelError(f"with_registers(fill={fill!r}): use one of {list(FILLS)}.")
     units = {
@@ -185,16 +197,34 @@ def held_at_mean(model: Model, reference: Prompts, keys: Any = "register") -> li
 
     Raises:
         PromptError: prompts of several lengths, in which a place has no one token.
+        UnsupportedModelError: a model of one block, which has none but the last.
     """
+    check_prompts(reference, model, "held_at_mean")
     if len(set(reference.lengths)) != 1:
         raise PromptError(
             f"held_at_mean: prompts of {sorted(set(reference.lengths))} tokens. Give pictures of one size, so that a "
             "place is the same token in each."
         )
-    states = record(model, reference, "state", range(find_tower(model, None).depth - 1))
+    depth = find_tower(model, None).depth
+    if depth < 2:
+        raise UnsupportedModelError(
+            f"held_at_mean: {model.id} has one block, and behind the last one nothing is held. Take a deeper model."
+        )
+    states = record(model, reference, "state", range(depth - 1))
     return [
         Patch("state", layer=layer, source=state.mean(0, keepdims=True), keys=keys) for layer, state in states.items()
     ]
+
+
+def _need_blocks(depth: int, layer: Any, top_layer: Any, top: Any) -> None:
+    for name, value, low, high in (("layer", layer, 0, depth - 1), ("top_layer", top_layer, 0, depth - 1)):
+        if not is_whole(value) or not low <= value <= high:
+            raise UnsupportedModelError(
+                f"register_neurons({name}={shown(value)}): the model has {depth} blocks. Use a whole number from "
+                f"{low} to {high}."
+            )
+    if not is_whole(top) or top < 1:
+        raise UnsupportedModelError(f"register_neurons(top={shown(top)}): give a whole number from 1 on.")
 
 
 def _roles(prompts: Prompts) -> list[str]:
@@ -203,9 +233,11 @@ def _roles(prompts: Prompts) -> list[str]:
     return [names[int(role)] for role in prompts.roles[0]]
 
 
-def _encoder(model: Model, prompts: Prompts) -> int:
+def _encoder(model: Model, prompts: Prompts, name: str) -> int:
+    check_model(model, name)
     if model.kind != "vision":
         raise UnsupportedModelError(f"{model.id}: registers are added to a vision encoder. Load its tower alone.")
+    check_prompts(prompts, model, name)
     if len(set(prompts.lengths)) > 1:
         raise UnsupportedModelError("registers: the pictures have different numbers of patches. Give one size.")
     return find_tower(model, None).depth

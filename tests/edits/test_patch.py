@@ -6,7 +6,7 @@ import pytest
 import sinkscope as sk
 from sinkscope import testing
 from sinkscope.edits import record
-from sinkscope.errors import EditError
+from sinkscope.errors import EditError, PromptError
 
 CLEAN, CORRUPT = [[1, 5, 6, 7, 8, 9], [1, 9, 12]], [[1, 5, 20, 7, 8, 9], [1, 9, 30]]
 
@@ -93,3 +93,8 @@ def test_errors(case):
     prompts = sk.Prompts.from_ids(CLEAN, parallel)
     with pytest.raises(EditError, match="adds attention and MLP to the stream at once"):
         record(parallel, prompts, "mlp")
+
+
+def test_record_asks_for_prompts_of_this_model(case):
+    with pytest.raises(PromptError, match="record: expected Prompts, got a list of 1 str"):
+        record(case[0], ["text"], "state")

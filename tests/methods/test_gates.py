@@ -152,3 +152,18 @@ def test_gate_edits_ask_for_prompts_of_one_length_and_for_a_next_token():
     encoder = sk.load_model(tiny("bert"))
     with pytest.raises(UnsupportedModelError, match=r"gate_edits: .* predicts no next token"):
         gate_edits(encoder, sk.Prompts.from_ids([[1, 5, 6], [1, 7, 8]], encoder))
+
+
+def test_gate_edits_of_a_model_without_gates_and_of_single_tokens_are_refused():
+    plain = sk.load_model(tiny("llama"))
+    with pytest.raises(UnsupportedModelError, match=r"gate_edits: every gate of .* is 1, so it has none"):
+        gate_edits(plain, sk.Prompts.from_ids([[1, 5, 6], [1, 7, 8]], plain))
+    model = gated(True)
+    with pytest.raises(PromptError, match=r"gate_edits: 2 prompts of \[1\] tokens.* two tokens or more"):
+        gate_edits(model, sk.Prompts.from_ids([[1], [5]], model))
+
+
+@pytest.mark.parametrize("call", [gate_values, gate_edits])
+def test_what_is_no_prompts_is_refused(call):
+    with pytest.raises(PromptError, match=rf"{call.__name__}: expected Prompts, got a list of 2 str"):
+        call(gated(True), ["one", "two"])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import sinkscope as sk
-from sinkscope.errors import PromptError, UnsupportedModelError
+from sinkscope.errors import EditError, EditHasNoEffect, PromptError, UnsupportedModelError
 from sinkscope.methods.gradient_sinks import gradient_shares
 from sinkscope.testing import planted_sink, tiny
 
@@ -83,3 +83,22 @@ def test_what_predicts_nothing_is_refused():
     model = sk.load_model(tiny("llama"))
     with pytest.raises(PromptError, match="a prompt has one token and predicts nothing"):
         gradient_shares(model, sk.Prompts.from_ids([[1]], model))
+
+
+def test_edits_are_held_to_what_run_asks_of_them():
+    model = sk.load_model(tiny("llama"))
+    prompts = sk.Prompts.from_ids(IDS, model)
+    for nothing in (sk.MaskKeys("image"), sk.ScaleKeys(2.0, keys="first", queries=[0])):
+        with pytest.raises(EditHasNoEffect, match="changes nothing"):
+            gradient_shares(model, prompts, [nothing])
+    with pytest.raises(EditError, match=r"MaskKeys\(layers=99\): this model has layers"):
+        gradient_shares(model, prompts, [sk.MaskKeys("first", layers=[99])])
+    with pytest.raises(EditError, match="'first' is no edit"):
+        gradient_shares(model, prompts, "first")
+    one, listed = (gradient_shares(model, prompts, edits) for edits in (sk.MaskKeys("first"), [sk.MaskKeys("first")]))
+    assert one.identical(listed)
+
+
+def test_what_is_no_prompts_is_refused():
+    with pytest.raises(PromptError, match="gradient_shares: expected Prompts, got a list of 1 str"):
+        gradient_shares(sk.load_model(tiny("llama")), ["text"])

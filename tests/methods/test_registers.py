@@ -6,7 +6,7 @@ import torch
 
 import sinkscope as sk
 from sinkscope import testing
-from sinkscope.errors import PromptError, UnsupportedModelError
+from sinkscope.errors import MetricError, PromptError, UnsupportedModelError
 from sinkscope.methods.registers import held_at_mean, moved, outlier_threshold, register_neurons, with_registers
 from sinkscope.methods.residual import residual_stream
 
@@ -130,3 +130,28 @@ def test_prompts_of_several_lengths_have_no_one_token_at_a_place():
     model = sk.load_model(testing.tiny("llama"))
     with pytest.raises(PromptError, match=r"held_at_mean: prompts of \[2, 3\] tokens"):
         held_at_mean(model, sk.Prompts.from_ids([[1, 5], [1, 5, 6]], model), "first")
+
+
+def test_a_model_of_one_block_has_nothing_to_hold():
+    model = sk.load_model("zoo:bb-1l")
+    with pytest.raises(UnsupportedModelError, match=r"held_at_mean: zoo:bb-1l has one block"):
+        held_at_mean(model, sk.Prompts.from_ids([[1, 2, 3], [2, 3, 4]], model), "first")
+
+
+def test_what_cannot_be_searched_is_refused(case):
+    model, prompts, _ = case
+    for wrong in ({"layer": 99}, {"layer": -1}, {"top_layer": 99}, {"layer": "1"}, {"top": 0}, {"top": 1.5}):
+        with pytest.raises(UnsupportedModelError, match=rf"register_neurons\({next(iter(wrong))}="):
+            register_neurons(model, prompts, **wrong)
+    for call in (register_neurons, held_at_mean):
+        with pytest.raises(PromptError, match=rf"{call.__name__}: expected Prompts, got the text 'a.png'"):
+            call(model, "a.png")
+    for neurons in (None, [7], register_neurons(model, prompts).drop_vars("unit")):
+        with pytest.raises(PromptError, match=r"with_registers\(neurons=.*give what register_neurons returns"):
+            with_registers(model, prompts, neurons)
+
+
+@pytest.mark.parametrize("norms", [[], [np.nan], "a", None])
+def test_norms_that_are_none_have_no_threshold(norms):
+    with pytest.raises(MetricError, match="outlier_threshold"):
+        outlier_threshold(norms)
