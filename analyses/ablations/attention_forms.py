@@ -32,9 +32,8 @@ def draw(study: Study, ds: xr.Dataset, effect: xr.DataArray) -> None:
         (left, ds["first"].drop_sel(edit="baseline"), "share of the first token"),
         (right, effect, effect.attrs["long_name"]),
     ):
-        table = with_intervals(values)
-        shown = table["difference"].assign_coords(edit=[name.replace("_", " ") for name in FORMS])
-        shown = sk.plot.described(shown.assign_attrs(long_name=title, units=effect.attrs["units"]), ds)
+        table = with_intervals(values).assign_coords(edit=[name.replace("_", " ") for name in FORMS])
+        shown = sk.plot.described(table["difference"].assign_attrs(long_name=title, units=effect.attrs["units"]), ds)
         sk.plot.effect_bars(shown, interval=(table["low"], table["high"]), title=title, ax=ax)
     left.axvline(float(ds["first"].sel(edit="baseline").mean()), color="black", linestyle=":", linewidth=1)
     left.set_xlabel("share of the rows on the first token")

@@ -8,11 +8,14 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
+from sinkscope.errors import SchemaError
 from sinkscope.plot.effects import axis_label
-from sinkscope.plot.labels import labels_of, need_dims, plain
+from sinkscope.plot.labels import labels_of, need_dims, need_like, plain
 from sinkscope.plot.naming import legend_above
 from sinkscope.plot.readings import drawn, estimates
 from sinkscope.plot.theme import CONTROL, PALETTE, Look, axes_for, dot, thin
+
+ONE = "series of one"
 
 
 @drawn("row", takes=estimates)
@@ -39,14 +42,17 @@ def interval_dots(
         look: ``caption=False``, ``size=``: see :class:`~sinkscope.plot.theme.Look`.
 
     Raises:
-        SchemaError: ``array`` has more than two dims, or limits or controls have others.
+        SchemaError: ``array`` has more than two dims or nothing in it, or limits or controls have other dims or labels.
     """
-    grid = array if array.ndim != 1 else array.expand_dims("series", axis=1)
+    if not array.size:
+        raise SchemaError(f"interval_dots: nothing to draw: array has {dict(array.sizes)}. Was a selection empty?")
+    grid = array if array.ndim != 1 else array.expand_dims(ONE, axis=1)
     dims = (str(grid.dims[0]), str(grid.dims[1])) if grid.ndim > 1 else ("row", "series")
-    values = need_dims(grid, dims, "interval_dots").values.astype(float)
+    grid = need_dims(grid, dims, "interval_dots")
+    values = grid.values.astype(float)
     rows, series = labels_of(grid, dims[0]), labels_of(grid, dims[1])
-    edges = None if interval is None else [_like(edge, dims, "interval") for edge in interval]
-    beside = None if controls is None else _like(controls, dims, "controls")
+    edges = None if interval is None else [_like(edge, array, "interval") for edge in interval]
+    beside = None if controls is None else _like(controls, array, "controls")
     axes = axes_for(array, ax, height=max(0.5, 0.25 + 0.1 * len(rows) * max(1, len(series) / 2)))
     step = 0.6 / max(len(series), 1)
     for i, name in enumerate(series):
@@ -70,6 +76,6 @@ def interval_dots(
     return axes
 
 
-def _like(array: xr.DataArray, dims: tuple[str, str], which: str) -> np.ndarray:
-    whole = array.expand_dims("series", axis=1) if array.ndim == 1 and dims[1] == "series" else array
-    return need_dims(whole, dims, f"interval_dots({which}=)").values.astype(float)
+def _like(array: xr.DataArray, estimates: xr.DataArray, which: str) -> np.ndarray:
+    found = need_like(array, estimates, f"interval_dots({which}=)").values.astype(float)
+    return found[:, None] if found.ndim == 1 else found

@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from sinkscope.errors import SchemaError
-from sinkscope.plot.labels import labels_of, need_dims, plain
+from sinkscope.plot.labels import labels_of, need_like, plain, same_labels
 from sinkscope.plot.naming import legend_above, name_lines
 from sinkscope.plot.readings import differences, drawn
 from sinkscope.plot.theme import CONTROL, OTHER, PALETTE, Look, axes_for, dot, thin
@@ -52,7 +52,7 @@ def effect_bars(
     y = np.arange(len(names))
     axes.barh(y, effect.values, height=0.62, color=OTHER)
     if interval is not None:
-        low, high = (need_dims(edge, (dim,), "effect_bars(interval=)").values for edge in interval)
+        low, high = (need_like(edge, effect, "effect_bars(interval=)").values for edge in interval)
         axes.errorbar(
             effect.values,
             y,
@@ -62,7 +62,8 @@ def effect_bars(
             capsize=2.4 * thin(),
         )
     if controls is not None:
-        points = controls.transpose(dim, ...).values.reshape(len(names), -1)
+        beside = same_labels(controls, effect, dim, "effect_bars(controls=)")
+        points = beside.transpose(dim, ...).values.reshape(len(names), -1)
         where = np.repeat(y, points.shape[1])
         axes.scatter(
             points.ravel(),

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from sinkscope.plot.labels import labels_of, need_dims, plain
+from sinkscope.plot.labels import labels_of, need_dims, need_like, plain
 from sinkscope.plot.naming import legend_above
 from sinkscope.plot.readings import drawn
 from sinkscope.plot.theme import CONTROL, OTHER, PALETTE, ROLE_COLOURS, SINK, Look, axes_for, dot, thin
@@ -44,7 +44,7 @@ def grouped_bars(
     grid = array if array.ndim != 1 else array.expand_dims("series", axis=1)
     dims = tuple(str(d) for d in grid.dims)[:2]
     values = need_dims(grid, dims, "grouped_bars").values
-    edges = None if interval is None else [_like(edge, grid, dims) for edge in interval]
+    edges = None if interval is None else [_like(edge, grid) for edge in interval]
     groups, series = labels_of(grid, dims[0]), labels_of(grid, dims[1])
     axes = axes_for(array, ax)
     width = 0.82 / len(series)
@@ -67,9 +67,9 @@ def grouped_bars(
     return axes
 
 
-def _like(edge: xr.DataArray, grid: xr.DataArray, dims: tuple[str, ...]) -> np.ndarray:
+def _like(edge: xr.DataArray, grid: xr.DataArray) -> np.ndarray:
     whole = edge if edge.ndim != 1 or grid.ndim == 1 else edge.expand_dims("series", axis=1)
-    return need_dims(whole, dims, "grouped_bars(interval=)").values
+    return need_like(whole, grid, "grouped_bars(interval=)").values
 
 
 def _named(array: xr.DataArray) -> str:

@@ -12,7 +12,7 @@ from matplotlib.collections import LineCollection, PolyCollection
 
 from sinkscope.errors import SchemaError
 from sinkscope.plot.effects import FACTORS
-from sinkscope.plot.labels import labels_of, need_dims, plain, set_ticks
+from sinkscope.plot.labels import labels_of, need_dims, need_like, plain, set_ticks
 from sinkscope.plot.readings import differences_of_heads, drawn
 from sinkscope.plot.theme import CONTROL, MISSING, OTHER, PALETTE, SINK, Look, axes_for
 
@@ -50,16 +50,15 @@ def head_curves(
         look: ``caption=False``, ``size=``: see :class:`~sinkscope.plot.theme.Look`.
 
     Raises:
-        SchemaError: other dims, or strengths that are no numbers.
+        SchemaError: nothing in it, other dims or labels, or strengths that are not finite or stand there twice.
     """
-    x = next((str(dim) for dim in array.dims if dim not in ("layer", "head")), "gamma")
+    if not array.size:
+        raise SchemaError(f"head_curves: nothing to draw: array has {dict(array.sizes)}. Was a selection empty?")
+    x = _strength_of(array)
     grid = need_dims(array, ("layer", "head", x), "head_curves").sortby(x)
     layers, heads = labels_of(grid, "layer"), labels_of(grid, "head")
-    try:
-        strength = grid[x].values.astype(float)
-    except (TypeError, ValueError) as error:
-        raise SchemaError(f"head_curves: the labels of {x!r} are no numbers. Give it the strengths.") from error
-    others = None if behind is None else need_dims(behind, ("layer", "head", x), "head_curves(behind=)").sortby(x)
+    strength = _strengths(grid, x, "head_curves")
+    others = None if behind is None else need_like(behind, grid, "head_curves(behind=)", (x,)).sortby(x)
     top = _largest(grid, others) if limit is None else float(limit)
     if not top > 0:
         raise SchemaError(f"head_curves(limit={limit!r}): it must lie above 0.")
@@ -70,11 +69,12 @@ def head_curves(
     _zero_lines(axes, grid.notnull().any(x).values, size)
     curves = _in_cells(grid.values, along, top)
     if others is not None:
-        _lines(axes, _in_cells(others.values, _places(others[x].values.astype(float), x), top), CONTROL, size)
+        places = _places(_strengths(others, x, "head_curves(behind=)"), x)
+        _lines(axes, _in_cells(others.values, places, top), CONTROL, size)
     _areas(axes, curves)
     _lines(axes, curves, PALETTE[-1], size)
     if marked is not None:
-        axes.scatter(*_dots(marked, curves, x), s=(0.3 * size) ** 2, color="black", linewidths=0, zorder=4)
+        axes.scatter(*_dots(marked, grid, curves), s=(0.3 * size) ** 2, color="black", linewidths=0, zorder=4)
     set_ticks(axes, "x", heads)
     set_ticks(axes, "y", layers)
     _bare(axes)
@@ -156,10 +156,31 @@ def _zero_lines(axes: Axes, measured: np.ndarray, size: float) -> None:
     axes.add_collection(lines, autolim=False)
 
 
-def _dots(marked: xr.DataArray, curves: np.ndarray, x: str) -> tuple[np.ndarray, np.ndarray]:
+def _strength_of(array: xr.DataArray) -> str:
+    """The dim of the strengths: the one named so, else the one beside layers and heads."""
+    others = [str(dim) for dim in array.dims if str(dim).removeprefix("edit_") not in ("layer", "head")]
+    return next((dim for dim in others if dim in FACTORS), others[0] if others else "gamma")
+
+
+def _strengths(grid: xr.DataArray, x: str, function: str) -> np.ndarray:
+    try:
+        strength = grid[x].values.astype(float)
+    except (TypeError, ValueError) as error:
+        raise SchemaError(f"{function}: the labels of {x!r} are no numbers. Give it the strengths.") from error
+    if not np.isfinite(strength).all() or len(np.unique(strength)) < len(strength):
+        raise SchemaError(
+            f"{function}: the labels of {x!r} are {strength.tolist()[:8]}. Give finite strengths, each of them once."
+        )
+    return strength
+
+
+def _dots(marked: xr.DataArray, grid: xr.DataArray, curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if marked.dtype.kind != "b":
+        raise SchemaError(f"head_curves(marked=): expected True or False for each head, got {marked.dtype} numbers.")
+    x = str(grid.dims[2])
     if x in marked.dims:
-        chosen = need_dims(marked, ("layer", "head", x), "head_curves(marked=)").sortby(x).values.astype(bool)
+        chosen = need_like(marked, grid, "head_curves(marked=)").values
         return tuple(curves[chosen].T)  # type: ignore[return-value]
-    chosen = need_dims(marked, ("layer", "head"), "head_curves(marked=)").values.astype(bool)
+    chosen = need_like(marked, grid.isel({x: 0}, drop=True), "head_curves(marked=)").values
     layer, head = np.nonzero(chosen)
     return head - 0.8 * HALF, layer + 0.8 * HALF

@@ -101,6 +101,40 @@ def set_ticks(
         ax.set_yticks(positions[shown], list(labels[shown]))
 
 
+def same_labels(array: xr.DataArray, drawn: xr.DataArray, dim: str, function: str) -> xr.DataArray:
+    """Return ``array`` with the labels of ``dim`` in the order that ``drawn`` has them.
+
+    What lies beside another array is drawn by position, so that another order would put it beside the wrong one.
+
+    Raises:
+        SchemaError: other labels, or another number of them where one of the arrays has none.
+    """
+    wanted, given = drawn[dim].values.tolist(), array[dim].values.tolist()
+    if wanted == given:
+        return array
+    labelled = dim in array.coords and dim in drawn.coords
+    if len(wanted) != len(given) or (labelled and set(wanted) != set(given)):
+        odd = [each for each in given if each not in wanted] or [each for each in wanted if each not in given]
+        which = f", such as {odd[0]!r} in one of the two alone" if labelled and odd else ""
+        raise SchemaError(
+            f"{function}: {len(given)} labels of {dim!r} beside {len(wanted)} that are drawn{which}. Select the same "
+            "in both."
+        )
+    return array.sel({dim: wanted}) if labelled and len(set(wanted)) == len(wanted) else array
+
+
+def need_like(array: xr.DataArray, drawn: xr.DataArray, function: str, free: Sequence[str] = ()) -> xr.DataArray:
+    """Return ``array`` with the dims and labels of ``drawn``, in the same order; the labels of ``free`` may differ.
+
+    Raises:
+        SchemaError: as :func:`need_dims` and :func:`same_labels`.
+    """
+    found = need_dims(array, tuple(map(str, drawn.dims)), function)
+    for dim in map(str, drawn.dims):
+        found = found if dim in free else same_labels(found, drawn, dim, function)
+    return found
+
+
 def need_dims(array: xr.DataArray, dims: tuple[str, ...], function: str) -> xr.DataArray:
     """Return ``array`` transposed to ``dims``; the layers and heads that a grid edited count as layers and heads.
 

@@ -81,3 +81,21 @@ def test_other_dims_are_refused():
         interval_dots(table().expand_dims(layer=2, axis=2))
     with pytest.raises(SchemaError, match=r"interval_dots\(interval=\)"):
         interval_dots(table(), interval=(table().isel(way=0), table()))
+
+
+def test_limits_and_controls_go_by_their_labels():
+    values = table().isel(model=0)
+    turned = values.isel(way=[2, 0, 1])
+    axes = interval_dots(values, interval=(turned - 0.1, turned + 0.1), controls=turned / 2)
+    assert whiskers(axes)[0][:, :, 0] == pytest.approx(np.stack([values - 0.1, values + 0.1], 1))
+    assert dots(axes)[-1][:, 0] == pytest.approx(values.values / 2)
+    other = values.assign_coords(way=["masked", "scaled", "swapped"])
+    for wrong in (other, values.isel(way=[0, 1])):
+        with pytest.raises(SchemaError, match=r"interval_dots\(controls=\): . labels of 'way' beside 3 that are drawn"):
+            interval_dots(values, controls=wrong)
+
+
+def test_nothing_is_refused_and_a_dim_may_have_any_name():
+    with pytest.raises(SchemaError, match="interval_dots: nothing to draw"):
+        interval_dots(table().isel(way=[]))
+    assert len(dots(interval_dots(table().isel(model=0).rename(way="series")))) == 1

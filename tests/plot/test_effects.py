@@ -82,3 +82,15 @@ def test_masking_curve_has_no_reference_line():
     ax = plot.masking_curve(curve().rename(gamma="masked"))
     assert len(ax.lines) == 2
     assert ax.get_xlabel() == "masked tokens"
+
+
+def test_limits_and_controls_of_bars_go_by_their_labels():
+    effect = effects()
+    turned = effect.isel(edit=[1, 0])
+    ax = plot.effect_bars(effect, interval=(turned - 0.1, turned + 0.2), controls=turned.expand_dims(draw=2))
+    np.testing.assert_allclose([s[0, 0] for s in ax.collections[0].get_segments()], effect - 0.1)
+    assert ax.collections[1].get_offsets()[:, 0].tolist() == [0.5, 0.5, -0.1, -0.1]
+    with pytest.raises(
+        SchemaError, match=r"effect_bars\(controls=\): 2 labels of 'edit' beside 2 that are drawn, such as"
+    ):
+        plot.effect_bars(effect, controls=turned.assign_coords(edit=["drop", "other"]))

@@ -48,3 +48,13 @@ def test_one_dimension_is_one_series_without_a_legend():
 def test_three_dimensions_are_refused():
     with pytest.raises(SchemaError, match=r"Select one of 'layer' with \.isel"):
         grouped_bars(table().expand_dims(layer=2, axis=2))
+
+
+def test_limits_go_by_their_labels():
+    values = table().isel(model=0)
+    turned = values.isel(input=[2, 0, 1])
+    lines = [
+        np.array(grouped_bars(values, interval=(each - 0.1, each + 0.1)).collections[0].get_segments())
+        for each in (values, turned)
+    ]
+    np.testing.assert_allclose(*lines)

@@ -102,3 +102,34 @@ def test_refusals_say_what_to_do():
         head_curves(effects().assign_coords(gamma=["a", "b", "c"]))
     with pytest.raises(SchemaError, match=r"head_curves\(limit=-1.0\): it must lie above 0"):
         head_curves(effects(), limit=-1.0)
+
+
+def test_marks_and_curves_behind_go_by_their_labels():
+    effect = effects(layers=2).assign_coords(layer=[0, 1], head=[0, 1])
+    marked = (effect.isel(gamma=0) > 9).copy(data=[[False, True], [False, False]])
+    wanted = head_curves(effect, marked=marked, behind=2 * effect)
+    found = head_curves(effect, marked=marked.isel(head=[1, 0]), behind=2 * effect.isel(layer=[1, 0], gamma=[2, 1, 0]))
+    for one, other in zip(wanted.collections, found.collections, strict=True):
+        np.testing.assert_array_equal(one.get_offsets(), other.get_offsets())
+        for path, same in zip(one.get_paths(), other.get_paths(), strict=True):
+            np.testing.assert_array_equal(path.vertices, same.vertices)
+    for wrong in ({"marked": marked.isel(head=[0])}, {"behind": effect.assign_coords(layer=[1, 2])}):
+        with pytest.raises(SchemaError, match=rf"head_curves\({next(iter(wrong))}=\): . labels of '"):
+            head_curves(effect, **wrong)
+    with pytest.raises(SchemaError, match=r"head_curves\(marked=\): expected True or False for each head, got float64"):
+        head_curves(effect, marked=effect.isel(gamma=0))
+
+
+@pytest.mark.parametrize("strengths", [[0, 1, np.nan], [0, 1, np.inf], [0, 1, 1]])
+def test_strengths_are_finite_and_stand_there_once(strengths):
+    with pytest.raises(
+        SchemaError, match=r"labels of 'gamma' are \[0\.0, 1\.0, .*Give finite strengths, each of them once"
+    ):
+        head_curves(effects().assign_coords(gamma=strengths))
+
+
+def test_nothing_is_refused_and_the_strength_is_found_by_its_name():
+    with pytest.raises(SchemaError, match="head_curves: nothing to draw"):
+        head_curves(effects().isel(head=[]))
+    with pytest.raises(SchemaError, match="Select one of 'prompt' with"):
+        head_curves(effects().expand_dims(prompt=2))
