@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import xarray as xr
 
+from sinkscope.arguments import shown
 from sinkscope.engine.run import run
 from sinkscope.errors import PromptError
 from sinkscope.methods.explain_masking import mask_patches
@@ -45,6 +46,10 @@ def explain_image(model: Model, image: Any, question: str, settings: ExplainSett
     Raises:
         PromptError: not such a model, a broken image, or a picture of too few visual tokens to compare.
     """
+    if settings is not None and not isinstance(cast("object", settings), ExplainSettings):
+        raise PromptError(
+            f"explain_image(settings={shown(settings)}): give ExplainSettings(draws=...), or leave it out."
+        )
     chosen, picture = settings or ExplainSettings(), load_image(image, "explain_image")
     asked = {"image": picture, "text": question} | ({} if chosen.answer is None else {"answer": chosen.answer})
     prompts = Prompts.from_chat([asked, {"image": picture, "text": chosen.general}], model)

@@ -156,3 +156,8 @@ def test_what_cannot_be_explained_says_so():
         ExplainSettings(share=0)
     with pytest.raises(PromptError, match="takes two draws or more"):
         ExplainSettings(draws=1)
+
+
+def test_settings_of_another_kind_are_refused():
+    with pytest.raises(PromptError, match=r"explain_image\(settings=\{'draws': 3\}\): give ExplainSettings"):
+        explain_image(sk.load_model("zoo:vlm-shapes"), image(16, 16), "What?", {"draws": 3})
