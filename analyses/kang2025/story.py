@@ -1,10 +1,10 @@
 """One picture in three steps: where attention goes, which tokens spike, where attention goes once it is given back.
 
 Paper: Kang et al. 2025 (arXiv 2503.03321), figures 1 to 3 and the overview of VAR. Claim: attention lies on tokens that
-spike in the sink dimensions; redistribution moves it to the other visual tokens. Cost: two passes over eight prompts.
-Different here: where no visual token passes tau the highest twentieth by phi stand for sinks, which the caption says;
-every head whose attention is on the picture is edited (rho = 0), so that something is to be seen in one layer. The
-picture is the one whose ringed tokens lose most.
+spike in the sink dimensions; redistribution moves it to the other visual tokens. Cost: two passes over twelve prompts.
+Different here: at the layer where most visual tokens spike, else a deep one; where no visual token passes tau the
+highest twentieth by phi stand for sinks, which the caption says; every head whose attention is on the picture is edited
+(rho = 0), so that something is to be seen in one layer. The picture is the one whose ringed tokens lose most.
 
     python analyses/kang2025/story.py --model zoo:vlm-smol
 """
@@ -18,7 +18,14 @@ from matplotlib.figure import Figure
 
 import sinkscope as sk
 from sinkscope import metrics
-from sinkscope.analysis import VISION_LANGUAGE_MODELS, Estimate, Study, spread_layers, visual_tau
+from sinkscope.analysis import (
+    VISION_LANGUAGE_MODELS,
+    Estimate,
+    Study,
+    spread_layers,
+    visual_sink_layers,
+    visual_tau,
+)
 from sinkscope.methods.var import VarSettings, redistribution, sink_dims_or_largest
 from sinkscope.tasks.scene_questions import BOX, SceneQuestions, scene_questions
 
@@ -28,15 +35,15 @@ HIGHEST = 0.05
 
 def judge(study: Study, model: sk.Model) -> None:
     """Measure before and after, draw the picture that loses most, say how much was moved."""
-    shapes = scene_questions(model, 8, ("colour", "shape", "place"))
+    shapes = scene_questions(model, 12, ("colour", "shape", "place"))
     dims, _ = sink_dims_or_largest(model, shapes.prompts)
     probes = [sk.KeyMass(queries="after_image"), sk.SinkDims(dims)]
     plain = study.reading("plain", lambda: sk.run(model, shapes.prompts, probes))
-    layer = spread_layers(model)[-2]
     image = plain["token_role"].reset_coords(drop=True) == "image"
-    phi = metrics.at_block_inputs(plain["phi"].astype("float64"), [layer]).sel(layer=layer).reset_coords(drop=True)
-    phi = phi.where(image)
     tau, told, label = visual_tau(model, plain)[0], "tokens that pass tau", "visual sinks"
+    each = metrics.at_block_inputs(plain["phi"].astype("float64"), plain["layer"].values.tolist())
+    layer = next(iter(visual_sink_layers(each, image, tau)), spread_layers(model)[-2])
+    phi = each.sel(layer=layer).reset_coords(drop=True).where(image)
     if not bool((phi >= tau).any()):
         told, label = f"no token passes tau = {tau:.3g}: the highest {HIGHEST:.0%}", "highest phi"
         tau = float(phi.quantile(1 - HIGHEST))
