@@ -66,11 +66,6 @@ def test_texts_alone_are_read_as_the_text_part_reads_them(name):
         torch.testing.assert_close(found, maps.attentions[0][0, 0], atol=1e-5, rtol=0)
 
 
-def test_a_model_of_videos_is_refused_as_one():
-    with pytest.raises(UnsupportedModelError, match="VideoMAEModel takes videos"):
-        built("videomae")
-
-
 def test_a_buffer_may_hold_infinities_and_no_nan():
     network = testing.tiny("llama")
     network.register_buffer("bound", torch.tensor(-float("inf")))
