@@ -148,9 +148,8 @@ def measure(network: Any, packer: parts.Packer, scenes: list[data.Scene]) -> dic
     image = slice(len(packer.head) - parts.PATCHES, len(packer.head))
 
     def note(index: int, _block: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        seen = inputs[0][0, image]
-        phi = seen.abs().amax(-1) / seen.square().mean(-1).add(1e-6).sqrt()
-        spikes[index] = spikes.get(index, 0.0) + float((phi > 20).sum()) / len(scenes)
+        found = parts.phi(inputs[0][0, image]) > 20
+        spikes[index] = spikes.get(index, 0.0) + float(found.sum()) / len(scenes)
 
     layers = network.model.language_model.layers
     hooks = [block.register_forward_pre_hook(partial(note, index)) for index, block in enumerate(layers)]
@@ -209,25 +208,32 @@ def keep(folder: Path, params: dict[str, nn.Parameter], step: int) -> None:
         )
 
 
+def started(config: VisionSmolConfig) -> tuple[Any, dict[str, nn.Parameter]]:
+    """Network and what is trained of it, by name, before anything else is done: fresh, or a model of the zoo."""
+    network = parts.build(config.seed, config.vision_layer)
+    params = parts.add_adapter(network, config.rank, config.seed)
+    if config.start:
+        restore(load_file(zoo.WEIGHTS / config.start / ADAPTER), params)
+    return network, params
+
+
 class Trainer:
     """One run in one folder: network, what is trained of it, and the optimiser."""
 
     def __init__(self, config: VisionSmolConfig, folder: Path, shared: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.config, self.folder = config, folder
-        self.network = parts.build(config.seed, config.vision_layer)
-        self.params = parts.add_adapter(self.network, config.rank, config.seed)
-        if config.start:
-            restore(load_file(zoo.WEIGHTS / config.start / ADAPTER), self.params)
+        self.network, self.params = started(config)
         self.network.model.language_model.set_attn_implementation("eager")
         self.packer = parts.Packer(parts.load_tokenizer())
         self.features = Features(shared, self.network, config.pictures)
         self.optimizer = torch.optim.AdamW(list(self.params.values()), betas=(0.9, 0.98), weight_decay=0.0)
-        self._reshape()
         self.step, self.before, self._started = 0, 0.0, time.process_time()
         if (folder / "checkpoint.safetensors").exists():
             facts = load(folder / "checkpoint.safetensors", self.params, self.optimizer)
             self.step, self.before = int(facts["step"]), float(facts["cpu_seconds"])
+        else:
+            self._reshape()
 
     @property
     def cpu_seconds(self) -> float:
@@ -258,8 +264,7 @@ class Trainer:
         """Take what all visual tokens share from the projector's output, and scale the rest."""
         last = self.network.model.multi_modal_projector.linear_2
         if self.config.centre:
-            written = (self.network.model.multi_modal_projector(self.features(i)) for i in range(self.config.centre))
-            last.bias.sub_(torch.stack([states.mean(0) for states in written]).mean(0))
+            last.bias.sub_(parts.shared_vector(self.network, map(self.features, range(self.config.centre))))
         last.weight.mul_(self.config.scale)
         last.bias.mul_(self.config.scale)
 

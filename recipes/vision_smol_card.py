@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from scipy import stats
 
 import sinkscope as sk
@@ -17,7 +16,7 @@ from recipes import vision_smol, vision_smol_makers
 from recipes import vision_smol_model as parts
 from recipes.facts import claim
 from recipes.run_files import command, read_curve, write
-from sinkscope import metrics, zoo
+from sinkscope import metrics
 from sinkscope.errors import MetricError
 from sinkscope.methods.var import sink_dims_or_largest
 from sinkscope.models.sources import resolve
@@ -108,17 +107,23 @@ def sinks(model: sk.Model, n: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _loaded(folder: Path, name: str) -> tuple[sk.Model, str]:
+    """The model of an exported run, put together in the cache, and its folder there."""
+    content = read_parts(folder)
+    whole = checkpoint(folder, name, {role: resolve(content[role]["name"]) for role in ROLES}).name
+    model = sk.load_model(whole, dtype="float32")
+    model.id = name  # what decides which pictures it is asked about
+    return model, whole
+
+
 def measure(folder: Path, name: str, count: int, pictures: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Facts and claims of the card of what lies in ``folder``."""
-    content = read_parts(folder)
-    found = checkpoint(folder, name, {role: resolve(content[role]["name"]) for role in ROLES})
-    model = sk.load_model(found.name, dtype="float32")
-    model.id = name  # what decides which pictures it is asked about
+    model, _ = _loaded(folder, name)
     at_end = vision_smol.measure(
         model.model, parts.Packer(parts.load_tokenizer()), photo_scenes.held_out(count, first=MEASURED)
     )
     right = {family: at_end[f"accuracy_{family}"] for family in data.FAMILIES}
-    facts = {"parameters": content["parameters"], "accuracy": right, "accuracy_pictures": count}
+    facts = {"parameters": read_parts(folder)["parameters"], "accuracy": right, "accuracy_pictures": count}
     facts |= {"visual_sinks_by_layer": at_end["visual_sinks"], "sinks": sinks(model, pictures)}
     claims = []
     for family, value in right.items():
@@ -194,9 +199,7 @@ def ship_vision_smol(folder: Path, target: Path, name: str, count: int = 200, pi
 
 def makers(config: vision_smol.VisionSmolConfig, pictures: int) -> list[dict[str, float]]:
     """Spikes of the model that a run started from, as what its projector writes is changed (no training)."""
-    network = parts.build(config.seed, config.vision_layer)
-    params = parts.add_adapter(network, config.rank, config.seed)
-    vision_smol.restore(load_file(zoo.WEIGHTS / config.start / ADAPTER), params)
+    network, _ = vision_smol.started(config)
     scenes = photo_scenes.held_out(pictures, first=MEASURED)
     others = [photo_scenes.training_scene(index) for index in range(config.centre)]
     return vision_smol_makers.table(
@@ -239,10 +242,7 @@ def resink_heads(folder: Path, name: str, pictures: int = 24) -> dict[str, Any]:
     for weights in sorted(folder.glob("weights-*.safetensors")):
         with tempfile.TemporaryDirectory() as place:
             export(weights, Path(place), fields.get("vision_layer", parts.VISION_LAYER))
-            content = read_parts(Path(place))
-            whole = checkpoint(Path(place), name, {role: resolve(content[role]["name"]) for role in ROLES}).name
-            model = sk.load_model(whole, dtype="float32")
-        model.id = name
+            model, whole = _loaded(Path(place), name)
         asked = scene_questions(model, pictures, seed=1)
         ds = sk.run(model, asked.prompts, [sk.MaxAttention(keys="image", queries="after_image")])
         late = ds["layer"].values[ds.sizes["layer"] // 2 :].tolist()

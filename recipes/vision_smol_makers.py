@@ -38,7 +38,7 @@ def table(
         writes, ``tokens`` of a picture, and ``spikes``, visual tokens a picture with phi over 20 in any dimension.
     """
     projector = network.model.multi_modal_projector
-    common = torch.stack([projector(one).mean(0) for one in calibration]).mean(0)
+    common = parts.shared_vector(network, calibration)
     written = [projector(one) for one in patches]
     rest = [one - common for one in written]
     rows = []
@@ -66,9 +66,7 @@ def _first_blocks(network: Any) -> Iterator[Any]:
         start = len(packer.head) - parts.PATCHES
         ids = torch.tensor(packer.head[:start])[None]
         language(inputs_embeds=torch.cat([language.get_input_embeddings()(ids), states[None]], 1), use_cache=False)
-        state = seen.pop()[start:]
-        phi = state.abs().amax(-1) / state.square().mean(-1).add(1e-6).sqrt()
-        return int((phi > OVER).sum())
+        return int((parts.phi(seen.pop()[start:]) > OVER).sum())
 
     hook = whole[min(AT, len(whole) - 1)].register_forward_pre_hook(note)
     language.layers = whole[: AT + 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -103,6 +104,17 @@ def features(network: LlavaForConditionalGeneration, scene: data.Scene) -> Float
     for block in tower.encoder.layer[: network.config.vision_feature_layer]:
         state = block(state)
     return state[0, 1:]
+
+
+def shared_vector(network: Any, patches: Iterable[Float[torch.Tensor, "patch width"]]) -> Float[torch.Tensor, " width"]:
+    """What all visual tokens share: the mean of what the projector writes for these pictures."""
+    projector = network.model.multi_modal_projector
+    return torch.stack([projector(one).mean(0) for one in patches]).mean(0)
+
+
+def phi(states: Float[torch.Tensor, "token width"]) -> Float[torch.Tensor, " token"]:
+    """Largest magnitude of each token over its root mean square (phi over all dimensions, Kang et al. 2025)."""
+    return states.abs().amax(-1) / states.square().mean(-1).add(1e-6).sqrt()
 
 
 class Packer:
