@@ -6,6 +6,8 @@ metrics select by it. Each token has exactly one role, so shares over roles add 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sinkscope.errors import did_you_mean
 
 ROLES: tuple[str, ...] = (
@@ -48,6 +50,12 @@ TEXT_ROLES: tuple[str, ...] = ("system", "user", "text", "punctuation", "newline
 
 SELECTIONS: tuple[str, ...] = ("all", "first", "last", "after_image")
 """Names that select tokens by place instead of role."""
+
+
+def padded_names(rows: Iterable[Iterable[int]], length: int) -> list[list[str]]:
+    """Return the names of the roles of each prompt's tokens, ``pad`` from its end up to ``length``."""
+    named = ([ROLES[int(role)] for role in row] for row in rows)
+    return [row + ["pad"] * (length - len(row)) for row in named]
 
 
 def is_selection(name: str) -> bool:

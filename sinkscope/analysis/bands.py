@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from sinkscope import metrics
-from sinkscope.roles import ROLES
+from sinkscope.roles import padded_names
 
 if TYPE_CHECKING:
     from sinkscope.prompts import Prompts
@@ -32,9 +32,7 @@ def random_tokens(prompts: Prompts, draws: int = DRAWS) -> list[xr.DataArray]:
     Raises:
         MetricError: a prompt has no token but its first.
     """
-    roles = np.full((len(prompts.roles), max(len(own) for own in prompts.roles)), "pad", dtype="U12")
-    for row, own in zip(roles, prompts.roles, strict=True):
-        row[: len(own)] = [ROLES[int(role)] for role in own]
+    roles = np.array(padded_names(prompts.roles, max(len(own) for own in prompts.roles)))
     first = xr.DataArray(
         np.broadcast_to(np.arange(roles.shape[1]) == 0, roles.shape), dims=("prompt", "key"),
         coords={"token_role": (("prompt", "key"), roles), "prompt": range(len(roles)), "key": range(roles.shape[1])},

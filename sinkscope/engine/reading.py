@@ -24,7 +24,7 @@ from sinkscope.models.backends.base import AttentionSite, ResidualSite, Tower
 from sinkscope.probes.base import Probe, dumps
 from sinkscope.prompts import Batch, Prompts
 from sinkscope.prompts.data import PromptFields
-from sinkscope.roles import ATTENDED_ROLES, MEASURED_ROLES, ROLE_INDEX, ROLES
+from sinkscope.roles import ATTENDED_ROLES, MEASURED_ROLES, ROLE_INDEX, padded_names
 from sinkscope.schema import SCHEMA_VERSION, Variable, declare
 
 GRID = ("grid_row", "grid_col", "grid_tile", "grid_image", "box_left", "box_top", "box_right", "box_bottom")
@@ -291,16 +291,15 @@ class ReadingBuilder:
 
     def _token_coords(self, prompts: Prompts) -> dict[str, Any]:
         shape = (len(self.lengths), self.longest["key"])
-        token, role = np.full(shape, "", dtype=object), np.full(shape, "pad", dtype=object)
+        token, role = np.full(shape, "", dtype=object), padded_names(prompts.roles, shape[1])
         grid = {name: np.full(shape, np.nan, dtype=np.float32) for name in GRID}
         for i, length in enumerate(self.lengths):
             token[i, :length] = prompts.tokens[i]
-            role[i, :length] = [ROLES[r] for r in prompts.roles[i]]
             found = prompts.grids[i] if prompts.grids else None
             if found is not None:
                 for name, values in _grid_axes(found).items():
                     grid[name][i, :length] = values
-        per_token = {"token": token.astype(str), "token_role": role.astype(str)}
+        per_token = {"token": token.astype(str), "token_role": np.array(role, dtype=str)}
         others = {} if prompts.other is None or prompts.side == "target" else self._query_coords(prompts.other)
         if np.isfinite(grid["grid_row"]).any():
             per_token |= {name: values for name, values in grid.items() if np.isfinite(values).any()}
@@ -313,11 +312,11 @@ class ReadingBuilder:
         if self.longest["query"] != max(target.lengths):
             return {}
         shape = (len(self.lengths), self.longest["query"])
-        token, role = np.full(shape, "", dtype=object), np.full(shape, "pad", dtype=object)
+        token, role = np.full(shape, "", dtype=object), padded_names(target.roles, shape[1])
         for i, length in enumerate(target.lengths):
-            token[i, :length], role[i, :length] = target.tokens[i], [ROLES[r] for r in target.roles[i]]
+            token[i, :length] = target.tokens[i]
         dims = ("prompt", "query")
-        return {"query_token": (dims, token.astype(str)), "query_role": (dims, role.astype(str))}
+        return {"query_token": (dims, token.astype(str)), "query_role": (dims, np.array(role, dtype=str))}
 
 
 def _roles_held(prompts: Prompts) -> list[str]:
