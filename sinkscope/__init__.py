@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sinkscope.edits import GiveMaps as GiveMaps
     from sinkscope.edits import InjectWrites as InjectWrites
     from sinkscope.edits import KeyValueBias as KeyValueBias
+    from sinkscope.edits import LimitWindow as LimitWindow
     from sinkscope.edits import MaskKeys as MaskKeys
     from sinkscope.edits import MixIdentity as MixIdentity
     from sinkscope.edits import NullKey as NullKey
@@ -111,9 +112,9 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "definitions": ("cite",),
     "edits": (
         "AblateHeads", "AmplifyGaze", "AmplifyLogits", "BoostRecent", "CalibrateSinks", "DropKeys", "GateHeads",
-        "GiveMaps", "InjectWrites", "KeyValueBias", "MaskKeys", "MixIdentity", "NullKey", "OpenKeys", "Patch",
-        "Redistribute", "ReplaceValues", "RouteHeads", "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys",
-        "SwapNormaliser", "ZeroValues",
+        "GiveMaps", "InjectWrites", "KeyValueBias", "LimitWindow", "MaskKeys", "MixIdentity", "NullKey", "OpenKeys",
+        "Patch", "Redistribute", "ReplaceValues", "RouteHeads", "ScaleKeys", "SetActivations", "ShiftLogits",
+        "SteerKeys", "SwapNormaliser", "ZeroValues",
     ),
     "errors": (
         "EditError", "EditHasNoEffect", "MetricError", "ModelError", "OutputError", "ProbeError", "PromptError",

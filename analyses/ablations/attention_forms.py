@@ -15,7 +15,7 @@ from common import change, texts
 from null_key_and_normalisers import measure
 
 import sinkscope as sk
-from sinkscope.analysis import Estimate, Study, with_intervals
+from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, with_intervals
 
 FORMS = {
     "temperature": "softmax", "selective": "softmax", "clipped": "softmax", "affine": "softmax", "lucid": "softmax",
@@ -66,5 +66,5 @@ def judge(study: Study, model: sk.Model) -> None:
 
 
 if __name__ == "__main__":
-    with Study(__doc__, paper="gu2025", model=("smollm2-135m", "zoo:lm-python")) as study:
+    with Study(__doc__, paper="gu2025", model=LANGUAGE_MODELS) as study:
         study.for_each(judge)

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import Estimate, Study, need
+from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, need
 from sinkscope.methods.sink_heads import sink_heads
 
 KINDS = {"no-operation": "#0072B2", "between": "#999999", "broadcast": "#D55E00"}
@@ -131,5 +131,5 @@ def judge(study: Study, model: sk.Model) -> None:
 
 
 if __name__ == "__main__":
-    with Study(__doc__, paper="algorithms2026", model=("smollm2-135m", "zoo:lm-python")) as study:
+    with Study(__doc__, paper="algorithms2026", model=LANGUAGE_MODELS) as study:
         study.for_each(judge)

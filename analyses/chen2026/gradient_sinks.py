@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import Estimate, Study, need, with_intervals
+from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, need, with_intervals
 from sinkscope.methods.gradient_sinks import gradient_shares
 from sinkscope.methods.residual import residual_stream
 
@@ -98,5 +98,5 @@ def judge(study: Study, model: sk.Model) -> None:
 
 
 if __name__ == "__main__":
-    with Study(__doc__, paper="chen2026", model=("smollm2-135m", "zoo:lm-python")) as study:
+    with Study(__doc__, paper="chen2026", model=LANGUAGE_MODELS) as study:
         study.for_each(judge)

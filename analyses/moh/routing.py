@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import Estimate, Study, with_intervals
+from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, with_intervals
 from sinkscope.engine.run import find_tower
 
 SHARES, DRAWS = (0.25, 0.5, 0.75, 0.9), 3
@@ -78,5 +78,5 @@ def judge(study: Study, model: sk.Model) -> None:
 
 
 if __name__ == "__main__":
-    with Study(__doc__, paper="moh", model=("smollm2-135m", "zoo:lm-python")) as study:
+    with Study(__doc__, paper="moh", model=LANGUAGE_MODELS) as study:
         study.for_each(judge)

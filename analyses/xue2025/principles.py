@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import Estimate, Study, need, with_intervals
+from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, need, with_intervals
 from sinkscope.engine.run import find_tower
 from sinkscope.methods.principles import REPLACEMENTS, maps_of, replaced_attention
 
@@ -111,5 +111,5 @@ def judge(study: Study, model: sk.Model) -> None:
 
 
 if __name__ == "__main__":
-    with Study(__doc__, paper="xue2025", model=("smollm2-135m", "zoo:lm-python")) as study:
+    with Study(__doc__, paper="xue2025", model=LANGUAGE_MODELS) as study:
         study.for_each(judge)

@@ -271,6 +271,22 @@ def with_opened(
     return replace(mask, rule=opened, _cache={})
 
 
+def with_window(
+    mask: MaskSpec, window: int, kept: Bool[torch.Tensor, "batch key"], queries: Bool[torch.Tensor, "batch query"]
+) -> MaskSpec:
+    """Hide from ``queries`` the keys that are ``window`` or more positions away, but for ``kept`` ones.
+
+    Both masks are over the axes of the call. What the rule hides stays hidden.
+    """
+    rule, first_query, first_key = mask.rule, mask.q_offset, mask.kv_offset
+
+    def near(batch: Any, head: Any, query: Any, key: Any) -> Any:
+        seen = ((query - key).abs() < window) | kept[batch, key - first_key] | ~queries[batch, query - first_query]
+        return rule(batch, head, query, key) & seen
+
+    return replace(mask, rule=near, _cache={})
+
+
 def with_chosen(
     mask: MaskSpec | torch.Tensor | None,
     indices: Int[torch.Tensor, "batch query chosen"],

@@ -17,8 +17,8 @@ from sinkscope.edits.given import GiveMaps
 from sinkscope.edits.heads import AblateHeads, GateHeads, MixIdentity, RouteHeads
 from sinkscope.edits.inject import InjectWrites
 from sinkscope.edits.keys import DropKeys, MaskKeys, ScaleKeys, ShiftLogits, SteerKeys, ZeroValues
+from sinkscope.edits.masks import LimitWindow, OpenKeys
 from sinkscope.edits.normalisers import AmplifyLogits, KeyValueBias, NullKey, SwapNormaliser
-from sinkscope.edits.opened import OpenKeys
 from sinkscope.edits.patch import Patch, record
 from sinkscope.edits.recent import BoostRecent
 from sinkscope.edits.redistribute import Redistribute
@@ -31,9 +31,9 @@ from sinkscope.errors import public_names, unknown_name
 __all__ = [
     "EDITS", "AblateHeads", "AmplifyGaze", "AmplifyLogits", "AttentionEdit", "BoostRecent", "CalibrateSinks",
     "DropKeys", "Edit", "EditedCall", "EditedStream", "GateHeads", "GiveMaps", "InjectWrites", "KeyValueBias",
-    "MaskKeys", "MixIdentity", "NullKey", "OpenKeys", "Patch", "Redistribute", "ReplaceValues", "ResidualEdit",
-    "RouteHeads", "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser", "ZeroValues", "dumps",
-    "loads", "mean_activations", "mean_outputs", "parse", "record",
+    "LimitWindow", "MaskKeys", "MixIdentity", "NullKey", "OpenKeys", "Patch", "Redistribute", "ReplaceValues",
+    "ResidualEdit", "RouteHeads", "ScaleKeys", "SetActivations", "ShiftLogits", "SteerKeys", "SwapNormaliser",
+    "ZeroValues", "dumps", "loads", "mean_activations", "mean_outputs", "parse", "record",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:  # a type checker shall complain of a name that does not exist

@@ -96,6 +96,12 @@ class EditFields(metaclass=registry.Constructed):
             raise EditError(f"{self._asked(name)}: {name} must be a finite number{span}.{' ' + hint if hint else ''}")
         self._set(name, number)
 
+    def _count(self, name: str) -> None:
+        """Check a whole number of at least 1."""
+        value: Any = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise EditError(f"{self._asked(name)}: {name} must be a whole number of at least 1.")
+
     def _choice(self, name: str, allowed: tuple[str, ...]) -> None:
         if getattr(self, name) not in allowed:
             raise EditError(f"{self._asked(name)}: {name} must be one of {list(allowed)}.")

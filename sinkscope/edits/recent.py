@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
 from sinkscope.attention.tile import Tile
 from sinkscope.edits.base import AttentionEdit
 from sinkscope.edits.call import EditedCall
-from sinkscope.errors import EditError
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,9 +32,7 @@ class BoostRecent(AttentionEdit):
     def __post_init__(self) -> None:
         """Check the numbers and the selectors."""
         self._number("beta", low=-1.0, hint="Use MaskKeys('generated') to hide what was generated.")
-        window: Any = self.window
-        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-            raise EditError(f"{self._asked('window')}: window must be a whole number of at least 1.")
+        self._count("window")
         super().__post_init__()
 
     @property

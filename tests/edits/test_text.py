@@ -23,6 +23,7 @@ EVERY = [
     sk.SwapNormaliser("clipped", parameters=[1.03, -0.03]), sk.AmplifyLogits(0.7, queries="last"),
     sk.AmplifyGaze(np.ones((1, 3)), alpha=4.0), sk.MixIdentity(0.5, heads=[1]), sk.RouteHeads(2, shared=[0]),
     sk.BoostRecent(0.2, window=3), sk.GiveMaps(np.ones((1, 2, 3, 3))),
+    sk.LimitWindow(8, keep=range(2), layers=[0]),
     sk.OpenKeys("text", queries="image", layers=range(4)),
     sk.InjectWrites("mlp", sources=[1, 0], weights=[0.5, 0.25], targets=[2, 3]),
     sk.Patch("mlp", layer=2, source=np.ones((1, 2, 3)), keys="last"),

@@ -159,7 +159,7 @@ class _Layer:
             )
         if any(part is not None and part.mask is not None for part in parts):
             raise EditError(
-                "OpenKeys: a bridge hands over scores with the hidden keys taken out, so they cannot be opened. "
+                "OpenKeys, LimitWindow: a bridge hands over scores with the hidden keys taken out, so its mask stays. "
                 "Load the transformers model instead of the bridge."
             )
         return edits

@@ -1,4 +1,4 @@
-"""Keys opened to queries before them: the mask of a prefix LM, of an image that reads the question, and its control."""
+"""The mask edited: keys opened to queries before them (a prefix LM, an image that reads the question), windows."""
 
 import numpy as np
 import pytest
@@ -92,3 +92,62 @@ def test_what_cannot_be_opened_is_refused():
         sk.run(seeing, ids, [sk.KeyMass()], edits=[sk.OpenKeys("last")])
     out = sk.run(model, prompts, [sk.KeyMass()], edits=[sk.OpenKeys("last")], batch_size=2)
     assert np.isfinite(out["key_mass"].isel(prompt=1)).all()
+
+
+@pytest.mark.parametrize(("window", "keep"), [(3, None), (3, [0, 1]), (1, "first"), (4, "last")])
+@pytest.mark.parametrize("queries", [None, [5, 6]])
+def test_a_window_and_what_is_kept_beside_it_are_those_of_the_formula(window, keep, queries):
+    network = llama.network("alibi")
+    model, spec = sk.load_model(network), llama.VARIANTS["alibi"]
+    ids, prompts = prompts_of(model)
+    edit = sk.LimitWindow(window, keep=keep, queries=queries, layers=[1])
+    found = sk.run(model, prompts, [sk.AttentionMap([0, 1], range(4))], [edit], batch_size=2)["attention"]
+    for i, row in enumerate(ids):
+        n = len(row)
+        with torch.no_grad():
+            plain = llama.reference(network, row, spec)[1]
+        rows, columns = np.arange(n)[:, None], np.arange(n)[None]
+        kept = np.isin(columns, [n - 1] if keep == "last" else [0] if keep == "first" else keep or [])
+        seen = (rows - columns < window) | kept
+        if queries:
+            seen = seen | ~np.isin(rows, queries)
+        wanted = np.asarray(plain[1]) * seen
+        wanted = wanted / wanted.sum(-1, keepdims=True)
+        own = found.isel(prompt=i, query=slice(n), key=slice(n)).values
+        np.testing.assert_allclose(own[0], plain[0], atol=1e-5)
+        np.testing.assert_allclose(own[1], wanted, atol=1e-5)
+
+
+def test_an_encoder_sees_a_window_on_both_sides():
+    model = sk.load_model(tiny("bert"))
+    prompts = sk.Prompts.from_ids([[1, 2, 3, 4, 5, 6]], model)
+    seen = sk.run(model, prompts, [sk.AttentionMap([0], [0])], [sk.LimitWindow(2)])["attention"].values[0, 0, 0] > 0
+    np.testing.assert_array_equal(seen, np.abs(np.subtract.outer(np.arange(6), np.arange(6))) < 2)
+
+
+def test_a_window_holds_while_writing():
+    model = sk.load_model(llama.network("key"))
+    _, prompts = prompts_of(model, (7, 9))
+    edit = sk.LimitWindow(3, keep="first")
+    written = sk.generate(model, prompts, [edit], max_new_tokens=4, pad_token_id=29)
+    at_once = sk.run(model, written, [sk.Logits(positions="all")], [edit], batch_size=2).logits
+    for row, start in enumerate(prompts.lengths):
+        ids = written.ids[row]
+        # What each step chose, with its cache, is what one pass over the whole chooses.
+        np.testing.assert_array_equal(ids[start:], at_once.values[row, start - 1 : len(ids) - 1].argmax(-1))
+
+
+def test_windows_that_cannot_be_or_change_nothing():
+    model = sk.load_model(tiny("llama"))
+    _, prompts = prompts_of(model)
+    for wrong in (0, True, 2.5):
+        with pytest.raises(EditError, match=r"window must be a whole number of at least 1"):
+            sk.LimitWindow(wrong)
+    with pytest.raises(EditError, match=r"heads.*share one mask"):
+        sk.LimitWindow(4, heads=[0])
+    with pytest.raises(EditHasNoEffect):
+        sk.run(model, prompts, [sk.KeyMass()], [sk.LimitWindow(11)])
+    both = sk.load_model(tiny("t5"))
+    pairs = sk.Prompts.from_pairs([([1, 2, 3], [1, 4])], both)
+    with pytest.raises(EditError, match=r"in cross-attention no key is near its query"):
+        sk.run(both, pairs, [], [sk.LimitWindow(2)], tower="cross")
