@@ -4,8 +4,9 @@ LLaVA's architecture of DINOv2-S and SmolLM2-135M, both frozen: first the two-la
 adapter of the decoder with it, on questions and captions about small coloured shapes on photographs. All questions
 about a picture share it in one sequence and do not see each other; the loss is that of the answers' tokens. Weights and
 states are float32, matrix products of training bfloat16 (the gradient's cosine with float32's is .9996, at 1.9 instead
-of 3.4 CPU-seconds a picture); measuring is float32 throughout. The tower's features are computed once per picture and
-kept in ``--features``, for all seeds. A killed run goes on from its last checkpoint.
+of 3.4 CPU-seconds a picture) where the processor multiplies these itself; elsewhere they are float32 too, as a step
+took five times as long when they were emulated. Measuring is float32 throughout. The tower's features are computed once
+per picture and kept in ``--features``, for all seeds. A killed run goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -125,9 +126,15 @@ def dialogue(scene: data.Scene, rng: np.random.Generator) -> list[tuple[str, str
     return [(q.text, q.answer) for q in asked] + [data.describe(scene)]
 
 
+def multiplies_bfloat16() -> bool:
+    """Tell whether the processor has instructions for products of bfloat16 matrices, rather than to emulate them."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def loss_of(network: Any, packed: dict[str, Any], patches: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy of the answers' tokens; the output layer sees only the states that predict them."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16()):
         hidden = parts.states(network, packed, patches)
         where = packed["target"] >= 0
         logits = network.lm_head(hidden[where])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -219,3 +220,31 @@ def test_another_seed_is_judged_in_rows_of_its_own(small, tmp_path, monkeypatch)
     ]  # fmt: skip
     facts = content["facts"]["seed 3"]
     assert (content["facts"]["accuracy"], facts["accuracy"], facts["training"]["step"]) == (0.8, 0.9, 4)
+
+
+def test_masking_of_another_seed_is_judged_by_its_interval():
+    def found(low, high):
+        arms = {arm: {"difference": d, "low": low, "high": high, "right": 0.7}
+                for arm, d in (("highest phi", 0.0), ("random", 0.1), ("relevant", 1.2))}  # fmt: skip
+        return {"prompts": 200, "masked": 7.5, "right_unmasked": 0.72, **arms}
+
+    rows = [vision_smol_card._masked(found(*ends)) for ends in ((-0.01, 0.02), (0.2, 0.3), (0.1, 0.2))]
+    assert [row["agrees"] for row in rows] == [True, False, None]
+    assert rows[0]["measured"] == [0.0, 0.1, 1.2]
+    assert "200 pictures" in rows[0]["claim"]
+
+
+def test_products_are_of_half_width_only_where_the_processor_multiplies_them(monkeypatch):
+    seen = []
+
+    def states(*_):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return torch.zeros(1, 2, 4)
+
+    monkeypatch.setattr(parts, "states", states)
+    network = SimpleNamespace(lm_head=torch.nn.Linear(4, 3))
+    for name, wanted in (("avx512_bf16", True), ("amx_bf16", True), ("avx2", False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=name: {name: True, "avx512_f": True})
+        loss = vision_smol.loss_of(network, {"target": torch.tensor([[0, -100]])}, torch.zeros(1))
+        assert seen.pop() is wanted
+        assert loss.dtype == torch.float32
