@@ -9,7 +9,7 @@ from analyses.scripts import run
 
 SCRIPTS = {
     "max_attention": (3, 2), "curves_by_layer": (4, 3), "layerwise_accuracy": (2, 1), "drop_heads": (3, 2),
-    "put_back": (3, 1),
+    "put_back": (3, 1), "late_layers": (3, 2),
 }  # fmt: skip
 """Script -> claims and figures."""
 

@@ -10,7 +10,7 @@ from analyses.scripts import run
 SCRIPTS = {
     "phi_and_attention": (2, 2), "role_shares": (3, 1), "sink_content": (4, 3), "mask_visual_sinks": (3, 2),
     "image_heads": (2, 2), "redistribution": (2, 1), "word_maps": (2, 1), "channels": (1, 1), "selection": (2, 1),
-    "common_vector": (1, 1), "story": (1, 1),
+    "common_vector": (1, 1), "story": (1, 1), "receivers": (3, 1),
 }  # fmt: skip
 """Script -> claims and figures."""
 

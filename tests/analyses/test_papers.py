@@ -11,8 +11,6 @@ SCRIPTS = {
     "text_dominance2025/compression": ("text_dominance2025", "zoo:vlm-shapes", 6, 1),
     "li2026/tracing": ("li2026", "zoo:vlm-shapes", 5, 2),
     "zhang2026/words": ("zhang2026", "zoo:lm-python", 2, 1),
-    "kan2025/late_layers": ("kan2025", "zoo:vlm-shapes", 3, 2),
-    "kang2025/receivers": ("kang2025", "zoo:vlm-shapes", 3, 1),
     "gift2026/amplified": ("gift2026", "zoo:vlm-shapes", 6, 2),
     "zhao2025/pruning": ("zhao2025", "zoo:vlm-shapes", 8, 2),
     "zhao2025/padding": ("zhao2025", "zoo:vlm-shapes", 4, 1),
