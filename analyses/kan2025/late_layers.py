@@ -5,7 +5,7 @@ valley, and the probe that motivates the method: in the last five layers the att
 tokens (+.74 points). Claims: the entropies have two humps; moving helps, and more so in late layers. Cost: maps of half
 the layers over 48 prompts and three runs over 128, a minute; half as many on a large model. Different here: which
 visual tokens are relevant is not said there: those that are no sinks, in proportion to what they have; log probability
-of the right answer; the first layers are the control, and where a model has fewer than ten, half of them stand for five.
+of the right answer; the first layers are the control, and where a model has fewer than ten, half stand for five.
 
     python analyses/kan2025/late_layers.py --model zoo:vlm-smol-sinks
 """
