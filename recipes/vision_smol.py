@@ -5,8 +5,8 @@ adapter of the decoder with it, on questions and captions about small coloured s
 about a picture share it in one sequence and do not see each other; the loss is that of the answers' tokens. Weights and
 states are float32, matrix products of training bfloat16 (the gradient's cosine with float32's is .9996, at 1.9 instead
 of 3.4 CPU-seconds a picture) where the processor multiplies these itself; elsewhere they are float32 too, as a step
-took seven times as long when they were emulated. Measuring is float32 throughout. The tower's features are computed once
-per picture and kept in ``--features``, for all seeds. A killed run goes on from its last checkpoint.
+took seven times as long when they were emulated. Measuring is float32 throughout. The tower's features are computed
+once per picture and kept in ``--features``, for all seeds. A killed run goes on from its last checkpoint.
 """
 
 from __future__ import annotations
