@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -164,11 +165,25 @@ def _tell(ds: xr.Dataset) -> None:
             indices = "" if table.select_dtypes(["number", "bool"]).shape == table.shape else _INDICES
             print(f"\nMean of each variable by {', '.join(dims)}{where}{indices}.\n")
             print(table.to_string(float_format=lambda x: f"{x:.4g}"))
+        for told in _moved(ds):
+            print(f"\n{told}")
         if "key_mass" in ds:
             print(f"\n--select {leading[0]}={ds[leading[0]].values[0]} tells what one of them shows.")
         return
     for finding in findings(ds)[0]:
         print(f"\n{finding.heading}\n  {spoken(finding.text)}")
+
+
+def _moved(ds: xr.Dataset) -> list[str]:
+    """Say in which variants of a sweep the sink moved to another token."""
+    from sinkscope.report.compared import moved_sinks
+    from sinkscope.report.runs import MAX_RUNS, base_of, runs_of
+
+    variants = math.prod(ds.sizes[dim] for dim in leading_dims(ds))
+    if "key_mass" not in ds or variants > MAX_RUNS:
+        return []
+    runs = runs_of(ds)
+    return moved_sinks(runs, base_of(runs, compared=False))
 
 
 def _one_run(ds: xr.Dataset, command: str) -> xr.Dataset:

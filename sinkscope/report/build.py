@@ -9,7 +9,7 @@ from typing import Any
 import xarray as xr
 
 from sinkscope import schema
-from sinkscope.report.compared import differences
+from sinkscope.report.compared import differences, moved_sinks
 from sinkscope.report.figures import chosen
 from sinkscope.report.findings import findings
 from sinkscope.report.images import views
@@ -54,4 +54,6 @@ def build_page(ds: xr.Dataset, options: PageOptions) -> str:
         drawn = [replace(each, caption=f"{each.caption} Drawn from the run “{runs[0].label}”.") for each in drawn]
     data, packed = page_data(runs, base, sinks, found, drawn, options.live)
     title = options.title or f"{ds.attrs['model_id']}"
-    return render(PageParts(title, runs, shown, sinks, drawn, differences(runs, base, sinks), data, packed))
+    changed = differences(runs, base, sinks)
+    moved = moved_sinks(runs, base, against is not None)
+    return render(PageParts(title, runs, shown, sinks, drawn, changed, moved, data, packed))

@@ -1,4 +1,4 @@
-"""How the runs of a page differ, in one table: paired differences over prompts with interval and test."""
+"""How runs differ: paired differences over prompts with interval and test, and sinks that moved to another token."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import xarray as xr
 
 from sinkscope.errors import SinkscopeWarning
 from sinkscope.metrics.comparison import compare
+from sinkscope.metrics.sinks import sink_moves
 from sinkscope.report.measures import head_measures
-from sinkscope.report.runs import ShownRun
+from sinkscope.report.runs import BASELINES, ShownRun
 from sinkscope.report.sinks import Sinks
-from sinkscope.report.text import number
+from sinkscope.report.text import number, percent
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,40 @@ def differences(runs: Sequence[ShownRun], base: int, sinks: Sinks | None) -> lis
         _row(found.isel(run=r, quantity=q), (runs[i].label, name), told[i][name], told[base][name])
         for r, i in enumerate(others) for q, name in enumerate(names)
     ]  # fmt: skip
+
+
+def moved_sinks(runs: Sequence[ShownRun], base: int, compared: bool = False) -> list[str]:
+    """Say of which runs that took the base's sink away another token became the sink, as a masked sink may move.
+
+    Nothing is said where the base is no run without edits, of another model, or where not all keys were measured.
+
+    Args:
+        runs: as :func:`sinkscope.report.runs.runs_of` lists them.
+        base: index of the one that the others are compared with.
+        compared: the base was named by the user, whatever its label.
+    """
+    before = runs[base].ds
+    if not (compared or runs[base].label in BASELINES) or not _all_keys(before):
+        return []
+    said = []
+    for i, run in enumerate(runs):
+        same = run.ds.attrs.get("model_fingerprint") == before.attrs.get("model_fingerprint")
+        if i == base or not same or not _all_keys(run.ds):
+            continue
+        moves = sink_moves(before, run.ds)
+        if bool(moves["moved"]):
+            said.append(
+                f"{run.label}: the sink moves from position {int(moves['origin'])} to {int(moves['target'])}, where "
+                f"{percent(float(moves['rate'].mean()))} of the heads have one (before: "
+                f"{percent(float(moves['rate_before'].mean()))}). So what this edit costs says little on whether sinks "
+                "matter; edit a part of the layers, or both tokens."
+            )
+    return said
+
+
+def _all_keys(ds: xr.Dataset) -> bool:
+    """Whether attention was measured at more keys than one, so that it can be seen where it went."""
+    return "key_mass" in ds and int(ds["key_mass"].notnull().any(["prompt", "layer", "head"]).sum()) > 1
 
 
 def _row(found: xr.Dataset, names: tuple[str, str], values: xr.DataArray, base: xr.DataArray) -> RunDifference:

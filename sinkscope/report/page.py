@@ -38,7 +38,9 @@ _FIRST = (
 
 @dataclass(frozen=True, eq=False)
 class PageParts:
-    """What a page is made of: title, runs, findings, sinks, figures, differences, and the numbers for its script."""
+    """What a page is made of: title, runs, findings, sinks, figures, differences, sinks that moved, and
+    the numbers for its script.
+    """
 
     title: str
     runs: Sequence[ShownRun]
@@ -46,6 +48,7 @@ class PageParts:
     sinks: Sinks | None
     pictures: Sequence[Picture]
     differences: Sequence[RunDifference]
+    moved: Sequence[str]
     data: Mapping[str, Any]
     packed: str
 
@@ -68,6 +71,7 @@ def render(parts: PageParts) -> str:
         kinds=parts.sinks.kinds if parts.sinks is not None else (),
         pictures=parts.pictures,
         differences=parts.differences,
+        moved=parts.moved,
         data=parts.data,
         packed=parts.packed,
         definitions=definition_rows(ds, every),

@@ -9,7 +9,7 @@ import xarray as xr
 from sinkscope import cli, schema
 from sinkscope.errors import SchemaError
 from sinkscope.report import find_sinks, write_report
-from sinkscope.report.compared import differences
+from sinkscope.report.compared import differences, moved_sinks
 from sinkscope.report.heads import sweep_axis
 from sinkscope.report.runs import MAX_RUNS, base_of, runs_of
 
@@ -94,6 +94,39 @@ def test_one_prompt_has_no_interval(build):
     base = build(lengths=(40,))
     row = differences(runs_of(base, base), 1, find_sinks(base))[0]
     assert row.cells[5:] == ("too few prompts", "", "1")
+
+
+def moved(ds, target):
+    """The reading with what the first token got at another one."""
+    mass = ds["key_mass"].copy(deep=True)
+    mass[..., target], mass[..., 0] = mass[..., 0], 0.0
+    return ds.assign(key_mass=mass)
+
+
+MOVED = "the sink moves from position 0 to 1, where "
+
+
+def test_a_masked_sink_that_moves_is_said_where_the_runs_are_compared(reading, halved, tmp_path, capsys):
+    masked = moved(reading, 1)
+    (said,) = moved_sinks(runs_of(masked, reading, ("masked", "plain")), 1, compared=True)
+    assert said.startswith(f"masked: {MOVED}")
+    path = write_report(masked, tmp_path / "r.html", against=reading, figures=[], labels=("masked", "plain"))
+    assert MOVED in path.read_text("utf-8")
+    names = xr.Variable("edit", ["baseline", "mask", "half"])
+    sweep = xr.concat([reading, masked, halved], names, combine_attrs="override")
+    assert [said.split(":")[0] for said in moved_sinks(runs_of(sweep), 0)] == ["mask"]
+    schema.save(sweep[["key_mass"]], tmp_path / "sweep.nc")
+    assert cli.main(["show", str(tmp_path / "sweep.nc")]) == 0
+    assert f"mask: {MOVED}" in capsys.readouterr().out
+
+
+def test_nothing_is_said_of_a_sink_that_was_not_looked_for_or_is_of_another_model(reading):
+    masked, other = moved(reading, 1), reading.assign_attrs(model_fingerprint="another")
+    assert moved_sinks(runs_of(masked, other), 1, compared=True) == []
+    alone = [ds.assign(key_mass=ds["key_mass"].where(ds["key"] == 0)) for ds in (masked, reading)]
+    assert moved_sinks(runs_of(*alone), 1, compared=True) == []
+    sweep = xr.concat([masked, reading], xr.Variable("edit", ["a", "b"]), combine_attrs="override")
+    assert moved_sinks(runs_of(sweep), 0) == [], "no variant is called the one without edits"
 
 
 def test_the_page_shows_both_and_the_differences(reading, halved, tmp_path, data_of):
