@@ -23,14 +23,17 @@ def models(model: str | None = None, *, verify: bool = False, loading: ModelOpti
         model: A named model, a local folder, a GGUF file, ollama:NAME, or a hub id. Left out: the lists.
         verify: Also compare with the model's own eager attention, on up to 512 tokens.
     """
+    from sinkscope.models.sources import SOURCES, sources
+
     if model is not None:
         handle = load(model, loading or ModelOptions())
         print(handle.capabilities(verify=verify))
         if handle.origin:
             print(f"origin: {handle.origin}")
+        if model in SOURCES:
+            print("; ".join(filter(None, [f"licence: {SOURCES[model].licence}", SOURCES[model].terms()])))
         return
     from sinkscope import testing
-    from sinkscope.models.sources import sources
 
     print("Named models (sinkscope run NAME, load_model(NAME)):\n")
     rows = [("name", "kind", "parameters", "here", "licence")]
@@ -43,6 +46,8 @@ def models(model: str | None = None, *, verify: bool = False, loading: ModelOpti
     print(_table(rows))
     if missing:
         print("\nTo get those that are not here:\n" + "\n".join(missing))
+    for terms in filter(None, (source.terms() for source in sources())):
+        print(f"\n{terms[:1].upper()}{terms[1:]}")
     print("\nArchitectures that the test suite measures against a dense reference:")
     for kind, name in _KINDS.items():
         print(f"  {name}: {', '.join(testing.names(kind))}")

@@ -95,6 +95,10 @@ class ModelSource:
         installed = module_folder(self.module) is not None
         return installed or cache.find(self.name) is not None or _in_hub_cache(self.hub_id)
 
+    def terms(self) -> str:
+        """Return what has to be accepted beside the licence, and where it stands; empty where there is nothing."""
+        return ""
+
     def install(self) -> str:
         """Return the one command that makes the model available offline; empty where none is needed."""
         if not self.requirement:

