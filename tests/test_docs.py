@@ -208,6 +208,36 @@ def test_the_table_counts_claims_not_cells_and_none_of_this_projects_own(tmp_pat
     assert "| most | left out: it is not here. | **can't be seen here**: 3 pairs |  |\n" in table
 
 
+TEXT_PAPERS = (
+    "ahn2025", "algorithms2026", "anand2026", "chen2026", "gu2025", "guo2024", "han2025", "moh", "qiu2025", "sun2024",
+    "wong2025", "wu2024", "xue2025", "yu2024", "zhang2023", "zhang2026",
+)  # fmt: skip
+"""Papers on language models, and those whose scripts run on one."""
+
+
+def stored() -> list[dict]:
+    """What the scripts of the text papers left in the gallery."""
+    every = [json.loads(path.read_text("utf-8")) for path in sorted((ROOT / "docs/gallery").glob("*/*/claims.json"))]
+    return [data for data in every if data["paper"] in TEXT_PAPERS]
+
+
+def test_few_claims_of_the_text_papers_cannot_be_seen_and_each_says_why() -> None:
+    unseen = []
+    for data in stored():
+        for claim in collect.rows(data).values():
+            assert all(one["reason"] for one in claim if one["agrees"] is None), claim[0]["claim"]
+            if claim[0]["paper"] and all(one["agrees"] is None for one in claim):
+                unseen.append((data["script"], claim[0]["claim"]))
+    assert len(unseen) <= 20, unseen
+
+
+def test_no_claim_holds_by_arithmetic() -> None:
+    """That a higher threshold counts fewer heads was stored as a finding that agrees."""
+    names = [claim["claim"].lower() for data in stored() for claim in data["claims"]]
+    assert len(names) > 100
+    assert [name for name in names if "threshold" in name and ("fewer" in name or "higher" in name)] == []
+
+
 def test_one_script_that_ran_again_replaces_its_own_part_and_a_removed_one_goes(tmp_path: Path) -> None:
     first, second = analysis(tmp_path, "first"), analysis(tmp_path, "second")
     assert collected(tmp_path) == 0
