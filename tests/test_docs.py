@@ -238,6 +238,16 @@ def test_no_claim_holds_by_arithmetic() -> None:
     assert [name for name in names if "threshold" in name and ("fewer" in name or "higher" in name)] == []
 
 
+def test_what_is_said_of_a_pretrained_model_names_no_token_that_it_lacks() -> None:
+    """Claims spoke of <s>, and of a model trained with it in front, whatever model they were about."""
+    for data in stored():
+        for claim in data["claims"]:
+            if claim["model"] in ("smollm2-135m", "gemma3-270m", "all-MiniLM-L6-v2"):
+                told = f"{claim['claim']} {claim['found']}"
+                assert "<s>" not in told, f"{data['script']}, {claim['model']}: {told}"
+                assert "trained with its first token" not in told
+
+
 def test_one_script_that_ran_again_replaces_its_own_part_and_a_removed_one_goes(tmp_path: Path) -> None:
     first, second = analysis(tmp_path, "first"), analysis(tmp_path, "second")
     assert collected(tmp_path) == 0
