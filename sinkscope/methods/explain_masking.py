@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 LEVEL = 0.05
 """A set is said to harm where the permutation p-value is below this."""
 
+SLIGHT = 0.05
+"""Part of the answer's probability that a set must cost beyond random patches for the answer to need it. Ours."""
+
 
 @dataclass(frozen=True, eq=False)
 class Masking:
@@ -54,8 +57,13 @@ class Masking:
 
     @property
     def harms(self) -> bool:
-        """Whether masking this set harms more than any random set, with few enough of them below .05 to say so."""
-        return self.p < LEVEL
+        """Whether the answer loses, and more than with random sets: p below .05, and below the interval of those."""
+        return self.p < LEVEL and self.masked < min(self.plain, self.interval[0])
+
+    @property
+    def share(self) -> float:
+        """Part of the answer's probability that goes with this set beyond what random sets of its size cost."""
+        return float((min(self.plain, self.random.mean()) - self.masked) / self.plain) if self.plain else 0.0
 
     @property
     def judged(self) -> bool:

@@ -11,7 +11,7 @@ import xarray as xr
 from sinkscope.arguments import check_fields
 from sinkscope.errors import PromptError
 from sinkscope.methods.base import MethodResult
-from sinkscope.methods.explain_masking import Masking
+from sinkscope.methods.explain_masking import SLIGHT, Masking
 from sinkscope.methods.explain_sinks import VisualSinks
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def _top(found: ImageExplanation) -> str:
     where = found.place(found.top)
     most = "most of them " if test.patches > 1 else ""
     start = f"{_patches(test)} they look at most{f' ({most}{where})' if where else ''}"
-    rests = "the answer rests on them" if test.masked < test.plain / 2 else "part of the answer rests on them"
+    rests = "the answer rests on them" if test.share > 0.5 else "part of the answer rests on them"
     verdict = _verdict(test, rests, "the answer needs them no more than random patches")
     return f"{start}: {_masked(test)}: {verdict}."
 
@@ -227,9 +227,11 @@ def _steady(found: ImageExplanation) -> str:
 
 
 def _verdict(test: Masking, harmed: str, harmless: str) -> str:
-    """What a masking test says; nothing, where so few draws could not have said it."""
+    """What a masking test says: nothing where so few draws could not have said it, no need where little is lost."""
     if not test.judged:
         return f"not judged, as {len(test.random)} draws cannot tell it from chance (20 can)"
+    if test.harms and test.share < SLIGHT:
+        return f"hardly needed, at {test.share:.1%} of the answer's probability beyond what random patches cost"
     return harmed if test.harms else harmless
 
 

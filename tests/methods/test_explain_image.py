@@ -121,6 +121,25 @@ def test_a_mask_harms_when_nearly_no_random_one_harms_as_much():
     assert said == "not judged, as 10 draws cannot tell it from chance (20 can)"
 
 
+def test_a_loss_of_a_thousandth_is_no_need_though_chance_cannot_make_it():
+    random = np.linspace(0.7303, 0.7309, 20)
+    slight = Masking(3, 0.731, 0.730, random)
+    assert slight.harms
+    assert slight.share == pytest.approx((random.mean() - 0.730) / 0.731)
+    said = _verdict(slight, "the answer needs them", "worth no more")
+    assert said == "hardly needed, at 0.1% of the answer's probability beyond what random patches cost"
+    assert _verdict(Masking(3, 0.731, 0.5, random), "the answer needs them", "worth no more") == "the answer needs them"
+
+
+def test_what_the_answer_gains_by_is_not_needed():
+    gained = Masking(3, 0.70, 0.72, np.linspace(0.74, 0.8, 20))
+    assert gained.p < 0.05
+    assert not gained.harms
+    assert _verdict(gained, "the answer needs them", "worth no more") == "worth no more"
+    both = Masking(3, 0.9, 0.40, np.linspace(0.41, 0.45, 20))
+    assert both.share < 0.05, "random patches cost nearly as much"
+
+
 @pytest.fixture(scope="module")
 def toy():
     scene = data.held_out(1, first=9000)[0]
