@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -46,8 +47,10 @@ def exact(function: Callable[P, R]) -> Callable[P, R]:
             with xr.set_options(arithmetic_join="exact", keep_attrs=False):
                 return function(*args, **kwargs)
         except xr.AlignmentError as error:
+            dims = sorted(set(re.findall(r"'(\w+)'", str(error).partition("(dimensions)")[2])))
             raise MetricError(
-                f"{name}: the labels of the inputs differ ({error}). Select the same prompts, layers and heads in both."
+                f"{name}: the labels of the inputs differ along {', '.join(dims) or error}. Select the same prompts, "
+                "layers and heads in both."
             ) from None
 
     return checked(MetricError)(wrapped)

@@ -277,6 +277,12 @@ def _split(ds: xr.Dataset) -> Finding:
     values = ds["max_attention"].mean("query")
     result = bimodality(values)
     n = int(result["n"])
+    if not n:
+        return Finding(
+            "Kinds of heads",
+            "max_attention holds no number: no prompt has such keys and queries. Name keys that the prompts hold.",
+            "missing", (result.attrs,),
+        )  # fmt: skip
     if not bool(result["bimodal"]):
         # A dip that is beyond chance is no valley yet: with thousands of readings the smallest unevenness is.
         apart = float(result["ashman_d"])

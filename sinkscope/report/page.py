@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from sinkscope.definitions import cite
 from sinkscope.report.compared import RunDifference
 from sinkscope.report.findings import Finding
 from sinkscope.report.pictures import Picture
-from sinkscope.report.runs import ShownRun
+from sinkscope.report.runs import NO_EDITS, ShownRun, edits_text
 from sinkscope.report.scripts import policy, script, styles
 from sinkscope.report.sinks import Sinks
 from sinkscope.report.surveys import corpus_of, is_survey
@@ -65,7 +66,7 @@ def render(parts: PageParts) -> str:
     return environment.get_template("page.html.j2").render(
         title=parts.title,
         attrs=ds.attrs,
-        summary=summary(ds),
+        summary=summary(ds, edited=len(parts.runs) == 1),  # of several, each is named with its edits
         runs=parts.runs,
         told=parts.told,
         kinds=parts.sinks.kinds if parts.sinks is not None else (),
@@ -84,8 +85,10 @@ def render(parts: PageParts) -> str:
     )
 
 
-def summary(ds: xr.Dataset) -> str:
-    """Say in one line what was read: model, size, prompts, tokens."""
+def summary(ds: xr.Dataset, *, edited: bool = True) -> str:
+    """Say in one line what was read: model, size, prompts, tokens, and unless told otherwise under which edits."""
+    edits = edits_text(ds) if edited else ""
+    under = "" if edits in ("", NO_EDITS) else f" Edited: {textwrap.shorten(edits, 200, placeholder=' ...')}."
     parts = [f"Model {ds.attrs['model_id']}"]
     if "layer" in ds.sizes:
         parts.append(counted(ds.sizes["layer"], "layer"))
@@ -98,7 +101,7 @@ def summary(ds: xr.Dataset) -> str:
     if "token_role" in ds.coords:
         roles = ds["token_role"].values.astype(str)
         parts.append(counted(int(((roles != "") & (roles != "pad")).sum()), "token"))
-    return f"{', '.join(parts)}. Position 0 holds {ds.attrs['key0']}. Measured {ds.attrs['created']}."
+    return f"{', '.join(parts)}.{under} Position 0 holds {ds.attrs['key0']}. Measured {ds.attrs['created']}."
 
 
 def definition_rows(ds: xr.Dataset, told: Iterable[Finding]) -> list[tuple[str, str, str, str, str]]:

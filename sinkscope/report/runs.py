@@ -17,6 +17,7 @@ from sinkscope.report.text import call_text
 MAX_RUNS = 64
 """Most variants of a sweep that a page shows."""
 BASELINES = ("baseline", "none")
+NO_EDITS = "no edits"
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,7 @@ def edits_text(ds: xr.Dataset) -> str:
         return ""
     if not isinstance(listed, list):
         return ""
-    return "; ".join(call_text(edit) for edit in listed) or "no edits"
+    return "; ".join(call_text(edit) for edit in listed) or NO_EDITS
 
 
 def _variants(ds: xr.Dataset) -> list[ShownRun]:
@@ -110,7 +111,7 @@ def _variants(ds: xr.Dataset) -> list[ShownRun]:
         runs.append(ShownRun(label, "", one, tuple(named)))
     if plain:
         kept = ds[plain].rename({name: name.removesuffix("_baseline") for name in plain})
-        runs.insert(0, ShownRun("baseline", "no edits", kept))
+        runs.insert(0, ShownRun("baseline", NO_EDITS, kept))
     return runs
 
 

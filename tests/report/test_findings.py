@@ -39,6 +39,12 @@ def test_entropy_of_which_no_number_is_left_is_said(reading):
     assert told["Entropy"].text.startswith("Not measured: entropy holds no number.")
 
 
+def test_no_kinds_of_heads_are_told_of_no_number(reading):
+    finding = by_state(reading.assign(max_attention=reading["max_attention"] * np.nan))["Kinds of heads"]
+    assert finding.state == "missing"
+    assert finding.text.startswith("max_attention holds no number")
+
+
 def test_the_drain_is_told(reading):
     norm = reading["value_norm"].values.astype(float)
     ratio = norm[..., 0] / np.nanmedian(norm[..., 1:], axis=-1)
