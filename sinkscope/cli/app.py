@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import tomllib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -32,14 +33,15 @@ from sinkscope.cli.options import (
     make_prompts,
     numbers,
 )
-from sinkscope.cli.readings import cite, one_line, plot, report, show
+from sinkscope.cli.readings import cite, one_line, plot, report, show, warn_of_nothing
 from sinkscope.cli.serve import serve
 from sinkscope.cli.survey import merge, survey
 from sinkscope.cli.sweep import VariantOptions, edits_of
 from sinkscope.cli.tune import tune
 from sinkscope.cli.words import spoken
-from sinkscope.errors import PromptError, SinkscopeError, did_you_mean, printable
+from sinkscope.errors import PromptError, SinkscopeError, SinkscopeWarning, did_you_mean, printable
 from sinkscope.files import as_path
+from sinkscope.registry import PluginWarning
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 _EPILOGUE = """\
@@ -102,6 +104,7 @@ def run(
     settings: dict[str, Any] = {"batch_size": reading.batch_size, "tower": reading.tower, "cache": change.cache}
     ds = run_probes(handle, batch, probes, edits, **settings)
     file.save(ds)
+    warn_of_nothing(ds)
     print(one_line(ds))
     print(f"Saved {target}: {', '.join(map(str, ds.data_vars))}.\nNext: sinkscope show {target}")
 
@@ -134,6 +137,7 @@ def sweep(
     settings: dict[str, Any] = {"executor": variants.executor, "cache": variants.cache, "baseline": variants.baseline}
     ds = run_all(handle, batch, named, probes, batch_size=reading.batch_size, tower=reading.tower, **settings)
     file.save(ds)
+    warn_of_nothing(ds)
     print(one_line(ds))
     sizes = ", ".join(f"{dim} ({ds.sizes[dim]})" for dim in leading_dims(ds))
     print(f"Saved {target}: {', '.join(map(str, ds.data_vars))}, by {sizes}.\nNext: sinkscope show {target}")
@@ -242,7 +246,12 @@ def _toml(path: Path) -> Toml:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 1 for an error, 2 for wrong usage, 130 if interrupted."""
-    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(tokens: list[str]) -> int:
     config = _take_config(tokens)
     try:
         if config is not None and not as_path(config, SinkscopeError).is_file():
@@ -261,6 +270,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _warn(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """Say a warning of ours in a line, as an error is said; one of another library as Python says it."""
+    if issubclass(category, (SinkscopeWarning, PluginWarning)):
+        _complain(f"warning: {spoken(str(message))}")
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, *place[:2]))
 
 
 def _complain(message: str) -> None:

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from sinkscope import schema
 from sinkscope.cli.options import ModelOptions, Output, Whole, load
-from sinkscope.errors import OutputError
+from sinkscope.errors import OutputError, PromptError
 from sinkscope.files import replacing
 
 
@@ -53,6 +53,8 @@ def explain_image(
         raise OutputError(
             f"explain-image --output {target}: figures are png, pdf or svg. Give it one of these endings."
         )
+    if options.draws < 2:
+        raise PromptError(f"explain-image --draws {options.draws}: give 2 or more; 20 can tell an effect from chance.")
 
     from sinkscope.methods.explain_image import ExplainSettings, explain_image
 

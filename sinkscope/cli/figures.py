@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sinkscope.errors import SchemaError
 from sinkscope.files import write
 
 if TYPE_CHECKING:
@@ -80,6 +81,35 @@ def draw_changes(change: xr.Dataset, source: xr.Dataset, controls: Sequence[str]
         )
         axes.set_xscale("symlog", linthresh=0.1)
         holder.append(_figure(axes))
+
+
+def draw_comparison(result: xr.Dataset, where: str, target: Path) -> None:
+    """Draw what ``metrics.compare`` found at ``where``: a map of layers and heads, a curve over numbers, or bars.
+
+    Raises:
+        SchemaError: more dimensions than a figure has.
+    """
+    from sinkscope import plot
+
+    result = result if result.dims else result.expand_dims(edit=[result.attrs["variable"]])
+    dims = [str(dim) for dim in result.dims]
+    at = f" at {where}" if where else ""
+    title = f"{result.attrs['variable']}{at}, less {result.attrs['to']}"
+    ordered = [dim for dim in dims if dim in result.coords and result[dim].dtype.kind in "if" and result.sizes[dim] > 1]
+    ordered.sort(key=lambda dim: dim.endswith(("layer", "head")))  # a strength goes along the axis, layers are lines
+    with figure_file(target, "page") as holder:
+        if {dim.removeprefix("edit_") for dim in dims} == {"layer", "head"}:
+            holder.append(_figure(plot.effect_map(result, title=title)))
+        elif ordered and len(dims) <= 2:
+            reference = 1.0 if ordered[0] in ("gamma", "alpha") else None
+            holder.append(_figure(plot.sweep_curve(result, x=ordered[0], reference=reference, title=title)))
+        elif len(dims) == 1:
+            holder.append(_figure(plot.effect_bars(result, title=title)))
+        else:
+            raise SchemaError(
+                f"compare --figure: {dims} can't be drawn together. Leave layer and head, or a strength and one beside "
+                "it: --select DIM=LABEL, --mean DIM."
+            )
 
 
 def draw_stages(traced: xr.Dataset, source: xr.Dataset, target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from sinkscope.cli.figures import Style, draw_figure
 from sinkscope.cli.options import Output, Whole, image_files, leading_dims, selected
 from sinkscope.cli.sweep import means
 from sinkscope.cli.words import spoken
-from sinkscope.errors import OutputError, SchemaError
+from sinkscope.errors import OutputError, SchemaError, SinkscopeWarning
 from sinkscope.files import write
 
 if TYPE_CHECKING:
@@ -151,7 +152,18 @@ def one_line(ds: xr.Dataset) -> str:
     """Say in one line what was read."""
     from sinkscope.report.page import summary
 
-    return summary(ds)
+    return spoken(summary(ds))
+
+
+def warn_of_nothing(ds: xr.Dataset) -> None:
+    """Warn of variables without a number: what a probe names is in none of the prompts."""
+    empty = [str(name) for name, array in ds.data_vars.items() if array.dtype.kind == "f" and not array.notnull().any()]
+    if empty:
+        warnings.warn(
+            f"{', '.join(empty)}: no number in it. What the probe names (keys=, queries=, layers=) is in none of these "
+            "prompts.",
+            SinkscopeWarning, stacklevel=2,
+        )  # fmt: skip
 
 
 def _tell(ds: xr.Dataset) -> None:

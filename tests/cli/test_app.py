@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +72,17 @@ def test_run_takes_probes_edits_and_a_batch_size(
     # Where the first key is hidden it gets nothing, except from the first query, which sees no other key.
     assert float(found["key_mass"].sel(prompt=0, layer=1, key=0).max()) <= 1 / 4 + 1e-6
     assert f"Next: sinkscope show {path}" in capsys.readouterr().out
+
+
+def test_a_variable_without_a_number_is_warned_of(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--ids", "1,5,9,12", "--probe", "key-mass", "--probe", "max-attention keys=image"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["run", str(folder), *asked, "-o", str(tmp_path / "a.nc")]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("sinkscope: warning: max_attention: no number in it.")
 
 
 def test_options_from_a_toml_file(folder: Path, tmp_path: Path) -> None:
@@ -162,7 +174,7 @@ def test_models_lists_what_is_there(folder: Path, capsys: pytest.CaptureFixture[
         (["show", "no.nc", "--output", "a.csv"], "name the variable to save, such as --table key_mass."),
         (["plot", "sink-map", "no.nc", "-o", "a.jpg"], "figures are png, pdf or svg."),
         (["run", "--config", "no.toml"], "--config no.toml: no such file."),
-        (["models", "./nowhere"], "load_model('./nowhere'): there is no such folder."),
+        (["models", "./nowhere"], "model './nowhere': there is no such folder."),
     ],
 )
 def test_errors_are_one_line(
@@ -209,16 +221,14 @@ def test_a_number_of_prompts_is_whole(refused, given):
 
 
 def test_a_device_that_is_not_there(refused: Callable[..., str], folder: Path) -> None:
-    assert "load_model(device='vulcan'): torch refuses it" in refused(
-        1, "run", folder, "--ids", "1,2", "--device", "vulcan"
-    )
+    assert "--device vulcan: torch refuses it" in refused(1, "run", folder, "--ids", "1,2", "--device", "vulcan")
 
 
 def test_an_existing_file_is_kept(refused: Callable[..., str], tmp_path: Path) -> None:
     path = tmp_path / "old.nc"
     path.write_text("precious", encoding="utf-8")
     message = refused(1, "run", tmp_path / "no-model", "--ids", "1,2", "--output", path)
-    assert "the file exists. Pass overwrite=True (--overwrite) to replace it." in message
+    assert "the file exists. Pass --overwrite to replace it." in message
     assert path.read_text(encoding="utf-8") == "precious"
 
 

@@ -1,5 +1,6 @@
 """Advice of the library in words of the command line: figures and probes by their names there, and options."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,49 @@ def test_selections_are_options(said, tmp_path: Path) -> None:
 def test_other_words_are_left_alone() -> None:
     for text in ("Nothing of this kind.", "run 'sink_map' again", str(available(fake_reading()))):
         assert spoken(text) == text
+
+
+@pytest.mark.parametrize(
+    ("python", "typed"),
+    [
+        ("MaskKeys(keys='frst'): no such role.", "mask-keys keys=frst: no such role."),
+        ("MaskKeys('image') changes nothing", "mask-keys keys=image changes nothing"),
+        ("MaskKeys(layers=99): Use layers=range(6).", "mask-keys layers=99: Use layers=0:6."),
+        ("AttentionMap(heads=[9, 10]): heads 0..3.", "attention-map heads=9,10: heads 0..3."),
+        ("a.nc: the file exists. Pass overwrite=True (--overwrite) to", "a.nc: the file exists. Pass --overwrite to"),
+        ("load_model('./x'): there is no such folder.", "model './x': there is no such folder."),
+        (
+            "load_model(device='vulcan'): refused. Use device='cpu'.",
+            "--device vulcan: refused. Use --device cpu.",
+        ),
+        ("Run them with batch_size=1.", "Run them with --batch-size 1."),
+        ("run(batch_size=0): give 1.", "run --batch-size 0: give 1."),
+        ("sweep(executor=...): workers.", "sweep --executor: workers."),
+        ("a user's Thing(keys='x') is left", "a user's Thing(keys='x') is left"),
+    ],
+)
+def test_calls_are_written_as_they_are_typed(python: str, typed: str) -> None:
+    assert spoken(python) == typed
+
+
+def test_show_says_which_edits_were_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edited = fake_reading().assign_attrs(edits='[{"edit": "MaskKeys", "keys": "first", "layers": [2, 3]}]')
+    assert main(["show", str(sk.save(edited, tmp_path / "r.nc"))]) == 0
+    assert "Edited: mask-keys keys=first layers=2,3." in capsys.readouterr().out
+    assert main(["show", str(sk.save(fake_reading(), tmp_path / "plain.nc"))]) == 0
+    assert "Edited" not in capsys.readouterr().out
+
+
+def test_a_warning_is_one_line_as_an_error_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = fake_reading((40, 25), 2, 2, 1)
+    paths = [str(sk.save(few, tmp_path / f"{name}.nc")) for name in ("a", "b")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["compare", *paths, "--variable", "key_mass", "--select", "key=0"]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("sinkscope: warning: compare: with n = 2 pairs no p- or q-value can be below 0.5")
+    assert said.count("\n") == 1
+    assert ".py" not in said
 
 
 def test_show_counts_indices_and_averages_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
