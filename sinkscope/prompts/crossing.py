@@ -21,6 +21,7 @@ from sinkscope.prompts.data import PatchGrid, PromptFields
 from sinkscope.prompts.geometry import Cells, PixelMap, blank
 from sinkscope.prompts.layouts import patch_size
 from sinkscope.prompts.model import PromptModel
+from sinkscope.prompts.tiles import Described, describe_tiles
 from sinkscope.roles import ROLE_INDEX
 
 SIDE = "image"
@@ -43,10 +44,6 @@ class _Features:
     inputs: Mapping[str, torch.Tensor]
     sizes: tuple[tuple[float, float], ...]
     count: int
-
-
-Described = tuple[list[str], Cells, np.ndarray, np.ndarray]
-"""Names of the keys, their cells, the image that each is of, and whether there is one."""
 
 
 def fields_of_crossing(prompts: PromptFields, model: PromptModel, count: CountKeys) -> PromptFields:
@@ -116,44 +113,8 @@ def _describe(part: _Features) -> tuple[np.ndarray, tuple[str, ...], PatchGrid |
 
 def _mllama(part: _Features) -> Described:
     """Mllama: for each image as many tiles as it may have, of a class token and patches each; absent ones are empty."""
-    values, ids = part.inputs["pixel_values"], part.inputs["aspect_ratio_ids"][0]
-    height, width = (int(n) for n in values.shape[-2:])
-    patch_y, patch_x = patch_size(part.config.vision_config)
-    rows, columns = height // patch_y, width // patch_x
-    names: list[str] = []
-    cells: list[Cells] = []
-    image: list[float] = []
-    there: list[bool] = []
-    for index, ratio in enumerate(int(n) for n in ids):
-        high, wide = part.config.vision_config.supported_aspect_ratios[ratio - 1] if ratio else (0, 0)
-        picture = _canvas(part.sizes[index] if index < len(part.sizes) else grids.UNKNOWN, high, wide, height, width)
-        for tile in range(values.shape[2]):
-            real = tile < high * wide
-            if real:
-                down, right = divmod(tile, wide)
-                own = PixelMap(picture.y.cut(down * height, height), picture.x.cut(right * width, width)).cells(
-                    rows, columns, tile=tile + (high * wide > 1), first=(down * rows, right * columns)
-                )
-                patches = [f"r{int(row)}c{int(column)}" for row, column in own[:, :2]]
-            else:
-                own, patches = blank(rows * columns), ["[EMPTY]"] * (rows * columns)
-            names += ["[CLS]" if real else "[EMPTY]", *patches]
-            cells += [blank(1), own]
-            image += [index if real else math.nan] * (1 + len(own))
-            there += [real] * (1 + len(own))
-    return names, np.concatenate(cells), np.array(image, dtype=float), np.array(there)
-
-
-def _canvas(size: tuple[float, float], high: int, wide: int, height: int, width: int) -> PixelMap:
-    """The picture of ``high`` by ``wide`` tiles: the image resized to fit in, padded below and on the right."""
-    if math.isnan(size[0]) or not high:
-        return PixelMap.of(*grids.UNKNOWN)
-    from transformers.models.mllama import image_processing_pil_mllama
-
-    library: Any = image_processing_pil_mllama  # untyped
-    new = library.get_image_size_fit_to_canvas(int(size[0]), int(size[1]), high * height, wide * width, height)
-    resized = PixelMap.of(*size).resized(int(new[0]), int(new[1]))
-    return PixelMap(resized.y.cut(0, high * height), resized.x.cut(0, wide * width))
+    ratios = [int(n) for n in part.inputs["aspect_ratio_ids"][0]]
+    return describe_tiles(part.inputs["pixel_values"], ratios, part.config.vision_config, part.sizes)
 
 
 def _idefics(part: _Features) -> Described:

@@ -20,6 +20,7 @@ from sinkscope.prompts.inputs import fields_of_inputs
 from sinkscope.prompts.model import PromptModel, check_model
 from sinkscope.prompts.pairs import fields_of_pairs, fields_of_side
 from sinkscope.prompts.text import fields_of_ids, fields_of_texts
+from sinkscope.prompts.tiles import fields_of_tiles, takes_tiles
 from sinkscope.prompts.towers import fields_of_packed_images, fields_of_tower, takes_grid
 
 
@@ -163,7 +164,7 @@ class Prompts(PromptFields):
         if isinstance(tower, str):
             side = fields_of_side(self, tower)
         elif isinstance(tower, torch.nn.Module):
-            side = fields_of_tower(self, model, tower)
+            side = fields_of_tiles(self, model) if takes_tiles(tower) else fields_of_tower(self, model, tower)
         else:
             side = fields_of_crossing(self, model, tower)
         return self if side is self else Prompts(**vars(side))

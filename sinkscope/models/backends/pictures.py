@@ -9,6 +9,7 @@ import torch
 
 from sinkscope.prompts.naflex import inputs_of, trial_size
 from sinkscope.prompts.placing import device_of
+from sinkscope.prompts.tiles import takes_tiles
 
 
 def trial_picture(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -27,5 +28,12 @@ def trial_picture(module: torch.nn.Module) -> dict[str, torch.Tensor]:
         more = {"merge_sizes": torch.tensor([2], device=like["device"])} if told else {}
         return {name: patches, "grid_thw": torch.tensor([[1, side, side]], device=like["device"])} | more
     height, width = trial_size(module, config)
-    pixels = torch.randn(1, getattr(config, "num_channels", 3), height, width, generator=generator)
+    channels = getattr(config, "num_channels", 3)
+    if takes_tiles(module):  # an image of one tile: the others are empty, and masked
+        there = torch.zeros(1, 1, int(config.max_num_tiles), dtype=torch.long, device=like["device"])
+        there[..., 0] = 1
+        pixels = torch.randn(1, 1, there.shape[2], channels, height, width, generator=generator).to(**like)
+        one = torch.ones(1, 1, dtype=torch.long, device=like["device"])
+        return {"pixel_values": pixels, "aspect_ratio_ids": one, "aspect_ratio_mask": there}
+    pixels = torch.randn(1, channels, height, width, generator=generator)
     return inputs_of(module, pixels.to(**like))

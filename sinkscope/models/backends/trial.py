@@ -23,8 +23,11 @@ from sinkscope.attention.masks import is_windowed
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.facts import main_input
 
-KEPT = 1 << 22
-"""Numbers up to which a tensor is kept; larger ones (pictures in a convolution) are no residual stream of a trial."""
+KEPT, HEAD = 1 << 22, 64
+"""Numbers up to which a tensor is kept whole, and how many tokens are kept of a larger one (Mllama's four tiles).
+
+Other large tensors (pictures in a convolution) are no residual stream of a trial.
+"""
 
 
 _BESIDE = ("bbox", "pixel_values", "pixel_values_videos", "decoder_input_ids", "input_features", "spatial_shapes")
@@ -115,7 +118,7 @@ class Record:
         mask, rows = call.mask, call.query.shape[2]
         last = self.calls[-1] if self.calls else None
         if last is not None and last.by is by and last.full and mask.kind == "full" and last.rows + rows <= by.tokens:
-            last.rows += rows
+            last.rows, last.keys = last.rows + rows, last.keys + call.key.shape[2]
             return
         sink = call.sink_logits is not None or call.extra_key is not None or call.normaliser != "softmax"
         causal = mask.kind == "causal" or (mask.kind == "rule" and looks_back(call)) or _says_causal(module)
@@ -258,4 +261,6 @@ def _says_causal(module: torch.nn.Module) -> bool:
 
 def _keep(tensor: torch.Tensor | None) -> torch.Tensor | None:
     # A copy: some blocks add to their input in place.
-    return None if tensor is None or tensor.numel() > KEPT else tensor.detach().clone()
+    if tensor is None or (tensor.numel() > KEPT and tensor.ndim != 3):
+        return None
+    return (tensor if tensor.numel() <= KEPT else tensor[:, :HEAD]).detach().clone()
