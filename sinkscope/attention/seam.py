@@ -64,6 +64,12 @@ def sinkscope_attention(  # noqa: PLR0913 - the library fixes this signature
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Return the function registered with transformers: (batch, head, query, dim) in, (batch, query, head, dim) out."""
+    place = query.device.type
+    if torch.is_autocast_enabled(place):  # in the type of the model's own products, and sums in float32 all the same
+        told = torch.get_autocast_dtype(place)
+        parts = (part if part.dtype == torch.float64 else part.to(told) for part in (query, key, value))
+        with torch.autocast(place, enabled=False):
+            return sinkscope_attention(module, *parts, attention_mask, scaling, is_causal, **kwargs)
     session = _active.get() or Session()
     check_keywords(module, kwargs)
     if kwargs.get("indices") is not None:

@@ -122,3 +122,18 @@ def test_statistics_name_the_path_they_came_by():
         logits(net, testing.text_ids(net))
     assert [has for _, *has in found] == [[False, True], [True, False], [False, True]]
     assert session.paths == {"fused", "blockwise"}
+
+
+def test_under_autocast_a_call_is_computed_in_the_type_of_the_models_own_products():
+    """Rotary positions leave queries in float32 beside values in bfloat16: the pass ended in a raw error of torch."""
+    net, parts = testing.tiny("llama"), []
+    ids = testing.text_ids(net, length=6)
+    session = seam.Session(observe=lambda _, call: parts.extend((call.query, call.key, call.value)))
+    with torch.autocast("cpu", torch.bfloat16):
+        net.set_attn_implementation("eager")
+        wanted = logits(net, ids)
+        with seam.entered(net, session):
+            found = logits(net, ids)
+        assert torch.is_autocast_enabled("cpu")
+    assert {part.dtype for part in parts} == {torch.bfloat16}
+    torch.testing.assert_close(found.float(), wanted.float(), atol=2e-2 * float(wanted.abs().max()), rtol=0)

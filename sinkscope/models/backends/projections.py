@@ -79,7 +79,7 @@ class OutputProjections:
 def _apply(module: torch.nn.Module, rows: Float[torch.Tensor, "row width"]) -> Float[torch.Tensor, "row d_model"]:
     like = next((p for p in (*module.parameters(), *module.buffers()) if p.is_floating_point()), None)
     dtype = like.dtype if like is not None and like.dtype.itemsize > 1 else torch.float32
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(device_of(module).type, enabled=False):
         return module(rows.to(device=device_of(module), dtype=dtype)).detach()
 
 
