@@ -28,6 +28,8 @@ from sinkscope.roles import ROLE_INDEX
 
 _UNUSED = ("num_crops", "num_patches", "rows", "cols", "offset_mapping", "special_tokens_mask", "length")
 """What processors return beside the model's inputs."""
+_OPTIONS = {"inputs_embeds", "logits_to_keep", "num_logits_to_keep", "past_key_values"}
+"""Arguments of a forward pass with which it reads other tokens than its ids, or answers for some alone."""
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _BY_IMAGE = ("image_grid_thw", "batch_num_images", "image_sizes")
 """Inputs with one row per image."""
@@ -125,6 +127,11 @@ def _check_mask(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
     if ids is None:
         raise PromptError(f"from_inputs: 'input_ids' are missing, got {sorted(inputs)}.")
+    if options := sorted(_OPTIONS & set(inputs)):
+        raise PromptError(
+            f"from_inputs: {options[0]!r} says how the model is run and is no part of a prompt: tokens of the reading "
+            "would be others than those of the pass. Leave it out."
+        )
     if ids.ndim != 2 or ids.shape[0] == 0 or ids.dtype not in _WHOLE:
         raise PromptError(
             f"from_inputs: input_ids have the shape (prompt, token), got {ids.dtype} of shape {tuple(ids.shape)}. "

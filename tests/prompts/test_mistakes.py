@@ -164,3 +164,11 @@ def test_pixels_and_placeholders_that_do_not_fit():
     positions = {"input_ids": whole["input_ids"], "position_ids": torch.arange(asked.lengths[0])[None]}
     with pytest.raises(PromptError, match="holds 32 image placeholder tokens but there are no pixel_values"):
         Prompts.from_inputs(positions, handle)
+
+
+@pytest.mark.parametrize("name", ["inputs_embeds", "logits_to_keep"])
+def test_what_says_how_a_model_is_run_is_no_part_of_a_prompt(model, name):
+    """The one raised the model's own error, the other put the logits of the last token beside the first."""
+    given = {"input_ids": torch.tensor([[5, 6, 7]]), name: torch.ones(1, 3, 8) if "embeds" in name else torch.tensor(1)}
+    with pytest.raises(PromptError, match=f"'{name}' says how the model is run and is no part of a prompt"):
+        sk.Prompts.from_inputs(given, model)
