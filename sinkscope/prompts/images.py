@@ -241,7 +241,7 @@ def _layout(model: PromptModel, values: torch.Tensor) -> tuple[list[tuple[str, s
     if patch is None:
         raise PromptError(
             f"from_images: {type(model.model).__name__} names no patch size (it is a pyramid, or holds an encoder), so "
-            "which token is which patch cannot be told. Load the encoder inside it by itself."
+            f"which token is which patch cannot be told. {_encoder_inside(model.model)}"
         )
     patch_y, patch_x = (patch, patch) if isinstance(patch, int) else patch
     rows, columns = values.shape[-2] // patch_y, values.shape[-1] // patch_x
@@ -257,6 +257,15 @@ def _layout(model: PromptModel, values: torch.Tensor) -> tuple[list[tuple[str, s
             "so which token is which patch cannot be told. Encoders that merge patches are not supported."
         )
     return prefix_tokens(model.model, prefix), rows, columns
+
+
+def _encoder_inside(module: torch.nn.Module) -> str:
+    """What to do with a model whose tokens are no patches of one size."""
+    for path, part in module.named_modules():
+        patch = getattr(getattr(part, "config", None), "patch_size", None)
+        if path and patch is not None and hasattr(part, "main_input_name"):
+            return f"Load the encoder inside it: load_model(model.{path})."
+    return "Take its maps from the model itself (output_attentions=True)."
 
 
 def prefix_tokens(module: torch.nn.Module, count: int) -> list[tuple[str, str]]:

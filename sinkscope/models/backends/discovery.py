@@ -54,13 +54,13 @@ def discover(model: torch.nn.Module) -> dict[str, Tower]:
         if found is None:
             assert problem is not None
             raise refusals[0] if refusals else problem
-        return _pictured_towers(model, *found)
+        return pictured_towers(model, *found)
     if is_encoder_decoder(model):
         return {name: tower(model, name, record, calls) for name, calls in split_calls(model, record.calls).items()}
     if pictured and _left_out(model, record):
         found = _watch_pictured(model, refusals)
         if found is not None:
-            return _pictured_towers(model, *found)
+            return pictured_towers(model, *found)
     return _towers(model, record)
 
 
@@ -95,7 +95,7 @@ def _watch_pictured(model: torch.nn.Module, refusals: list[UnsupportedModelError
     return None
 
 
-def _pictured_towers(model: torch.nn.Module, record: Record, tokens: int) -> dict[str, Tower]:
+def pictured_towers(model: torch.nn.Module, record: Record, tokens: int) -> dict[str, Tower]:
     """The language part of a model that was run with an image: calls of all tokens, and those with keys of the image.
 
     A connector between the two (Q-Former, perceiver) is no tower.
@@ -204,7 +204,20 @@ def _towers(model: torch.nn.Module, record: Record) -> dict[str, Tower]:
     for call in record.calls:
         inside = only_vision or (root is not None and f"{call.by.path}.".startswith(f"{root}."))
         groups.setdefault("vision" if inside else "text", []).append(call)
+    if only_vision:
+        _refuse_other_rows(model, record.calls)
     return {name: tower(model, name, record, groups[name]) for name in ("text", "vision") if name in groups}
+
+
+def _refuse_other_rows(model: torch.nn.Module, calls: Iterable[Seen]) -> None:
+    """Refuse an image encoder in which something attends to other tokens than those that attend."""
+    unlike = sorted({(call.rows, call.keys) for call in calls if call.rows != call.keys})
+    if unlike:
+        told = ", ".join(f"{rows} on {keys}" for rows, keys in unlike)
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: not all of its attention is of an image's tokens on each other: {told} (the "
+            "queries of a detector, or keys that are pooled), so which token is which patch is not known."
+        )
 
 
 def tower(model: torch.nn.Module, name: str, record: Record, calls: list[Seen], crossing: Iterable[Seen] = ()) -> Tower:

@@ -7,6 +7,7 @@ once, layers x heads x tokens squared, and are reduced when the pass is over.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -18,21 +19,27 @@ from sinkscope.attention.keywords import check_functions
 from sinkscope.attention.seam import configs
 from sinkscope.attention.view import Context, Wants
 from sinkscope.errors import UnsupportedModelError
-from sinkscope.models.backends import vision
+from sinkscope.models.backends import crossing, vision
 from sinkscope.models.backends.alone import Batches
-from sinkscope.models.backends.base import Instruments, Output, Tower
+from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower
 from sinkscope.models.backends.discovery import no_cache, tower, trial_inputs
+from sinkscope.models.backends.inner_maps import Collect, find_inside, listening
+from sinkscope.models.backends.pictured import takes_pictures
 from sinkscope.models.backends.residual_hooks import residual_hooks
 from sinkscope.models.backends.transformers import hidden_state
 from sinkscope.models.backends.trial import ModuleCall, Record, Seen, watched
 from sinkscope.models.backends.verify import MAPS, TOLERANCE, difference, eager_attention
 from sinkscope.models.facts import is_encoder_decoder
-from sinkscope.prompts.placing import in_type_of
+from sinkscope.prompts.placing import device_of, in_type_of
 
 TOKENS = 6
 """Tokens of the trial: enough to see which keys a query does not attend to."""
 
-NOTE = "read off the maps that the model returns: all layers are held at once, layers x heads x tokens squared"
+NOTES = (
+    "read off the maps that the model returns: all layers are held at once, layers x heads x tokens squared",
+    "read off the maps that its modules hand on: that of one layer at a time, heads x queries x keys",
+)
+"""What reading costs, where the model returns its maps and where it does not."""
 
 
 class OwnMapsBackend:
@@ -43,17 +50,19 @@ class OwnMapsBackend:
     def __init__(self, model: torch.nn.Module, why: str) -> None:
         self.model, self.why_not = model, why
         self.towers: Mapping[str, Tower] = {}
+        self.inside = False
+        self._keys: dict[Any, int] = {}
         try:
             check_functions(list(configs(model)))
             with torch.no_grad():
-                self.towers = _discover(model)
+                self.towers, self.inside = _look(model)
         except UnsupportedModelError as error:
             self.why_not = why if str(error) in why else f"{why} {error}"
         except Exception as error:  # whatever a model of unknown make raises while it is looked at
             told = f"{type(error).__name__}: {str(error)[:120]}"
             self.why_not = f"{why} It returns no maps either (output_attentions=True ended in {told})."
         self.reading, self.edits = ("dense" if self.towers else "none"), False
-        self.default_tower, self.note = next(iter(self.towers), "text"), NOTE if self.towers else ""
+        self.default_tower, self.note = next(iter(self.towers), "text"), NOTES[self.inside] if self.towers else ""
         self._batches = Batches(type(model).__name__, self._hidden, unpadded=False)
         if self.towers:
             self.why_not = f"{why} The maps that it returns are read, and an edit of them would change nothing."
@@ -74,21 +83,41 @@ class OwnMapsBackend:
             _check(wants, self.why_not)
         inputs = in_type_of(self.model, inputs)
         self._batches.check(inputs)
-        maps = {"output_attentions": True} if instruments.wants else {}
-        with (
-            eager_attention(self.model),
-            residual_hooks(self.model, tower, instruments.residual, vision.rows_of(inputs)),
-        ):
+        collect = self._reducer(instruments)
+        maps = {"output_attentions": True} if instruments.wants and not self.inside else {}
+        with ExitStack() as stack:
+            stack.enter_context(eager_attention(self.model))
+            stack.enter_context(residual_hooks(self.model, tower, instruments.residual, vision.rows_of(inputs)))
+            if self.inside and instruments.wants:
+                stack.enter_context(listening(self.model, tower, collect))
             out = self.model(**inputs, **no_cache(self.model), **maps)
         for site, weights in zip(tower.attention, _maps(out, tower.name) if maps else (), strict=bool(maps)):
+            collect(site, weights)
+        hidden = out.encoder_last_hidden_state if tower.name == "encoder" else hidden_state(out)
+        return Output(hidden, getattr(out, "logits", None), frozenset({"dense"}))
+
+    def _reducer(self, instruments: Instruments) -> Collect:
+        def collect(site: AttentionSite, weights: torch.Tensor) -> None:
             wants = instruments.wants.get(site.layer)
             if wants is not None:
                 context = instruments.context or _everything_real(weights)
                 seen = _visible(context, site.causal, weights.shape[2])
                 instruments.collect(site, reduce_map(weights, wants, context, seen))
-        hidden = out.encoder_last_hidden_state if tower.name == "encoder" else hidden_state(out)
-        return Output(hidden, getattr(out, "logits", None), frozenset({"dense"}))
 
+        return collect
+
+    def cross_keys(self, inputs: Mapping[str, torch.Tensor]) -> int:
+        """Count the keys that the images in ``inputs`` are to cross-attention."""
+        shapes = tuple((name, tuple(tensor.shape)) for name, tensor in sorted(inputs.items()))
+        if shapes not in self._keys:
+            found: list[int] = []
+            placed = {name: tensor.to(device_of(self.model)) for name, tensor in inputs.items()}
+            with listening(self.model, self.towers[crossing.NAME], lambda _, weights: found.append(weights.shape[3])):
+                self._hidden(in_type_of(self.model, placed))
+            self._keys[shapes] = found[0]
+        return self._keys[shapes]
+
+    @torch.no_grad()
     def _hidden(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return hidden_state(self.model(**inputs, **no_cache(self.model)))
 
@@ -121,6 +150,16 @@ def _visible(context: Context, causal: bool, queries: int) -> Bool[torch.Tensor,
     return seen & torch.ones_like(seen).tril() if causal else seen
 
 
+def _look(model: torch.nn.Module) -> tuple[dict[str, Tower], bool]:
+    """The towers of a model, and whether their maps are those of modules inside it."""
+    try:
+        return _discover(model), False
+    except Exception:
+        if not takes_pictures(model) or is_encoder_decoder(model) or hasattr(model, "logit_scale"):
+            raise
+    return find_inside(model), True
+
+
 def _discover(model: torch.nn.Module) -> dict[str, Tower]:
     """Find the module that makes each map, and from it the blocks, for each tower that returns maps.
 
@@ -142,10 +181,7 @@ def _discover(model: torch.nn.Module) -> dict[str, Tower]:
         )
     names = ("decoder", "encoder", "cross") if is_encoder_decoder(model) else (_only(inputs),)
     found: dict[str, Tower] = {}
-    problem = UnsupportedModelError(
-        "It returns no maps either. Where its kind of attention is chosen as it is built (Data2Vec), build it with "
-        "attn_implementation='eager'."
-    )
+    problem = UnsupportedModelError(_no_maps(out))
     for name in names:
         maps = _maps(out, name)
         try:
@@ -155,6 +191,42 @@ def _discover(model: torch.nn.Module) -> dict[str, Tower]:
     if not found:
         raise problem
     return found
+
+
+THEMSELVES = "Take them from the model itself (output_attentions=True)"
+
+
+def _no_maps(out: Any) -> str:
+    """What is said of a model that gives no maps, or those of parts alone."""
+    parts = [
+        name for name, value in (out.items() if isinstance(out, Mapping) else ()) if "attentions" in name and value
+    ]
+    if parts:
+        return (
+            f"The maps that it returns are of its parts ({', '.join(parts)}), whose rows and keys are not the tokens "
+            f"of a prompt (the queries of a detector, what a backbone has made of an image). {THEMSELVES}."
+        )
+    return (
+        "It returns no maps either. Where its kind of attention is chosen as it is built (Data2Vec, SAM), build it "
+        "with attn_implementation='eager'."
+    )
+
+
+def _other_tokens(shapes: set[tuple[int, ...]], tokens: int | None) -> str:
+    """What is said of maps whose rows and keys are not all tokens of a prompt, in their order."""
+    groups = sorted({(s[0], s[2]) for s in shapes if len(s) == 4 and s[0] > 1 and s[2] == s[3]}, reverse=True)
+    if groups:
+        told = ", ".join(f"{count} of {size} tokens" for count, size in groups)
+        return (
+            f"It attends within groups of one prompt's tokens (windows of an image, frames of a video): {told}. So "
+            "there is no map over all of them, and which token a row is follows from how the model cuts them. "
+            f"{THEMSELVES}, group by group; what a key gets from a whole image is read of encoders that attend to all "
+            "of it (ViT, DINOv2, CLIP)."
+        )
+    return (
+        f"The maps that it returns are {sorted(shapes)}{'' if tokens is None else f' for {tokens} tokens'}: pooled or "
+        f"windowed, so which token is which key is not known. {THEMSELVES}."
+    )
 
 
 def _trial(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -191,18 +263,21 @@ def _tower(
     if any(len(shape) != 4 or shape[0] != 1 for shape in shapes) or len(sizes) != 1 or not square or (
         tokens is not None and sizes != {(tokens, tokens)}
     ):  # fmt: skip
-        raise UnsupportedModelError(
-            f"The maps that it returns are {sorted(shapes)}{'' if tokens is None else f' for {tokens} tokens'}: pooled "
-            "or windowed, so which token is which key is not known."
-        )
+        raise UnsupportedModelError(_other_tokens(shapes, tokens))
     if any(bool((each < 0).any()) or not bool(((each.sum(-1) - 1).abs() < 1e-3).all()) for each in maps):
         raise UnsupportedModelError("What it returns as attentions are no weights: rows do not sum to 1.")
     found = tower(model, name, record, seen)
     paths = {block.path for block in found.blocks}
     blocks = [entry for entry in _runs(record.outer) if entry.path in paths and entry.given is not None]
     rows = next(iter(sizes))[0]
-    batched = all(entry.given is not None and entry.given.shape[:2] == (1, rows) for entry in blocks)
+    batched = all(_tokens(entry) == (1, rows) for entry in blocks)
     return found if batched else replace(found, residual=())
+
+
+def _tokens(entry: ModuleCall) -> tuple[int, int]:
+    """Prompts and tokens of what a block was given, of which only the first tokens may be kept."""
+    assert entry.given is not None
+    return entry.given.shape[0], entry.tokens if entry.given.ndim == 3 else entry.given.shape[1]
 
 
 def _runs(entries: list[ModuleCall]) -> Iterator[ModuleCall]:

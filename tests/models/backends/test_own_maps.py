@@ -171,3 +171,18 @@ def test_what_can_be_done_where_maps_are_given_by_an_eager_model_alone_is_said()
     randomise(network, 0)
     why = sk.load_model(network.eval()).capabilities().why_not
     assert "build it with attn_implementation='eager'" in why
+
+
+@pytest.mark.parametrize(
+    ("model_type", "told"),
+    [
+        ("swin", "windows of an image, frames of a video): 64 of 4 tokens, 16 of 4 tokens, 4 of 4 tokens"),
+        ("detr", "not all of its attention is of an image's tokens on each other: 100 on 4 (the queries of a detector"),
+    ],
+)
+def test_attention_of_other_tokens_than_patches_is_refused_for_that_with_the_way_out(model_type, told):
+    """DETR was said to be read, and then no prompt could be made for it."""
+    able = sk.load_model(trial.built(entry(model_type))[0]).capabilities()
+    assert able.reading == "none"
+    assert told in able.why_not
+    assert "Take them from the model itself (output_attentions=True)" in able.why_not

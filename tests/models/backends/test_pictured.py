@@ -7,6 +7,7 @@ from parity.ledger import inputs, trial
 from parity.ledger.entries import entry
 
 import sinkscope as sk
+from sinkscope.models.backends.vision import discover_vision
 
 
 def small(model_type):
@@ -54,10 +55,14 @@ def test_an_edit_of_attention_in_a_block_without_it_is_refused_by_name(mllama):
         sk.run(model, prompts, [sk.KeyMass()], [sk.MaskKeys([1], layers=[1])])
 
 
-def test_a_vision_part_that_takes_more_than_pictures_is_refused_by_what_it_takes(mllama):
+def test_a_vision_part_that_takes_more_than_pictures_is_refused_by_what_it_takes(mllama, monkeypatch):
     model, _ = mllama
-    with pytest.raises(sk.errors.UnsupportedModelError, match="takes aspect_ratio_ids, aspect_ratio_mask beside its"):
-        model.backend.towers["vision"]
+
+    def forward(self, pixel_values, depth_values): ...
+
+    monkeypatch.setattr(type(model.model.model.vision_model), "forward", forward)
+    with pytest.raises(sk.errors.UnsupportedModelError, match="takes depth_values beside its pictures"):
+        discover_vision(model.model, model.backend.vision_root())
 
 
 @pytest.mark.parametrize("model_type", ["blip-2", "instructblip"])
@@ -72,11 +77,44 @@ def test_a_model_that_reads_no_text_without_an_image_is_tried_with_one(model_typ
     assert "against eager" in model.capabilities(verify=True).verified
 
 
-@pytest.mark.parametrize(("model_type", "own"), [("blip", "Blip"), ("vilt", "Vilt")])
-def test_a_model_that_attends_by_itself_is_refused_for_that_and_not_for_the_missing_image(model_type, own):
-    """What a user can do nothing about comes first: with an image it runs, and attention is its own code."""
-    told = sk.load_model(small(model_type)[0]).capabilities().why_not
-    assert "made no call to transformers' attention interface. The model computes it by itself" in told
-    assert f"({own}" in told
-    assert "missing 1 required" not in told.split("It returns no maps")[0]
-    assert ("load_model(model.vision_model)" in told) == (model_type == "blip")
+def test_a_text_that_attends_to_an_image_by_itself_is_read_by_the_maps_of_its_modules():
+    """BLIP calls nothing of the library's and returns the maps of its image encoder alone."""
+    network, _, rows = small("blip")
+    model, row = sk.load_model(network), rows[0]
+    able = model.capabilities()
+    assert (able.reading, able.edits, able.towers) == ("dense", False, "text, cross")
+    assert "one layer at a time" in able.note
+    prompts = sk.Prompts.from_inputs(row, model)
+    probes = [sk.AttentionMap([0, 1], range(4)), sk.KeyMass(), sk.Entropy()]
+    text = sk.run(model, prompts, [*probes, sk.ResidualNorm()])
+    cross = sk.run(model, prompts, probes, tower="cross")
+    heard, states = {}, {}
+    for layer, block in enumerate(network.text_decoder.bert.encoder.layer):
+        block.register_forward_hook(lambda _m, _a, out, n=layer: states.setdefault(n, out))
+        for name in ("attention", "crossattention"):
+            for part in ("query", "key"):
+                projection = getattr(getattr(block, name).self, part)
+                projection.register_forward_hook(lambda _m, _a, out, at=(layer, name, part): heard.setdefault(at, out))
+    with torch.no_grad():
+        network(**row)
+    for layer in range(2):
+        for ds, name in ((text, "attention"), (cross, "crossattention")):
+            query, key = (
+                heard[layer, name, part][0].unflatten(-1, (4, -1)).transpose(0, 1) for part in ("query", "key")
+            )
+            logits = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
+            later = torch.ones(logits.shape[1:]).triu(1).bool() if name == "attention" else torch.zeros(1).bool()
+            maps = logits.masked_fill(later, -torch.inf).softmax(-1)
+            np.testing.assert_allclose(ds.attention.sel(layer=layer)[0], maps, atol=1e-6)
+        np.testing.assert_allclose(cross.key_mass.sel(layer=layer)[0], maps.mean(1), atol=1e-6)
+        norms = states[layer][0].norm(dim=-1)
+        np.testing.assert_allclose(text.residual_norm.sel(site=f"{layer}.post")[0], norms, rtol=1e-5)
+    with pytest.raises(sk.errors.UnsupportedModelError, match="can be read but not edited"):
+        sk.run(model, prompts, [sk.KeyMass()], [sk.MaskKeys([1])])
+
+
+def test_an_image_in_an_order_drawn_at_random_is_refused_for_that():
+    """ViLT draws patches by torch.multinomial in every pass: a row of its map is of no one patch."""
+    told = sk.load_model(small("vilt")[0]).capabilities().why_not
+    assert "On the same text and image ViltModel attends otherwise in every pass" in told
+    assert "so which token is which patch is not known" in told

@@ -50,6 +50,12 @@ class Found:
         self.off[what] = max(self.off.get(what, 0.0), difference)
 
 
+def _outwards(path):
+    """The path of a module, then those of the modules that it is in."""
+    parts = path.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+
+
 class Comparison:
     """Runs every tower of one model both ways. ``rows`` are forward arguments of single prompts."""
 
@@ -200,7 +206,10 @@ class Comparison:
                     )
 
     def _maps(self, tower, heard):
-        """Map and values of each call of a tower: of the modules' own calls, else those that the model returns."""
+        """Map and values of each call of a tower: of the modules' own calls, else what they or the model return."""
+        if getattr(self.model.backend, "inside", False):
+            return [(next(heard.inner[p] for p in _outwards(site.path) if p in heard.inner), None)
+                    for site in tower.attention]  # fmt: skip
         calls = {}
         for call in heard.calls:
             calls.setdefault(id(call.module), []).append(call)

@@ -8,6 +8,7 @@ mask that they add to their logits.
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from oracle import implementation
@@ -15,11 +16,12 @@ from oracle import implementation
 
 @dataclass
 class Heard:
-    """One pass by the model's own eager attention: calls in order, hidden states, logits, returned maps."""
+    """One pass by the model's own eager attention: calls in order, hidden states, logits, maps by module's path."""
 
     calls: list = field(default_factory=list)
     output: object = None
     streams: dict = field(default_factory=dict)
+    inner: dict = field(default_factory=dict)
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Eager:
     def run(self, call, hide=None, only=None):
         """Run ``call()``; ``hide`` a key in the attention of the modules in ``only`` (None: everywhere)."""
         self.heard, self.hide, self.only = Heard(), hide, only
-        with implementation(self.network, "eager"), self._listening(), self._streams():
+        with implementation(self.network, "eager"), self._listening(), self._streams(), self._inner():
             self.heard.output = call()
         return self.heard
 
@@ -74,6 +76,24 @@ class Eager:
             return out
 
         return eager_attention_forward
+
+    @contextmanager
+    def _inner(self):
+        """Maps that modules hand on beside their output, the second of a pair."""
+
+        def keep(_module, _args, output, path):
+            pair = output if isinstance(output, tuple) and len(output) == 2 else (None, None)
+            if isinstance(pair[1], torch.Tensor) and pair[1].ndim == 4:
+                self.heard.inner.setdefault(path, pair[1].detach())
+
+        handles = [
+            module.register_forward_hook(partial(keep, path=path)) for path, module in self.network.named_modules()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @contextmanager
     def _streams(self):
