@@ -12,7 +12,17 @@ from jaxtyping import Bool, Int
 from sinkscope.errors import PromptError
 from sinkscope.prompts.data import PatchGrid
 from sinkscope.prompts.geometry import COLUMNS, Cells
-from sinkscope.prompts.layouts import Source, anyres, gemma3, layout_of, llava, onevision, own_shapes, pixtral_view
+from sinkscope.prompts.layouts import (
+    Source,
+    anyres,
+    gemma3,
+    layout_of,
+    listed,
+    llava,
+    onevision,
+    own_shapes,
+    pixtral_view,
+)
 
 UNKNOWN = (math.nan, math.nan)
 """Height and width of an image that only the processor has seen; boxes are then NaN."""
@@ -88,8 +98,15 @@ def images_of(config: Any, visual: Sequence[Bool[np.ndarray, " _"]], inputs: Map
     if own_shapes(config):
         return _share_out(totals, [math.prod(pixtral_view(config, size)) for size in inputs.get("image_sizes", ())])
     counts = [len(runs(mask)) for mask in visual]
-    known = next((inputs[n] for n in ("image_sizes", "image_grid_thw") if n in inputs), None)
+    if layout is listed and any(_side_by_side(mask) for mask in visual):
+        return None
+    known = next((inputs[n] for n in ("image_sizes", "image_grid_thw", "spatial_shapes") if n in inputs), None)
     return None if known is not None and len(known) != sum(counts) else counts
+
+
+def _side_by_side(visual: Bool[np.ndarray, " token"]) -> bool:
+    """Say whether one token alone parts two runs: that of a tile of an image; images end and begin with one each."""
+    return bool((np.diff(np.flatnonzero(visual)) == 2).any())
 
 
 def _share_out(totals: Sequence[int], tokens: Sequence[int]) -> list[int] | None:

@@ -31,7 +31,7 @@ _UNUSED = ("num_crops", "num_patches", "rows", "cols", "offset_mapping", "specia
 _OPTIONS = {"inputs_embeds", "logits_to_keep", "num_logits_to_keep", "past_key_values"}
 """Arguments of a forward pass with which it reads other tokens than its ids, or answers for some alone."""
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-_BY_IMAGE = ("image_grid_thw", "batch_num_images", "image_sizes")
+_BY_IMAGE = ("image_grid_thw", "batch_num_images", "image_sizes", "spatial_shapes")
 """Inputs with one row per image."""
 
 

@@ -267,6 +267,15 @@ def gemma3(source: Source) -> Cells | None:
     return PixelMap.of(*source.size).cells(side, side)
 
 
+def listed(source: Source) -> Cells | None:
+    """LFM2-VL: an image at its own shape, patches joined in squares, row by row; where tiles lie is not known."""
+    shapes = source.inputs.get("spatial_shapes")
+    if shapes is None or source.index >= len(shapes):
+        return None
+    rows, columns = (int(n) // int(source.config.downsample_factor) for n in shapes[source.index])
+    return PixelMap.of(*source.size).cells(rows, columns) if rows * columns == source.tokens else None
+
+
 Layout = Callable[[Source], Cells | None]
 
 LAYOUTS: dict[str, Layout] = {
@@ -282,6 +291,7 @@ LAYOUTS: dict[str, Layout] = {
     "idefics3": idefics3,
     "smolvlm": idefics3,
     "gemma3": gemma3,
+    "lfm2_vl": listed,
     "paligemma": llava,
 }
 """Layout by the config's model type. A family of your own is one function more."""

@@ -12,6 +12,7 @@ from vlm_models import image, tokenizer
 
 import sinkscope as sk
 from sinkscope.errors import PromptError
+from sinkscope.prompts import naflex
 from sinkscope.testing.tiny import randomise
 
 PATCH, MOST, HEADS = 4, 24, 4
@@ -144,7 +145,7 @@ def beside_text():
 
 
 @cache
-def inside_lfm2():
+def inside_lfm2(factor=1):
     place = tokenizer().convert_tokens_to_ids("<image>")
     text = {
         "vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": HEADS,
@@ -153,7 +154,7 @@ def inside_lfm2():
     }  # fmt: skip
     vision = VISION | {"model_type": "siglip2_vision_model"}
     config = transformers.Lfm2VlConfig(
-        vision_config=vision, text_config=text | {"model_type": "lfm2"}, image_token_id=place, downsample_factor=1
+        vision_config=vision, text_config=text | {"model_type": "lfm2"}, image_token_id=place, downsample_factor=factor
     )
     return sk.load_model(made("Lfm2VlForConditionalGeneration", config), tokenizer=tokenizer())
 
@@ -175,6 +176,42 @@ def test_the_tower_inside_a_larger_model(which):
     check(ds, own, given["spatial_shapes"])
     text = sk.run(model, prompts, [sk.KeyMass()], batch_size=3)
     assert np.isfinite(text.key_mass).any()
+
+
+def lfm2_inputs(model, gap):
+    """Two images of 4 x 6 and 6 x 2 patches, joined in squares of four, with ``gap`` tokens between them."""
+    parts = [naflex.as_patches(torch.randn(1, 3, PATCH * rows, PATCH * columns), PATCH) for rows, columns in SHAPES]
+    parts = [naflex.filled_up(part, MOST) for part in parts]
+    place = model.config.image_token_id
+    ids = [0, 60, *[place] * 6, *range(61, 61 + gap), *[place] * 3, 70, 71]
+    return {"input_ids": torch.tensor([ids])} | {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+SHAPES = ((4, 6), (6, 2))
+
+
+def test_places_in_the_text_are_those_of_the_patches_that_a_token_joins():
+    model = inside_lfm2(2)
+    prompts = sk.Prompts.from_inputs(lfm2_inputs(model, 2), model)
+    ds = sk.run(model, prompts, [sk.KeyMass()]).isel(prompt=0)
+    start = 0
+    for image_number, (rows, columns) in enumerate(SHAPES):
+        numbers = torch.arange(rows * columns).reshape(1, rows, columns, 1)
+        joined = model.model.model.multi_modal_projector.pixel_unshuffle(numbers).reshape(-1, 4)
+        own = np.flatnonzero(ds.token_role.values == "image")[start : start + len(joined)]
+        wanted = joined.min(1).values  # the patch in the upper left corner
+        np.testing.assert_array_equal(ds.grid_row.values[own], wanted // columns // 2)
+        np.testing.assert_array_equal(ds.grid_col.values[own], wanted % columns // 2)
+        assert set(prompts.grids[0].image[own]) == {image_number}
+        start += len(joined)
+
+
+def test_places_of_tiles_are_not_made_up():
+    """One token between two runs: tiles of one image, whose rows and columns nothing in the inputs says."""
+    model = inside_lfm2(2)
+    prompts = sk.Prompts.from_inputs(lfm2_inputs(model, 1), model)
+    assert prompts.grids == (None,)
+    assert np.isfinite(sk.run(model, prompts, [sk.KeyMass()]).key_mass).any()
 
 
 def test_the_pooling_head_takes_its_mask_and_attention_stays_streaming():
