@@ -67,9 +67,9 @@ def sinkscope_attention(  # noqa: PLR0913 - the library fixes this signature
     place = query.device.type
     if torch.is_autocast_enabled(place):  # in the type of the model's own products, and sums in float32 all the same
         told = torch.get_autocast_dtype(place)
-        parts = (part if part.dtype == torch.float64 else part.to(told) for part in (query, key, value))
+        query, key, value = (t if t.dtype == torch.float64 else t.to(told) for t in (query, key, value))
         with torch.autocast(place, enabled=False):
-            return sinkscope_attention(module, *parts, attention_mask, scaling, is_causal, **kwargs)
+            return sinkscope_attention(module, query, key, value, attention_mask, scaling, is_causal, **kwargs)
     session = _active.get() or Session()
     check_keywords(module, kwargs)
     if kwargs.get("indices") is not None:

@@ -112,7 +112,7 @@ def fields_of_tiles(prompts: PromptFields, model: PromptModel) -> PromptFields:
     config = model.config.vision_config
     for which in range(len(prompts)):
         inputs, sizes = _images(prompts, which)
-        for image, ratio in enumerate(inputs["aspect_ratio_ids"][0].tolist() if inputs else ()):
+        for image, ratio in enumerate([int(n) for n in inputs["aspect_ratio_ids"][0]] if inputs else []):
             if not ratio:  # filled up: another prompt has more images
                 continue
             own = {name: inputs[name][:, image : image + 1] for name in NAMES}
