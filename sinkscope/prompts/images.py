@@ -261,8 +261,8 @@ def _layout(model: PromptModel, values: torch.Tensor) -> tuple[list[tuple[str, s
 
 def _encoder_inside(module: torch.nn.Module) -> str:
     """What to do with a model whose tokens are no patches of one size."""
-    parts: list[tuple[str, Any]] = list(module.named_modules())
-    for path, part in parts:
+    whole: Any = module  # torch's annotation of named_modules has gaps
+    for path, part in whole.named_modules():
         patch = getattr(getattr(part, "config", None), "patch_size", None)
         if path and patch is not None and hasattr(part, "main_input_name"):
             return f"Load the encoder inside it: load_model(model.{path})."

@@ -198,9 +198,8 @@ THEMSELVES = "Take them from the model itself (output_attentions=True)"
 
 def _no_maps(out: Any) -> str:
     """What is said of a model that gives no maps, or those of parts alone."""
-    parts = [
-        name for name, value in (out.items() if isinstance(out, Mapping) else ()) if "attentions" in name and value
-    ]
+    given = out.items() if isinstance(out, Mapping) else ()
+    parts = [name for name, value in given if "attentions" in name and any(map(torch.is_tensor, value or ()))]
     if parts:
         return (
             f"The maps that it returns are of its parts ({', '.join(parts)}), whose rows and keys are not the tokens "
