@@ -12,6 +12,7 @@ are over prompts.
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
+from matplotlib.ticker import MaxNLocator
 
 import sinkscope as sk
 from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, need
@@ -66,10 +67,12 @@ def draw(study: Study, found: xr.Dataset, kinds: xr.DataArray, cost: dict[str, t
     for bound in (RATIO, LOUD):
         left.axvline(bound, color="0.5", linestyle=":", linewidth=1)
     left.axhline(RANK, color="0.5", linestyle=":", linewidth=1)
-    left.set(xlabel="value of the sink / median of others", ylabel="stable rank of the head's output", yscale="log",
+    left.set(xlabel="value of the sink / median of others", ylabel="stable rank of the head's output",
              title="Heads with a sink")  # fmt: skip
+    sk.plot.log_scale(left)
     left.legend()
     middle.set(xlabel="layer", ylabel="share of the heads", ylim=(0, 1), title="Where they are")
+    middle.xaxis.set_major_locator(MaxNLocator(integer=True))
     names = [name for name in cost if not name.startswith("control")]
     for offset, (label, prefix, colour) in enumerate((("heads of the kind", "", None), ("others", "control ", "0.75"))):
         for place, name in enumerate(names):
@@ -80,7 +83,8 @@ def draw(study: Study, found: xr.Dataset, kinds: xr.DataArray, cost: dict[str, t
                       yerr=[[made.value - made.low], [made.high - made.value]],
                       label=label if place == 0 else None)  # fmt: skip
     right.set_xticks(np.arange(len(names)) + 0.2, [f"{name}\n{cost[name][1]} heads" for name in names])
-    right.set(ylabel="change of the loss [nat]", title="Output at zero", yscale="symlog")
+    right.set(ylabel="change of the loss [nat]", title="Output at zero")
+    sk.plot.log_scale(right, linear=0.1)
     right.legend()
     study.figure(
         figure, "sink_types", source=found,

@@ -11,6 +11,7 @@ as little context and a sink (the window's tokens behind the text's first token,
 
 from collections.abc import Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 
@@ -19,6 +20,7 @@ from recipes import emergence
 from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, need, with_intervals
 
 WINDOWS, TOKENS = (16, 32, 64), 128
+SEES = ["the window", "the window and the first token"]
 KEYS = ("sink_rate_after_first", "alpha_max", "oldest_max")
 
 
@@ -66,7 +68,12 @@ def judge(study: Study, model: sk.Model) -> None:
     """Put windows into a trained model: where the attention goes, and what it costs."""
     need(model, model.is_causal, "a decoder, whose loss per token it reads")
     prompts = study.texts("prose", n=16, tokens=TOKENS)
-    names, costs, parts = ["full"], [], [study.reading("window-full", lambda: shares(model, prompts, WINDOWS[0]))]
+    names, costs, losses, parts = (
+        ["full"],
+        [],
+        [],
+        [study.reading("window-full", lambda: shares(model, prompts, WINDOWS[0]))],
+    )
     for window in WINDOWS:
         past, held = (
             study.reading(name, lambda w=window, k=keep: shares(model, prompts, w, [sk.LimitWindow(w, keep=k)]))
@@ -77,19 +84,26 @@ def judge(study: Study, model: sk.Model) -> None:
         fresh = restarted(model, prompts, window, at)
         pairs = (cost, full), (cost, fresh), (kept, full), (kept, cost)
         costs.append([Estimate.paired(*pair, "+.2f", "nat") for pair in pairs])
+        losses.append(xr.concat([cost - full, kept - full], xr.Variable("sees", SEES)).reset_coords(drop=True))
         parts.append(past)
         names.append(str(window))
     share = xr.concat([part["share"] for part in parts], dim=xr.Variable("window", names))
     table = with_intervals(share)
-    axes = sk.plot.grouped_bars(
-        table["difference"].transpose("window", "which"), interval=(table["low"], table["high"]),
-        ylabel="mean attention weight", title="Queries that no longer see the first token",
-    )  # fmt: skip
-    axes.set_xlabel("window [tokens]")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.2), layout="constrained")
+    for ax, found, series, label, title in (
+        (left, table, "which", "mean attention weight", "Queries that no longer see the first token"),
+        (right, with_intervals(xr.concat(losses, xr.Variable("window", names[1:]))), "sees",
+         "loss less that of full attention [nat]", "What it costs"),
+    ):  # fmt: skip
+        sk.plot.grouped_bars(
+            found["difference"].transpose("window", series), interval=(found["low"], found["high"]),
+            ylabel=label, title=title, ax=ax,
+        )  # fmt: skip
+        ax.set_xlabel("window [tokens]")
     study.figure(
-        axes, "window", source=parts[0],
-        says=f"mean weight of queries past the window (full: past {WINDOWS[0]}) on two keys; windows put in after "
-        "training; 95 % intervals over prompts",
+        figure, "window", source=parts[0],
+        says=f"left: mean weight of queries past the window (full: past {WINDOWS[0]}) on two keys; right: loss per "
+        "token of queries past the window; windows put in after training; 95 % intervals over prompts",
     )  # fmt: skip
     oldest = Estimate.of(table, ".1%", window="32", which="oldest in window")
     whole = Estimate.of(table, ".1%", window="full", which="first token")

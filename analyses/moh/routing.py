@@ -56,7 +56,7 @@ def judge(study: Study, model: sk.Model) -> None:
         reference=1.0, ax=axes,
     )  # fmt: skip
     axes.set(xlabel="share of the heads of a layer that stay", ylabel="change of the loss [nat]")
-    axes.set_yscale("symlog", linthresh=0.1)
+    sk.plot.log_scale(axes, linear=0.1)
     study.figure(
         axes, "routing", source=ds, says="change of the loss per token against all heads, in all layers; at random: "
         f"mean of {draws} draws of as many heads; bands: 95 % intervals over prompts",

@@ -54,7 +54,7 @@ def draw(study: Study, ds: xr.Dataset) -> None:
     right.set(xlabel="share of visual tokens left out", title="Words alone, over compression")
     for axes in (left, right):
         axes.axhline(1.0, color="0.5", linestyle="--", linewidth=1)
-        axes.set_yscale("log")
+        sk.plot.log_scale(axes)
         axes.legend(fontsize=7)
     says = "median over prompts of the index; text: with the first token and the template, or words alone"
     study.figure(figure, "compression", source=ds, says=says)

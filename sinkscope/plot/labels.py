@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import unicodedata
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, SymmetricalLogLocator
 
 from sinkscope.arguments import checked
 from sinkscope.errors import SchemaError
@@ -36,6 +38,31 @@ def _shown(character: str) -> str:
     if ord(seen) not in _glyphs() or unicodedata.category(seen) in _UNSEEN:
         return _escaped(character)
     return seen
+
+
+def log_scale(axes: Axes, axis: Literal["x", "y"] = "y", linear: float | None = None) -> None:
+    """Make an axis logarithmic after the data are drawn, with at least a few numbered ticks within what it shows.
+
+    matplotlib numbers powers of ten alone, so an axis from 1.5 to 9 has no number at all.
+
+    Args:
+        axes: axes with their data on them.
+        axis: which.
+        linear: magnitude below which the axis is linear, so that it holds 0 and numbers below; left out: logarithmic.
+    """
+    one = axes.xaxis if axis == "x" else axes.yaxis
+    if linear is None:
+        axes.set(**{f"{axis}scale": "log"})
+    else:
+        getattr(axes, f"set_{axis}scale")("symlog", linthresh=linear)
+    low, high = sorted(one.get_view_interval())
+    floor = max(low, 0.0) or linear if linear is None else max(low, linear)
+    decades = np.log10(max(high, abs(low)) / (floor or 1e-3 * high)) if high > 0 else 1.0
+    steps = [1.0, 2.0, 5.0] if decades < 2.2 else [1.0]
+    locator = LogLocator(subs=steps) if linear is None else SymmetricalLogLocator(base=10, linthresh=linear, subs=steps)
+    one.set_major_locator(locator)
+    one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    one.set_minor_formatter(NullFormatter())
 
 
 def plain(text: str) -> str:

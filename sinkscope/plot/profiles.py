@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from sinkscope.errors import SchemaError
-from sinkscope.plot.labels import labels_of, need_dims, plain, set_ticks
+from sinkscope.plot.labels import labels_of, log_scale, need_dims, plain, set_ticks
 from sinkscope.plot.naming import name_lines
 from sinkscope.plot.readings import drawn, largest_entries, shares_of_roles, two_lines
 from sinkscope.plot.theme import OTHER, PALETTE, ROLE_COLOURS, SINK, Look, axes_for
@@ -80,7 +80,7 @@ def layer_profile(
         if limits is not None:
             axes.fill_between(x, limits[0][i], limits[1][i], color=colour, alpha=0.18, linewidth=0)
     if log:
-        axes.set_yscale("log")
+        log_scale(axes)
     elif np.nanmin(lines.values, initial=0.0) >= 0:
         axes.set_ylim(bottom=0)
     finish_depth(axes, array, depth)
