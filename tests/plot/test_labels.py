@@ -11,7 +11,7 @@ import xarray as xr
 from hypothesis import given, settings
 
 from sinkscope.errors import SchemaError
-from sinkscope.plot.labels import labels_of, need_dims, plain, set_ticks, token_label
+from sinkscope.plot.labels import labels_of, log_scale, need_dims, plain, set_ticks, token_label
 
 
 @pytest.mark.parametrize(
@@ -88,3 +88,18 @@ def test_wrong_dims_say_what_to_do():
 def test_plot_imports_without_torch():
     code = "import sys, sinkscope.plot; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("values", "linear", "wanted"), [
+    ([1.5, 4.0, 9.0], None, {2.0, 5.0}), ([0.002, 900.0], None, {0.01, 1.0, 100.0}),
+    ([1.4, 9.0], 0.1, {2.0, 5.0}), ([-0.03, 0.0, 60.0], 0.1, {0.0, 1.0, 10.0}),
+])  # fmt: skip
+def test_a_logarithmic_axis_has_numbers_within_what_it_shows(values, linear, wanted):
+    figure, axes = plt.subplots()
+    axes.plot(range(len(values)), values)
+    log_scale(axes, linear=linear)
+    figure.canvas.draw()
+    low, high = axes.get_ylim()
+    shown = {float(t.get_text()) for t in axes.get_yticklabels() if t.get_text() and low <= t.get_position()[1] <= high}
+    assert wanted <= shown
+    plt.close(figure)
