@@ -347,7 +347,7 @@ def heading(key: str) -> str:
     """Name a paper: first author, year and the key words of its title."""
     reference = REFERENCES[key]
     authors = reference.authors.split(" and ")
-    name = authors[0].split(" ")[-1] + (" et al." if len(authors) > 1 else "")
+    name = authors[0].split(" ")[-1].strip("{}") + (" et al." if len(authors) > 1 else "")
     year = str(reference.year) if reference.year else ""
     title = (reference.title or reference.note).split(":")[0]
     if not reference.authors:

@@ -70,18 +70,18 @@ def draw(study: Study, found: xr.Dataset, kinds: xr.DataArray, cost: dict[str, t
     left.set(xlabel="value of the sink / median of others", ylabel="stable rank of the head's output",
              title="Heads with a sink")  # fmt: skip
     sk.plot.log_scale(left)
-    left.legend()
+    left.set_xlim(right=1.6 * float(ratio[kinds.values != ""].max(initial=0.5)))  # room for the legend
+    left.legend(loc="upper right")
     middle.set(xlabel="layer", ylabel="share of the heads", ylim=(0, 1), title="Where they are")
     middle.xaxis.set_major_locator(MaxNLocator(integer=True))
     names = [name for name in cost if not name.startswith("control")]
     for offset, (label, prefix, colour) in enumerate((("heads of the kind", "", None), ("others", "control ", "0.75"))):
-        for place, name in enumerate(names):
-            if prefix + name not in cost:
-                continue
+        there = [place for place, name in enumerate(names) if prefix + name in cost]
+        for place, name in ((place, names[place]) for place in there):
             made = Estimate.mean(cost[prefix + name][0])
             right.bar(place + 0.4 * offset, made.value, 0.38, color=colour or KINDS[name],
                       yerr=[[made.value - made.low], [made.high - made.value]],
-                      label=label if place == 0 else None)  # fmt: skip
+                      label=label if place == there[0] else None)  # fmt: skip
     right.set_xticks(np.arange(len(names)) + 0.2, [f"{name}\n{cost[name][1]} heads" for name in names])
     right.set(ylabel="change of the loss [nat]", title="Output at zero")
     sk.plot.log_scale(right, linear=0.1)

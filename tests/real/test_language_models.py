@@ -7,6 +7,7 @@ import pytest
 
 import sinkscope as sk
 from real import reference
+from sinkscope.methods import secondary_sinks
 from sinkscope.methods.residual import residual_stream
 
 TEXTS = [
@@ -133,6 +134,19 @@ def test_the_first_token_is_the_sink(both, prompts):
     model, _ = both
     ds = sk.run(model, prompts, [sk.KeyMass()], batch_size=3)
     assert float(sk.metrics.sink_rate(ds).mean()) > 0.5
+
+
+def test_the_secondary_sinks_of_smollm2_are_those_of_its_first_stage(need):
+    """One primary for all layers found none: its state is 650 from block 2 to 8, gone, and 23,000 from block 11 on."""
+    model = sk.load_model(need("smollm2-135m"))
+    prompts = sk.Prompts.from_texts(sk.tasks.corpora.texts()[:4], model)
+    found = secondary_sinks.detect(model, prompts)
+    assert set(found["stage_first"].values.ravel().tolist()) == {1, 11}
+    assert found["stage_last"].isel(stage=0).values.tolist() == [8] * 4
+    later = found["kind"].values == "secondary"
+    assert later.sum() >= 4
+    assert set(found["start"].values[later].tolist()) <= {2, 3}
+    assert not later[:, 0].any()
 
 
 def test_the_mlp_of_block_11_writes_the_peak_of_smollm2(need):
