@@ -9,7 +9,7 @@ from sinkscope import zoo
 
 SCRIPTS = {
     "sink_rate_by_input": 4, "position_and_length": 2, "norms_by_layer": 4, "angle_or_norm": 2, "position_or_token": 3,
-    "training": 1, "variants": 7, "window": 3,
+    "training": 1, "variants": 7, "window": 4,
 }  # fmt: skip
 LANGUAGE = ("--model", "zoo:lm-python")
 MODELS = {"sink_rate_by_input": (*LANGUAGE, "minilm"), "training": (), "variants": ()}
@@ -50,7 +50,7 @@ def test_every_claim_is_about_the_model_it_was_measured_on(results):
     }
     assert {claim["model"] for claim in results["training"][0]["claims"]} == {"zoo:lm-python"}
     assert all(claim["model"].startswith("zoo:lm-python-") for claim in results["variants"][0]["claims"])
-    assert [claim["model"] for claim in results["window"][0]["claims"]] == ["zoo:lm-python"] * 2 + [
+    assert [claim["model"] for claim in results["window"][0]["claims"]] == ["zoo:lm-python"] * 3 + [
         "zoo:lm-python-window"
     ]
 
@@ -95,10 +95,10 @@ def test_a_model_without_a_token_of_its_own_is_not_asked_where_that_draws_the_si
     assert "with beginning-of-text token in front" in alone["found"]
 
 
-def test_a_window_put_in_is_judged_and_wants_a_llama(results, tmp_path, monkeypatch):
+def test_a_window_put_in_is_judged_and_wants_a_decoder(results, tmp_path, monkeypatch):
     assert verdicts(results, "window")[0] is True
-    with pytest.raises(SystemExit, match=r"window\.py: .*this analysis needs a Llama model"):
-        run("gu2025/window.py", tmp_path, monkeypatch, "--model", "zoo:bb-1l")
+    with pytest.raises(SystemExit, match=r"window\.py: .*this analysis needs a decoder"):
+        run("gu2025/window.py", tmp_path, monkeypatch, "--model", "minilm")
 
 
 def test_the_sink_emerges_while_the_loss_falls(results):
