@@ -51,14 +51,14 @@ def log_scale(axes: Axes, axis: Literal["x", "y"] = "y", linear: float | None = 
         linear: magnitude below which the axis is linear, so that it holds 0 and numbers below; left out: logarithmic.
     """
     one = axes.xaxis if axis == "x" else axes.yaxis
+    set_scale = axes.set_xscale if axis == "x" else axes.set_yscale
     if linear is None:
-        axes.set(**{f"{axis}scale": "log"})
+        set_scale("log")
     else:
-        getattr(axes, f"set_{axis}scale")("symlog", linthresh=linear)
+        set_scale("symlog", linthresh=linear)
     low, high = sorted(one.get_view_interval())
-    floor = max(low, 0.0) or linear if linear is None else max(low, linear)
-    decades = np.log10(max(high, abs(low)) / (floor or 1e-3 * high)) if high > 0 else 1.0
-    steps = [1.0, 2.0, 5.0] if decades < 2.2 else [1.0]
+    least = low if linear is None else max(low, linear)
+    steps = [1.0, 2.0, 5.0] if np.log10(max(high, abs(low)) / least) < 2.2 else [1.0]
     locator = LogLocator(subs=steps) if linear is None else SymmetricalLogLocator(base=10, linthresh=linear, subs=steps)
     one.set_major_locator(locator)
     one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
