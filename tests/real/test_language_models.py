@@ -142,7 +142,7 @@ def test_the_secondary_sinks_of_smollm2_are_those_of_its_first_stage(need):
     prompts = sk.Prompts.from_texts(sk.tasks.corpora.texts()[:4], model)
     found = secondary_sinks.detect(model, prompts)
     assert set(found["stage_first"].values.ravel().tolist()) == {1, 11}
-    assert found["stage_last"].isel(stage=0).values.tolist() == [8] * 4
+    assert found["stage_last"].isel(stages=0).values.tolist() == [8] * 4
     later = found["kind"].values == "secondary"
     assert later.sum() >= 4
     assert set(found["start"].values[later].tolist()) <= {2, 3}
