@@ -191,7 +191,7 @@ def test_the_command_line_sees_a_package_that_adds_to_it(site):
                        ("method", "halve"), ("task", "riddles")):  # fmt: skip
         line = next(line for line in listed.stdout.splitlines() if line.split()[:2] == [kind, name])
         assert line.endswith("[sink_extras]")
-    warned = "PluginWarning: the plug-in 'all' of the package sink_broken was left out: RuntimeError: no such chip"
+    warned = "sinkscope: warning: the plug-in 'all' of the package sink_broken was left out: RuntimeError: no such chip"
     assert listed.stderr.count(warned) == 1
 
 

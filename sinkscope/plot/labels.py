@@ -40,6 +40,7 @@ def _shown(character: str) -> str:
     return seen
 
 
+@checked(SchemaError)
 def log_scale(axes: Axes, axis: Literal["x", "y"] = "y", linear: float | None = None) -> None:
     """Make an axis logarithmic after the data are drawn, with at least a few numbered ticks within what it shows.
 

@@ -103,6 +103,7 @@ def right_arguments(name, reading):
         "plot.layer_profile": (profile,),
         "plot.mark_patches": ({"a": np.zeros((2, 4))}, dict(ax=axes)),
         "plot.massive_activations_picture": (reading.isel(prompt=0, site=-1),),
+        "plot.log_scale": (axes,),
         "plot.masking_curve": (by_count,),
         "plot.max_attention_histogram": (per_head,),
         "plot.norm_profile": (reading.residual_norm.mean(["prompt"]),),
