@@ -113,11 +113,14 @@ def test_a_zeroed_dimension_equals_the_reference(both, prompts, keys, tokens):
     assert float(abs(ds["token_loss"] - plain["token_loss"]).max()) > 0.1  # the dimension matters
 
 
-def test_the_second_load_is_fast(both):
+def test_the_second_load_reads_what_was_converted(both, monkeypatch):
+    """In under 3 processor seconds for SmolLM2 (.6 here); Gemma's table of 262,144 tokens takes 1.5 of its 1.9."""
     model, _ = both
+    monkeypatch.setattr("gguf.GGUFReader", None)  # whoever reads the file again fails
     start = time.process_time()  # not the clock: other tests run beside this one
     again = sk.load_model(model.id)
-    assert time.process_time() - start < {"smollm2-135m": 3, "gemma3-270m": 5}[model.id]
+    if model.id == "smollm2-135m":
+        assert time.process_time() - start < 3
     assert again.fingerprint == model.fingerprint
 
 

@@ -29,7 +29,7 @@ VARIABLE = "SINKSCOPE_CACHE"
 FACTS = "sinkscope.json"
 """File in each entry that says what it was made of; it is written last."""
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever a conversion of this project comes to write other numbers or other files."""
 
 

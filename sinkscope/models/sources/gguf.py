@@ -150,7 +150,8 @@ def _explaining(path: Path, name: str) -> Iterator[None]:
 def _write_tokenizer(path: Path, name: str, folder: Path) -> None:
     """Save the fast tokenizer, which loads ten times faster than the file's table of merges, and compare the two.
 
-    It is saved for the plain class, since those of some architectures build their tokenizer anew at each load.
+    It is saved for the plain class, since those of some architectures build their tokenizer anew at each load, and with
+    its named special tokens beside it: without such a list transformers parses the whole table once more to find them.
     """
     try:
         with weights.loading():
@@ -159,6 +160,7 @@ def _write_tokenizer(path: Path, name: str, folder: Path) -> None:
             own.backend_tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
             settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
             settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+            settings["added_tokens_decoder"] = _named_special_tokens(own)
             (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
             saved = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:
@@ -168,11 +170,32 @@ def _write_tokenizer(path: Path, name: str, folder: Path) -> None:
             f"load_model({name!r}): no tokenizer can be read from this file ({found}). Use a file that llama.cpp's "
             "converter made from a model with its tokenizer."
         ) from error
-    if own(SAMPLE).input_ids != saved(SAMPLE).input_ids:
+    if any(_reads(own)[key] != found for key, found in _reads(saved).items()):
         raise ModelError(
-            f"load_model({name!r}): the saved tokenizer gives other ids than the file's own, so this file cannot be "
-            f"converted with transformers {transformers.__version__}. Load the original model instead."
+            f"load_model({name!r}): the saved tokenizer reads text otherwise than the file's own, so this file cannot "
+            f"be converted with transformers {transformers.__version__}. Load the original model instead."
         )
+
+
+def _named_special_tokens(tokenizer: Any) -> dict[str, dict[str, Any]]:
+    """The tokens of ``special_tokens_map``, by id, as a tokenizer's configuration lists them."""
+    named = set(tokenizer.all_special_ids)
+    settings = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    return {
+        str(number): {key: getattr(token, key) for key in settings}
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if number in named
+    }
+
+
+def _reads(tokenizer: Any) -> dict[str, Any]:
+    """What must be equal for two tokenizers to read every text alike."""
+    return {
+        "ids": tokenizer(SAMPLE).input_ids,
+        "added": tokenizer.get_added_vocab(),
+        "special": tokenizer.special_tokens_map,
+        "length": len(tokenizer),
+    }
 
 
 def _kind(path: Path) -> str:
@@ -209,9 +232,10 @@ def _explained(path: Path, name: str, error: Exception) -> ModelError:
         reader = GGUFReader(path)
         field = reader.get_field("general.architecture")
         architecture = str(field.contents()) if field is not None else ""
-    except Exception as damage:
+    except Exception:  # what NumPy says of a buffer that ends too early helps nobody
         return ModelError(
-            f"{start}this GGUF file is truncated or damaged ({weights.first_line(damage)}). Copy it again."
+            f"{start}this GGUF file is truncated or damaged: of its {path.stat().st_size:,} bytes the part that lists "
+            "or holds the tensors cannot be read. Copy it again, and compare its size with that of the original."
         )
     kinds = {tensor.tensor_type.name for tensor in reader.tensors}
     reason = weights.first_line(error).split("): ", 1)[-1]  # without the "load_model(FOLDER): " of an error of ours
