@@ -6,7 +6,7 @@ the picture cannot. Cost: nineteen runs over 128 prompts. Different here: no tra
 one set of heads for all prompts, from their means: the third with the highest maximum are vision heads, the others are
 halved by entropy (SADS' own valleys are reported beside); controls: five draws of as many other late heads.
 
-    python analyses/kan2025/drop_heads.py --model zoo:vlm-smol
+    python analyses/kan2025/drop_heads.py --model zoo:vlm-smol-sinks
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope import metrics
-from sinkscope.analysis import VISION_LANGUAGE_MODELS, Study, describe_difference, has_sign, is_large
+from sinkscope.analysis import VISUAL_SINK_MODELS, Study, describe_difference, has_sign, is_large
 from sinkscope.methods.sads import SadsSettings, classify, measure
 from sinkscope.tasks.examples import answer_score
 from sinkscope.tasks.scene_questions import SceneQuestions, scene_questions
@@ -91,5 +91,5 @@ def judge(study: Study, model: sk.Model) -> None:
 
 
 if __name__ == "__main__":
-    with Study(__doc__, paper="kan2025", model=VISION_LANGUAGE_MODELS) as study:
+    with Study(__doc__, paper="kan2025", model=VISUAL_SINK_MODELS) as study:
         study.for_each(judge)

@@ -17,7 +17,7 @@ import xarray as xr
 import sinkscope as sk
 from sinkscope import metrics
 from sinkscope.analysis import (
-    VISION_LANGUAGE_MODELS,
+    VISUAL_SINK_MODELS,
     Study,
     change_bars,
     compare_arms,
@@ -90,5 +90,5 @@ def judge(study: Study, model: sk.Model) -> None:
 
 
 if __name__ == "__main__":
-    with Study(__doc__, paper="kan2025", model=VISION_LANGUAGE_MODELS) as study:
+    with Study(__doc__, paper="kan2025", model=VISUAL_SINK_MODELS) as study:
         study.for_each(judge)

@@ -6,7 +6,7 @@ costs, and so does a single vision head removed. Cost: one run per late head ove
 classes of heads as in ``drop_heads.py``, no training; the log probability of the right answer, mean over the heads of a
 class; every late head is tried, not one (two of a class on a large model).
 
-    python analyses/kan2025/put_back.py --model zoo:vlm-smol
+    python analyses/kan2025/put_back.py --model zoo:vlm-smol-sinks
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from drop_heads import CLASSES, classes
 
 import sinkscope as sk
 from sinkscope import metrics
-from sinkscope.analysis import VISION_LANGUAGE_MODELS, Study, change_bars, compare_arms, is_large, join_arms
+from sinkscope.analysis import VISUAL_SINK_MODELS, Study, change_bars, compare_arms, is_large, join_arms
 from sinkscope.methods.sads import measure
 from sinkscope.tasks.examples import answer_score
 from sinkscope.tasks.scene_questions import scene_questions
@@ -73,5 +73,5 @@ def judge(study: Study, model: sk.Model) -> None:
 
 
 if __name__ == "__main__":
-    with Study(__doc__, paper="kan2025", model=VISION_LANGUAGE_MODELS) as study:
+    with Study(__doc__, paper="kan2025", model=VISUAL_SINK_MODELS) as study:
         study.for_each(judge)

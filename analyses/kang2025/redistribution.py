@@ -6,7 +6,7 @@ zoo model's own (questions of colour, shape, place, number and presence about he
 calibration half, which the test half never sees (reviewers criticised a rho per benchmark); scored by log probability
 of the answer and by whether it comes first.
 
-    python analyses/kang2025/redistribution.py --model zoo:vlm-smol
+    python analyses/kang2025/redistribution.py --model zoo:vlm-smol-sinks
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope import metrics
-from sinkscope.analysis import VISION_LANGUAGE_MODELS, Study, describe_difference, has_sign, is_large, visual_tau
+from sinkscope.analysis import VISUAL_SINK_MODELS, Study, describe_difference, has_sign, is_large, visual_tau
 from sinkscope.methods.var import VarSettings, sink_dims_or_largest, var
 from sinkscope.tasks.scene_questions import scene_questions
 
@@ -76,5 +76,5 @@ def judge(study: Study, model: sk.Model) -> None:
 
 
 if __name__ == "__main__":
-    with Study(__doc__, paper="kang2025", model=VISION_LANGUAGE_MODELS) as study:
+    with Study(__doc__, paper="kang2025", model=VISUAL_SINK_MODELS) as study:
         study.for_each(judge)

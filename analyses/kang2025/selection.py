@@ -4,7 +4,7 @@ Paper: Kang et al. 2025 (arXiv 2503.03321), table 4. Claim: without the selectio
 three runs over 160 prompts, seconds. Different here: questions about made pictures; rho .5 selects, rho 0 takes every
 head; the part moved is .6 and .9; dimensions from other prompts.
 
-    python analyses/kang2025/selection.py --model zoo:vlm-smol
+    python analyses/kang2025/selection.py --model zoo:vlm-smol-sinks
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import VISION_LANGUAGE_MODELS, Study, change_bars, compare_arms, is_large, join_arms, visual_tau
+from sinkscope.analysis import VISUAL_SINK_MODELS, Study, change_bars, compare_arms, is_large, join_arms, visual_tau
 from sinkscope.methods.var import sink_dims_or_largest
 from sinkscope.tasks.examples import answer_score
 from sinkscope.tasks.scene_questions import scene_questions
@@ -51,5 +51,5 @@ def judge(study: Study, model: sk.Model) -> None:
 
 
 if __name__ == "__main__":
-    with Study(__doc__, paper="kang2025", model=VISION_LANGUAGE_MODELS) as study:
+    with Study(__doc__, paper="kang2025", model=VISUAL_SINK_MODELS) as study:
         study.for_each(judge)

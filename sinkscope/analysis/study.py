@@ -39,6 +39,9 @@ VISION_LANGUAGE_MODELS = ("zoo:vlm-smol-sinks", "zoo:vlm-smol", "zoo:vlm-shapes"
 """Models on which claims about vision-language models are looked for: two of pretrained parts, the first of which keeps
 visual sinks, and a small one."""
 
+VISUAL_SINK_MODELS = tuple(name for name in VISION_LANGUAGE_MODELS if name != "zoo:vlm-smol")
+"""Of these, what edits of visual sinks, and of late heads, are tried on: the other has none, and costs as much."""
+
 
 class Study:
     """One run of an analysis script; a context manager.
