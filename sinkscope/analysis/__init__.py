@@ -31,7 +31,8 @@ from sinkscope.analysis.common import (
 from sinkscope.analysis.study import LANGUAGE_MODELS, VISION_LANGUAGE_MODELS, VISUAL_SINK_MODELS, Study, need
 
 __all__ = [
-    "DRAWS", "LANGUAGE_MODELS", "VISION_LANGUAGE_MODELS", "VISUAL_SINK_MODELS", "Claim", "Estimate", "Study", "add_random_bands", "ask",
+    "DRAWS", "LANGUAGE_MODELS", "VISION_LANGUAGE_MODELS", "VISUAL_SINK_MODELS", "Claim", "Estimate", "Study",
+    "add_random_bands", "ask",
     "change_bars", "compare_arms", "describe_difference", "draw_right_and_wrong", "has_sign", "heads_that_change",
     "highest_tokens", "is_large", "join_arms", "need", "points_above", "random_tokens", "right_and_wrong",
     "spread_layers", "together", "visual_sink_layers", "visual_tau", "with_intervals",
