@@ -114,7 +114,8 @@ def draw(
         for which, panel in zip(first, axes, strict=True):
             boxes = np.stack([ds[box].values[which] for box in BOX], -1)[ringed.values[which]]
             sk.plot.mark_patches({"": boxes[:0], label: boxes}, ax=panel, legend=which == first[0])
-        says = f"{name} at layer {late}, from the rows after the picture; the first pictures with rings, one scale"
+        seen = "from the rows after the picture" if name == "attention weight" else "of the token's state before it"
+        says = f"{name} at layer {late}, {seen}; the first pictures with rings, one scale"
         stem = "on_the_picture" if name == "attention weight" else f"{name}_on_the_picture"
         study.figure(
             axes[0], stem, source=line.assign_attrs(n_prompts=len(first), model_id=ds.attrs["model_id"]), says=says
