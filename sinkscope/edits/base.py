@@ -95,8 +95,9 @@ class AttentionEdit(Edit, ABC, abstract=True):
     """An edit of attention calls: in which layers, heads and query rows.
 
     ``layers`` is None (all), a number, a range, a list, or a boolean DataArray over (layer). ``heads`` is None (all), a
-    list for every named layer, a mapping ``{layer: [heads]}``, or a boolean DataArray over (layer, head). ``queries``
-    selects rows as ``keys`` selects keys; None means all. A field called ``keys`` is taken as a selector too.
+    list for every named layer, pairs (layer, head), a mapping ``{layer: [heads]}``, or a boolean DataArray over
+    (layer, head). ``queries`` selects rows as ``keys`` selects keys; None means all. A field called ``keys`` is taken
+    as a selector too.
     """
 
     layers: Any = field(default=None, kw_only=True)

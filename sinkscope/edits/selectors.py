@@ -26,7 +26,7 @@ def layers_of(layers: Any, asked: str) -> tuple[int, ...] | None:
 
 
 def heads_of(heads: Any, asked: str) -> tuple[int, ...] | HeadMap | None:
-    """Normalise ``heads=``: None, numbers, a mapping ``{layer: [heads]}``, or booleans over (layer, head)."""
+    """Normalise ``heads=``: None, numbers, pairs (layer, head), ``{layer: [heads]}``, booleans over (layer, head)."""
     if isinstance(heads, xr.DataArray):
         if heads.dtype != bool or set(heads.dims) != {"layer", "head"}:
             raise EditError(
@@ -43,7 +43,18 @@ def heads_of(heads: Any, asked: str) -> tuple[int, ...] | HeadMap | None:
     if isinstance(heads, Mapping):
         items = cast("Mapping[Any, Any]", heads)
         return HeadMap({k: whole_numbers(v, asked, "heads") for k, v in _layer_keys(items, asked).items()})
-    return None if heads is None else whole_numbers(heads, asked, "heads")
+    if heads is None:
+        return None
+    several: list[Any] = list(cast("Sequence[Any]", heads)) if is_iterable(heads) else [heads]
+    if several and all(map(_is_pair, several)):
+        pairs = [(int(layer), int(head)) for layer, head in several]
+        return HeadMap({layer: [head for at, head in pairs if at == layer] for layer, _ in pairs})
+    return whole_numbers(several, asked, "heads")
+
+
+def _is_pair(value: Any) -> bool:
+    """Say whether a value is (layer, head), as ``truth.heads`` and the rows of ``np.argwhere`` are."""
+    return is_iterable(value) and not isinstance(value, Mapping) and len(value) == 2 and all(map(is_whole, value))
 
 
 def _labels(array: xr.DataArray, dim: str) -> list[int]:
@@ -68,7 +79,8 @@ def whole_numbers(values: Any, asked: str, what: str) -> tuple[int, ...]:
     several = is_iterable(values) and not isinstance(values, Mapping)
     items: list[Any] = list(cast("Sequence[Any]", values)) if several else [values]
     if not all(map(is_whole, items)):
-        raise EditError(f"{asked}: {what} must be whole numbers. Give a number, a range or a list of numbers.")
+        also = ", pairs (layer, head), or a mapping {layer: [heads]}" if what == "heads" else ""
+        raise EditError(f"{asked}: {what} must be whole numbers. Give a number, a range or a list of numbers{also}.")
     return tuple(sorted({int(x) for x in items}))
 
 

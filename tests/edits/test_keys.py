@@ -273,6 +273,18 @@ def test_other_numbers_are_checked_too():
         sk.ZeroValues("first", queries="last")
 
 
+def test_heads_as_pairs_of_layer_and_head():
+    """As truth.heads of a planted model, the lists of the papers and np.argwhere give them: (layer, head)."""
+    wanted = sk.MaskKeys("first", heads={2: [1, 3], 0: [1]})
+    pairs = [(2, 3), (0, 1), (2, 1), (2, 3)]
+    for written in (pairs, tuple(pairs), np.array(pairs), [list(pair) for pair in pairs], iter(pairs)):
+        assert sk.MaskKeys("first", heads=written) == wanted
+    assert sk.MaskKeys("first", heads=iter([1, 0])) == sk.MaskKeys("first", heads=[0, 1])
+    for wrong in ([(0, 1), 2], [(0, 1, 2)], [(0, 1.5)]):
+        with pytest.raises(EditError, match=r"numbers, pairs \(layer, head\), or a mapping"):
+            sk.MaskKeys("first", heads=wrong)
+
+
 def test_wrong_selectors_are_refused_by_name():
     with pytest.raises(EditError, match=r"MaskKeys\(keys='sink'\): there is no role or selection 'sink'"):
         sk.MaskKeys("sink")
