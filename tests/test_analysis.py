@@ -1,11 +1,22 @@
 import json
+import re
 
 import numpy as np
 import pytest
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import Estimate, Study, ask, heads_that_change, is_large, need, points_above, together
+from sinkscope.analysis import (
+    Estimate,
+    Study,
+    ask,
+    heads_that_change,
+    is_large,
+    largest_changes,
+    need,
+    points_above,
+    together,
+)
 from sinkscope.errors import PromptError
 
 
@@ -193,6 +204,31 @@ def test_estimates_say_interval_and_n_and_judge_by_the_interval():
     assert Estimate.mean(values).value == 2.5
     assert Estimate.paired(values, values - 1.0).low == 1.0
     assert f"{Estimate(3.0, unit='nat')}" == "3 nat"
+    assert Estimate(3.0, n=2, units="seeds").counted == "3 (n = 2 seeds)"
+
+
+def test_a_ratio_is_averaged_as_a_factor_and_any_statistic_has_an_interval():
+    times = Estimate.times(xr.DataArray([1.0, 4.0, 1.0, 4.0], dims="prompt"), ".1f")
+    assert times.value == pytest.approx(2.0)
+    assert 1.0 <= times.low < 2.0 < times.high <= 4.0
+    values = np.random.default_rng(1).normal(size=200)
+    spread = Estimate.resampled(lambda drawn: values[drawn].std(), 200)
+    assert spread.value == pytest.approx(values.std())
+    assert spread.high - spread.low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(400), rel=0.2)
+    assert spread == Estimate.resampled(lambda drawn: values[drawn].std(), 200), "the same draws each time"
+    assert np.isnan(Estimate.resampled(lambda drawn: 1.0, 1).low)
+    rare = Estimate.resampled(lambda drawn: 1.0 / len(set(drawn.tolist()) & {0}) if 0 in drawn else np.nan, 3)
+    assert (rare.low, rare.high) == (1.0, 1.0), "draws that give no number are left out"
+
+
+def test_the_largest_changes_of_single_heads_are_said_with_their_intervals():
+    rng = np.random.default_rng(0)
+    effect = xr.DataArray(rng.normal(0, 0.1, (40, 2, 3)), dims=("prompt", "layer", "head"))
+    effect[:, 0, 1] += 5
+    effect[:, 1, 2] = np.nan
+    tested, *_ = heads_that_change(effect)
+    said = largest_changes(tested)
+    assert re.fullmatch(r"from -0\.\d+ \[-\S+, [-+]\S+\] to \+5 \[\+\S+, \+5\S*\] nat in one head", said), said
 
 
 def test_what_cannot_be_seen_says_why(argv):

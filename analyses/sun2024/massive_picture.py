@@ -6,9 +6,10 @@ and vanish in the last; they hardly depend on the input.
 Cost: one pass, seconds to a minute per model.
 Different here: small models, where the paper's two numbers are seldom met: which entries are massive is said by a rule
 without an absolute number (``definition="relative"``, this project's own). A dimension may have several plateaus, which
-are found first (``metrics.massive_stages``) and judged one by one; curves are by dimension, as the second largest entry
-is now another dimension and now another token. A first token that is the same in every prompt sees only itself in a
-decoder, so nothing can vary there.
+are found first (``metrics.massive_stages``) and judged one by one; one that stands from block 0 on is held against the
+embedding, where it may be already. Curves are by dimension, as the second largest entry is now another dimension and now
+another token. Intervals are over prompts. A first token that is the same in every prompt sees only itself in a decoder,
+so nothing can vary there.
 """
 
 import matplotlib.pyplot as plt
@@ -29,17 +30,14 @@ SUDDEN = 3.0
 
 
 def by_dimension(ds: xr.Dataset, dims: list[int]) -> xr.DataArray:
-    """Largest magnitude of each dimension by block output, median over prompts: dims (dim, site).
+    """Largest magnitude of each dimension at the embedding and behind each block: dims (dim, prompt, site).
 
     Where a dimension is not among the top entries the smallest of these stands: it is no larger than that.
     """
-    blocks = ds.sel(site=[site for site in ds["site"].values if site.endswith("post")])
+    blocks = ds.sel(site=[site for site in ds["site"].values if site == "embed" or site.endswith("post")])
     size, floor = abs(blocks["top_value"]), abs(blocks["top_value"]).min("rank")
-    rows = [
-        size.where(blocks["top_dim"] == dim).max("rank").fillna(floor).median("prompt").reset_coords(drop=True)
-        for dim in dims
-    ]
-    return xr.concat(rows, dim=xr.Variable("dim", dims))
+    rows = [size.where(blocks["top_dim"] == dim).max("rank").fillna(floor).reset_coords(drop=True) for dim in dims]
+    return xr.concat(rows, dim=xr.Variable("dim", dims)).transpose("dim", "prompt", "site")
 
 
 def draw(study: Study, ds: xr.Dataset, stages: xr.Dataset, curves: xr.DataArray) -> None:
@@ -48,12 +46,12 @@ def draw(study: Study, ds: xr.Dataset, stages: xr.Dataset, curves: xr.DataArray)
     figure = plt.figure(figsize=(11.5, 4.8))
     left = figure.add_subplot(1, 2, 1, projection="3d")
     sk.plot.massive_activations_picture(ds.isel(prompt=0).sel(site=site), ax=left)
-    named = curves.assign_coords(dim=[f"dimension {d}" for d in curves["dim"].values]).rename(site="layer")
-    median = ds["median_abs"].sel(site=curves["site"].values).median("prompt").rename(site="layer")
+    outputs = [name for name in curves["site"].values if name != "embed"]
+    named = curves.sel(site=outputs).median("prompt").rename(site="layer")
+    named = named.assign_coords(dim=[f"dimension {d}" for d in curves["dim"].values])
+    median = ds["median_abs"].sel(site=outputs).median("prompt").rename(site="layer")
     lines = xr.concat([named, median.expand_dims({"dim": ["median entry"]})], "dim")
-    lines = lines.assign_coords(layer=[int(str(s).split(".")[0]) for s in curves["site"].values]).reset_coords(
-        drop=True
-    )
+    lines = lines.assign_coords(layer=[int(str(s).split(".")[0]) for s in outputs]).reset_coords(drop=True)
     sk.plot.layer_profile(
         lines, ylabel="magnitude", log=True, title="Largest entry by block output", ax=figure.add_subplot(1, 2, 2)
     )
@@ -61,10 +59,14 @@ def draw(study: Study, ds: xr.Dataset, stages: xr.Dataset, curves: xr.DataArray)
     study.figure(figure, "massive_picture", source=ds, says=says)
 
 
-def variation(model: sk.Model, prompts: sk.Prompts, site: str, position: int) -> xr.DataArray:
-    """Standard deviation over mean magnitude, across prompts, of each entry at a token: dims (dim,)."""
-    rows = np.stack([residual_stream(model, prompts, index)[site][position] for index in range(len(prompts))])
-    return xr.DataArray(rows.std(0) / np.abs(rows.mean(0)), dims="dim")
+def entries_at(model: sk.Model, prompts: sk.Prompts, site: str, position: int) -> np.ndarray:
+    """Every entry of the residual stream at a token of each prompt: (prompt, dim)."""
+    return np.stack([residual_stream(model, prompts, index)[site][position] for index in range(len(prompts))])
+
+
+def variation(entries: np.ndarray) -> np.ndarray:
+    """Standard deviation over mean magnitude, across prompts, of each entry: (dim,)."""
+    return entries.std(0) / np.abs(entries.mean(0))
 
 
 def judge(study: Study, model: sk.Model) -> None:
@@ -90,7 +92,7 @@ def judge(study: Study, model: sk.Model) -> None:
         "Location table", "In fixed dimensions, at the first token or a delimiter", paper="dims 1415 and 2533",
         number=where, found=f"of the massive entries of dimensions {dims}", agrees=where.above(0.8),
     )  # fmt: skip
-    judge_depth(study, stages, curves)
+    judge_depth(study, ds, stages, curves)
     judge_constancy(study, model, prompts, stages)
 
 
@@ -105,33 +107,46 @@ def location(ds: xr.Dataset) -> Estimate:
     return Estimate.mean(xr.DataArray(share, dims="prompt"), ".0%")
 
 
-def judge_depth(study: Study, stages: xr.Dataset, curves: xr.DataArray) -> None:
+def entry(curves: xr.DataArray, stage: xr.Dataset) -> xr.DataArray:
+    """Magnitude behind the block where a plateau begins over that before the block: dims (prompt,)."""
+    level, first = curves.sel(dim=int(stage["dim"])), int(stage["first"])
+    before = f"{first - 1}.post" if first else "embed"
+    return (level.sel(site=f"{first}.post") / level.sel(site=before)).reset_coords(drop=True)
+
+
+def judge_depth(study: Study, ds: xr.Dataset, stages: xr.Dataset, curves: xr.DataArray) -> None:
     """When each plateau begins, how suddenly, and what is left after the last block."""
-    layers, told, rises = curves.sizes["site"], [], []
+    layers, told, rises = int((curves["site"] != "embed").sum()), [], []
     for index in range(stages.sizes["stage"]):
         row = stages.isel(stage=index)
         dim, first, last = (int(row[name]) for name in ("dim", "first", "last"))
         if dim not in curves["dim"].values:
             continue
-        level = curves.sel(dim=dim).values
-        rises.append(level[first] / level[first - 1] if first else np.inf)
+        rises.append(Estimate.times(entry(curves, row), ".2g"))
+        from_what = "on entry" if first else "the embedding's"
         told.append(
-            f"{dim} in blocks {first} to {last} ({float(row['magnitude']):.3g}, "
-            f"at least times {rises[-1]:.2g} on entry)"
+            f"{dim} in blocks {first} to {last} ({float(row['magnitude']):.3g}, at least times "
+            f"{rises[-1].value:.2g} {from_what})"
         )
-    start = int(stages["first"].min())
+    slowest = min(rises, key=lambda rise: rise.value)
     study.claim(
-        "Fig. 4", "They come within one block", paper="one step, layer 2 of 32",
-        found=f"blocks 0 to {layers - 1}: {'; '.join(told)}", agrees=min(rises) >= SUDDEN,
+        "Fig. 4", "They come within one block", paper="one step, layer 2 of 32", number=slowest,
+        found=f"times in one block, the slowest plateau; blocks 0 to {layers - 1}: {'; '.join(told)}",
+        agrees=slowest.above(SUDDEN),
     )  # fmt: skip
+    each = [sk.metrics.massive_stages(ds.isel(prompt=[index]))["first"] for index in range(ds.sizes["prompt"])]
+    starts = xr.DataArray([float(first.min()) if first.size else np.nan for first in each], dims="prompt")
+    start = Estimate.mean(starts, ".1f")
     study.claim(
-        "Fig. 4", "The first comes early", paper="layer 2 of 32",
-        found=f"block {start} of {layers}", agrees=start < EARLY * layers,
+        "Fig. 4", "The first comes early", paper="layer 2 of 32", number=start,
+        found=f"first block of a plateau by prompt, of {layers}; block {int(stages['first'].min())} in most prompts",
+        agrees=start.below(EARLY * layers),
     )  # fmt: skip
-    top = curves.max("dim").values
+    top = curves.max("dim").sel(site=[site for site in curves["site"].values if site != "embed"])
+    left = Estimate.mean((top.isel(site=-1) / top.max("site")).reset_coords(drop=True), ".2f")
     study.claim(
-        "Fig. 4", "They vanish in the last block or blocks", paper="gone in the last of 32",
-        found=f"after the last block {top[-1] / top.max():.2f} of the largest", agrees=bool(top[-1] < 0.5 * top.max()),
+        "Fig. 4", "They vanish in the last block or blocks", paper="gone in the last of 32", number=left,
+        found="of the largest after the last block", agrees=left.below(0.5),
     )  # fmt: skip
 
 
@@ -141,13 +156,14 @@ def judge_constancy(study: Study, model: sk.Model, prompts: sk.Prompts, stages: 
     same = len({int(ids[0]) for ids in prompts.ids}) == 1
     sees = position > 0 or not model.is_causal or not same
     some = prompts.subset(range(min(len(prompts), 16)))
-    spread = variation(model, some, site, position)
-    others = float(spread.drop_isel(dim=dim).median())
+    entries = entries_at(model, some, site, position)
+    spread = Estimate.resampled(lambda drawn: variation(entries[drawn, dim : dim + 1])[0], len(some), ".1%")
+    others = float(np.median(np.delete(variation(entries), dim)))
     study.claim(
-        "Constancy", "They hardly depend on the input", paper="variation of 5.5 %",
-        found=f"dimension {dim} at {site}: standard deviation {float(spread[dim]):.1%} of the mean, median of the "
-        f"token's other entries {others:.0%} (n = {len(some)} prompts)",
-        agrees=float(spread[dim]) < STEADY if sees else "the same first token in every prompt sees only itself",
+        "Constancy", "They hardly depend on the input", paper="variation of 5.5 %", number=spread,
+        found=f"standard deviation over mean of dimension {dim} at {site}; median of the token's other entries "
+        f"{others:.0%}",
+        agrees=spread.below(STEADY) if sees else "the same first token in every prompt sees only itself",
     )  # fmt: skip
 
 

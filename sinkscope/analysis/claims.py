@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from sinkscope.errors import SinkscopeWarning
@@ -31,6 +32,7 @@ class Estimate:
         n: how many units (prompts, seeds, heads) it rests on.
         unit: said after the number, such as ``"nat"``.
         spec: how it is written.
+        units: what ``n`` counts, where that is not plain, such as ``"seeds"``.
     """
 
     value: float
@@ -39,6 +41,7 @@ class Estimate:
     n: int = 0
     unit: str = ""
     spec: str = ".3g"
+    units: str = ""
 
     @classmethod
     def of(cls, row: xr.Dataset, spec: str = ".3g", unit: str = "", **at: Any) -> Estimate:
@@ -64,10 +67,39 @@ class Estimate:
         """Mean paired difference ``values - to`` over every dim, with a bootstrap interval over the pairs."""
         return cls.of(with_intervals(values.reset_coords(drop=True), to, over=values.dims), spec, unit)
 
+    @classmethod
+    def times(cls, ratios: xr.DataArray, spec: str = ".3g", unit: str = "") -> Estimate:
+        """Geometric mean of ratios over every dim, with a bootstrap interval of the mean logarithm over them."""
+        row = cls.mean(np.log(ratios))
+        return cls(*(float(np.exp(x)) for x in (row.value, row.low, row.high)), row.n, unit, spec)
+
+    @classmethod
+    def resampled(
+        cls, statistic: Callable[[np.ndarray], float], n: int, spec: str = ".3g", unit: str = "", draws: int = 1000
+    ) -> Estimate:
+        """Any statistic of ``n`` units, with the 95 per cent percentile interval of drawing them anew with replacement.
+
+        Args:
+            statistic: takes the indices of the units drawn, each from 0 to ``n - 1``; a draw whose statistic is not
+                finite is left out.
+            n: how many units there are; below two there is no interval.
+            spec: how the number is written.
+            unit: said after the number.
+            draws: how often.
+        """
+        value, rng = float(statistic(np.arange(n))), np.random.default_rng(0)
+        if n < 2:
+            return cls(value, n=n, unit=unit, spec=spec)
+        # scipy.stats.bootstrap gives no interval where one draw in a thousand gives no number.
+        made = np.array([statistic(rng.integers(0, n, n)) for _ in range(draws)], dtype=float)
+        low, high = np.nanquantile(made, [0.025, 0.975]) if np.isfinite(made).any() else (math.nan, math.nan)
+        return cls(value, float(low), float(high), n, unit, spec)
+
     @property
     def counted(self) -> str:
         """The number in words, with n."""
-        return f"{self}{f' (n = {self.n})' if self.n else ''}"
+        of = f" {self.units}" if self.units else ""
+        return f"{self}{f' (n = {self.n}{of})' if self.n else ''}"
 
     def above(self, bound: float) -> bool | str:
         """Return whether it lies above ``bound`` beyond doubt, below it beyond doubt, or why that cannot be said."""

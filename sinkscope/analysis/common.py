@@ -60,6 +60,20 @@ def heads_that_change(effect: xr.DataArray) -> tuple[xr.Dataset, int, int, float
     return tested, above, below, float(metrics.smallest_effect(effect).median())
 
 
+def largest_changes(tested: xr.Dataset) -> str:
+    """Say the lowest and the highest mean change among the heads, each with its interval over prompts.
+
+    Args:
+        tested: what :func:`heads_that_change` gave first.
+    """
+    ends: list[Estimate] = []
+    middle = tested["difference"].transpose("layer", "head")
+    for place in (np.nanargmin(middle.values), np.nanargmax(middle.values)):
+        layer, head = np.unravel_index(int(place), middle.shape)
+        ends.append(Estimate.of(tested.isel(layer=int(layer), head=int(head)), "+.2g"))
+    return f"from {ends[0]} to {ends[1]} nat in one head"
+
+
 def highest_tokens(scores: xr.DataArray, among: xr.DataArray, count: int | Sequence[int]) -> xr.DataArray:
     """Return the ``count`` tokens of each prompt with the highest score: bool (prompt key), as ``among`` is.
 
