@@ -200,11 +200,16 @@ def test_estimates_say_interval_and_n_and_judge_by_the_interval():
     assert (found.above(0.3), found.above(0.6), found.below(0.7), found.below(0.3)) == (True, False, True, False)
     assert found.above(0.5) == found.below(0.5) == "the interval [0.4, 0.6] holds 0.5 (n = 12)"
     assert Estimate(2.0, n=1).above(1.0) == "no interval: n = 1"
+    touching = Estimate(-12.5, -50.0, 0.0, 8)
+    assert touching.above(0.0) == touching.below(0.0) == "the interval [-50, 0] holds 0 (n = 8)"
+    never = Estimate(0.0, 0.0, 0.0, 8)
+    assert (never.above(0.0), never.below(0.0)) == (False, False), "no doubt about a number without spread"
     values = xr.DataArray([1.0, 2.0, 3.0, 4.0], dims="prompt")
     assert Estimate.mean(values).value == 2.5
     assert Estimate.paired(values, values - 1.0).low == 1.0
     assert f"{Estimate(3.0, unit='nat')}" == "3 nat"
     assert Estimate(3.0, n=2, units="seeds").counted == "3 (n = 2 seeds)"
+    assert Estimate(3.0, n=1, units="seeds").counted == "3 (n = 1 seed)"
 
 
 def test_a_ratio_is_averaged_as_a_factor_and_any_statistic_has_an_interval():

@@ -15,7 +15,7 @@ import xarray as xr
 from common import texts
 
 import sinkscope as sk
-from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, heads_that_change, need
+from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, heads_that_change, largest_changes, need, together
 from sinkscope.engine.run import find_tower
 from sinkscope.methods.profiling import profile_heads
 
@@ -46,31 +46,41 @@ def measure(study: Study, model: sk.Model, prompts: sk.Prompts) -> tuple[xr.Data
     return xr.DataArray(found, dims=("gamma", "prompt", "layer", "head"), coords=labels), len(every)
 
 
+def ranked_alike(estimate: xr.DataArray, effect: xr.DataArray) -> Estimate:
+    """Rank correlation over the heads of two means over prompts, with an interval over the prompts."""
+    one, other = (each.transpose("prompt", "layer", "head").reset_coords(drop=True) for each in (estimate, effect))
+
+    def rank(drawn: np.ndarray) -> float:
+        pair = (each.isel(prompt=drawn).mean("prompt") for each in (one, other))
+        return float(sk.metrics.rank_correlation(*pair)["correlation"])
+
+    return Estimate.resampled(rank, one.sizes["prompt"], ".2f")
+
+
 def judge(study: Study, model: sk.Model) -> None:
     """Sweep, compare with the estimate, and draw both maps."""
     need(model, model.is_causal, "a decoder, whose loss per token it reads")
     prompts = texts(study, 12)
     effect, heads = measure(study, model, prompts)
     tested = {gamma: heads_that_change(effect.sel(gamma=gamma, drop=True)) for gamma in GAMMAS}
-    words = [f"gamma {g:g}: {down} lower the loss, {up} raise it, mean effects from {least:.2g} nat could be found"
-             for g, (_, up, down, least) in tested.items()]  # fmt: skip
+    words = [f"gamma {g:g}: {down} lower the loss, {up} raise it, {largest_changes(each)}, mean effects from "
+             f"{least:.2g} nat could be found" for g, (each, up, down, least) in tested.items()]  # fmt: skip
     some = int(effect[0, 0].notnull().sum())
     ups, downs = (sum(counts) for counts in zip(*((up, down) for _, up, down, _ in tested.values()), strict=True))
     study.claim(
         "Fig. 5", "Heads differ in the sign of the effect", paper="up- and down-effective heads",
-        number=Estimate(ups + downs, n=len(prompts), spec=".0f", unit=f"of {some * len(GAMMAS)} (head, gamma) pairs"),
-        found=f"at q < 0.05, of {heads} heads {some} scaled; {'; '.join(words)}",
+        found=f"{ups + downs} of {some * len(GAMMAS)} (head, gamma) pairs (n = {len(prompts)}); at q < 0.05, of "
+        f"{heads} heads {some} scaled; {'; '.join(words)}",
         agrees=bool(ups and downs) if ups + downs > 4 else f"{ups + downs} heads change for sure, too few to tell",
     )  # fmt: skip
     profile = study.reading("first-order", lambda: profile_heads(model, prompts).found)
     order = profile["first_order"]
-    near = [sk.metrics.rank_correlation(order.mean("prompt") * np.log(g), effect.sel(gamma=g, drop=True).mean("prompt"))
-            for g in GAMMAS]  # fmt: skip
-    ranks = {g: float(one["correlation"]) for g, one in zip(GAMMAS, near, strict=True)}
+    ranks = {g: ranked_alike(order * np.log(g), effect.sel(gamma=g, drop=True)) for g in GAMMAS}
+    worst = min(ranks.values(), key=lambda rank: rank.value)
     study.claim(
-        "Fig. 5", "One backward pass ranks the heads as scaling each does", paper="", agrees=min(ranks.values()) > 0.5,
-        found=f"Spearman {', '.join(f'{rank:.2f} at gamma {g:g}' for g, rank in ranks.items())}, {some} heads, "
-        f"n = {len(prompts)} prompts",
+        "Fig. 5", "One backward pass ranks the heads as scaling each does", paper="", number=worst,
+        agrees=together([rank.above(0.5) for rank in ranks.values()]),
+        found=f"Spearman over {some} heads: {', '.join(f'{rank} at gamma {g:g}' for g, rank in ranks.items())}",
     )  # fmt: skip
     draw(study, profile, tested[GAMMAS[0]][0])
     sure = xr.concat([row[0]["q_value"] < 0.05 for row in tested.values()], xr.Variable("gamma", list(GAMMAS)))

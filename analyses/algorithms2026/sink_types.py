@@ -124,12 +124,16 @@ def judge(study: Study, model: sk.Model) -> None:
     share = sinks.mean(1)
     begins = int(np.argmax(share >= SOME)) if (share >= SOME).any() else -1
     first = int(stages["first"].min()) if stages.sizes["stage"] else -1
+    by_prompt = found["sink"].mean("head").reset_coords(drop=True)
+    parts = slice(0, first + 1), slice(first + 1, None)
+    before, behind = (100 * by_prompt.isel(layer=part).mean("layer") for part in parts)
+    more = Estimate.paired(behind, 2 * before, "+.0f", "points")
     study.claim(
-        "emergence", "Sinks begin behind the block that writes the massive activation", paper="",
-        found=f"a massive activation stands from block {first} on ({stages.sizes['stage']} stages); {SOME:.0%} of the "
-        f"heads have a sink from layer {begins} on; share of sink heads before the block and behind it "
-        f"{share[: first + 1].mean():.2f}, {share[first + 1 :].mean():.2f}",
-        agrees=bool(share[first + 1 :].mean() > 2 * share[: first + 1].mean()) if min(first, begins) >= 0
+        "emergence", "Sinks begin behind the block that writes the massive activation", paper="", number=more,
+        found=f"share of heads with a sink behind the block, less twice that before it: {Estimate.mean(behind, '.0f')} "
+        f"and {Estimate.mean(before, '.0f')} %; a massive activation stands from block {first} on "
+        f"({stages.sizes['stage']} stages); {SOME:.0%} of the heads have a sink from layer {begins} on",
+        agrees=more.above(0.0) if min(first, begins) >= 0
         else "no massive activation, or no layer with so many sinks",
     )  # fmt: skip
 

@@ -73,7 +73,7 @@ def main() -> None:
             learnt = (start - then) / (start - end)
             found = (
                 f"zoo:{NAME}: there for good from step {step} of {steps} on, loss {then:.2f} nat of {start:.2f} to "
-                f"{end:.2f} ({learnt:.0%} of the fall; one run)"
+                f"{end:.2f} ({learnt:.0%} of the fall; n = 1 run)"
             )
             agrees = step > int(curve["step"][0]) and learnt > 0.5 and then > end
         study.claim(

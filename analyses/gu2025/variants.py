@@ -6,17 +6,19 @@ that carries no value that key is the sink and the first token is none; gated he
 Cost: none, the training curves are shipped; so there is no ``--model``.
 Different here: language models of 1.5 million parameters, every variant with a curve in the zoo, each judged against
 the plain softmax model of the same seeds at the same step of the same schedule. What a claim predicts and when it holds
-is said once, in ``recipes.emergence``, which also makes the zoo's page. Sigmoid weights are divided by their sum over
-the row for the measurement only, as in the paper. What another normaliser does to a trained model is asked by
+is said once, in ``recipes.emergence``, which also makes the zoo's page. Seeds are the unit: from three on there is an
+interval, below that each seed's number. Sigmoid weights are divided by their sum over the row for the measurement only,
+as in the paper. What another normaliser does to a trained model is asked by
 ``ablations/null_key_and_normalisers.py``: that is no evidence on training.
 """
 
 import matplotlib.pyplot as plt
+import numpy as np
 import xarray as xr
 
 import sinkscope as sk
 from recipes import emergence, seeds
-from sinkscope.analysis import Study
+from sinkscope.analysis import Estimate, Study
 
 GONE = "the first token is no sink"
 CLAIMS = {
@@ -47,6 +49,15 @@ def draw(study: Study, step: int, trained: dict[str, emergence.Pair]) -> None:
     )  # fmt: skip
 
 
+def beside(pair: emergence.Pair, held: np.ndarray) -> Estimate:
+    """Difference of the sink rate to softmax over the seeds, and in how many of these the rule of the claim holds."""
+    points = 100 * (pair.own["sink_rate_after_first"] - pair.plain["sink_rate_after_first"])
+    mean, ends = seeds.mean_and_interval(points)
+    by_seed = "" if ends else f" ({', '.join(f'{value:+.0f}' for value in points)} by seed)"
+    unit = f"points of sink rate beside softmax{by_seed}, as claimed in {held.sum()} of {len(held)}"
+    return Estimate(mean, *(ends or (np.nan, np.nan)), len(points), unit, "+.0f", "seeds")
+
+
 def main() -> None:
     """Draw what the variants do and judge each claim over its seeds."""
     with Study(__doc__, paper="gu2025", model=()) as study:
@@ -69,7 +80,7 @@ def main() -> None:
             )
             seen = bool((pair.plain["sink_rate_after_first"] > 0).all())
             agrees = bool(held.all()) if seen else "softmax has no sink at that step either"
-            study.claim(where, claim, paper=paper, found=found, agrees=agrees)
+            study.claim(where, claim, paper=paper, number=beside(pair, held), found=found, agrees=agrees)
 
 
 if __name__ == "__main__":

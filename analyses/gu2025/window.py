@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 import sinkscope as sk
-from recipes import emergence
+from recipes import emergence, seeds
 from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, need, with_intervals
 
 WINDOWS, TOKENS = (16, 32, 64), 128
@@ -56,10 +56,14 @@ def trained(study: Study) -> None:
         f"{first:.2f}; best head on the oldest key in view {oldest:.2f}"
         for share, first, oldest in rows
     ]
+    number = None
+    if pair:
+        mean, ends = seeds.mean_and_interval(pair.own[KEYS[0]])
+        number = Estimate(mean, *(ends or (np.nan, np.nan)), len(each), "of the heads over .3 on it", ".0%", "seeds")
     study.subject = "zoo:lm-python-window"
     study.claim(
         "Window attention", "Trained with a window, the sink stands at the absolute first token",
-        paper="picture", found=f"window 32: {'; '.join(each) or 'no such run in the zoo'} (n = {len(each)} seeds)",
+        paper="picture", number=number, found=f"window 32: {'; '.join(each) or 'no such run in the zoo'}",
         agrees=bool(emergence.holds(rule.rule, pair).all()) if pair else "no such run in the zoo",
     )  # fmt: skip
 
@@ -68,19 +72,17 @@ def judge(study: Study, model: sk.Model) -> None:
     """Put windows into a trained model: where the attention goes, and what it costs."""
     need(model, model.is_causal, "a decoder, whose loss per token it reads")
     prompts = study.texts("prose", n=16, tokens=TOKENS)
-    names, costs, losses, parts = (
-        ["full"],
-        [],
-        [],
-        [study.reading("window-full", lambda: shares(model, prompts, WINDOWS[0]))],
-    )
+    whole = study.reading("window-full", lambda: shares(model, prompts, WINDOWS[0]))
+    names, parts = ["full"], [whole]
+    costs: list[list[Estimate]] = []
+    losses: list[xr.DataArray] = []
     for window in WINDOWS:
         past, held = (
             study.reading(name, lambda w=window, k=keep: shares(model, prompts, w, [sk.LimitWindow(w, keep=k)]))
             for name, keep in ((f"window-{window}", None), (f"window-{window}-first", "first"))
         )
         at = np.arange(window, TOKENS - 1, 8)
-        cost, full, kept = (ds["token_loss"].isel(query=at).mean("query") for ds in (past, parts[0], held))
+        cost, full, kept = (ds["token_loss"].isel(query=at).mean("query") for ds in (past, whole, held))
         fresh = restarted(model, prompts, window, at)
         pairs = (cost, full), (cost, fresh), (kept, full), (kept, cost)
         costs.append([Estimate.paired(*pair, "+.2f", "nat") for pair in pairs])
@@ -101,32 +103,37 @@ def judge(study: Study, model: sk.Model) -> None:
         )  # fmt: skip
         ax.set_xlabel("window [tokens]")
     study.figure(
-        figure, "window", source=parts[0],
+        figure, "window", source=whole,
         says=f"left: mean weight of queries past the window (full: past {WINDOWS[0]}) on two keys; right: loss per "
         "token of queries past the window; windows put in after training; 95 % intervals over prompts",
     )  # fmt: skip
     oldest = Estimate.of(table, ".1%", window="32", which="oldest in window")
-    whole = Estimate.of(table, ".1%", window="full", which="first token")
+    first = Estimate.of(table, ".1%", window="full", which="first token")
     study.claim(
         "Window attention", "With a window put in, attention does not move to the first key of the window",
-        paper="picture, trained with it", number=oldest, agrees=oldest.below(0.5 * whole.value),
-        found=f"of the attention on the oldest key of a window of 32, {whole} on the first token under full attention",
+        paper="picture, trained with it", number=oldest, agrees=oldest.below(0.5 * first.value),
+        found=f"of the attention on the oldest key of a window of 32, {first} on the first token under full attention",
     )  # fmt: skip
-    against_full, against_fresh, with_first, gained = costs[WINDOWS.index(32)]
-    others = ", ".join(f"{each[1]} at {w}" for w, each in zip(WINDOWS, costs, strict=True) if w != 32)
-    study.claim(
-        "Xiao et al. 2024", "Once the first token leaves the window the loss rises", paper="perplexity explodes",
-        number=against_fresh, agrees=against_fresh.above(0.0),
-        found=f"per token beyond a window of 32, against as short a context with the first token ({others}); "
-        f"{against_full} against full attention",
+    judge_costs(study, costs)
+
+
+def judge_costs(study: Study, costs: list[list[Estimate]]) -> None:
+    """What a window costs: against a context as short that has the first token, and with that token kept in sight."""
+    asked = (
+        ("Once the first token leaves the window the loss rises", "perplexity explodes", 0, 1,
+         "against as short a context with the first token"),
+        ("With the first token kept in sight the loss comes back", "perplexity recovers", 2, 3,
+         "window and first token less window"),
     )  # fmt: skip
-    others = ", ".join(f"{each[3]} at {w}" for w, each in zip(WINDOWS, costs, strict=True) if w != 32)
-    study.claim(
-        "Xiao et al. 2024", "With the first token kept in sight the loss comes back", paper="perplexity recovers",
-        number=gained, agrees=gained.below(0.0),
-        found=f"per token beyond a window of 32, window and first token less window ({others}); "
-        f"{with_first} against full attention",
-    )  # fmt: skip
+    middle = costs[WINDOWS.index(32)]
+    for claim, paper, to_full, judged, what in asked:
+        others = ", ".join(f"{each[judged]} at {w}" for w, each in zip(WINDOWS, costs, strict=True) if w != 32)
+        number = middle[judged]
+        study.claim(
+            "Xiao et al. 2024", claim, paper=paper, number=number,
+            agrees=number.above(0.0) if judged == 1 else number.below(0.0),
+            found=f"per token beyond a window of 32, {what} ({others}); {middle[to_full]} against full attention",
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

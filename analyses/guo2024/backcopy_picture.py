@@ -98,5 +98,5 @@ with Study(__doc__, paper="guo2024", model="zoo:bb-1l") as study:
     study.claim(
         "F2", "The value of <s> is the smallest of all tokens", paper="near 0 of 20, the lowest bar",
         found=f"{float(norms[chain.bos]):.2f}, median of the non-triggers {others:.2f}; {place} of {len(order)} tokens "
-        "are smaller", agrees=place == 0 and float(norms[chain.bos]) < 0.2 * others,
+        "are smaller (n = 1 model)", agrees=place == 0 and float(norms[chain.bos]) < 0.2 * others,
     )  # fmt: skip

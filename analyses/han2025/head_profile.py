@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 
 import sinkscope as sk
 from sinkscope import tasks
-from sinkscope.analysis import LANGUAGE_MODELS, Study, heads_that_change
+from sinkscope.analysis import LANGUAGE_MODELS, Study, heads_that_change, largest_changes
 from sinkscope.engine.run import find_tower
 from sinkscope.methods.profiling import HeadProfileSettings, profile_heads
 from sinkscope.models.backends.base import Output
@@ -86,7 +86,8 @@ def told(ds: xr.Dataset, name: str, ax: Axes, limit: float) -> tuple[str, tuple[
         same = ds["estimate"].isel(question=slice(ds.sizes["prompt"])).mean("question")
         near = sk.metrics.rank_correlation(same, ds["effect"].mean("prompt"))
         rank = f"; first order, Spearman {float(near['correlation']):.2f} with {int(near['n'])} heads scaled"
-    return f"{name} {up} up, {down} down, effects from {least:.2g} nat could be found{rank}", (up, down), rank
+    ends = largest_changes(tested)
+    return f"{name} {up} up, {down} down, {ends}, effects from {least:.2g} nat could be found{rank}", (up, down), rank
 
 
 def judge(study: Study, model: sk.Model) -> None:

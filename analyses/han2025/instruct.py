@@ -117,8 +117,9 @@ def main() -> None:
             first = study.reading(f"before_{name}", lambda p=plain: before(model, asked(p, model)))["correct"]
             hits, n, chance = int(first.sum()), first.size, plain.chance
             p = stats.binomtest(hits, n, chance, alternative="greater").pvalue
-            study.claim("Check", f"{name}: above chance before tuning", paper="", agrees=bool(p < 0.05),
-                        found=f"{hits / n:.1%} of {n}, chance {chance:.0%}, p = {p:.2g} (binomial)")  # fmt: skip
+            share = Estimate.of(tasks.rate(first), ".1%")
+            study.claim("Check", f"{name}: above chance before tuning", paper="", number=share, agrees=bool(p < 0.05),
+                        found=f"right, chance {chance:.0%}, p = {p:.2g} (binomial)")  # fmt: skip
             if p >= 0.05 and not study.quick:
                 continue
             splits = [

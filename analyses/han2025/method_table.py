@@ -8,8 +8,9 @@ Different here: heads, gamma and PASTA's heads are chosen on calibration questio
 released code reports the best gamma on the questions it was found on), by the loss of the right option, as so few
 questions leave accuracy tied. Tasks are made here: of held-out source code for models of the zoo, of word lists and of
 source code for others (``instruct.py`` has more of them, for one model). The focus that PASTA turns to is named by the
-task. Beside exact match stands accuracy by label logits, which a recovered answer format cannot raise; a model whose
-greedy token never names an option is judged by it, and the row says by which. Models of more than 20 M parameters: one
+task. Beside exact match stands accuracy by label logits, which a recovered answer format cannot raise: a claim holds
+where it holds by both; a model whose greedy token never names an option is judged by label logits alone, and the row
+says so. Models of more than 20 M parameters: one
 task per table, heads from one backward pass per question, ACT's and PASTA's in whole layers, three values of gamma, one
 draw of each control. Two controls the paper lacks: the same gamma in as many random heads, and on a random token.
 """
@@ -23,7 +24,8 @@ from matplotlib.axes import Axes
 
 import sinkscope as sk
 from sinkscope import tasks
-from sinkscope.analysis import LANGUAGE_MODELS, Study, ask, is_large, points_above, together
+from sinkscope.analysis import LANGUAGE_MODELS, Study, ask, is_large, points_by_score, together
+from sinkscope.analysis.claims import Verdict
 from sinkscope.methods.zerotuning import ZeroTuningSettings
 from sinkscope.methods.zerotuning_compare import BaselineSettings, compare_methods, table
 from sinkscope.tasks.benchmarks import CLASSIFICATION, MULTIPLE_CHOICE
@@ -80,34 +82,29 @@ def judge(study: Study, model: sk.Model) -> None:
     for (which, listed), column in zip(TABLES.items(), axes.T, strict=True):
         names = suited(study, model, listed)
         parts = [study.reading(f"methods_{n}", lambda n=n: measure(model, n, study.quick)) for n in names]
+        for score, ax in zip(SCORES, column, strict=True):
+            draw(parts, names, score, f"{which}: {SCORES[score]}", ax)
         chosen = "; ".join(f"{n} gamma {p.attrs['gamma']:g}" for n, p in zip(names, parts, strict=True))
-        exact = pooled(parts, "exact")
-        mute = not float(exact.max())
-        for (score, said), ax in zip(SCORES.items(), column, strict=True):
-            draw(parts, names, score, f"{which}: {said}", ax)
-            scores = pooled(parts, score)
-            value = 100 * scores.mean("prompt")
-            gain, better, least = points_above(scores.sel(edit="zerotuning"), scores.sel(edit="none"))
-            before, after = (float(value.sel(edit=edit)) for edit in ("none", "zerotuning"))
-            study.claim(
-                which, f"ZeroTuning raises {said}", paper=PAPER[which] if score == "exact" else "", number=gain,
-                found=f"{before:.1f} to {after:.1f} %; {least}; {chosen}",
-                agrees="the greedy token names no option" if mute and score == "exact" else better,
-            )  # fmt: skip
-        score = "correct" if mute else "exact"
-        scores = pooled(parts, score)
+        scores = {said: pooled(parts, score) for score, said in SCORES.items()}
+        words, agrees = above_all(scores, ("none",))
+        study.claim(which, "ZeroTuning raises accuracy", paper=PAPER[which], found=f"{words}; {chosen}", agrees=agrees)
         for rivals, paper in ((("act", "pasta"), "above both on average"), (SHOWN[5:], "")):
-            against = {
-                rival: points_above(scores.sel(edit="zerotuning"), scores.sel(edit=rival))
-                for rival in rivals if rival in scores["edit"]
-            }  # fmt: skip
-            study.claim(
-                which, f"It raises accuracy by more than {' and '.join(rivals)}", paper=paper,
-                found="; ".join(f"{less.counted} above {rival}, {least}" for rival, (less, _, least) in against.items())
-                + f"; by {SCORES[score]}", agrees=together([verdict for _, verdict, _ in against.values()]),
-            )  # fmt: skip
+            words, agrees = above_all(scores, rivals)
+            claim = f"It raises accuracy by more than {' and '.join(rivals)}"
+            study.claim(which, claim, paper=paper, found=words, agrees=agrees)
     says = "test questions of each task; bars: 95 % Wilson intervals (none where random draws are averaged)"
     study.figure(figure, "methods", source=parts[0], says=says)
+
+
+def above_all(scores: dict[str, xr.DataArray], rivals: tuple[str, ...]) -> tuple[str, Verdict]:
+    """How far ZeroTuning is above each rival by each score, in words, and whether it is above all of them by both."""
+    mute = [said for said, values in scores.items() if said == SCORES["exact"] and not float(values.max())]
+    used = {said: values for said, values in scores.items() if said not in mute}
+    there = [rival for rival in rivals if all(rival in values["edit"] for values in used.values())]
+    found = {rival: points_by_score(used, "zerotuning", rival) for rival in there}
+    words = "; ".join(f"above {rival} {told}" for rival, (told, _) in found.items())
+    unsaid = "".join(f"; by {said} nothing, as the greedy token names no option" for said in mute)
+    return words + unsaid, together([verdict for _, verdict in found.values()])
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ Cost: one pass, seconds to a minute per model.
 Different here: small models, where the paper's two numbers are seldom met: which entries are massive is said by a rule
 without an absolute number (``definition="relative"``, this project's own). A dimension may have several plateaus, which
 are found first (``metrics.massive_stages``) and judged one by one; one that stands from block 0 on is held against the
-embedding, where it may be already. Curves are by dimension, as the second largest entry is now another dimension and now
-another token. Intervals are over prompts. A first token that is the same in every prompt sees only itself in a decoder,
-so nothing can vary there.
+embedding, where it may be already. Curves are by dimension, as the second largest entry is now another dimension and
+now another token. Intervals are over prompts. A first token that is the same in every prompt sees only itself in a
+decoder, so nothing can vary there.
 """
 
 import matplotlib.pyplot as plt

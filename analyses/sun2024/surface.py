@@ -82,8 +82,8 @@ def judge(study: Study, model: sk.Model) -> tuple[xr.DataArray, xr.Dataset]:
     study.claim(
         "Fig. 1", "A handful of entries stand out of the whole surface", paper="two dimensions of 4096, 2400 high",
         number=number, agrees=number.below(HANDFUL),
-        found=f"above a tenth of the largest at {site}; on the surface drawn {standing_out(sizes)} of {sizes.size}, the "
-        f"largest {largest:.3g} at token {token} ({prompts.tokens[0][token]}), dimension {dim}, "
+        found=f"above a tenth of the largest at {site}; on the surface drawn {standing_out(sizes)} of {sizes.size}, "
+        f"the largest {largest:.3g} at token {token} ({prompts.tokens[0][token]}), dimension {dim}, "
         f"{largest / median:.0f} times the median",
     )  # fmt: skip
     tokens = {"token": ("key", list(prompts.tokens[0]))}

@@ -66,8 +66,8 @@ with Study(__doc__, paper="sun2024", model="dinov2-small") as study:
     study.claim(
         "Section 5", "Vision transformers have massive activations, at a register", paper="DINOv2-reg: register 3",
         number=None if tiny else Estimate.mean(times.reset_coords(drop=True), ".1f", "medians"),
-        found=f"{why}the largest entry at {site}, token {position} ({roles[position]}), {strict} entries by the paper's "
-        f"rule in {len(prompts)} images",
+        found=f"{why}the largest entry at {site}, token {position} ({roles[position]}), {strict} entries by the "
+        f"paper's rule in {len(prompts)} images",
         agrees=None if tiny else strict > 0 and (roles[position] == "register" or not registers),
     )  # fmt: skip
     if not registers:

@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from sinkscope.analysis import LANGUAGE_MODELS, Study
+from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study
 from sinkscope.methods.secondary_sweep import direction_sweep
 
 FIRST = (
@@ -62,20 +62,33 @@ def judge_case(study: Study, chosen: case.Case) -> None:
     study.claim(
         figure, claim, paper=chosen.paper(paper),
         found=f"largest magnitude of the cosine {float(own.max()):.3f} ({best}), random direction {control:.3f}; layer "
-        f"{swept.attrs['layer']}, {int((swept['who'] == 'sink').sum())} sinks and as many other tokens",
+        f"{swept.attrs['layer']}, {int((swept['who'] == 'sink').sum())} sinks and as many other tokens (n = 1 model)",
         agrees=float(own.max()) > 0.98 and control < float(own.max()),
     )  # fmt: skip
     rows, sink = swept["projection"].values, swept["who"].values == "sink"
     if min(sink.sum(), (~sink).sum()) < 4:
-        words, agrees = "too few tokens", "fewer than four sinks"
+        words, agrees, apart = "too few tokens", "fewer than four sinks", None
     else:
         p = np.array([stats.mannwhitneyu(column[sink], column[~sink]).pvalue for column in rows.T]) * rows.shape[1]
-        words = f"smallest p over {rows.shape[1]} directions {min(1.0, float(p.min())):.2g} (Mann-Whitney, Bonferroni)"
+        place = int(p.argmin())
+        apart = beyond(rows[sink, place], rows[~sink, place])
+        words = (
+            f"of the pairs of a sink and another token the sink lies farther along PC{place + 1}, the clearest of "
+            f"{rows.shape[1]} directions: p {min(1.0, float(p.min())):.2g} (Mann-Whitney, Bonferroni)"
+        )
         agrees = bool(p.min() < 0.05)
     study.claim(
         figure, "Secondary sinks and other tokens differ along these directions", paper=chosen.paper("apart"),
-        found=words, agrees=agrees,
+        number=apart, found=words, agrees=agrees,
     )  # fmt: skip
+
+
+def beyond(sinks: np.ndarray, others: np.ndarray) -> Estimate:
+    """Share of the pairs of a sink and another token in which the sink lies farther, in the direction of most."""
+    if (sinks[:, None] > others).mean() < 0.5:
+        sinks, others = -sinks, -others
+    n = min(len(sinks), len(others))
+    return Estimate.resampled(lambda drawn: (sinks[drawn][:, None] > others[drawn]).mean(), n, ".0%")
 
 
 if __name__ == "__main__":

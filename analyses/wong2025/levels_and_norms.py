@@ -8,7 +8,7 @@ Different here: models of up to 19 layers have none by the paper's thresholds, s
 must be 3 times the layer's median norm; sinks are looked for in each stage of the primary one. A model without any is
 said to have none, and the other claims are not judged on it. A constructed model checks the detector: it shows that
 what was built in is found, is no evidence about models and counts as no claim. The control for the attention score is
-the nearest token on either side that is no sink.
+the nearest token on either side that is no sink. Intervals are over prompts, of norms over those with a secondary sink.
 """
 
 import case
@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 
 import sinkscope as sk
-from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study
+from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, together
 from sinkscope.methods import secondary_sinks
 
 
@@ -62,30 +62,55 @@ def judge_case(study: Study, chosen: case.Case) -> None:
     score, beside = (found[name].values[kind] for name in ("score", "score_beside"))
     pairs = [(int(s), int(k), int(levels.sel(start=s, lifetime=k))) for s, k in np.argwhere(levels.values)]
     pairs.sort(key=lambda pair: -pair[2])
-    most = sum(count for *_, count in pairs[:6]) / kind.sum()
+    frequent = kind & np.any(
+        [(found["start"].values == s) & (found["lifetime"].values == k) for s, k, _ in pairs[:6]], axis=0
+    )
+    most = Estimate.resampled(
+        lambda drawn: frequent[drawn].sum() / kind[drawn].sum() if kind[drawn].any() else np.nan, len(kind), ".0%"
+    )
     study.claim(
         "Fig. 2", "A few discrete levels", paper=chosen.paper("(22, 23) x 114, (22, 22) x 98, (22, 24) x 45"),
-        found=f"{', '.join(f'({s}, {k}) x {c}' for s, k, c in pairs[:6])}: {most:.0%} of {int(kind.sum())} sinks in "
-        f"the six most frequent of {len(pairs)} levels", agrees=bool(most > 0.8),
+        number=most, found=f"of {int(kind.sum())} sinks in the six most frequent of {len(pairs)} levels (first layer, "
+        f"lifetime): {', '.join(f'({s}, {k}) x {c}' for s, k, c in pairs[:6])}", agrees=most.above(0.8),
     )  # fmt: skip
-    middle = int(np.median(found["start"].values[kind])) + 1
-    middle = min(middle, norms.sizes["layer"] - 1)
-    at = {g: [float(norms[name].sel(group=g).isel(layer=middle)) for name in ("residual", "key", "value")]
-          for g in ("primary", "secondary", "others")}  # fmt: skip
-    study.claim(
-        "Fig. 1", "Large residual norm, below the primary's; small keys and values", paper=chosen.paper("picture"),
-        found=f"layer {middle}: " + "; ".join(
-            f"{name} {at['primary'][i]:.1f}, {at['secondary'][i]:.1f}, {at['others'][i]:.1f}"
-            for i, name in enumerate(("residual", "key", "value"))
-        ) + f" (primary, secondary, others; n = {int(kind.sum())})",
-        agrees=at["primary"][0] > at["secondary"][0] > 2 * at["others"][0],
-    )  # fmt: skip
+    judge_norms(study, chosen, reading, norms)
     more = Estimate.mean(xr.DataArray(score - beside, dims="sink"), "+.3f")
     study.claim(
         "Section 3", "They draw attention (detection does not look at it)", paper=chosen.paper("less than the primary"),
         number=more, found=f"{float(np.nanmean(score)):.3f} less that of the nearest token that is no sink",
         agrees=more.above(0.0),
     )  # fmt: skip
+
+
+def judge_norms(study: Study, chosen: case.Case, reading: xr.Dataset, norms: xr.Dataset) -> None:
+    """Whether the sinks' states are large and their keys and values small, behind the layer where most begin."""
+    found, kind = chosen.found, chosen.found["kind"].values == "secondary"
+    layer = min(int(np.median(found["start"].values[kind])) + 1, norms.sizes["layer"] - 1)
+    parts = [
+        secondary_sinks.norm_profiles(reading.isel(prompt=[index]), found.isel(prompt=[index])).isel(layer=layer)
+        for index in np.flatnonzero(kind.any(1)).tolist()
+    ]
+    by_prompt = xr.concat([part.drop_vars("n") for part in parts], "prompt")
+    groups = {group: by_prompt.sel(group=group, drop=True) for group in ("primary", "secondary", "others")}
+    against, of_primary = groups["secondary"] / groups["others"], groups["secondary"] / groups["primary"]
+    told = "; ".join(
+        f"{name} {', '.join(f'{float(norms[name].sel(group=group)[layer]):.1f}' for group in groups)}"
+        for name in ("residual", "key", "value")
+    )
+    told = f"mean norms of primary, secondary, others: {told}; {int(kind.sum())} sinks"
+    large, below = Estimate.times(against["residual"], ".1f"), Estimate.times(of_primary["residual"], ".2f")
+    study.claim(
+        "Fig. 1", "Large residual norm, below the primary's", paper=chosen.paper("picture"), number=large,
+        found=f"times that of the others, {below} times the primary's, in prompts with a secondary sink; layer "
+        f"{layer}, {told}", agrees=together([large.above(2.0), below.below(1.0)]),
+    )  # fmt: skip
+    if not chosen.constructed:  # nothing was built into its keys
+        small = [Estimate.times(against[name], ".2f") for name in ("key", "value")]
+        study.claim(
+            "Fig. 1", "Small keys and values", paper="picture", number=small[0],
+            found=f"times the key of the others, {small[1]} times the value; layer {layer}",
+            agrees=together([each.below(1.0) for each in small]),
+        )  # fmt: skip
 
 
 def judge(study: Study, model: sk.Model) -> None:
@@ -113,7 +138,8 @@ def check(study: Study) -> None:
     study.claim(
         "Method", "The detector finds what was built in, with its level, and nothing else", paper="",
         found=f"{int(kind.sum())} found of {tokens} built in, token and level (first layer, lifetime) right in "
-        f"{len(hits & planted)} of {len(hits)} kinds", agrees=hits == planted and int(kind.sum()) == tokens,
+        f"{len(hits & planted)} of {len(hits)} kinds (n = 1 model)",
+        agrees=hits == planted and int(kind.sum()) == tokens,
     )  # fmt: skip
     judge_case(study, chosen)
 

@@ -15,7 +15,7 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope import tasks
-from sinkscope.analysis import LANGUAGE_MODELS, Study, ask, heads_that_change
+from sinkscope.analysis import LANGUAGE_MODELS, Study, ask, heads_that_change, largest_changes
 from sinkscope.engine.run import find_tower
 
 MANY, SAMPLE = 48, 24
@@ -54,7 +54,8 @@ def judge(study: Study, model: sk.Model) -> None:
         tested, up, down, least = heads_that_change(ds["effect"].reset_coords(drop=True))
         change = tested["difference"].rename("change").assign_attrs(units="nat", long_name="log probability")
         sk.plot.effect_map(change, marked=tested["q_value"] < 0.05, title=name, ax=panel)
-        words.append(f"{name}: {up} help, {down} hurt, effects from {least:.2g} nat could be found")
+        ends = largest_changes(tested)
+        words.append(f"{name}: {up} help, {down} hurt, {ends}, effects from {least:.2g} nat could be found")
         splits.append((up, down))
     some = int(ds["effect"].isel(prompt=0).notnull().sum())
     drawn = f", {some} of {total} heads drawn at random" if some < total else ""

@@ -6,11 +6,12 @@ Cost: one head profile and 24 passes per question, half a minute on the zoo mode
 Different here: copying a list that was said before, made of held-out source code, with the whole list as the part to
 turn to; it holds the answer among the other options, and the first token. Models with a chat template judge a short
 review instead and turn to the sentence that decides, beside one that does not; it holds no option. There the score is
-accuracy by label logits, as a chat seldom begins with the answer; else exact match. Heads are ranked on calibration
-questions, the curves are of others. Models of more than 20 M parameters are asked fewer questions, with fewer values of
-alpha, and their heads are ranked by one backward pass per question. PASTA scales the first token down with everything
-else outside the part: so beside it PASTA with the first token kept, and the first token alone scaled, which tell
-steering from removing a sink.
+accuracy by label logits, as a chat seldom begins with the answer; elsewhere exact match is drawn, and a gain or a loss
+has to hold by label logits too, which an answer format that comes or goes does not move. Heads are ranked on
+calibration questions, the curves are of others. Models of more than 20 M parameters are asked fewer questions, with
+fewer values of alpha, and their heads are ranked by one backward pass per question. PASTA scales the first token down
+with everything else outside the part: so beside it PASTA with the first token kept, and the first token alone scaled,
+which tell steering from removing a sink.
 """
 
 from dataclasses import replace
@@ -21,7 +22,8 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope import metrics, tasks
-from sinkscope.analysis import LANGUAGE_MODELS, Study, ask, is_large, points_above
+from sinkscope.analysis import LANGUAGE_MODELS, Study, ask, is_large, points_above, points_by_score, together
+from sinkscope.analysis.claims import Verdict
 from sinkscope.methods.zerotuning_heads import estimate, helpful_heads, profile
 
 ALPHAS = (0.0001, 0.001, 0.01, 0.1, 0.5, 1.0)
@@ -31,8 +33,9 @@ FOCUS = {
     "sentiment": "the sentence that decides, no option in it",
 }
 """What attention is turned to, by task."""
-FLAT = 0.1
-"""The paper's flat range ends at this alpha."""
+AT, FLAT, SAME = 0.01, 0.1, 10.0
+"""The alpha that is judged, the end of the paper's flat range, and the most points that its accuracies are apart."""
+SCORES = {"exact": "exact match", "correct": "accuracy by label logits"}
 
 
 def measure(model: sk.Model, name: str, quick: bool) -> xr.Dataset:
@@ -72,7 +75,8 @@ def judge(study: Study, model: sk.Model) -> None:
     chat = is_large(model) and getattr(model.tokenizer, "chat_template", None)
     name = "sentiment" if chat else tasks.suited(model, "logiqa", "boolq")[-1]
     ds = study.reading(f"steering_{name}", lambda: measure(model, name, study.quick))
-    score, said = ("correct", "accuracy by label logits") if chat else ("exact", "exact match")
+    score = "correct" if chat else "exact"
+    said = SCORES[score]
     labels = [label.split("|") for label in ds["edit"].values.tolist()]
     arms = list(dict.fromkeys(arm for arm, _ in labels if arm != "heads"))
     alphas = [float(text) for arm, text in labels if arm == arms[0]]
@@ -95,29 +99,44 @@ def judge(study: Study, model: sk.Model) -> None:
     )
     study.figure(figure, "steering", source=ds, says=says)
 
-    steered, n = curve.sel(arm="steered"), ds.sizes["prompt"]
-    none, at = steered.sel(alpha=1.0), 0.01
-    gain, helps, least = points_above(steered.sel(alpha=at), none)
-    flat = {a: float(steered.sel(alpha=a).mean()) for a in alphas if a <= FLAT}
-    loss, worse, power = points_above(none, wide.sel(heads=counts[-1]))
-    more, sink, _ = points_above(steered.sel(alpha=at), curve.sel(arm="steered, first token kept", alpha=at))
+    state(study, ds, (name, alphas, counts[-1]), {said: ds[score]} | {SCORES["correct"]: ds["correct"]})
+
+
+def state(study: Study, ds: xr.Dataset, arms: tuple[str, list[float], int], scores: dict[str, xr.DataArray]) -> None:
+    """Compare the arms by each score; ``arms`` are the task, the values of alpha and the largest number of heads."""
+    (name, alphas, most), at = arms, f"steered|{AT:g}"
+    gain, helps = points_by_score(scores, at, "steered|1")
+    loss, worse = points_by_score(scores, "steered|1", f"heads|{most}")
+    more, sink = points_by_score(scores, at, f"steered, first token kept|{AT:g}")
     if helps is not True:
         sink = "steering gains nothing for sure"
     elif ds.attrs["focus_holds_first"]:
         sink = "the part to turn to holds the first token, so keeping it changes nothing"
-    alone, *_ = points_above(curve.sel(arm="first token alone", alpha=at), none)
+    alone, _ = points_by_score(scores, f"first token alone|{AT:g}", "steered|1")
+    apart, flat = broad(scores, [alpha for alpha in alphas if alpha <= FLAT])
     for which, claim, paper, found, agrees in (
         ("gain", "Steering to the part that matters helps", "LLaMA-7B: about +22 points on average",
-         f"{gain} at alpha {at}; {float(none.mean()):.0%} without; {least}", helps),
-        ("alpha", "The result is the same over a broad range of alpha", "flat from 0.001 to 0.1",
-         ", ".join(f"{share:.0%} at {a:g}" for a, share in flat.items()),
-         max(flat.values()) - min(flat.values()) < 0.1),
+         f"at alpha {AT} {gain}", helps),
+        ("alpha", "The result is the same over a broad range of alpha", "flat from 0.001 to 0.1", apart, flat),
         ("heads", "Steering all heads is worse than no steering", "worse",
-         f"no steering is {loss} above all {counts[-1]} heads; {power}", worse),
+         f"no steering less all {most} heads {loss}", worse),
         ("control", "Part of the gain is the first token scaled down", "",
-         f"steering is {more} above steering with the first token kept; that token alone: {alone}", sink),
+         f"steering less steering with the first token kept {more}; that token alone {alone}", sink),
     ):  # fmt: skip
-        study.claim(which, claim, paper=paper, found=f"{found}; n = {n} questions of {name}", agrees=agrees)
+        study.claim(which, claim, paper=paper, found=f"{found}; questions of {name}", agrees=agrees)
+
+
+def broad(scores: dict[str, xr.DataArray], alphas: list[float]) -> tuple[str, Verdict]:
+    """How far the best alpha is above the worst by each score, and whether less than ``SAME`` points by all."""
+    told, verdicts = [], []
+    for said, values in scores.items():
+        shares = {alpha: float(values.sel(edit=f"steered|{alpha:g}").mean()) for alpha in alphas}
+        best, worst = (f"steered|{pick(shares, key=shares.__getitem__):g}" for pick in (max, min))
+        apart, *_ = points_above(values.sel(edit=best), values.sel(edit=worst))
+        listed = ", ".join(f"{share:.0%} at {alpha:g}" for alpha, share in shares.items())
+        told.append(f"{apart.counted} from the worst to the best alpha by {said} ({listed})")
+        verdicts.append(apart.below(SAME) if apart.value else True)
+    return "; ".join(told), together(verdicts)
 
 
 if __name__ == "__main__":

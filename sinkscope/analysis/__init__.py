@@ -24,6 +24,7 @@ from sinkscope.analysis.common import (
     is_large,
     largest_changes,
     points_above,
+    points_by_score,
     spread_layers,
     together,
     visual_sink_layers,
@@ -35,6 +36,7 @@ __all__ = [
     "DRAWS", "LANGUAGE_MODELS", "VISION_LANGUAGE_MODELS", "VISUAL_SINK_MODELS", "Claim", "Estimate", "Study",
     "add_random_bands", "ask",
     "change_bars", "compare_arms", "describe_difference", "draw_right_and_wrong", "has_sign", "heads_that_change",
-    "highest_tokens", "is_large", "join_arms", "largest_changes", "need", "points_above", "random_tokens", "right_and_wrong",
-    "spread_layers", "together", "visual_sink_layers", "visual_tau", "with_intervals",
+    "highest_tokens", "is_large", "join_arms", "largest_changes", "need", "points_above", "points_by_score",
+    "random_tokens", "right_and_wrong", "spread_layers", "together", "visual_sink_layers", "visual_tau",
+    "with_intervals",
 ]  # fmt: skip

@@ -98,14 +98,14 @@ class Estimate:
     @property
     def counted(self) -> str:
         """The number in words, with n."""
-        of = f" {self.units}" if self.units else ""
+        of = f" {self.units.removesuffix('s') if self.n == 1 else self.units}" if self.units else ""
         return f"{self}{f' (n = {self.n}{of})' if self.n else ''}"
 
     def above(self, bound: float) -> bool | str:
         """Return whether it lies above ``bound`` beyond doubt, below it beyond doubt, or why that cannot be said."""
         if not math.isfinite(self.low + self.high):
             return f"no interval: n = {self.n}"
-        if self.low > bound or self.high <= bound:
+        if self.low > bound or self.high < bound or self.low == self.high:
             return self.low > bound
         return f"the interval [{self.low:.3g}, {self.high:.3g}] holds {bound:g} (n = {self.n})"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -113,6 +113,31 @@ def points_above(scores: xr.DataArray, to: xr.DataArray) -> tuple[Estimate, Verd
     made = Estimate.mean(pairs, "+.1f", "points")
     least = float(metrics.smallest_effect(pairs)) if float(pairs.std()) else float("nan")
     return made, made.above(0.0), f"smallest effect found with power .8: {least:.1f} points"
+
+
+def points_by_score(scores: Mapping[str, xr.DataArray], edit: str, to: str) -> tuple[str, Verdict]:
+    """Compare two methods by several scores of the same answers; one is above the other where it is by each of them.
+
+    An answer format that comes back raises exact match alone, so that score is no evidence without the label logits.
+
+    Args:
+        scores: 1 or 0, or their mean over draws, by what the score is called; dims edit and prompt.
+        edit: label of the one method.
+        to: label of the other.
+
+    Returns:
+        The differences in words, each with its interval, n, both shares and the smallest difference that could have
+        been found; whether all are above 0, or why that cannot be said.
+    """
+    told: list[str] = []
+    verdicts: list[Verdict] = []
+    for name, values in scores.items():
+        after, before = values.sel(edit=edit), values.sel(edit=to)
+        more, above, least = points_above(after, before)
+        shares = f"{100 * float(before.mean()):.1f} to {100 * float(after.mean()):.1f} %"
+        told.append(f"{more.counted} by {name} ({shares}; {least})")
+        verdicts.append(above)
+    return ", ".join(told), together(verdicts)
 
 
 def visual_tau(model: Model, reading: xr.Dataset) -> tuple[float, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -31,7 +31,8 @@ def retrieval_heads(model: Model, tests: NeedleTests, *, recall: float = 0.5, ba
     """Return each head's retrieval score: the share of the needle that it looked at while the model copied it.
 
     Variables: ``score`` and ``released`` (layer, head), the paper's score and that of the released code, which counts
-    repeats; ``recall`` (prompt), the share of the needle that was written. Tests below ``recall`` are not counted, NaN
+    repeats; ``score_by_test`` (prompt, layer, head), NaN where a test is not counted; ``recall`` (prompt), the share of
+    the needle that was written. Tests below ``recall`` are not counted, NaN
     where none is left; ``n`` is how many were. Greedy, as many tokens as the needle has. A retrieval head has a score
     of at least .1. Source: Wu et al. 2024 (wu2024).
     """
@@ -54,7 +55,8 @@ def retrieval_heads(model: Model, tests: NeedleTests, *, recall: float = 0.5, ba
             found[name][which] = metrics.retrieval_score(keys, new, ids[:start].tolist(), span, unique)
     counted = np.isfinite(found["score"]).all((1, 2))
     means = {name: values[counted].mean(0) if counted.any() else values[0] * np.nan for name, values in found.items()}
-    data = {name: (("layer", "head"), values) for name, values in means.items()} | {"recall": ("prompt", recalled)}
+    data: dict[str, Any] = {name: (("layer", "head"), values) for name, values in means.items()}
+    data |= {"score_by_test": (("prompt", "layer", "head"), found["score"]), "recall": ("prompt", recalled)}
     coords = {"layer": reading["layer"].values, "head": reading["head"].values, "prompt": reading["prompt"].values}
     return xr.Dataset(data, coords=coords, attrs=reading.attrs | {"n": int(counted.sum()), "reference": "wu2024"})
 

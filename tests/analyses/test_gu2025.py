@@ -123,10 +123,12 @@ def test_variants_of_the_zoo_are_judged_over_seeds_by_the_rule_of_the_zoos_page(
     verdicts = {claim["claim"]: claim for claim in said["claims"]}
     sigmoid = verdicts["Trained with sigmoid, the first token is no sink"]
     assert sigmoid["agrees"] is True
-    assert sigmoid["found"].startswith(
-        f"after 1000 steps sink rate 0 (softmax {base:.3g}, difference {-base:+.2g}), mean"
-    )
+    assert f"after 1000 steps sink rate 0 (softmax {base:.3g}, difference {-base:+.2g}), mean" in sigmoid["found"]
     assert "in 2 of 2 seeds" in sigmoid["found"]
+    points = f"{-100 * base:+.0f}"
+    assert sigmoid["number"] == (
+        f"{points} points of sink rate beside softmax ({points}, {points} by seed), as claimed in 2 of 2 (n = 2 seeds)"
+    )
     assert verdicts["Trained with gated heads, the first token is no sink"]["agrees"] is False
     one = verdicts["Trained with softmax-off-by-one, the first token is a weaker sink or none"]
     assert one["agrees"] is False

@@ -4,6 +4,7 @@ import functools
 import json
 import runpy
 
+import numpy as np
 import pytest
 import xarray as xr
 from PIL import Image
@@ -11,7 +12,7 @@ from PIL import Image
 from analyses.scripts import ANALYSES, run
 
 SCRIPTS = {
-    "han2025/scaled_token": 2, "han2025/layer_groups": 3, "han2025/head_profile": 2, "han2025/method_table": 8,
+    "han2025/scaled_token": 2, "han2025/layer_groups": 3, "han2025/head_profile": 2, "han2025/method_table": 6,
     "han2025/unsupervised": 1, "han2025/instruct": 7, "yu2024/other_sinks": 2, "yu2024/single_head": 1,
     "zhang2023/steering": 4,
 }  # fmt: skip
@@ -104,15 +105,49 @@ def test_what_the_methods_answered_is_kept_and_told(results, folder):
     with xr.open_dataset(path) as ds:
         before, after = (100 * float(ds["exact"].sel(edit=edit).mean()) for edit in ("none", "zerotuning"))
         chosen = json.loads(ds.attrs["methods"])["zerotuning"][0]["gamma"]
-    found = claims["Table 2", "ZeroTuning raises exact match"]["found"]
-    assert f" points (n = 8); {before:.1f} to {after:.1f} %; smallest effect found" in found
+    found = claims["Table 2", "ZeroTuning raises accuracy"]["found"]
+    assert f" points (n = 8) by exact match ({before:.1f} to {after:.1f} %; smallest effect found" in found
+    assert " by accuracy by label logits (" in found
     assert found.endswith(f"copy gamma {chosen:g}")
     assert after > before
     rivals = {key: claim["found"] for key, claim in claims.items() if key[1].startswith("It raises accuracy by more")}
     assert len(rivals) == 4
-    assert all(found.endswith(("; by exact match", "; by accuracy by label logits")) for found in rivals.values())
-    assert all(found.endswith("; by exact match") for (table, _), found in rivals.items() if table == "Table 2")
+    assert all(" by exact match (" in found and " by accuracy by label logits (" in found for found in rivals.values())
     assert claims["Table 1", "It raises accuracy by more than random heads and random token"]["paper"] == ""
+
+
+def made_scores(none, tuned, rival):
+    """Scores (edit prompt) of three methods."""
+    values = np.array([none, tuned, rival], dtype=float)
+    return xr.DataArray(values, {"edit": ["none", "zerotuning", "act"]}, ("edit", "prompt"))
+
+
+def test_a_gain_of_exact_match_that_label_logits_deny_is_no_gain():
+    above_all = runpy.run_path(str(ANALYSES / "han2025" / "method_table.py"))["above_all"]
+    nothing, all_right, half = [0] * 32, [1] * 32, [0, 1] * 16
+    exact, denied = made_scores(nothing, half, nothing), made_scores(all_right, half, all_right)
+    scores = {"exact match": exact, "accuracy by label logits": denied}
+    words, verdict = above_all(scores, ("none",))
+    assert verdict is False, "exact match goes from 0 to 50 %, and it was judged by that alone"
+    assert "+50.0 [" in words
+    assert "-50.0 [" in words
+    confirmed = {name: exact for name in scores}
+    assert above_all(confirmed, ("none", "act"))[1] is True
+    mute = {"exact match": made_scores(nothing, nothing, nothing), "accuracy by label logits": exact}
+    words, verdict = above_all(mute, ("none",))
+    assert verdict is True
+    assert words.endswith("by exact match nothing, as the greedy token names no option")
+
+
+def test_steering_holds_by_both_scores_too():
+    broad = runpy.run_path(str(ANALYSES / "zhang2023" / "steering.py"))["broad"]
+    flat = xr.DataArray(np.ones((2, 32)), {"edit": ["steered|0.01", "steered|0.1"]}, ("edit", "prompt"))
+    steep = flat.copy()
+    steep[0, :20] = 0
+    assert broad({"exact match": flat}, [0.01, 0.1])[1] is True
+    words, verdict = broad({"exact match": flat, "accuracy by label logits": steep}, [0.01, 0.1])
+    assert verdict is False
+    assert "+62.5 [" in words
 
 
 def test_later_sinks_are_punctuation_and_steering_to_the_list_helps_copying(results):

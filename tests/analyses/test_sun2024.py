@@ -6,6 +6,7 @@ import pytest
 from metrics.readings import from_states
 from PIL import Image
 
+import sinkscope as sk
 from analyses.scripts import ANALYSES, run
 
 SCRIPTS = {"massive_picture": 6, "attention_before_after": 2, "implicit_bias": 1, "vision_registers": 2, "surface": 1}
@@ -42,6 +43,8 @@ def test_the_large_entry_is_at_the_first_token_and_cannot_vary_there(results):
     assert place["number"] == "100% [100%, 100%] (n = 8)"
     assert "77 in blocks 2 to 5" in sudden["found"]
     assert "77 in blocks 0 to 1" in sudden["found"], "each plateau of a dimension is told, not the largest step alone"
+    assert "the embedding's)" in sudden["found"]
+    assert all("[" in claim["number"] for claim in (size, place, sudden, early, vanish))
     assert early["agrees"] is True
     assert vanish["agrees"] is False
     assert constancy["agrees"] is None
@@ -62,16 +65,37 @@ def test_a_curve_follows_a_dimension_whatever_its_rank():
         state[1:, 0, 9], state[1:, 0, 20] = (900.0, -60.0) if prompt % 2 else (30.0, -60.0)
     ds = from_states(states)
     curves = runpy.run_path(str(ANALYSES / "sun2024" / "massive_picture.py"))["by_dimension"](ds, [9, 20])
-    np.testing.assert_allclose(curves.sel(dim=20), 60.0)
-    np.testing.assert_allclose(curves.sel(dim=9), (900 + 30) / 2)
+    assert curves.sel(site="embed").max() < 5
+    blocks = curves.isel(site=slice(1, None))
+    np.testing.assert_allclose(blocks.sel(dim=20), 60.0)
+    np.testing.assert_allclose(blocks.sel(dim=9).median("prompt"), (900 + 30) / 2)
     second = abs(ds["top_value"].isel(rank=1)).median("prompt")
     assert 30 < float(second[1]) < 60, "the second rank is now one dimension, now the other"
+
+
+@pytest.mark.parametrize(("at_first", "times"), [(60.0, 1.0), (0.0, None)])
+def test_a_plateau_from_block_0_on_is_held_against_the_embedding(at_first, times):
+    rng = np.random.default_rng(0)
+    states = [rng.normal(size=(4, 9, 64)) for _ in range(4)]
+    for state in states:
+        state[0, 0, 20], state[1:, 0, 20] = at_first, 60.0
+    ds = from_states(states)
+    script = runpy.run_path(str(ANALYSES / "sun2024" / "massive_picture.py"))
+    stage = sk.metrics.massive_stages(ds).isel(stage=0)
+    assert (int(stage["dim"]), int(stage["first"])) == (20, 0)
+    rise = script["entry"](script["by_dimension"](ds, [20]), stage)
+    assert rise.dims == ("prompt",)
+    if times:
+        np.testing.assert_allclose(rise, times)
+    else:
+        assert float(rise.min()) > 20, "it was infinite, whether the embedding had it or not"
 
 
 def test_early_is_a_part_of_the_depth_and_a_small_rise_counts(tmp_path, monkeypatch):
     said, _ = run("sun2024/massive_picture.py", tmp_path, monkeypatch, "--model", "minilm")
     (early,) = [claim for claim in said["claims"] if claim["claim"] == "The first comes early"]
-    assert (early["found"], early["agrees"]) == ("block 2 of 6", False), "a third of the depth; it was early anywhere"
+    assert early["agrees"] is False, "a third of the depth; it was early anywhere"
+    assert early["found"].endswith("of 6; block 2 in most prompts")
     said, _ = run("sun2024/attention_before_after.py", tmp_path, monkeypatch, "--model", "minilm")
     step = said["claims"][0]
     assert step["agrees"] is True
@@ -83,6 +107,12 @@ def test_a_model_without_massive_activations_is_refused_in_one_line(tmp_path, mo
     needs = r"this analysis needs massive activations; the relative rule finds none in this model"
     with pytest.raises(SystemExit, match=needs):
         run("sun2024/massive_picture.py", tmp_path, monkeypatch, "--model", "zoo:bb-1l")
+
+
+def test_entries_of_a_surface_are_counted_in_more_prompts_than_the_one_drawn(results):
+    (claim,) = results["surface"][0]["claims"]
+    assert claim["number"].endswith("entries (n = 2)")
+    assert "on the surface drawn 6 of" in claim["found"]
 
 
 def test_what_the_sink_adds_is_nearly_the_same_for_all_queries(results):

@@ -41,7 +41,8 @@ def test_what_a_constructed_model_shows_is_said_of_it_and_counts_as_no_claim(lev
     detector, steps, *rest = said["claims"][1:]
     assert detector["agrees"] is True
     assert detector["found"].startswith("16 found of 16 built in")
-    assert steps["found"].startswith("(3, 3) x 8, (4, 4) x 8: 100% of 16 sinks")
+    assert steps["number"] == "100% [100%, 100%] (n = 2)"
+    assert "(first layer, lifetime): (3, 3) x 8, (4, 4) x 8" in steps["found"]
     for claim in (detector, steps, *rest):
         assert claim["paper"] == ""
         assert claim["model"] == "constructed secondary sinks 0"
@@ -63,7 +64,12 @@ def test_makers_says_that_a_model_has_none_and_checks_the_method(tmp_path, monke
 
 def test_a_model_with_secondary_sinks_is_judged(tmp_path, monkeypatch, with_sinks):
     said, figures = run("wong2025/levels_and_norms.py", tmp_path, monkeypatch, "--model", "any")
-    assert [claim["agrees"] for claim in said["claims"] if claim["paper"]] == [True] * 4
+    *_, large, small, attention = judged = [claim for claim in said["claims"] if claim["paper"]]
+    assert [claim["agrees"] for claim in judged] == [True, True, True, False, True]
+    assert "times that of the others" in large["found"]
+    assert small["claim"] == "Small keys and values", "it was one claim with the residual norm, and never judged"
+    assert all("[" in claim["number"] for claim in judged)
+    assert attention["figure"] == "Section 3"
     assert len(figures) == 2
     said, _ = run("wong2025/makers.py", tmp_path, monkeypatch, "--model", "any")
     judged = [claim for claim in said["claims"] if claim["paper"]]
