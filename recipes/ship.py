@@ -2,6 +2,7 @@
 
     python -m recipes.ship NAME RUN_FOLDER [MORE_SEEDS ...]
     python -m recipes.ship --curve NAME RUN_FOLDER [MORE_SEEDS ...]      curves alone, for a variant
+    python -m recipes.ship --seeds NAME RUN_FOLDER [MORE_SEEDS ...]      further seeds of a shipped vlm-smol model
     python -m recipes.ship --pages docs/zoo
 
 The first folder's model is shipped; of further folders, other seeds of the same recipe, the curves, and of
@@ -188,15 +189,43 @@ def ship(name: str, folders: list[Path]) -> Path:
     write(target / "card.json", {"name": name, **content, "versions": _versions()})
     if folders[1:]:
         ship_curve(name, folders[1:])
+    _list(name)
+    return target
+
+
+def ship_seeds(name: str, folders: list[Path]) -> Path:
+    """Measure further seeds of a vision-language model that is shipped, and put them into its card.
+
+    Raises:
+        ModelError: the model is not shipped or of another recipe, or its card has this seed.
+    """
+    target = zoo.WEIGHTS / name
+    if not vision_smol_card.is_run(target):
+        raise ModelError(f"ship: zoo:{name} is no model of recipes.vision_smol that is shipped. Ship its run first.")
+    content = zoo.card(name)
+    for recipe in _recipes([target, *folders])[1:]:
+        if f"seed {recipe['seed']}" in content["facts"] or recipe["seed"] == content["recipe"]["seed"]:
+            raise ModelError(f"ship: the card of zoo:{name} holds seed {recipe['seed']} already. Name another run.")
+    for folder in folders:
+        vision_smol_card.add_seed(content, folder, f"zoo:{name}")
+    write(target / "card.json", content)
+    ship_curve(name, folders)
+    _list(name)
+    return target
+
+
+def _list(name: str) -> None:
+    """Renew the row of a shipped model in the list of all, with the checksums of its files."""
+    target = zoo.WEIGHTS / name
+    description = json.loads((target / "card.json").read_text())["description"]
     manifest = zoo.WEIGHTS / "manifest.json"
     rows = json.loads(manifest.read_text()) if manifest.exists() else {}
     files = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(target.iterdir())}
-    licence = "MIT (weights)" + ("; text: PSF licence, not shipped" if "Python" in content["description"] else "")
-    if vision_smol_card.is_run(folders[0]):
+    licence = "MIT (weights)" + ("; text: PSF licence, not shipped" if "Python" in description else "")
+    if vision_smol_card.is_run(target):
         licence = vision_smol_card.LICENCE
-    rows[name] = {"description": content["description"], "licence": licence, "files": files}
+    rows[name] = {"description": description, "licence": licence, "files": files}
     write(manifest, dict(sorted(rows.items())))
-    return target
 
 
 def page(name: str) -> str:
@@ -280,12 +309,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pages", type=Path, help="folder for one page per model of the zoo")
     parser.add_argument("--curve", action="store_true", help="ship the curves of the runs, not their weights")
+    parser.add_argument("--seeds", action="store_true", help="add the runs to the card of the shipped model")
     parser.add_argument("name", nargs="?")
     parser.add_argument("folders", nargs="*", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.name and options.curve:
         ship_curve(options.name, options.folders)
+    elif options.name and options.seeds:
+        ship_seeds(options.name, options.folders)
     elif options.name:
         ship(options.name, options.folders)
     if options.pages:

@@ -271,3 +271,36 @@ def test_a_card_says_what_a_run_has_beside_a_llama():
     assert ship.changes_of(dataclasses.replace(plain, extra_key=True, gate=True, positions="alibi", bos=False)) == [
         "a learned key in each head", "a gate on each head", "alibi positions", "no <s>",
     ]  # fmt: skip
+
+
+def test_a_further_seed_goes_into_the_card_of_a_shipped_model(weights_folder, tmp_path, monkeypatch):
+    recipe = {"align_lr": 0.001, "normaliser": "softmax"}
+    target = weights_folder / "vlm-tiny"
+    target.mkdir(parents=True)
+    card = {"name": "vlm-tiny", "description": "tiny", "recipe": recipe | {"seed": 0}, "facts": {}, "claims": []}
+    (target / "card.json").write_text(json.dumps(card))
+    (target / "recipe.json").write_text(json.dumps(recipe | {"seed": 0}))
+    row = {"description": "tiny", "licence": ship.vision_smol_card.LICENCE, "files": {}}
+    (weights_folder / "manifest.json").write_text(json.dumps({"vlm-tiny": row}))
+    runs = []
+    for seed, more in ((1, {}), (0, {}), (2, {"normaliser": "relu"})):
+        runs.append(run_of(tmp_path / f"run{seed}", [{"step": 1}], **recipe | more, seed=seed))
+        (runs[-1] / "config.json").rename(runs[-1] / "recipe.json")
+
+    def add_seed(content, folder, name):
+        assert name == "zoo:vlm-tiny"
+        content["facts"]["seed 1"] = {"accuracy": 0.5}
+
+    monkeypatch.setattr(ship.vision_smol_card, "add_seed", add_seed)
+    ship.ship_seeds("vlm-tiny", runs[:1])
+    assert zoo.card("vlm-tiny") == card | {"facts": {"seed 1": {"accuracy": 0.5}}}
+    assert zoo.curve("vlm-tiny", 1) == [{"step": 1}]
+    listed = json.loads((weights_folder / "manifest.json").read_text())["vlm-tiny"]
+    assert (listed["licence"], sorted(listed["files"])) == (row["licence"], ["card.json", "recipe.json"])
+    for again in runs[:2]:
+        with pytest.raises(ModelError, match=r"the card of zoo:vlm-tiny holds seed \d already. Name another run"):
+            ship.ship_seeds("vlm-tiny", [again])
+    with pytest.raises(ModelError, match=r"differs from .*vlm-tiny in normaliser"):
+        ship.ship_seeds("vlm-tiny", runs[2:])
+    with pytest.raises(ModelError, match=r"zoo:nobody is no model of recipes.vision_smol that is shipped"):
+        ship.ship_seeds("nobody", runs[:1])
