@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from recipes import emergence as variants_page
 from recipes.vision_language_figures import keeping_sinks, learning
 from sinkscope import zoo
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-"""Okabe and Ito's palette and a grey, readable without colour vision."""
+from sinkscope.plot import theme
+from sinkscope.plot.naming import name_lines
+from sinkscope.plot.theme import PALETTE as COLOURS
 
 
 def _series(rows: list[dict[str, Any]], key: str) -> np.ndarray:
@@ -35,30 +35,29 @@ def dynamics(names: list[str]) -> Figure:
         "sink_logit_gap": "sink logit gap",
         "bos_value": "|W_O v| of <s>",
     }
-    figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.2), squeeze=False, sharey=True)
+    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * max(len(names), 2), 3.6), squeeze=False, sharey=True)
     for axis, name in zip(axes[0], names, strict=True):
         rows = zoo.curve(name)
         steps = _series(rows, "step")
         for (key, label), colour in zip(keys.items(), COLOURS, strict=False):
             values = _series(rows, key)
-            axis.plot(steps + 1, values / np.abs(values).max(), label=label, color=colour, lw=1.4)
+            axis.plot(steps + 1, values / np.abs(values).max(), label=label, color=colour)
         axis.set(xscale="log", xlabel="step + 1", title=f"zoo:{name}")
-    axes[0, 0].set_ylabel("value / its maximum")
-    axes[0, -1].legend(fontsize=7, frameon=False)
-    figure.tight_layout()
+    axes[0, 0].set_ylabel("value over its maximum")
+    name_lines(axes[0, -1], axes[0, -1].lines, list(keys.values()))
     return figure
 
 
 def residual_peak(names: list[str]) -> Figure:
     """Residual norm of <s> after the first block (solid) and the mean of other tokens (dotted) (Guo et al. F6)."""
-    figure, axis = plt.subplots(figsize=(4.8, 3.4))
+    figure, axis = plt.subplots()
+    lines = []
     for name, colour in zip(names, COLOURS, strict=False):
         rows = zoo.curve(name)
-        axis.plot(_series(rows, "step"), _series(rows, "bos_residual"), color=colour, label=f"zoo:{name}")
+        lines += axis.plot(_series(rows, "step"), _series(rows, "bos_residual"), color=colour)
         axis.plot(_series(rows, "step"), _series(rows, "other_residual"), color=colour, ls=":")
     axis.set(xlabel="step", ylabel="residual norm after block 0", title="<s> solid, mean of others dotted")
-    axis.legend(fontsize=7, frameon=False)
-    figure.tight_layout()
+    name_lines(axis, lines, [f"zoo:{name}" for name in names])
     return figure
 
 
@@ -97,21 +96,24 @@ def compared(names: list[str]) -> Figure:
 
 def _along_training(curves: dict[str, list[list[dict[str, Any]]]], keys: dict[str, str]) -> Figure:
     """One panel per key; each run of a name as a thin line where there are several, and their mean as a thick one."""
-    figure, axes = plt.subplots(1, len(keys), figsize=(3.3 * len(keys), 3.6))
+    figure, grid = plt.subplots(2, -(-len(keys) // 2), figsize=(9.6, 6.4))
+    axes = grid.ravel()
     styles = itertools.cycle(itertools.product(("-", "--"), COLOURS))
     for (name, runs), (dashes, colour) in zip(curves.items(), styles, strict=False):
-        for axis, (key, label) in zip(axes, keys.items(), strict=True):
+        for axis, (key, label) in zip(axes, keys.items(), strict=False):
             shared = sorted(set.intersection(*({row["tokens"] for row in rows} for rows in runs)))
             each = [_series([row for row in rows if row["tokens"] in shared], key) for rows in runs]
             for values in each if len(each) > 1 else []:
-                axis.plot(np.array(shared) / 1e6, values, dashes, color=colour, lw=0.6, alpha=0.5)
-            axis.plot(np.array(shared) / 1e6, np.mean(each, axis=0), dashes, color=colour, label=name, lw=1.6)
+                axis.plot(np.array(shared) / 1e6, values, dashes, color=colour, lw=0.8, alpha=0.4)
+            axis.plot(np.array(shared) / 1e6, np.mean(each, axis=0), dashes, color=colour, label=name)
             axis.set_xlabel("tokens, millions")
-            axis.set_title(label, fontsize=9)
+            axis.set_title(label, fontsize="medium")
+    for axis in axes[len(keys) :]:
+        axis.set_axis_off()
     if len(curves) > 1:
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, fontsize=8, frameon=False, ncols=min(len(curves), 8), loc="upper center")
-    figure.tight_layout(rect=(0, 0, 1, 0.93 - 0.05 * (len(curves) > 8) if len(curves) > 1 else 1))
+        place = {"loc": "center"} if len(axes) > len(keys) else {"loc": "best"}
+        axes[-1].legend(handles, labels, **place)
     return figure
 
 
@@ -136,8 +138,9 @@ def draw(folder: Path) -> list[Path]:
     out = []
     for file, (make, chosen) in jobs.items():
         if chosen:
-            figure = make(chosen)
-            figure.savefig(folder / file, dpi=90, metadata={"Software": None})
+            with theme("page"):
+                figure = make(chosen)
+                figure.savefig(folder / file, dpi=120, metadata={"Software": None})
             plt.close(figure)
             out.append(folder / file)
     return out

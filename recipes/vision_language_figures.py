@@ -9,9 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from sinkscope import zoo
+from sinkscope.plot.labels import log_scale
+from sinkscope.plot.naming import name_lines
+from sinkscope.plot.theme import PALETTE as COLOURS
+from sinkscope.plot.theme import thin
 from sinkscope.tasks.scenes import FAMILIES
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 SHARES = {
     "visual_share": "all visual tokens, mean over heads",
     "visual_top": "one visual token, largest of all heads",
@@ -22,26 +25,27 @@ SHARES = {
 
 def learning(names: list[str]) -> Figure:
     """Vision-language models along training: right answers by family (dotted: chance), and where attention goes."""
-    figure, axes = plt.subplots(len(names), 2, figsize=(10.5, 3.4 * len(names)), squeeze=False)
-    for row, name in zip(axes, names, strict=True):
+    figure, axes = plt.subplots(2 * len(names), 1, figsize=(8.4, 7 * len(names)))
+    for row, name in zip(axes.reshape(-1, 2), names, strict=True):
         rows = [r for r in zoo.curve(name) if r["stage"] == "questions"]
         series = {key: np.array([r[key] for r in rows], dtype=float) for key in rows[0] if key != "stage"}
-        for (family, answers), colour in zip(FAMILIES.items(), COLOURS, strict=True):
-            row[0].plot(series["step"], series[f"accuracy_{family}"], color=colour, label=family, lw=1.4)
-            row[0].axhline(1 / len(answers), color=colour, ls=":", lw=1)
+        for (family, answers), colour in zip(FAMILIES.items(), COLOURS, strict=False):
+            row[0].plot(series["step"], series[f"accuracy_{family}"], color=colour, label=family)
+            row[0].axhline(1 / len(answers), color=colour, ls=":", lw=thin())
         for (key, label), colour in zip(SHARES.items(), COLOURS, strict=False):
-            row[1].plot(series["step"], series[key], color=colour, label=label, lw=1.4)
+            row[1].plot(series["step"], series[key], color=colour, label=label)
         row[0].set(xlabel="step", ylabel="right answers, 64 held-out pictures", title=f"zoo:{name}", ylim=(0, 1.02))
         row[1].set(xlabel="step", ylabel="attention of rows after the picture", ylim=(0, 1))
         for axis in row:
-            axis.legend(fontsize=7, frameon=False)
-    figure.tight_layout()
+            lines = [line for line in axis.lines if not str(line.get_label()).startswith("_")]
+            name_lines(axis, lines, [str(line.get_label()) for line in lines])
     return figure
 
 
 def keeping_sinks(names: list[str]) -> Figure:
     """Models of pretrained parts: right answers and visual sinks along training, and what makes visual tokens spike."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6))
+    figure, panels = plt.subplot_mosaic([["answers"] * 2, ["spikes", "makers"]], figsize=(9.2, 7))
+    axes = list(panels.values())
     for name, dashes in zip(names, ("-", "--"), strict=False):
         rows = zoo.curve(name)
         steps = [row["step"] for row in rows]
@@ -53,15 +57,14 @@ def keeping_sinks(names: list[str]) -> Figure:
         _makers(axes[2], zoo.card(name)["facts"].get("what_makes_them", []))
     axes[0].set(xlabel="step", ylabel="right answers, 32 held-out pictures", ylim=(0, 1.02))
     axes[1].set(xlabel="step", ylabel="visual tokens over phi 20, a picture")
-    axes[1].set_yscale("symlog", linthresh=0.1)
+    log_scale(axes[1], linear=0.1)
     axes[2].set(xlabel="root mean square of what the projector writes", xscale="log")
     axes[2].set_xticks([0.14, 0.3, 0.6, 1.4], ["0.14", "0.3", "0.6", "1.4"], minor=False)
     axes[2].xaxis.set_minor_formatter(NullFormatter())
     axes[2].set_ylabel("visual tokens over phi 20, a picture")
     for axis in axes:
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=7, frameon=False)
-    figure.tight_layout()
+            axis.legend()
     return figure
 
 
@@ -75,7 +78,7 @@ def _makers(axis: Axes, rows: list[dict[str, float]]) -> None:
         fewer = [row for row in found if row["tokens"] != whole and not shared]
         for place, row in enumerate(fewer):
             axis.annotate(
-                f"{row['tokens']:.0f} tokens: {row['spikes']:.2g}", (row["rms"], row["spikes"]), (8, 38 - 11 * place),
-                textcoords="offset points", fontsize=7, color=colour,
+                f"{row['tokens']:.0f} tokens: {row['spikes']:.2g}", (row["rms"], row["spikes"]), (10, 14 - 11 * place),
+                textcoords="offset points", fontsize="small", color=colour,
             )  # fmt: skip
             axis.plot(row["rms"], row["spikes"], "x", color=colour)

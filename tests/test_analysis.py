@@ -305,3 +305,17 @@ def test_english_is_asked_in_chat_and_code_is_not(monkeypatch):
     assert ask(model, "sentiment", 2, 3) == ("chat", "sentiment")
     task = ask(model, "copy", 2, 3)
     assert (len(task.calibration), len(task.test)) == (2, 3)
+
+
+def test_letters_are_measured_as_they_stand_on_a_page(argv):
+    import matplotlib.pyplot as plt
+
+    argv("--model", "planted", "--quick")
+    with Study("Title.", paper="gu2025") as study:
+        for name, width in (("narrow", 6.6), ("wide", 13.2)):
+            figure, axes = plt.subplots(figsize=(width, 3))
+            axes.plot([0, 1])
+            study.figure(figure, name, source=xr.DataArray([0.0, 1.0], dims="x"), says="a line")
+    said = json.loads((study.folder / "claims.json").read_text(encoding="utf-8"))
+    sizes = [figure["letters"] for figure in said["figures"]]
+    assert sizes == pytest.approx([8.8, 4.4]), "tick labels of 8.8 points, halved where the figure is twice as wide"

@@ -27,7 +27,7 @@ FORMS = {
 
 def draw(study: Study, ds: xr.Dataset, effect: xr.DataArray) -> None:
     """Share of the first token and the effect, by form."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.8), layout="constrained")
     for ax, values, title in (
         (left, ds["first"].drop_sel(edit="baseline"), "share of the first token"),
         (right, effect, effect.attrs["long_name"]),

@@ -105,7 +105,7 @@ def judge(study: Study, model: sk.Model) -> None:
     both = xr.concat([cost.sel(heads="chosen", drop=True), cost.drop_sel(heads="chosen").mean("heads")],
                      dim=xr.Variable("heads", ["chosen by rounds", "others of the same layers"]))  # fmt: skip
     table = with_intervals(both)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4), layout="constrained")
     names = [f"L{layer}H{head}" for layer, head in zip(ds["layer"].values, ds["head"].values, strict=True)]
     shown = table["difference"].assign_attrs(long_name="change of the loss", units="nat")
     sk.plot.sweep_curve(shown, x="s", interval=(table["low"], table["high"]), reference=None,

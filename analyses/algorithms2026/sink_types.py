@@ -55,7 +55,8 @@ def by_layer(places: np.ndarray) -> dict[int, list[int]]:
 
 def draw(study: Study, found: xr.Dataset, kinds: xr.DataArray, cost: dict[str, tuple[xr.DataArray, int]]) -> None:
     """Heads by value ratio and rank, kinds by layer, and what each kind is worth."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13.5, 4.2), layout="constrained")
+    figure, panels = plt.subplot_mosaic([["heads", "cost"], ["where"] * 2], figsize=(9.2, 7), layout="constrained")
+    left, middle, right = (panels[name] for name in ("heads", "where", "cost"))
     ratio, rank = (found[name].mean("prompt").values for name in ("value_ratio", "output_rank"))
     bottom = np.zeros(kinds.sizes["layer"])
     for kind, colour in KINDS.items():
@@ -67,7 +68,7 @@ def draw(study: Study, found: xr.Dataset, kinds: xr.DataArray, cost: dict[str, t
     for bound in (RATIO, LOUD):
         left.axvline(bound, color="0.5", linestyle=":", linewidth=1)
     left.axhline(RANK, color="0.5", linestyle=":", linewidth=1)
-    left.set(xlabel="value of the sink / median of others", ylabel="stable rank of the head's output",
+    left.set(xlabel="value of the sink over the median of others", ylabel="stable rank of the head's output",
              title="Heads with a sink")  # fmt: skip
     sk.plot.log_scale(left)
     left.set_xlim(right=1.6 * float(ratio[kinds.values != ""].max(initial=0.5)))  # room for the legend
@@ -85,7 +86,8 @@ def draw(study: Study, found: xr.Dataset, kinds: xr.DataArray, cost: dict[str, t
     right.set_xticks(np.arange(len(names)) + 0.2, [f"{name}\n{cost[name][1]} heads" for name in names])
     right.set(ylabel="change of the loss [nat]", title="Output at zero")
     sk.plot.log_scale(right, linear=0.1)
-    right.legend()
+    right.set_ylim(top=3 * right.get_ylim()[1])  # room for the legend, on a logarithmic axis
+    right.legend(loc="upper right")
     study.figure(
         figure, "sink_types", source=found,
         says="heads whose mean attention to the first token is above .3 in most prompts; dotted: thresholds of the "

@@ -59,7 +59,7 @@ def judge(study: Study, model: sk.Model) -> None:
     )
     table = with_intervals(pair)
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4), layout="constrained")
     sk.plot.layer_profile(
         table["difference"].transpose("group", "site"), band=(table["low"], table["high"]), title="Likeness",
         ylabel="cosine to the first token", ax=left,

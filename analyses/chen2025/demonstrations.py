@@ -59,13 +59,13 @@ def measured(model: sk.Model, n: int) -> xr.Dataset:
 
 def draw(study: Study, ds: xr.Dataset) -> None:
     """Shares by layer, answers by arm, and what blank demonstrations cost as their pictures get more weight."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.3), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.6, 3.6), layout="constrained")
     for name in GROUPS:
         row = with_intervals(ds["share"].sel(factor=1.0, group=name))
         left.plot(ds["layer"], row["difference"], marker="o", markersize=3, label=name)
         left.fill_between(ds["layer"], row["low"], row["high"], alpha=0.15)
     left.set(xlabel="layer", ylabel="share of attention", title="Of the row that answers")
-    left.legend(fontsize=7)
+    left.legend()
     share = sk.tasks.rate(ds["correct"].sel(factor=1.0))
     sk.plot.interval_dots(share.sel(arm=list(ARMS)), title="Blank pictures", ax=middle)
     middle.set(xlim=(-0.03, 1.03), xlabel="share of right answers")
@@ -75,11 +75,13 @@ def draw(study: Study, ds: xr.Dataset) -> None:
         ends = np.abs([row["difference"] - row["low"], row["high"] - row["difference"]])
         right.errorbar(ds["factor"], row["difference"], yerr=ends, marker="o", capsize=3, label=arm)
     right.axhline(0.0, linestyle=":", color="0.5")
-    right.set(xlabel="weight of the demonstrations times", ylabel="what the answer loses (nat)", title="Reliance",
+    right.set(xlabel="weight of demonstrations", ylabel="what the answer loses (nat)", title="Reliance",
               xscale="log", xticks=FACTORS)  # fmt: skip
     right.set_xticks([], minor=True)
+    low, high = right.get_ylim()
+    right.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
     right.set_xticklabels([f"{factor:g}" for factor in FACTORS])
-    right.legend(fontsize=7)
+    right.legend(loc="upper right")
     study.figure(figure, "demonstrations", source=ds, says="two demonstrations; 95 % intervals")
 
 

@@ -16,6 +16,7 @@ import sinkscope as sk
 from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, need, with_intervals
 from sinkscope.methods.gradient_sinks import gradient_shares
 from sinkscope.methods.residual import residual_stream
+from sinkscope.plot.naming import drop_names
 
 TOKENS = {"first token": 0, "fourth token": 3}
 BOUND = 0.5
@@ -43,19 +44,21 @@ def measured(study: Study, model: sk.Model) -> xr.Dataset:
 
 def draw(study: Study, ds: xr.Dataset) -> None:
     """Shares of the first token by layer beside its attention, and of a control."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.0), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.8), layout="constrained", sharey=True)
     for ax, name, title in zip(
         axes, ("mass", "through values", "in the stream"),
-        ("Attention on it", "Gradient through the values", "Gradient in the stream"), strict=True,
+        ("Attention on it", "Gradient, values", "Gradient, stream"), strict=True,
     ):  # fmt: skip
         table = with_intervals(ds[name])
         depth = "site" if "site" in ds[name].dims else "layer"
         sk.plot.layer_profile(
-            table["difference"].transpose("token", depth), band=(table["low"], table["high"]), ylabel="share",
-            title=title, ax=ax,
+            table["difference"].transpose("token", depth), band=(table["low"], table["high"]),
+            ylabel="share" if ax is axes[0] else " ", title=title, ax=ax,
         )  # fmt: skip
         ax.axhline(ds.attrs["even"], color="black", linestyle=":", linewidth=1)
         ax.set_ylim(0, 1)
+        if ax is not axes[-1]:
+            drop_names(ax)  # the last panel says them
     study.figure(
         figure, "gradient_sinks", source=ds,
         says="shares of all tokens of a prompt; dotted: evenly spread; 95 % intervals over prompts",

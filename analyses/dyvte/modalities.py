@@ -60,7 +60,8 @@ def exits(model: sk.Model, asked: SceneQuestions) -> xr.Dataset:
 
 def draw(study: Study, ds: xr.Dataset) -> None:
     """Curves of the exit, exits of single questions, and attention between modalities by layer."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.3), layout="constrained")
+    figure, panels = plt.subplot_mosaic([["exit", "single"], ["share"] * 2], figsize=(9.2, 6.8), layout="constrained")
+    left, middle, right = panels.values()
     gain = with_intervals(ds["loss"] - ds["full_loss"])
     for colour, name in enumerate(ds["leaves"].values):
         row = gain.sel(leaves=name)
@@ -82,8 +83,8 @@ def draw(study: Study, ds: xr.Dataset) -> None:
         for colour, (role, name) in enumerate(KEYS.items()):
             line = ds["share"].sel(rows=rows, role=role).mean("prompt")
             right.plot(ds["layer"], line, style, color=f"C{colour + 2}", label=f"{rows} to {name}")
-    right.set(xlabel="layer", ylabel="share of attention", title="Between the modalities", ylim=(-0.03, 1.35))
-    right.legend(fontsize=6, ncols=2, loc="upper center")
+    right.set(xlabel="layer", ylabel="share of attention", title="Between the modalities", ylim=(-0.03, 1.03))
+    right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     study.figure(figure, "exit", source=ds, says="keys hidden from a layer on; 95 % bootstrap intervals")
 
 

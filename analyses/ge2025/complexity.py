@@ -82,13 +82,15 @@ def correlation(one: np.ndarray, other: np.ndarray, draws: int) -> Estimate:
 
 def draw(study: Study, ds: xr.Dataset, crops: xr.Dataset) -> None:
     """Entropy by complexity, by answer and by layer, and answers with a crop."""
-    figure, axes = plt.subplots(1, 4, figsize=(13, 3.2), layout="constrained")
+    figure, grid = plt.subplots(2, 2, figsize=(9, 6.6), layout="constrained")
+    axes = grid.ravel()
     mean = ds["entropy"].mean("layer").values
     for colour, kind in enumerate(COMPLEXITY):
         ranks = stats.rankdata(ds["complexity"].sel(kind=kind)) / ds.sizes["prompt"]
-        axes[0].plot(ranks, mean, ".", markersize=3, color=f"C{colour}", label=kind)
+        axes[0].plot(ranks, mean, ".", markersize=4, color=f"C{colour}", label=kind)
     axes[0].set(xlabel="rank of complexity", ylabel="entropy (nat)", title="Entropy and complexity")
-    axes[0].legend()
+    axes[0].set_ylim(top=mean.max() + 0.2 * np.ptp(mean))  # room for the legend
+    axes[0].legend(loc="upper right", ncols=2, markerscale=2)
     draw_right_and_wrong(mean, ds["right"].values > 0, "entropy (nat)", axes[1])
     found = with_intervals(ds["entropy"])
     axes[2].plot(ds["layer"], found["difference"], marker="o", markersize=3)

@@ -13,6 +13,7 @@ of the map, is ours, both maps cut and scaled alike. Controls: maps of other pic
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,6 +23,7 @@ import sinkscope as sk
 from sinkscope import metrics
 from sinkscope.analysis import Estimate, Study, change_bars, compare_arms, join_arms, with_intervals
 from sinkscope.methods.amplify import gaze_saliency, paint
+from sinkscope.plot.theme import SEQUENTIAL
 from sinkscope.roles import ROLE_INDEX
 from sinkscope.tasks.examples import answer_score
 from sinkscope.tasks.scene_questions import SceneQuestions, scene_questions
@@ -99,19 +101,19 @@ def amplified(
 
 def draw_scores(study: Study, ds: xr.Dataset, maps: dict[str, xr.DataArray], asked: SceneQuestions) -> None:
     """One picture with both maps, and the score of each map."""
-    figure, axes = plt.subplots(1, 4, figsize=(10, 2.9), layout="constrained", width_ratios=[1, 1, 1, 1.7])
+    figure, axes = plt.subplots(1, 4, figsize=(9.6, 3), layout="constrained", width_ratios=[1, 1, 1, 1.5])
     axes[0].imshow(np.asarray(asked.scenes[0].image(asked.scale)))
-    axes[0].set_title(asked.questions[0].text, fontsize=8)
+    axes[0].set_title(textwrap.fill(asked.questions[0].text, 16))
     grid = asked.prompts.grids[0]
     assert grid is not None
     own = np.isfinite(grid.row)
     for ax, (name, one) in zip(axes[1:3], maps.items(), strict=True):
-        ax.imshow(one.values[0, : len(own)][own].reshape(int(grid.row[own].max()) + 1, -1), cmap="viridis")
-        ax.set_title(name, fontsize=8)
+        ax.imshow(one.values[0, : len(own)][own].reshape(int(grid.row[own].max()) + 1, -1), cmap=SEQUENTIAL)
+        ax.set_title(name)
     for ax in axes[:3]:
         ax.set_axis_off()
     sk.plot.interval_dots(with_intervals(ds["score"]), reference=1.0, ax=axes[3])
-    axes[3].set_xlabel("mean in the object over whole map")
+    axes[3].set_xlabel("object over whole map")
     study.figure(figure, "saliency", source=ds, says="the object that the question names; 95 % bootstrap intervals")
 
 

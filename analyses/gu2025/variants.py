@@ -39,7 +39,7 @@ def draw(study: Study, step: int, trained: dict[str, emergence.Pair]) -> None:
     """Bars of sink rate and mean attention by variant."""
     both = [[pair.own[key].mean() for key in list(KEYS)[:2]] for pair in trained.values()]
     shown = xr.DataArray(both, {"arm": list(trained), "what": ["sink rate, layers 1 up", "mean attention"]})
-    figure, axes = plt.subplots(figsize=(11, 4.4))
+    figure, axes = plt.subplots(figsize=(9.2, 4.4))
     sk.plot.grouped_bars(shown, ylabel="first token", title="Trained with it, mean over seeds", ax=axes)
     source = shown.assign_attrs(model_id=f"{emergence.BASE} and its variants", n_prompts=64)
     study.figure(

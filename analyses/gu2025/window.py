@@ -91,9 +91,9 @@ def judge(study: Study, model: sk.Model) -> None:
         names.append(str(window))
     share = xr.concat([part["share"] for part in parts], dim=xr.Variable("window", names))
     table = with_intervals(share)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.2), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
     for ax, found, series, label, title in (
-        (left, table, "which", "mean attention weight", "Queries that no longer see the first token"),
+        (left, table, "which", "mean attention weight", "Queries that lost the first token"),
         (right, with_intervals(xr.concat(losses, xr.Variable("window", names[1:]))), "sees",
          "loss less that of full attention [nat]", "What it costs"),
     ):  # fmt: skip

@@ -19,7 +19,7 @@ from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, need
 from sinkscope.roles import ROLE_INDEX
 
 DOMAINS = ("code", "prose")
-OTHERS, SHOWN = 3, 28
+OTHERS, SHOWN = 3, 20
 
 
 def contrast(code: np.ndarray, prose: np.ndarray, unit: str = "") -> Estimate:
@@ -55,7 +55,7 @@ def draw(
     """Map of the difference over heads, and the cost of the zeroed ones."""
     tested = test["code"].mean("prompt") - test["prose"].mean("prompt")
     tested = tested.assign_attrs(long_name="code minus prose")
-    figure, axes = plt.subplots(1, 2, figsize=(11, max(4.4, 0.24 * tested.sizes["layer"])))
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, max(4.4, 0.24 * tested.sizes["layer"])))
     marked = xr.DataArray(q < 0.05, dims=("layer", "head"), coords=tested.coords)
     sk.plot.effect_map(tested, marked=marked, title="Attention on the first token", ax=axes[0])
     labels = {"head": names, "domain": list(DOMAINS)}
@@ -80,7 +80,7 @@ def typical(prompts: sk.Prompts, kind: str) -> int:
 
 def maps(study: Study, prompts: dict[str, sk.Prompts], layer: int, head: int) -> None:
     """Attention map of the switch on one test prompt of each domain."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 5.4), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.8), layout="constrained")
     shown = None
     for kind, ax in zip(DOMAINS, axes, strict=True):
         shown = study.run(prompts[kind].subset([typical(prompts[kind], kind)]), [sk.AttentionMap([layer], [head])])

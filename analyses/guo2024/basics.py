@@ -18,6 +18,7 @@ import xarray as xr
 
 import sinkscope as sk
 from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study
+from sinkscope.plot.naming import name_lines
 
 TEXT = "Summer is warm. Winter is cold."
 PROBES = (sk.KeyMass(), sk.KeyNorm(), sk.ValueNorm(), sk.ResidualNorm())
@@ -41,7 +42,7 @@ def judge(study: Study, model: sk.Model) -> None:
     maps = study.run(prompts, [sk.AttentionMap([layer], heads)])["attention"].isel(prompt=0, layer=0)
     values = ds["value_norm"].isel(prompt=0).sel(layer=layer).mean("kv_head").values
     norms = at_outputs(ds).isel(prompt=0).values
-    figure, axes = plt.subplots(2, 4, figsize=(11, 5.4), layout="constrained")
+    figure, axes = plt.subplots(2, 4, figsize=(9.6, 5.4), layout="constrained")
     words = list(prompts.tokens[0])
     for axis, head, weights in zip(axes[0], heads, maps.values, strict=False):
         axis.imshow(weights, cmap="Blues", vmin=0, vmax=1)
@@ -54,10 +55,10 @@ def judge(study: Study, model: sk.Model) -> None:
     left.bar(range(len(values)), values)
     left.set_xticks(range(len(values)), words, rotation=45, ha="right")
     left.set(title=f"Value norms, layer {layer}", ylabel="norm")
-    right.plot(norms[:, 0], marker="o", markersize=3, label=f"first token {words[0]}")
-    right.plot(norms[:, 1:].max(1), marker="o", markersize=3, label="largest of the others")
+    right.plot(norms[:, 0], marker="o", markersize=3)
+    right.plot(norms[:, 1:].max(1), marker="o", markersize=3)
     right.set(title="Residual norms", xlabel="block", ylabel="norm")
-    right.legend()
+    name_lines(right, right.lines, ["first token", "largest other"])
     study.figure(
         figure, "basics", source=ds, says=f"the paper's sentence; the four heads of layer {layer} that attend most"
     )

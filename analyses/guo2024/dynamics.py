@@ -56,7 +56,7 @@ def late_growth(values: xr.DataArray) -> tuple[list[float], xr.DataArray]:
 
 def draw(study: Study) -> None:
     """Curves of the first seed of each arm, each over its maximum."""
-    figure, axes = plt.subplots(1, len(ARMS), figsize=(13, 4.2), sharey=True)
+    figure, axes = plt.subplots(1, len(ARMS), figsize=(9.6, 3.8), sharey=True)
     for ax, name in zip(axes, ARMS, strict=True):
         values = curve(name)
         shown = (values / abs(values).max("step")).assign_coords(series=list(SERIES.values()), step=values["step"] + 1)

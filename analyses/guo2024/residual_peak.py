@@ -13,11 +13,12 @@ of them. A first token that is the same in every prompt sees only itself, so its
 import numpy as np
 import torch
 import xarray as xr
+from matplotlib.axes import Axes
 
 import sinkscope as sk
 from recipes import seeds
 from sinkscope import zoo
-from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study
+from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, with_intervals
 from sinkscope.engine.run import find_tower
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.methods.secondary_mlp import MLP_NAMES
@@ -75,13 +76,27 @@ def table(model: sk.Model, prompts: sk.Prompts) -> xr.Dataset:
     return xr.Dataset(found, attrs=plain.attrs | {"site": site})
 
 
-def by_layer(ds: xr.Dataset) -> xr.DataArray:
-    """Norm of the first token without the attention or the MLP of each layer, and with both: dims (out, layer)."""
-    mean = ds["sink"].mean("prompt")
-    layers = range((mean.sizes["arm"] - 1) // 2)
-    rows = [[float(mean.sel(arm=f"{part} {layer}")) for layer in layers] for part in ("attention", "MLP")]
-    rows.append([float(mean.sel(arm="nothing"))] * len(layers))
-    return xr.DataArray(rows, {"out": ["attention out", "MLP out", "nothing out"], "layer": layers}, ("out", "layer"))
+def by_layer(norm: xr.DataArray) -> xr.DataArray:
+    """Norm of the first token (arm prompt) by what is out and in which layer: dims (out layer prompt)."""
+    layers = range((norm.sizes["arm"] - 1) // 2)
+    arms = [[f"{part} {layer}" for layer in layers] for part in ("attention", "MLP")] + [["nothing"] * len(layers)]
+    rows = [norm.sel(arm=row).values for row in arms]
+    labels = {"out": ["attention out", "MLP out", "nothing out"], "layer": list(layers)}
+    return xr.DataArray(rows, labels, ("out", "layer", "prompt"))
+
+
+def draw(norm: xr.DataArray, site: str, title: str) -> Axes:
+    """Lines over the layers, bars where the peak stands behind the first block already."""
+    table = with_intervals(by_layer(norm))
+    said = f"norm of the first token at {site}"
+    if table.sizes["layer"] > 1:
+        edges = (table["low"], table["high"])
+        return sk.plot.layer_profile(table["difference"], band=edges, ylabel=said, title=title)
+    one = table.isel(layer=0, drop=True).sel(out=["nothing out", "attention out", "MLP out"])
+    edges = (one["low"], one["high"])
+    axes = sk.plot.grouped_bars(one["difference"], interval=edges, ylabel=said, title=title)
+    axes.set_xlabel("of layer 0")
+    return axes
 
 
 def judge(study: Study, model: sk.Model) -> None:
@@ -89,10 +104,8 @@ def judge(study: Study, model: sk.Model) -> None:
     n = 4 if study.quick else 8
     prompts = study.texts("random" if model.id.startswith("zoo:bb") else "prose", n=n, tokens=24, model=model)
     ds = study.reading("peak", lambda: table(model, prompts))
-    axes = sk.plot.layer_profile(
-        by_layer(ds), ylabel=f"norm of the first token at {ds.attrs['site']}", title=f"{model.id}, one sublayer out"
-    )
-    study.figure(axes, "sublayers", source=ds, says="mean over prompts")
+    axes = draw(ds["sink"], ds.attrs["site"], f"{model.id}, one sublayer out")
+    study.figure(axes, "sublayers", source=ds, says="mean over prompts, 95 % intervals")
     full = ds["sink"].sel(arm="nothing", drop=True)
     times, last = float((full / ds["others"].sel(arm="nothing")).mean()), int(ds.attrs["site"].split(".")[0])
     for part, claim in (("MLP", "An early MLP makes the peak"), ("attention", "Attention plays no part in it")):

@@ -77,7 +77,7 @@ def draw(parts: list[xr.Dataset], names: tuple[str, ...], score: str, title: str
 
 def judge(study: Study, model: sk.Model) -> None:
     """Calibrate and test every method on every task, draw both tables, state the differences."""
-    figure, axes = plt.subplots(2, 2, figsize=(13, 8))
+    figure, axes = plt.subplots(2, 2, figsize=(9.6, 8))
     parts: list[xr.Dataset] = []
     for (which, listed), column in zip(TABLES.items(), axes.T, strict=True):
         names = suited(study, model, listed)

@@ -64,7 +64,7 @@ def main() -> None:
     with Study(__doc__, paper="jiang2025", model="dinov2-small") as study:
         need(study.model, study.model.kind == "vision", "a vision encoder")
         ds = study.reading("registers", lambda: measured(study.model, 2 if study.quick else 8))
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
         left.hist(ds["norm"].values.ravel(), 60, color="0.5")
         left.axvline(ds.attrs["threshold"], color="#D55E00", linestyle="--", linewidth=1, label="threshold")
         left.set(xlabel="norm of a patch behind the last block", ylabel="patches", title="Norms and their valley")

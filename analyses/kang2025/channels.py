@@ -19,6 +19,7 @@ from sinkscope.analysis import VISION_LANGUAGE_MODELS, Study, describe_differenc
 from sinkscope.methods.residual import residual_stream
 from sinkscope.methods.var import sink_dims_or_largest
 from sinkscope.metrics import phi
+from sinkscope.plot.theme import SINK
 from sinkscope.roles import ROLE_INDEX
 from sinkscope.tasks.scene_questions import scene_questions
 
@@ -52,12 +53,18 @@ def judge(study: Study, model: sk.Model) -> None:
     shapes = scene_questions(model, 6 if study.quick else 24)
     dims = [int(dim) for dim in sink_dims_or_largest(model, shapes.prompts)[0]]
     ds = study.reading("channels", lambda: measured(model, shapes.prompts, dims))
-    figure, panels = plt.subplots(1, 3, figsize=(10, 3), layout="constrained", sharey=True)
+    figure, panels = plt.subplots(1, 3, figsize=(9.6, 3.2), layout="constrained", sharey=True)
     for axes, name in zip(panels, ds["token"].values.tolist(), strict=True):
-        axes.plot(ds["size"].sel(token=name).isel(prompt=0).values, linewidth=0.8)
+        one = ds["size"].sel(token=name).isel(prompt=0).values
+        axes.plot(one, linewidth=0.8)
+        for dim in sorted(dims, key=lambda dim: -one[dim])[:2]:
+            axes.plot(dim, one[dim], "o", color=SINK)
+            axes.annotate(str(dim), (dim, one[dim]), (-6, 0), textcoords="offset points", ha="right", va="center",
+                          color=SINK)  # fmt: skip
         axes.set(title=name, xlabel="channel")
-    panels[0].set_ylabel("magnitude over root mean square")
-    study.figure(figure, "channels", source=ds, says=f"one prompt, behind block {ds.attrs['site'].split('.')[0]}")
+    panels[0].set_ylabel("over root mean square")
+    study.figure(figure, "channels", source=ds, says="magnitude of each channel "
+                 f"in one prompt, behind block {ds.attrs['site'].split('.')[0]}; dots: sink dimensions")  # fmt: skip
     top = ds["size"].sel(token="first token").argmax("channel").reset_coords(drop=True)
     ratio = ds["size"].isel(channel=top).reset_coords(drop=True)
     sink, plain = (ratio.sel(token=name, drop=True) for name in ("visual sink", "ordinary visual token"))

@@ -79,7 +79,7 @@ def draw(shapes: SceneQuestions, one: xr.Dataset, steps: dict[str, xr.DataArray]
     top = max(float(steps[name].max()) for name in ("Attention", "After redistribution"))
     places = {name: one[name] for name in BOX}
     boxes = np.stack([one[name].values for name in BOX], -1)[(steps["Sink dimensions"] >= tau).values]
-    figure, axes = plt.subplots(1, 3, figsize=(11.4, 4.4))
+    figure, axes = plt.subplots(1, 3, figsize=(9.6, 4))
     for ax, (name, array) in zip(axes, steps.items(), strict=True):
         attends = name != "Sink dimensions"
         line = array.assign_coords(places).assign_attrs(long_name="attention weight" if attends else "phi")

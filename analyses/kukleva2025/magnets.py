@@ -92,13 +92,13 @@ def masked(model: sk.Model, asked: SceneQuestions, sinks: xr.DataArray) -> xr.Da
 
 def draw(study: Study, ds: xr.Dataset) -> None:
     """Magnet share by layer, mean and variation of keys, and pointing by rows."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.3), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.6, 3.6), layout="constrained")
     row = with_intervals(ds["share"])
     left.plot(ds["layer"], row["difference"], marker="o", markersize=3, label="stop words")
     left.fill_between(ds["layer"], row["low"], row["high"], alpha=0.15)
-    left.axhline(float(ds["fair"].mean()), linestyle=":", color="0.5", label="their share of the text tokens")
+    left.axhline(float(ds["fair"].mean()), linestyle=":", color="0.5", label="share of the text tokens")
     left.set(xlabel="layer", ylabel="part of the attention on text", title="Magnets", ylim=(0, 1))
-    left.legend(fontsize=7)
+    left.legend()
     count = ds["mean"].notnull().sum("token")
     times = (ds["mean"] * count).values
     roles = np.broadcast_to(ds["roles"].values, times.shape)
@@ -113,7 +113,7 @@ def draw(study: Study, ds: xr.Dataset) -> None:
     middle.set(
         xscale="log", xlabel="mean over the even share", ylabel="variation over rows", title="Global sinks: below right"
     )
-    middle.legend(fontsize=7, markerscale=4)
+    middle.legend(markerscale=4)
     sk.plot.interval_dots(with_intervals(ds["pointing"]), reference=1.0, title="Maps of the object", ax=right)
     right.set_xlabel("object over whole map")
     study.figure(figure, "magnets", source=ds, says="mean of heads; rows of the question; 95 % bootstrap intervals")

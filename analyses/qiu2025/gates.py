@@ -55,14 +55,14 @@ def measured(study: Study, model: sk.Model) -> xr.Dataset:
 
 def draw(study: Study, ds: xr.Dataset, cost: xr.DataArray, plain: float) -> None:
     """Gate values by layer, their means by head, the first token's share, what replaced gates cost."""
-    figure, ((values, heads), (first, bars)) = plt.subplots(2, 2, figsize=(11.5, 8.0), layout="constrained")
+    figure, ((values, heads), (first, bars)) = plt.subplots(2, 2, figsize=(9.6, 7.6), layout="constrained")
     count = ds["gate_count"].sum("head")
     part, edges = (count / count.sum("bin")).values, np.linspace(0, 1, ds.sizes["bin"] + 1)
     for layer, colour in enumerate(plt.get_cmap("viridis")(np.linspace(0, 0.9, len(part)))):
         values.stairs(part[layer], edges, color=colour, label=f"layer {layer}", linewidth=1.4)
     values.axvline(FRESH, color="black", linestyle=":", linewidth=1)
     values.set(xlabel="gate", ylabel="share of the gates", title="Values of the gates")
-    values.legend(fontsize=8)
+    values.legend()
     mean = ds["gate"].mean(["prompt", "query"])
     sk.plot.sink_map(mean, title="Mean gate of each head", label="mean gate", ax=heads)
     by_layer = xr.concat([ds[name].mean("head") for name in SHARES], xr.IndexVariable("what", list(SHARES)))

@@ -59,12 +59,17 @@ def draw(study: Study, plain: xr.Dataset, stage: xr.Dataset, lines: xr.DataArray
     onset, depth = int(stage["first"]), plain.sizes["layer"]
     shown = [max(onset, 0), min(onset + 2, depth - 1)]
     maps = logits(study.model, study.texts("prose"))
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), width_ratios=(1, 1, 1.1))
+    top = max(float(np.nanmax(np.abs(maps[layer][:16, :16]))) for layer in shown)
+    figure = plt.figure(figsize=(9.2, 8))
+    above, below = figure.subfigures(2, 1, height_ratios=(1.2, 1))
+    axes = above.subplots(1, 2)
     tokens = {"token": ("key", plain["token"].isel(prompt=0).values[:16])}
     for ax, layer in zip(axes, shown, strict=False):
         grid = xr.DataArray(maps[layer][:16, :16], tokens, ("query", "key"))
-        sk.plot.pair_map(grid, signed=True, label="logit, mean over heads", title=f"Logits, layer {layer}", ax=ax)
-    sk.plot.layer_profile(lines, ylabel="attention on the carrier", title=title, ax=axes[2])
+        said = {"label": "logit, mean over heads", "title": f"Logits, layer {layer}"}
+        sk.plot.pair_map(grid, signed=True, limit=top, ax=ax, **said)
+    axes[0].images[0].colorbar.remove()  # that of the second map holds for both
+    sk.plot.layer_profile(lines, ylabel="attention on the carrier", title=title, ax=below.subplots())
     says = (
         f"logits of one prompt; attention on position {int(stage['at'])}, mean over heads and prompts; entry "
         f"{int(stage['dim'])} set to zero at {onset}.post"

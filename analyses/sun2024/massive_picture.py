@@ -43,7 +43,8 @@ def by_dimension(ds: xr.Dataset, dims: list[int]) -> xr.DataArray:
 def draw(study: Study, ds: xr.Dataset, stages: xr.Dataset, curves: xr.DataArray) -> None:
     """Entries of one prompt in the largest stage, and each dimension by block."""
     site = f"{int(stages['first'][0])}.post"
-    figure = plt.figure(figsize=(11.5, 4.8))
+    figure = plt.figure(figsize=(9.6, 4.6))
+    figure.get_layout_engine().set(wspace=0.12)  # the space of an axis in depth is not counted
     left = figure.add_subplot(1, 2, 1, projection="3d")
     sk.plot.massive_activations_picture(ds.isel(prompt=0).sel(site=site), ax=left)
     outputs = [name for name in curves["site"].values if name != "embed"]

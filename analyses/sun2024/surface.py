@@ -31,8 +31,10 @@ PRETRAINED = ("smollm2-135m", "gemma3-270m", "minilm", "dinov2-small")
 MADE_HERE = ("zoo:vlm-smol", "zoo:vlm-shapes", "zoo:lm-python", "zoo:bb-3l", "zoo:bb-3l-relu", "zoo:bb-1l")
 DRAWN_LARGE = PRETRAINED[:2]
 """Models whose surface has a figure of its own as well."""
-COLUMNS, COUNTED = 5, 8
+COLUMNS, COUNTED = 4, 8
 """Surfaces in a row; prompts that entries are counted in."""
+MOST_TOKENS = 24
+"""Tokens of one prompt in the picture of all models: more bars than that stand in front of one another."""
 
 
 def prompt_for(study: Study, model: sk.Model) -> sk.Prompts:
@@ -102,6 +104,15 @@ def surface_of(surface: xr.DataArray, name: str, top: float, ax: Axes | None = N
     return sk.plot.activation_surface(surface, named=None if few else [], top=top, title=title, ax=ax)
 
 
+def thinned(surface: xr.DataArray) -> xr.DataArray:
+    """A long prompt's tokens evenly thinned, the one with the largest entry kept."""
+    length = surface.sizes["key"]
+    if length <= MOST_TOKENS:
+        return surface
+    carrier = int(surface.max("dim").values.argmax())
+    return surface.isel(key=sorted({carrier, *np.linspace(0, length - 1, MOST_TOKENS - 1).astype(int).tolist()}))
+
+
 def draw(study: Study, found: dict[str, tuple[xr.DataArray, xr.Dataset]]) -> None:
     """Draw the surfaces on one axis, and the largest entries by block."""
     surfaces = {name: surface for name, (surface, _) in found.items()}
@@ -109,13 +120,20 @@ def draw(study: Study, found: dict[str, tuple[xr.DataArray, xr.Dataset]]) -> Non
     columns, names = min(COLUMNS, len(found)), ", ".join(surfaces)
     if len(found) > 1:
         rows = -(-len(found) // columns)
-        figure = plt.figure(figsize=(3.1 * columns, 0.5 + 3.1 * rows))
+        figure = plt.figure(figsize=(2.4 * columns, 0.5 + 2.5 * rows))
         for place, (name, surface) in enumerate(surfaces.items()):
             axes = figure.add_subplot(rows, columns, place + 1, projection="3d")
-            drawn = surface_of(surface, name, top, axes)
-            if place % columns < columns - 1:
-                drawn.set_zlabel("")  # type: ignore[attr-defined]
-        says = f"models {names}: every entry of one prompt each, multiples of its median magnitude, one scale"
+            drawn = surface_of(thinned(surface), name, top, axes)
+            drawn.set(title=f"{name}\n{surface.name}", ylabel="", zlabel="")
+            tokens = [label.get_text() for label in drawn.get_xticklabels()]
+            drawn.set_xticks(drawn.get_xticks()[::4], tokens[::4])
+            drawn.locator_params(axis="y", nbins=3)
+            for text in drawn.texts:
+                text.set_fontsize(plt.rcParams["xtick.labelsize"])
+        says = (
+            f"models {names}: every entry by token and dimension, one prompt each (of long ones {MOST_TOKENS} tokens, "
+            "the largest among them), multiples of its median magnitude, one scale"
+        )
         study.figure(figure, "ten_models", source=first.assign_attrs(model_id=""), says=says)
     readings = {name: reading for name, (_, reading) in found.items()}
     drawn_all = sk.plot.panels(sk.plot.top_values_by_layer, readings, columns=columns, height=0.9)

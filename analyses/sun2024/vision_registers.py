@@ -53,7 +53,8 @@ with Study(__doc__, paper="sun2024", model="dinov2-small") as study:
     registers = np.flatnonzero(roles == "register").tolist()
     patches = np.flatnonzero(roles == "image")[: max(len(registers), 1)].tolist()
 
-    figure = plt.figure(figsize=(11.5, 4.8))
+    figure = plt.figure(figsize=(9.6, 4.6))
+    figure.get_layout_engine().set(wspace=0.12)  # the space of an axis in depth is not counted
     left = figure.add_subplot(1, 2, 1, projection="3d")
     sk.plot.massive_activations_picture(ds.isel(prompt=0).sel(site=site), ax=left)
     sk.plot.top_values_by_layer(top, blocks["median_abs"].mean("prompt"), ax=figure.add_subplot(1, 2, 2))

@@ -20,21 +20,22 @@ import xarray as xr
 import sinkscope as sk
 from sinkscope.analysis import LANGUAGE_MODELS, Estimate, Study, together
 from sinkscope.methods import secondary_sinks
+from sinkscope.plot.naming import drop_names
+from sinkscope.plot.theme import SEQUENTIAL
 
 
 def draw(study: Study, chosen: case.Case, norms: xr.Dataset, levels: xr.DataArray) -> None:
     """Norms by layer, levels, and the attention that the sinks get."""
     kind = chosen.found["kind"].values == "secondary"
     life, score, beside = (chosen.found[name].values[kind] for name in ("lifetime", "score", "score_beside"))
-    figure, axes = plt.subplots(2, 2, figsize=(10.5, 7.6))
+    figure, axes = plt.subplots(2, 2, figsize=(9.6, 7.6))
     for ax, name in zip(axes.ravel(), ("residual", "value"), strict=False):
         shown = norms[name].assign_coords(group=["primary", "secondary", "rest"])
         sk.plot.norm_profile(shown, title=f"Norm of the {name} vector", ax=ax)
-        ax.set_ylim(top=6 * float(shown.max()))
-        ax.legend(loc="upper center", ncols=3)
+    drop_names(axes[0, 0])  # its neighbour says them
     grid = levels.transpose("lifetime", "start").values
     top = max(int(life.max()) + 2, 6)
-    image = axes[1, 0].imshow(np.log1p(grid[:top]), origin="lower", aspect="auto", cmap="viridis")
+    image = axes[1, 0].imshow(np.log1p(grid[:top]), origin="lower", aspect="auto", cmap=SEQUENTIAL)
     figure.colorbar(image, ax=axes[1, 0], label="log(1 + tokens)")
     axes[1, 0].set(xlabel="first layer", ylabel="lifetime [layers]", title=f"Sink levels, {int(kind.sum())} tokens")
     spread = 0.12 * (np.arange(len(life)) / max(len(life) - 1, 1) - 0.5)

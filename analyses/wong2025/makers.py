@@ -26,15 +26,16 @@ def draw(
     study: Study, chosen: case.Case, made: xr.Dataset, runs: dict[bool, list[xr.Dataset]], factors: tuple[float, ...]
 ) -> None:
     """What is written, likeness inside the MLP, and strength over the scaled write."""
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.6), width_ratios=(0.7, 1.2, 1))
+    figure, panels = plt.subplot_mosaic([["write", "scale"], ["inside"] * 2], figsize=(9.2, 7), width_ratios=(0.7, 1))
+    axes = [panels[name] for name in ("write", "inside", "scale")]
     write, stage = (with_intervals(made[name], over="sink") for name in ("write_cosine", "stage_cosine"))
     sk.plot.grouped_bars(
-        write["difference"], interval=(write["low"], write["high"]), ylabel="cosine with the primary sink's state",
+        write["difference"], interval=(write["low"], write["high"]), ylabel="cosine with the primary sink",
         title="What is written", ax=axes[0],
     )  # fmt: skip
     sk.plot.grouped_bars(
         stage["difference"].transpose("stage", "who"), interval=(stage["low"], stage["high"]),
-        ylabel="cosine with the primary sink's", title="Inside the MLP", ax=axes[1],
+        ylabel="cosine with the primary sink", title="Inside the MLP", ax=axes[1],
     )  # fmt: skip
     score = xr.DataArray(
         [[run["score"].values for run in found] for found in runs.values()],

@@ -70,7 +70,7 @@ def judge(study: Study, model: sk.Model) -> None:
     need(model, model.is_causal, "a decoder, whose loss per token it reads")
     ds = study.reading("principles", lambda: measured(study, model))
     cost = ds["loss"] - ds["plain"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12.5, 4.6), layout="constrained", width_ratios=(1, 1.15))
+    figure, (left, right) = plt.subplots(2, 1, figsize=(8.4, 8), layout="constrained")
     table = with_intervals(ds["measure"])
     shown = table["difference"].transpose("kind", "layer")
     sk.plot.layer_profile(shown, band=(table["low"], table["high"]), ylabel="mean over heads", title="Maps by layer",
@@ -85,8 +85,8 @@ def judge(study: Study, model: sk.Model) -> None:
     right.set_xticks(right.get_xticks(), [name.replace(" ", "\n") for name in REPLACEMENTS])
     study.figure(
         figure, "principles", source=ds,
-        says="left: concentration is over its largest value, dotted lines are evenly spread attention; right: the loss "
-        "with one principle removed less that without, dotted: a uniform guess; 95 % intervals over prompts",
+        says="above: concentration is over its largest value, dotted lines are evenly spread attention; below: the "
+        "loss with one principle removed less that without, dotted: a uniform guess; 95 % intervals over prompts",
     )  # fmt: skip
 
     every, half = (cost.sel(where=name, drop=True) for name in WHERE)

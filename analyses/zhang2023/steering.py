@@ -85,7 +85,7 @@ def judge(study: Study, model: sk.Model) -> None:
     counts = [int(text) for arm, text in labels if arm == "heads"]
     wide = ds[score].sel(edit=[f"heads|{n}" for n in counts]).assign_coords(edit=counts).rename(edit="heads")
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.2))
     for values, x, at, ax in ((curve, "alpha", 1.0, left), (wide, "heads", None, right)):
         share = tasks.rate(values)
         drawn = share["value"].rename("accuracy").assign_attrs(long_name=said)

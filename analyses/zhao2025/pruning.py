@@ -83,7 +83,8 @@ def kept(model: sk.Model, asked: SceneQuestions, scores: dict[str, xr.DataArray]
 
 def draw(study: Study, scores: dict[str, xr.DataArray], found: xr.Dataset, ds: xr.Dataset) -> None:
     """The mean curve with its fit, slopes of scores and of what is kept, and the part of the object that is kept."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    figure, panels = plt.subplot_mosaic([["trend"] * 2, ["slopes", "kept"]], figsize=(9.2, 7), layout="constrained")
+    left, middle, right = panels.values()
     for colour, name in enumerate(("last row", DEBIASED)):
         curve = flat(scores[name]).mean(0)
         trend, place = metrics.positional_trend(curve), np.arange(len(curve)) / len(curve)
@@ -91,7 +92,7 @@ def draw(study: Study, scores: dict[str, xr.DataArray], found: xr.Dataset, ds: x
         fit = trend.mu * np.exp(trend.sigma * place) / curve.mean()
         left.plot(place, fit, color=f"C{colour}", label=f"{name}, fit explains {trend.r2:.0%}")
     left.set(xlabel="place in the raster", ylabel="mean score over its mean", title="Trend of the score")
-    left.legend(fontsize=7)
+    left.legend()
     names = ("sigma_attn", "sigma_freq")
     each = [[slope(one, 0) for one in found[name]] for name in names]
     labels = {"slope": list(names), "ranking": found["ranking"].values}

@@ -84,7 +84,7 @@ class Study:
         self._models: dict[str, Model] = {}
         self._ids: list[str] = []
         self._left_out: dict[str, str] = {}
-        self._figures: list[dict[str, str]] = []
+        self._figures: list[dict[str, str | float]] = []
         self._claims: list[Claim] = []
         self._store = ReadingStore(self.given.output / "readings", fresh=self.given.fresh)
         self._code = code_of(script)
@@ -221,6 +221,7 @@ class Study:
         """Caption a figure (model, n, and what ``says`` or the source's definition tells) and write it as PNG."""
         import matplotlib.pyplot as plt
 
+        from sinkscope.analysis.legible import smallest_text
         from sinkscope.plot import caption
 
         figure = drawn.get_figure(root=True) if hasattr(drawn, "get_figure") else drawn
@@ -228,8 +229,9 @@ class Study:
         path = self.folder / (f"{name}--{self._slug}.png" if self._one_of_several else f"{name}.png")
         with replacing(path) as temporary:
             figure.savefig(temporary, format="png", dpi=150)  # type: ignore[union-attr]
+        letters = round(smallest_text(figure)[0], 2)  # type: ignore[arg-type]
         plt.close(figure)  # type: ignore[arg-type]
-        self._figures.append({"file": path.name, "says": text})
+        self._figures.append({"file": path.name, "says": text, "letters": letters})
         return path
 
     def claim(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Unpack
 
+import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -58,13 +60,22 @@ def grouped_bars(
     if reference is not None:
         axes.axhline(reference, color="black", linestyle=":", linewidth=thin())
     axes.axhline(0, color="black", linewidth=thin())
-    axes.set_xticks(np.arange(len(groups)), groups)
+    axes.set_xticks(np.arange(len(groups)), _wrapped(axes, groups))
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.set(ylabel=plain(ylabel or _named(array)), title=plain(title))
     if array.ndim > 1 and len(series) > 1:
         legend_above(axes)
     return axes
+
+
+def _wrapped(axes: Axes, groups: list[str]) -> list[str]:
+    """Break names that are wider than their group between words, so that neighbours do not lie on each other."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    room = axes.get_position().width * figure.get_size_inches()[0] * 72 / len(groups)
+    letters = int(room / (0.56 * float(mpl.rcParams["xtick.labelsize"])))
+    return [textwrap.fill(name, max(letters, 6), break_long_words=False) for name in groups]
 
 
 def _like(edge: xr.DataArray, grid: xr.DataArray) -> np.ndarray:

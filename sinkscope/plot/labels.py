@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Literal
 
+import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -127,6 +128,26 @@ def set_ticks(
         ax.set_xticks(positions[shown], list(labels[shown]))
     else:
         ax.set_yticks(positions[shown], list(labels[shown]))
+
+
+def set_token_ticks(ax: Axes, across: Sequence[str], down: Sequence[str], most: int = 28) -> None:
+    """Put tokens on both axes, in letters as large as their rows and columns have room for.
+
+    Args:
+        ax: the axes.
+        across: one label per column, written upright.
+        down: one label per row.
+        most: most labels shown on an axis.
+    """
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    size = float(mpl.rcParams["xtick.labelsize"])
+    room = 0.9 * 72 * ax.get_position().size * figure.get_size_inches()  # the rest goes to labels and colour bars
+    for which, labels, points in (("x", across, room[0]), ("y", down, room[1])):
+        set_ticks(ax, which, labels, most=most)
+        scale = float(points) / (1.15 * size * min(max(len(labels), 1), most))
+        ax.tick_params(axis=which, labelsize=size * min(1.0, max(0.62, scale)))  # type: ignore[arg-type]
+    ax.tick_params(axis="x", rotation=90)
 
 
 def same_labels(array: xr.DataArray, drawn: xr.DataArray, dim: str, function: str) -> xr.DataArray:

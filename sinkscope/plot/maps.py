@@ -13,7 +13,7 @@ from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 
-from sinkscope.plot.labels import labels_of, need_dims, plain, set_ticks, token_labels
+from sinkscope.plot.labels import labels_of, need_dims, plain, set_ticks, set_token_ticks, token_labels
 from sinkscope.plot.readings import differences_of_heads, drawn, entropy_of_heads, first_map, on_first_token
 from sinkscope.plot.theme import DIVERGING, MISSING, OTHER, PALETTE, SEQUENTIAL, SINK, Look, axes_for, dot
 
@@ -200,12 +200,7 @@ def attention_map(
     labels = labels_of(grid, "key") if texts is None else token_labels(np.asarray(texts)[:count].tolist())
     axes = axes_for(array, ax, height=1.35)
     _image(axes, grid.values, (0.0, vmax), SEQUENTIAL, "attention weight")
-    set_ticks(axes, "x", labels, most=28)
-    set_ticks(axes, "y", labels, most=28)
-    axes.tick_params(axis="x", rotation=90)
-    if count > 12:
-        for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-            label.set_fontsize(float(label.get_fontsize()) * max(0.62, 1 - (count - 12) * 0.025))
+    set_token_ticks(axes, labels, labels)
     axes.set(xlabel="key", ylabel="query", title=plain(_where(array) if title is None else title))
     return axes
 

@@ -9,7 +9,7 @@ import xarray as xr
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 
-from sinkscope.plot.labels import labels_of, need_dims, plain, set_ticks, token_labels
+from sinkscope.plot.labels import labels_of, need_dims, plain, set_token_ticks, token_labels
 from sinkscope.plot.readings import drawn
 from sinkscope.plot.theme import DIVERGING, MISSING, SEQUENTIAL, Look, axes_for
 
@@ -50,13 +50,8 @@ def pair_map(
     bar.outline.set_visible(False)  # type: ignore[operator]
     named = "token" in grid.coords and grid["token"].dims == ("key",)
     labels = token_labels(grid["token"].values, 9) if named else labels_of(grid, "key")
-    set_ticks(axes, "x", labels, most=28)
-    set_ticks(axes, "y", labels if named else labels_of(grid, "query"), most=28)
-    axes.tick_params(axis="x", rotation=90)
+    set_token_ticks(axes, labels, labels if named else labels_of(grid, "query"))
     axes.tick_params(length=0)
-    if len(labels) > 12:
-        for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-            text.set_fontsize(float(text.get_fontsize()) * max(0.62, 1 - (len(labels) - 12) * 0.025))
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.set(xlabel="key", ylabel="query", title=plain(title))

@@ -6,6 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
+from sinkscope.analysis.legible import SMALLEST
 from sinkscope.tasks import corpora
 
 CODE, PROSE = functools.cache(corpora.code), functools.cache(corpora.prose)
@@ -22,4 +23,7 @@ def run(script, folder, monkeypatch, *arguments):
     monkeypatch.syspath_prepend(str(path.parent))
     runpy.run_path(str(path), run_name="__main__")
     out = folder / path.parent.name / path.stem
-    return json.loads((out / "claims.json").read_text(encoding="utf-8")), sorted(out.glob("*.png"))
+    said = json.loads((out / "claims.json").read_text(encoding="utf-8"))
+    small = {figure["file"]: figure["letters"] for figure in said["figures"] if figure["letters"] < SMALLEST}
+    assert not small, f"letters that cannot be read on a page, in points: {small}"
+    return said, sorted(out.glob("*.png"))

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -58,3 +60,12 @@ def test_limits_go_by_their_labels():
         for each in (values, turned)
     ]
     np.testing.assert_allclose(*lines)
+
+
+def test_long_names_of_groups_do_not_lie_on_each_other():
+    names = ["text alone", "random token in front", "beginning-of-text token in front", "beginning-of-text token at 8"]
+    axes = grouped_bars(xr.DataArray([0.7, 0.7, 0.6, 0.7], {"arm": names}, "arm"), size="page")
+    axes.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in axes.get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+    assert [text.get_text().replace("\n", " ") for text in axes.get_xticklabels()] == names

@@ -1,9 +1,12 @@
+import itertools
+
+import matplotlib as mpl
 import numpy as np
 import pytest
 import xarray as xr
 
 from sinkscope.errors import SchemaError
-from sinkscope.plot import pair_map
+from sinkscope.plot import attention_map, pair_map
 
 
 def cosines():
@@ -38,3 +41,18 @@ def test_nothing_finite_still_draws():
 def test_other_dims_are_refused():
     with pytest.raises(SchemaError, match="pair_map: draws"):
         pair_map(cosines().rename(key="layer"))
+
+
+@pytest.mark.parametrize(("count", "shrinks"), [(6, False), (14, False), (60, True)])
+def test_tokens_are_as_large_as_their_rows_allow(count, shrinks):
+    grid = xr.DataArray(
+        np.eye(count), dims=("query", "key"), coords={"token": ("key", [f"t{i}" for i in range(count)])}
+    )
+    for draw in (pair_map, attention_map):
+        axes = draw(grid, size="page")
+        axes.figure.canvas.draw()
+        full = mpl.rcParamsDefault["font.size"] * 0.88  # the theme's letters, which have 10 points as matplotlib's do
+        sizes = {text.get_fontsize() for text in (*axes.get_xticklabels(), *axes.get_yticklabels())}
+        assert (min(sizes) < full) is shrinks
+        rows = [text.get_window_extent() for text in axes.get_yticklabels()]
+        assert all(below.y1 <= above.y0 + 1 for above, below in itertools.pairwise(rows))

@@ -258,7 +258,7 @@ def test_variants_are_drawn_over_the_tokens_that_all_have(weights_folder, tmp_pa
     lines = figure.axes[0].lines
     assert [len(line.get_xdata()) for line in lines] == [2, 2, 2, 2]
     assert lines[-1].get_ydata().tolist() == pytest.approx([0.6, 0.7]), "the mean over the seeds"
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["lm-python", "lm-python-gate"]
+    assert [text.get_text() for text in figure.axes[-1].get_legend().get_texts()] == ["lm-python", "lm-python-gate"]
 
 
 def test_a_card_says_what_a_run_has_beside_a_llama():
