@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= disabled
 
-.PHONY: help demo test check hostile parity models docs figures package constraints bench clean
+.PHONY: help demo test check hostile parity models docs figures package constraints names bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
@@ -51,6 +51,9 @@ package: .venv/.dev ## wheel and sdist in out/dist, the wheel used in a clean en
 
 constraints: .venv/.dev ## constraints.txt anew from one resolve of all extras
 	$(BIN)/python .ci/constraints.py
+
+names: .venv/.dev ## what `sinkscope list` prints, anew from the registry
+	$(BIN)/python -c 'from sinkscope.cli.listing import write_index; write_index()'
 
 bench: .venv/.dev ## time and memory beside the plain forward pass and the peers
 	$(BIN)/python benchmarks/overhead.py --output docs/benchmarks.md

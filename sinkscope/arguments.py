@@ -12,8 +12,6 @@ from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any, Literal, ParamSpec, TypeVar, Union, cast, get_args, get_origin
 
-import numpy as np
-
 from sinkscope.errors import SinkscopeError
 
 P = ParamSpec("P")
@@ -134,7 +132,7 @@ def _test(hint: Any) -> Test:
     if origin in (dict, Mapping):
         one, other = map(_test, args)
         return lambda value: isinstance(value, Mapping) and all(one(k) and other(v) for k, v in value.items())
-    if origin is np.ndarray or hint is np.ndarray:
+    if (getattr(origin or hint, "__module__", ""), getattr(origin or hint, "__name__", "")) == ("numpy", "ndarray"):
         return lambda value: hasattr(value, "__array__")
     kind = origin or hint
     if not isinstance(kind, type) or (getattr(kind, "_is_protocol", False) and kind.__module__ != "collections.abc"):
@@ -146,14 +144,20 @@ def _call(test: Test, value: Any) -> bool:
     return test(value)
 
 
+def is_truth(value: object) -> bool:
+    """Say whether a value is true or false, Python's or numpy's; the latter by name, so that nothing is imported."""
+    kind = type(value)
+    return kind is bool or (kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_"))
+
+
 def is_whole(value: object) -> bool:
     """Say whether a value is a whole number; ``True`` and 1.0 are not."""
-    return isinstance(value, Integral) and not isinstance(value, bool | np.bool_)
+    return isinstance(value, Integral) and not is_truth(value)
 
 
 def is_finite(value: object) -> bool:
     """Say whether a value is a finite number; ``True`` is not."""
-    return isinstance(value, Real) and not isinstance(value, bool | np.bool_) and math.isfinite(value)
+    return isinstance(value, Real) and not is_truth(value) and math.isfinite(value)
 
 
 def _is_numbers(value: Any) -> bool:
@@ -165,6 +169,8 @@ def _is_numbers(value: Any) -> bool:
         return False
     if found is None:
         try:
+            import numpy as np
+
             found = np.asarray(value).dtype
         except (TypeError, ValueError):  # ragged
             return False
@@ -172,6 +178,8 @@ def _is_numbers(value: Any) -> bool:
 
 
 def _is_some_numbers(value: Any) -> bool:
+    import numpy as np
+
     return _is_numbers(value) and 0 not in (value.shape if hasattr(value, "shape") else np.shape(value))
 
 
@@ -191,7 +199,7 @@ _PLAIN: dict[Any, Test] = {
     Any: lambda _: True,
     None: lambda value: value is None,
     type(None): lambda value: value is None,
-    bool: lambda value: isinstance(value, bool | np.bool_),
+    bool: is_truth,
     int: is_whole,
     float: is_finite,
     Hashable: lambda value: isinstance(value, Hashable),

@@ -1,11 +1,11 @@
-"""The one list of everything that can be added: probes, statistics, edits, metrics, figures, methods, tasks, sources.
+"""The one list of everything that can be added: probes, statistics, edits, metrics, figures, methods, tasks, models.
 
     sk.registry.names("probe")               names of one kind
     sk.registry.get("probe", "key-mass")     the class, function or value of that name
     sk.registry.entries()                    everything, with a line about each and the package it comes from
 
 Classes register when they are made (subclasses of ``Probe``, ``Edit``, ``Statistic``), functions by a decorator
-(``@metric``, ``@figure``, ``@method``, ``@task``, ``@source``); both end in :func:`register`. Another package names the
+(``@metric``, ``@figure``, ``@method``, ``@task``); both end in :func:`register`. Another package names the
 module that does so in the entry-point group ``sinkscope``::
 
     [project.entry-points.sinkscope]
@@ -67,7 +67,7 @@ KINDS: dict[str, Kind] = {
     "figure": Kind("pictures of a reading", "sinkscope.report", SchemaError),
     "method": Kind("procedures of the papers", "sinkscope.methods", SinkscopeError),
     "task": Kind("questions with known answers", "sinkscope.tasks", PromptError),
-    "source": Kind("where models come from", "sinkscope.models.sources.named", ModelError),
+    "model": Kind("what can be loaded by name", "sinkscope.models.sources.named", ModelError),
 }
 """Every kind by name."""
 
@@ -115,7 +115,7 @@ def register(
     """
     label = name or str(getattr(item, "__name__", ""))
     text = (getattr(item, "__doc__", None) or "").strip().partition("\n")[0] if summary is None else summary
-    entry = Entry(_kind(kind), label, item, text, module or str(getattr(item, "__module__", "")))
+    entry = Entry(kind_named(kind), label, item, text, module or str(getattr(item, "__module__", "")))
     if entry.package != GROUP:
         load(kind)  # so that a name of ours is taken, whichever is imported first
     known = _ENTRIES[kind].get(kebab(label))
@@ -157,7 +157,7 @@ def get(kind: str, name: str) -> Any:
     found = _find(kind, name)
     if found is None:
         known = names(kind)
-        raise KINDS[_kind(kind)].error(
+        raise KINDS[kind_named(kind)].error(
             f"{kind} {name!r}: there is no such {kind}. There are {', '.join(known)}.{did_you_mean(name, known)}"
         )
     return found.item
@@ -169,7 +169,7 @@ def entries(kind: str | None = None) -> list[Entry]:
     Raises:
         SinkscopeError: no such kind.
     """
-    wanted = list(KINDS) if kind is None else [_kind(kind)]
+    wanted = list(KINDS) if kind is None else [kind_named(kind)]
     for each in wanted:
         load(each)
     _load_plugins()
@@ -178,14 +178,14 @@ def entries(kind: str | None = None) -> list[Entry]:
 
 def load(kind: str) -> None:
     """Import what sinkscope itself has of a kind; costs nothing the second time."""
-    import_module(KINDS[_kind(kind)].home)
+    import_module(KINDS[kind_named(kind)].home)
 
 
 class Table(Mapping[str, Any]):
     """The things of one kind by name, as a mapping that is always complete; its order is that of :func:`names`."""
 
     def __init__(self, kind: str) -> None:
-        self.kind = _kind(kind)
+        self.kind = kind_named(kind)
 
     def __getitem__(self, name: str) -> Any:
         found = _find(self.kind, name)
@@ -210,9 +210,14 @@ def probe_for(variable: str) -> str:
     return f"the probe that makes {variable!r}"
 
 
-def _kind(name: str) -> str:
+def kind_named(name: str) -> str:
+    """Return a kind by its name or its plural, ``probe`` or ``probes``.
+
+    Raises:
+        SinkscopeError: no such kind.
+    """
     single = name if name in KINDS else name.removesuffix("s")
-    single = "source" if single == "model" else single  # what the command line calls them
+    single = "model" if single == "source" else single
     if single not in KINDS:
         raise SinkscopeError(
             f"kind {name!r}: there is no such kind. Kinds are {', '.join(KINDS)}.{did_you_mean(name, KINDS)}"
@@ -221,7 +226,7 @@ def _kind(name: str) -> str:
 
 
 def _find(kind: str, name: str) -> Entry | None:
-    kind, wanted = _kind(kind), kebab(name)
+    kind, wanted = kind_named(kind), kebab(name)
     for more in (lambda: None, lambda: load(kind), _load_plugins):
         more()
         if wanted in _ENTRIES[kind]:

@@ -20,8 +20,6 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
 from sinkscope.arguments import is_iterable
 from sinkscope.errors import OutputError, SchemaError, did_you_mean, public_names
 from sinkscope.files import as_path, write
@@ -298,6 +296,8 @@ def join(parts: Sequence[xr.Dataset], dim: str = "prompt", fill: Mapping[str, ob
         if name in joined.coords:
             joined[name] = joined[name].fillna(blank).astype(str)
     if dim == "prompt" and len(parts) > 1:
+        import numpy as np
+
         joined = joined.assign_coords(prompt=np.arange(joined.sizes["prompt"]))
     return joined
 

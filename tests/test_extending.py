@@ -48,7 +48,7 @@ assert first_letters(calibration=4, test=4, seed=0).test
 added = {
     "probe": "largest-entry", "statistic": "squared-weights", "edit": "damp-keys",
     "metric": "loudest-token", "figure": "largest-entries",
-    "method": "damp-first", "task": "first-letters", "source": "my-model",
+    "method": "damp-first", "task": "first-letters", "model": "my-model",
 }
 for kind, name in added.items():
     entry = next(e for e in registry.entries(kind) if registry.kebab(e.name) == name)

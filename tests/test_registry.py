@@ -1,5 +1,6 @@
 """The one list of what can be added: names, errors, and packages that add to it."""
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -187,9 +188,11 @@ def test_arguments_are_shown_to_completion():
 def test_the_command_line_sees_a_package_that_adds_to_it(site):
     listed = python(site, "-m", "sinkscope", "list")
     assert listed.returncode == 0, listed.stderr
-    for kind, name in (("probe", "stream-mean"), ("edit", "halve-first"), ("figure", "stream-mean-map"),
-                       ("method", "halve"), ("task", "riddles")):  # fmt: skip
-        line = next(line for line in listed.stdout.splitlines() if line.split()[:2] == [kind, name])
+    parts = {part.partition(":")[0]: part.splitlines() for part in re.split(r"\n(?=[A-Z])", listed.stdout)}
+    assert list(parts) == ["Probes", "Edits", "Metrics", "Figures", "Methods", "Tasks", "Models"]
+    for kind, name in (("Probes", "stream-mean"), ("Edits", "halve-first"), ("Figures", "stream-mean-map"),
+                       ("Methods", "halve"), ("Tasks", "riddles")):  # fmt: skip
+        line = next(line for line in parts[kind] if line.split()[:1] == [name])
         assert line.endswith("[sink_extras]")
     warned = "sinkscope: warning: the plug-in 'all' of the package sink_broken was left out: RuntimeError: no such chip"
     assert listed.stderr.count(warned) == 1

@@ -20,6 +20,7 @@ from cyclopts.config import Toml
 from sinkscope import __version__
 from sinkscope.cli.comparison import compare
 from sinkscope.cli.explain import explain_image
+from sinkscope.cli.listing import list_
 from sinkscope.cli.models import cache, models
 from sinkscope.cli.options import (
     FileOptions,
@@ -72,6 +73,7 @@ app.command(compare, sort_key=6)
 app.command(tune, sort_key=7)
 app.command(explain_image, sort_key=8)
 app.command(models, sort_key=9)
+app.command(list_, name="list", sort_key=9)
 app.command(cache, sort_key=10)
 app.command(cite, sort_key=11)
 
@@ -188,20 +190,6 @@ def demo(*, output: Output = Path("out/demo")) -> None:
 
     if not story.main(output):
         raise SinkscopeError("demo: what was planted was not found as planted; see the lines marked WRONG.")
-
-
-@app.command(name="list", sort_key=9)
-def list_(kind: str | None = None) -> None:
-    """List what can be named: probes, edits, metrics, figures, methods, tasks, models; also those of other packages.
-
-    Args:
-        kind: One kind, such as probes, figures or models. Left out: all.
-    """
-    from sinkscope import registry
-
-    for entry in registry.entries(kind):
-        own = "" if entry.package == registry.GROUP else f" [{entry.package}]"
-        print(f"{entry.kind:<8} {registry.kebab(entry.name):<22} {entry.summary}{own}".replace("``", ""))
 
 
 @app.command(sort_key=12)

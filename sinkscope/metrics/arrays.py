@@ -150,7 +150,7 @@ def phi(states: ArrayLike, dims: ArrayLike, eps: float = 1e-6) -> Array:
     """Return the largest magnitude over the sink dims over the root mean square: ``(..., dim)`` to ``(...)``.
 
     ``max_d |x_d| / sqrt(mean(x^2) + eps)`` on the raw residual stream, no norm weight. Bounded by sqrt(D).
-    Source: Kang et al. (kang2025) B1.
+    Source: Kang et al. (kang2025).
     """
     if eps < 0:
         raise MetricError(f"phi(eps={eps}): give 0 or more; it stands under a root.")

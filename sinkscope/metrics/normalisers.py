@@ -98,7 +98,7 @@ def proxy_mass(ds: xr.Dataset) -> xr.DataArray:
 
     Needs ``attention``; dims as ``key_mass``. For sigmoid and ReLU attention, whose raw weights are no shares: a row of
     64 sigmoids may sum to 32. Rows that sum to less than 1e-8 are left out, as they give no key anything. The same as
-    ``key_mass`` where rows sum to 1. Source: Gu et al. (gu2025) M5, for measurement only.
+    ``key_mass`` where rows sum to 1. Source: Gu et al. (gu2025), for measurement only.
 
     Raises:
         MetricError: no ``attention``.

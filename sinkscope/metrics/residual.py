@@ -40,7 +40,7 @@ def phi_sinks(
     Needs ``phi`` (from ``SinkDims``). ``"kang2025"``: phi >= 20. ``"width_relative"``: phi / sqrt(d_model) >= 0.3125,
     the same at width 4096, and twice what normal entries would show (``phi_threshold``); phi never exceeds
     sqrt(d_model), so 20 is out of reach below width 400. ``roles="image"``
-    keeps visual sinks only. Plot ``phi_histogram`` before trusting a threshold. Source: Kang et al. (kang2025) B1.
+    keeps visual sinks only. Plot ``phi_histogram`` before trusting a threshold. Source: Kang et al. (kang2025).
 
     Raises:
         MetricError: no ``phi`` or ``d_model``, or an unknown definition.

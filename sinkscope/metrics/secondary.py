@@ -50,7 +50,7 @@ def secondary_sinks(
     starts in, -1 for none) and ``kind``: ``"primary"``, ``"secondary"``, ``"extra_primary"``, ``"noise"`` or ``""``; by
     stage ``first`` and ``last`` layer. ``"wong2025"``: secondary when 4 < lifetime < L - 15, which is empty up to 19
     layers; ``"relative"``: when max(2, L / 10) <= lifetime <= 0.7 of the primary's, which counts all stages.
-    Source: Wong et al. (wong2025) M1. It never looks at attention: check with ``key_mass``.
+    Source: Wong et al. (wong2025). It never looks at attention: check with ``key_mass``.
 
     Raises:
         MetricError: ``states`` has other than three dims, or fewer than three layers.

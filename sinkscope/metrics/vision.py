@@ -51,7 +51,7 @@ def image_centric_heads(
     is given. Rows are the tokens after the last image token. Returns ``image_mass``, ``non_sink_share`` (0 where the
     mass is 0) and ``selected`` (bool). ``"paper"``: mass >= 0.2 and non-sink share >= rho. ``"released_code"``: mass >=
     0.2 and sink share <= rho, and no head at all in a layer without a visual sink. Equal at rho = 0.5 when there is a
-    sink. Source: Kang et al. (kang2025) B3.
+    sink. Source: Kang et al. (kang2025).
 
     Raises:
         MetricError: no ``attention``, no ``phi`` and no ``sinks``, or an unknown definition.
@@ -195,7 +195,7 @@ def background_overlap(
     ``sinks`` is bool with dims ``prompt`` and ``key`` and the coordinate ``token_role``; ``background`` is bool (prompt
     key), as from ``patch_background``. Tokens are pooled over ``key`` and ``over``; other dims stay. Returns
     ``sinks_on_background``, ``tokens_on_background`` (NaN over nothing), ``n_sinks`` and ``n_tokens``.
-    Source: Kang et al. (kang2025) B4.
+    Source: Kang et al. (kang2025).
 
     Raises:
         MetricError: ``token_role`` is missing, or labels differ.

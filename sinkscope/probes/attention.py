@@ -24,7 +24,7 @@ __all__ = ["AttentionMap", "Entropy", "KeyMass", "LogSumExp", "MaxAttention", "R
 
 @dataclass(frozen=True)
 class KeyMass(Probe):
-    """Mean attention each key gets, over the queries that can see it (alpha_k of Gu et al. 2025, eq. of M1).
+    """Mean attention each key gets, over the queries that can see it (alpha_k of Gu et al. 2025).
 
     Makes ``key_mass`` (prompt, layer, head, key). In a decoder the key's own row counts; an encoder averages all its
     rows. ``keys`` limits it to a few keys (others are NaN), which the fused path serves almost for free; ``queries`` to

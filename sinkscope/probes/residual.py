@@ -72,7 +72,7 @@ class BosCosine(Probe):
 
 @dataclass(frozen=True)
 class MassiveActivations(Probe):
-    """The largest entries of the residual stream at each site, and the median magnitude (Sun et al. 2024, M1 and M2).
+    """The largest entries of the residual stream at each site, and the median magnitude (Sun et al. 2024).
 
     Makes ``top_value`` (signed), ``top_dim``, ``top_position`` (prompt, site, rank), ranked by magnitude over all real
     tokens and dimensions, and ``median_abs`` (prompt, site), the mid-point median of all magnitudes. The paper's code
@@ -127,7 +127,7 @@ class MassiveActivations(Probe):
 
 @dataclass(frozen=True)
 class SinkDims(Probe):
-    """phi: the largest |x_d| over the named dimensions, over the root mean square of the token (Kang et al. 2025, B1).
+    """phi: the largest |x_d| over the named dimensions, over the root mean square of the token (Kang et al. 2025).
 
     Makes ``phi`` (prompt, site, key): max over dims of |x_d| / sqrt(mean(x^2) + 1e-6), on the raw residual stream
     without the norm's weight. ``dims=None`` takes all dimensions; it cannot exceed the square root of the width.

@@ -52,7 +52,7 @@ class KeyNorm(Probe):
 
 @dataclass(frozen=True)
 class Contribution(Probe):
-    """What each role writes: sum over its keys of |weight x value x W_O|, mean over queries (Kang et al. 2025, B2).
+    """What each role writes: sum over its keys of |weight x value x W_O|, mean over queries (Kang et al. 2025).
 
     Makes ``contribution`` (prompt, layer, head, role), or with ``per="token"`` what each token writes,
     ``token_contribution`` (prompt, layer, head, key). ``queries`` are those the mean is taken over, all real ones when

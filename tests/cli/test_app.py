@@ -437,7 +437,7 @@ def test_tune_refuses_before_a_model_is_loaded(refused: Callable[..., str], ques
 def test_models_are_listed_among_what_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "models"]) == 0
     said = capsys.readouterr().out
-    assert {"smollm2-135m", "zoo:lm-python"} <= {line.split()[1] for line in said.splitlines()}
+    assert {"smollm2-135m", "zoo:lm-python"} <= {line.split()[0] for line in said.splitlines() if line}
 
 
 def test_completion_knows_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from sinkscope.errors import ModelError
 from sinkscope.models.sources import assembled, cache, dinov2, gguf
 from sinkscope.models.sources.base import Checkpoint, ModelSource, module_folder
 
-SOURCES = registry.Table("source")
+SOURCES = registry.Table("model")
 """Every model that has a name, those of other packages included, by that name."""
 
 
@@ -36,7 +36,7 @@ def sources() -> list[ModelSource]:
 
 def _add(source: ModelSource) -> None:
     module = type(source).__module__
-    registry.register("source", source, source.name, summary=source.description, module=module)
+    registry.register("model", source, source.name, summary=source.description, module=module)
 
 
 def zoo_checkpoint(name: str) -> Checkpoint:
