@@ -197,7 +197,7 @@ def test_estimates_say_interval_and_n_and_judge_by_the_interval():
     assert f"{found}" == "50.0% [40.0%, 60.0%]"
     assert f"{found:+.2f}" == "+0.50 [+0.40, +0.60]"
     assert found.counted == "50.0% [40.0%, 60.0%] (n = 12)"
-    assert (found.above(0.3), found.above(0.6), found.below(0.7), found.below(0.3)) == (True, False, True, False)
+    assert (found.above(0.3), found.above(0.65), found.below(0.7), found.below(0.3)) == (True, False, True, False)
     assert found.above(0.5) == found.below(0.5) == "the interval [0.4, 0.6] holds 0.5 (n = 12)"
     assert Estimate(2.0, n=1).above(1.0) == "no interval: n = 1"
     touching = Estimate(-12.5, -50.0, 0.0, 8)
