@@ -127,12 +127,17 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def _probe_names() -> list[str]:
-    """Return what the modules of ``probes`` list in ``__all__``, read from their source: nothing is imported."""
+    """Return what the modules of ``probes`` list in ``__all__``."""
+    return _listed("probes/[!_]*.py")
+
+
+def _listed(pattern: str) -> list[str]:
+    """Return the ``__all__`` of files of this package, read from their source: nothing is imported."""
     import ast
     from pathlib import Path
 
     names = []
-    for path in sorted((Path(__file__).parent / "probes").glob("[!_]*.py")):
+    for path in sorted(Path(__file__).parent.glob(pattern)):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
                 names += ast.literal_eval(node.value)
@@ -147,6 +152,10 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(f"sinkscope.{home}"), name)
         globals()[name] = value
         return value
+    inside = "" if name.startswith("_") else next((m for m in _SUBMODULES if name in _listed(f"{m}/__init__.py")), "")
+    if inside:  # sk.sink_rate for sk.metrics.sink_rate
+        said = f"module {__name__!r} has no attribute {name!r}. It is {__name__}.{inside}.{name}."
+        raise AttributeError(said, name=name)
     from sinkscope.errors import unknown_name
 
     return unknown_name(__name__, (*_SUBMODULES, *_HOME, *_probe_names()))(name)

@@ -1,6 +1,7 @@
 """Promises of the package as a whole: budgets, documentation, import cost, no pickle, every skip with a reason."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -194,6 +195,18 @@ def test_a_probe_is_named_in_its_own_file_alone() -> None:
     import sinkscope.probes
 
     assert sorted(sinkscope._probe_names()) == sorted(sinkscope.probes.__all__)
+
+
+@pytest.mark.parametrize("name", ["sink_rate", "sink_map", "find_sinks", "zerotune"])
+def test_a_name_of_a_submodule_is_told_where_it_is(name: str) -> None:
+    with pytest.raises(AttributeError) as raised:
+        getattr(sinkscope, name)
+    place = re.fullmatch(
+        rf"module 'sinkscope' has no attribute '{name}'\. It is (sinkscope\.\w+)\.{name}\.", str(raised.value)
+    )
+    assert place
+    assert callable(getattr(importlib.import_module(place[1]), name))
+    assert not hasattr(sinkscope, f"_{name}")
 
 
 def test_versions_agree() -> None:

@@ -178,7 +178,8 @@ class ImageExplanation(MethodResult):
 
 def _answer(found: ImageExplanation) -> str:
     whose = "the model answers" if found.settings.answer is None else "the answer given is"
-    return f"Asked {found.question!r}, {whose} {found.answer!r}, probability {found.probability:.3f}."
+    said = found.answer.strip() or found.answer  # the space in front of a word is the token's, not the answer's
+    return f"Asked {found.question!r}, {whose} {said!r}, probability {found.probability:.3f}."
 
 
 def _heads(found: ImageExplanation) -> str:

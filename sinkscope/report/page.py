@@ -101,7 +101,9 @@ def summary(ds: xr.Dataset, *, edited: bool = True) -> str:
     if "token_role" in ds.coords:
         roles = ds["token_role"].values.astype(str)
         parts.append(counted(int(((roles != "") & (roles != "pad")).sum()), "token"))
-    return f"{', '.join(parts)}.{under} Position 0 holds {ds.attrs['key0']}. Measured {ds.attrs['created']}."
+    first = str(ds.attrs["key0"])
+    article = "a " if first.startswith("content token") else ""
+    return f"{', '.join(parts)}.{under} Position 0 holds {article}{first}. Measured {ds.attrs['created']}."
 
 
 def definition_rows(ds: xr.Dataset, told: Iterable[Finding]) -> list[tuple[str, str, str, str, str]]:

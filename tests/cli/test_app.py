@@ -405,7 +405,7 @@ def test_explain_image_says_and_draws(tmp_path: Path, capsys: pytest.CaptureFixt
     asked = ["explain-image", "zoo:vlm-shapes", str(picture), "How many shapes are there?", "--draws", "2"]
     assert main([*asked, "-o", str(target)]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("Asked 'How many shapes are there?', the model answers ' two', probability ")
+    assert said.startswith("Asked 'How many shapes are there?', the model answers 'two', probability ")
     assert f"Saved {target}." in said
     assert target.read_bytes().startswith(b"\x89PNG")
 

@@ -39,6 +39,12 @@ def test_entropy_of_which_no_number_is_left_is_said(reading):
     assert told["Entropy"].text.startswith("Not measured: entropy holds no number.")
 
 
+def test_what_was_not_measured_is_told_with_the_probe_alone(reading):
+    told = by_state(reading.drop_vars(["entropy", "value_norm"]))
+    assert told["Entropy"].text == "Not measured. Add Entropy() to the probes of the run."
+    assert told["Values of the sink"].text == "Not measured. Add ValueNorm() to the probes of the run."
+
+
 def test_no_kinds_of_heads_are_told_of_no_number(reading):
     finding = by_state(reading.assign(max_attention=reading["max_attention"] * np.nan))["Kinds of heads"]
     assert finding.state == "missing"
