@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -68,6 +68,27 @@ def check_functions(configs: list[Any]) -> None:
             f"this model's attention is {name!r} ({where}), a function that is registered with transformers by others. "
             "sinkscope computes attention itself and would replace it. Call "
             "model.set_attn_implementation('sdpa') first if softmax attention is what you want to read."
+        )
+
+
+def check_eager(modules: Iterable[torch.nn.Module]) -> None:
+    """Refuse modules beside whose class an ``eager_attention_forward`` of somebody else's was put, where it is in use.
+
+    Raises:
+        UnsupportedModelError: a module that is set to eager attention would run it.
+    """
+    for kind in {type(m) for m in modules if getattr(vars(m).get("config"), "_attn_implementation", "") == "eager"}:
+        function = getattr(sys.modules.get(kind.__module__), "eager_attention_forward", None)
+        if (
+            function is None
+            or function.__module__ == kind.__module__
+            or _home(function) in ("transformers", "sinkscope")
+        ):
+            continue
+        raise UnsupportedModelError(
+            f"eager_attention_forward of {kind.__module__} was replaced by {function.__module__}."
+            f"{function.__qualname__}. sinkscope computes attention itself and would replace it again. Put the "
+            "library's own function back if softmax attention is what you want to read."
         )
 
 

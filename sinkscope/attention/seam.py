@@ -20,7 +20,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
-from sinkscope.attention.keywords import check_functions, check_keywords
+from sinkscope.attention.keywords import check_eager, check_functions, check_keywords
 from sinkscope.attention.masks import from_call, sinkscope_mask, with_chosen
 from sinkscope.attention.paths import attend
 from sinkscope.attention.rows import RowEdits
@@ -150,6 +150,7 @@ def entered(model: torch.nn.Module, session: Session) -> Iterator[Session]:
     modules = list(model.modules())
     found = _configs(modules)
     check_functions(found)
+    check_eager(modules)
     before = [(config, config._attn_implementation_internal) for config in found]
     token = _active.set(session)
     try:

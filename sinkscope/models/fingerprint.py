@@ -9,15 +9,19 @@ docs/decisions.md), which is less than a forward pass of one token costs.
 from __future__ import annotations
 
 import enum
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 import xxhash
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from sinkscope.models.bytecode import Bytecode
 
 VOLATILE = {
     "_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "_attn_implementation_autoset",
@@ -38,7 +42,7 @@ def fingerprint(network: PreTrainedModel) -> str:
 
     Equal for the same weights loaded twice, in another process or on another device.
     """
-    digest = hashlib.sha256(json.dumps(_stable(network.config.to_dict()), sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(_settings(network.config).encode())
     tensors = [*network.named_parameters(), *network.named_buffers()]
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
         digest.update(f"{name} {_tensor(tensor)};".encode())
@@ -48,21 +52,27 @@ def fingerprint(network: PreTrainedModel) -> str:
 def behaviour(network: torch.nn.Module) -> str:
     """Return a SHA-256, in hex, over what weights and configuration do not say.
 
-    Classes of all modules and the byte code of their ``forward``, plain attributes of modules (which adapter is active,
-    its scaling, an epsilon), tensors that are no buffers, versions of the packages the modules come from, and the
-    process's numerical settings.
+    Classes of all modules and the byte code of their methods and of what those call beside them, plain attributes of
+    modules (which adapter is active, its scaling, an epsilon), tensors that are no buffers, configurations that a
+    module has for itself, versions of the packages the modules come from, and the process's numerical settings.
     """
     digest = hashlib.sha256(json.dumps(_numerics(), sort_keys=True).encode())
     packages, classes = set(), set()
+    known = _whole_configs(network)
     for name, module in network.named_modules():
         kind = type(module)
         packages.add(kind.__module__.partition(".")[0])
         classes.add(kind)
         own = {key: _said(value) for key, value in vars(module).items() if not _is_bookkeeping(module, key)}
         digest.update(f"{name} {kind.__module__}.{kind.__qualname__} {sorted(own.items())};".encode())
+        config = vars(module).get("config")
+        if isinstance(config, PreTrainedConfig) and id(config) not in known:
+            known[id(config)] = config
+            digest.update(f"{name} {_settings(config)};".encode())
+    code = Bytecode()
     for kind in sorted(classes, key=lambda each: f"{each.__module__}.{each.__qualname__}"):
-        code = getattr(kind.forward, "__code__", None)
-        digest.update(b"" if code is None else code.co_code + repr(code.co_names).encode())
+        code.add_class(kind)
+    digest.update(code.hexdigest().encode())
     digest.update(json.dumps({name: _version(name) for name in sorted(packages)}).encode())
     return digest.hexdigest()
 
@@ -112,7 +122,10 @@ def _tensor(tensor: torch.Tensor) -> str:
 
 
 def _said(value: Any) -> str:
-    """Say a value so that equal ones are said equally in every process; of objects only the class is said."""
+    """Say a value so that equal ones are said equally in every process.
+
+    Of functions the byte code is said, of plain holders of values those, of other objects only the class.
+    """
     if value is None or isinstance(value, _PLAIN):
         return repr(value)
     if isinstance(value, enum.Enum):
@@ -125,14 +138,24 @@ def _said(value: Any) -> str:
         return str(sorted(_said(each) for each in value))
     if isinstance(value, list | tuple):
         return str([_said(each) for each in value])
-    return str(getattr(value, "__qualname__", type(value).__qualname__))
+    if isinstance(value, FunctionType | MethodType | functools.partial):
+        code = Bytecode()
+        code.add(value)
+        return code.hexdigest()
+    held = getattr(value, "__dict__", {}) if not isinstance(value, type | torch.nn.Module) else {}
+    plain = sorted((str(key), repr(each)) for key, each in held.items() if isinstance(each, _PLAIN))
+    return f"{getattr(value, '__qualname__', type(value).__qualname__)} {plain}"
 
 
 def _numerics() -> dict[str, str]:
     return {
         "matmul precision": torch.get_float32_matmul_precision(),
-        "autocast": str([torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")]),
-        "tf32": str(torch.backends.cuda.matmul.allow_tf32),
+        "autocast": str(
+            [torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+        ),
+        "tf32": str((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)),
+        "default type": str(torch.get_default_dtype()),
+        "deterministic": str(torch.are_deterministic_algorithms_enabled()),
     }
 
 
@@ -142,6 +165,22 @@ def _version(package: str) -> str:
     except PackageNotFoundError:
         names = packages_distributions().get(package, [])
         return version(names[0]) if names else ""
+
+
+def _settings(config: PreTrainedConfig) -> str:
+    return json.dumps(_stable(config.to_dict()), sort_keys=True, default=str)
+
+
+def _whole_configs(network: PreTrainedModel) -> dict[int, Any]:
+    """The configurations that the network's own holds, by identity: what the fingerprint says already."""
+    found: dict[int, Any] = {}
+    todo: list[Any] = [network.config]
+    while todo:
+        config = todo.pop()
+        if id(config) not in found:
+            found[id(config)] = config
+            todo += [each for each in vars(config).values() if isinstance(each, PreTrainedConfig)]
+    return found
 
 
 def _stable(entry: Any) -> Any:
@@ -157,7 +196,7 @@ def visible_state(network: PreTrainedModel) -> tuple[Any, ...]:
     """
     tensors = [*network.parameters(), *network.buffers()]
     seen = [(id(t), t.dtype, _place(t), 0 if t.is_inference() else t._version) for t in tensors]
-    return (json.dumps(_stable(network.config.to_dict()), sort_keys=True, default=str), *seen)
+    return (_settings(network.config), *seen)
 
 
 def _place(tensor: torch.Tensor) -> int:

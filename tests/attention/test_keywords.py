@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import AttentionInterface
+from transformers.models.llama import modeling_llama
 
 import sinkscope as sk
 from sinkscope import testing
@@ -135,3 +136,40 @@ def test_attention_that_somebody_puts_in_later_is_not_replaced(foreign):
         sk.run(model, prompts, [sk.KeyMass()])
     with pytest.raises(UnsupportedModelError, match="'theirs'"), sk.applied(model, [sk.MaskKeys("first")], prompts):
         pass
+
+
+def test_an_eager_function_put_beside_a_class_is_not_replaced(monkeypatch):
+    """Its maps are read where the model returns them; an edit, which would run another function, is refused."""
+    network = testing.tiny("llama")
+    network.set_attn_implementation("eager")
+    own = modeling_llama.eager_attention_forward
+
+    def hotter(module, query, key, value, mask, scaling, **kwargs):
+        return own(module, query, key, value, mask, 3 * scaling, **kwargs)
+
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", hotter)
+    ids = [1, 5, 9, 12]
+    wanted = network(torch.tensor([ids]), output_attentions=True)
+    model = sk.load_model(network)
+    prompts = sk.Prompts.from_ids([ids], model)
+    reading = sk.run(model, prompts, [sk.AttentionMap([1], [0]), sk.Logits("all")])
+    found = torch.from_numpy(reading.attention.values).reshape(4, 4)
+    torch.testing.assert_close(found, wanted.attentions[1][0, 0].detach(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.from_numpy(reading.logits.values[0]), wanted.logits[0].detach())
+    with pytest.raises(
+        UnsupportedModelError, match=r"eager_attention_forward of .*modeling_llama was replaced by .*hotter"
+    ):
+        sk.run(model, prompts, [sk.KeyMass()], [sk.MaskKeys("first")])
+    network.set_attn_implementation("sdpa")
+    assert sk.load_model(network).capabilities().edits
+
+
+def test_an_eager_function_put_in_later_is_found(monkeypatch):
+    network = testing.tiny("llama")
+    network.set_attn_implementation("eager")
+    model = sk.load_model(network)
+    prompts = sk.Prompts.from_ids([[1, 5, 9]], model)
+    sk.run(model, prompts, [sk.KeyMass()])
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", lambda *_, **__: None)
+    with pytest.raises(UnsupportedModelError, match=r"Put the library's own function back"):
+        sk.run(model, prompts, [sk.KeyMass()])

@@ -1,9 +1,15 @@
 """Whatever changes a model's numbers changes its fingerprint, its behaviour, or is found as code that no hash sees."""
 
+import copy
 import functools
+import os
+import subprocess
+import sys
+import types
 
 import pytest
 import torch
+from transformers.models.llama import modeling_llama
 
 import sinkscope as sk
 from sinkscope import testing
@@ -82,19 +88,49 @@ def loose_tensor(net):
     net.model.norm.shift = torch.ones(3)
 
 
+def own_configuration(net):
+    attention = net.model.layers[1].self_attn
+    attention.config = copy.deepcopy(attention.config)
+    attention.config.rms_norm_eps = 1.0
+
+
+def held_value(net):
+    net.model.norm.settings = types.SimpleNamespace(scale=3.0)
+
+
+def function_of_a_module(net):
+    net.model.norm.then = lambda hidden: 2 * hidden
+
+
 def matmul(net):
     torch.set_float32_matmul_precision("high")
 
 
+def default_type(net):
+    torch.set_default_dtype(torch.float64)
+
+
+def deterministic(net):
+    torch.use_deterministic_algorithms(True)
+
+
 @pytest.fixture
-def precision():
-    before = torch.get_float32_matmul_precision()
+def numerics():
+    before = torch.get_float32_matmul_precision(), torch.get_default_dtype()
     yield
-    torch.set_float32_matmul_precision(before)
+    torch.set_float32_matmul_precision(before[0])
+    torch.set_default_dtype(before[1])
+    torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.usefixtures("precision")
-@pytest.mark.parametrize("change", [attribute, replaced_class, loose_tensor, matmul], ids=lambda f: f.__name__)
+UNSAID = [
+    attribute, replaced_class, loose_tensor, own_configuration, held_value, function_of_a_module, matmul, default_type,
+    deterministic,
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("numerics")
+@pytest.mark.parametrize("change", UNSAID, ids=lambda f: f.__name__)
 def test_what_the_weights_do_not_say_is_seen(change):
     net = network()
     before = fingerprint(net), behaviour(net)
@@ -122,6 +158,43 @@ def test_a_forward_that_was_written_anew_is_seen(monkeypatch):
     before = behaviour(net)
     monkeypatch.setattr(type(net.model.norm), "forward", lambda self, hidden: hidden * 2)
     assert behaviour(net) != before
+
+
+def test_constants_and_functions_beside_a_class_are_seen(monkeypatch):
+    net = network()
+    seen = {behaviour(net)}
+    for factor in (2, 3):
+        monkeypatch.setattr(type(net.model.norm), "forward", eval(f"lambda self, hidden: hidden * {factor}"))
+        seen.add(behaviour(net))
+    for kept in (1, 2):  # what one closure holds
+        monkeypatch.setattr(type(net.model.norm), "forward", times(kept))
+        seen.add(behaviour(net))
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", lambda q, k, cos, sin: (q, k))
+    seen.add(behaviour(net))
+    monkeypatch.setattr(type(net.model.norm), "__call__", times(kept), raising=False)
+    seen.add(behaviour(net))
+    assert len(seen) == 7
+
+
+def times(factor):
+    return lambda self, hidden: hidden * factor
+
+
+def test_the_type_under_autocast_is_seen():
+    net = network()
+    seen = {behaviour(net)}
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            seen.add(behaviour(net))
+    assert len(seen) == 3
+
+
+def test_it_is_the_same_in_another_process():
+    code = "from sinkscope import testing; from sinkscope.models.fingerprint import behaviour\n"
+    code += "print(behaviour(testing.tiny('llama')))"
+    environment = os.environ | {"PYTHONHASHSEED": "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert found.stdout.strip() == behaviour(network())
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "vit", "llava", "qwen2_vl"])
