@@ -109,7 +109,7 @@ def _generated(model: Model, inputs: dict[str, torch.Tensor], settings: dict[str
     try:
         found = model.model.generate(**inputs, **settings)  # type: ignore[operator]
         ids: torch.Tensor = getattr(found, "sequences", found)
-    except (TypeError, ValueError, NotImplementedError, AttributeError, ImportError) as error:
+    except (TypeError, ValueError, NotImplementedError, AttributeError, ImportError, AssertionError) as error:
         raise PromptError(
             f"generate: {type(model.model).__name__} refuses to continue these prompts ({type(error).__name__}: "
             f"{str(error)[:160]}). Try model.model.generate by itself."

@@ -96,13 +96,17 @@ def kind_of(model: PreTrainedModel) -> Kind:
         return "vision"
     if main not in ("input_ids", "pixel_values"):
         raise UnsupportedModelError(
-            f"{type(model).__name__} takes {main}; sinkscope reads models of text, images, both, or recordings."
+            f"{type(model).__name__} takes {main}; sinkscope reads models of text, images, both, or recordings. "
+            "Take its maps from the model itself (output_attentions=True), where it returns them."
         )
     text = config.get_text_config()
     if getattr(config, "vision_config", None) is not None:
         return "encoder" if hasattr(model, "logit_scale") else "vlm"
     causal = text.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     masked = text.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if getattr(config, "is_encoder_decoder", False):  # one of the two by itself, with the configuration of both
+        crosses = "encoder_hidden_states" in inspect.signature(model.forward).parameters
+        return "decoder" if crosses and getattr(model, "is_decoder", True) else "encoder"
     return "decoder" if causal and (getattr(text, "is_decoder", False) or not masked) else "encoder"
 
 

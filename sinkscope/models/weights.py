@@ -216,6 +216,7 @@ def check_finite(model: torch.nn.Module, name: str) -> None:
     for key, tensor in tensors:
         if not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta:
             continue
+        tensor = tensor.float() if tensor.itemsize == 1 else tensor  # float8 knows no such operation
         low, high = torch.aminmax(tensor)  # NaN and infinity both show in the extremes, with no second copy in memory
         broken = torch.isnan if key in buffers else lambda number: ~torch.isfinite(number)
         if bool(broken(low)) or bool(broken(high)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -61,7 +62,8 @@ def check_prompts(prompts: object, model: PromptModel, call: str) -> None:
     if prompts.other is not None:
         raise PromptError(f"{call}: these prompts are pairs, and this model is a {model.kind}. {_AGAIN}")
     given = set(prompts.whole or {}).union(*prompts.extras)
-    sees = model.kind == "vision" or getattr(model.config, "vision_config", None) is not None
+    takes = "pixel_values" in inspect.signature(model.model.forward).parameters  # detectors told what to find
+    sees = model.kind == "vision" or takes or getattr(model.config, "vision_config", None) is not None
     if "pixel_values" in given and not sees:
         raise PromptError(
             f"{call}: these prompts hold images, and this model (a text {model.kind}) takes none. {_AGAIN}"

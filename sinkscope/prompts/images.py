@@ -208,6 +208,7 @@ def sequence_length(module: torch.nn.Module, pixels: Float[torch.Tensor, "1 *fra
         PromptError: the encoder refuses images of this size, or has no blocks.
     """
     lists = [m for m in module.modules() if isinstance(m, torch.nn.ModuleList) and len(m)]
+    lists = lists or [m for m in module.modules() if isinstance(m, torch.nn.Sequential) and _alike(m)]  # MGP-STR
     if not lists:
         raise PromptError(f"{type(module).__name__} has no list of blocks; its tokens cannot be counted.")
     block = max(lists, key=len)[0]
@@ -290,3 +291,7 @@ def _describe(
     image = np.where(np.isnan(cells[:, 0]), np.nan, 0.0)
     grid = PatchGrid(cells[:, 0], cells[:, 1], cells[:, 2], image, cells[:, 3:], (size,))
     return roles, (*(name for name, _ in names), *patches), grid
+
+
+def _alike(modules: torch.nn.Sequential) -> bool:
+    return len(modules) > 0 and len({type(each) for each in modules}) == 1

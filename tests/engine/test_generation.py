@@ -208,6 +208,17 @@ def test_a_static_cache_gives_the_same_tokens(name):
     assert [row.tolist() for row in found.ids] == [row.tolist() for row in expected.ids]
 
 
+def test_a_cache_that_wants_a_gpu_is_refused_by_what_it_says(monkeypatch):
+    model, prompts = model_and_prompts("llama")
+
+    def wants_a_gpu(**_):
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(model.model, "generate", wants_a_gpu, raising=False)
+    with pytest.raises(PromptError, match=r"refuses to continue .*AssertionError.*\. Try model\.model\.generate"):
+        generate(model, prompts, [sk.ScaleKeys(0.1)], max_new_tokens=2, cache_implementation="offloaded")
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_logits_that_are_not_finite_are_an_error_not_padding(bad):
     model = load_model(tiny("llama"))

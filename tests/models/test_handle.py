@@ -89,6 +89,14 @@ def test_kind_and_causality(name, kind, causal):
     assert (model.kind, model.is_causal) == (kind, causal)
 
 
+@pytest.mark.parametrize("name", ["t5", "bart", "pegasus"])
+def test_each_side_of_an_encoder_decoder_by_itself_says_which_it_is(name):
+    network = testing.tiny(name)
+    found = [load_model(part) for part in (network, network.get_encoder(), network.get_decoder())]
+    assert [model.kind for model in found] == ["encoder-decoder", "encoder", "decoder"]
+    assert [model.is_causal for model in found[1:]] == [False, True]
+
+
 def test_the_handle_describes_the_model(tmp_path):
     saved(tmp_path)
     model = load_model(str(tmp_path))
@@ -566,6 +574,16 @@ def test_a_model_passed_in_with_a_weight_that_is_not_finite():
     with torch.no_grad():
         network.lm_head.weight[0] = float("nan")
     with pytest.raises(ModelError, match=r"LlamaForCausalLM: lm_head\.weight holds 32 of 3072 numbers"):
+        load_model(network)
+
+
+def test_weights_of_eight_bits_are_looked_at_too():
+    network = testing.tiny("llama")
+    weight = network.model.layers[0].mlp.up_proj.weight
+    weight.data = weight.data.to(torch.float8_e4m3fn)
+    assert load_model(network).fingerprint
+    weight.data.view(torch.uint8)[0, 0] = 0x7F  # NaN
+    with pytest.raises(ModelError, match=r"up_proj\.weight holds 1 of 2048 numbers that are not finite"):
         load_model(network)
 
 

@@ -103,7 +103,8 @@ class Collector:
         if keys > tokens:
             raise UnsupportedModelError(
                 f"{type(self.model).__name__}: layer {site.layer} attends to {keys} keys, and its input has {tokens} "
-                "tokens: it pads or packs them by itself, so which key is which token is not known."
+                "tokens: it pads or packs them by itself, so which key is which token is not known. Take its maps "
+                "from the model itself (output_attentions=True), where it returns them."
             )
 
     def _collect(self, module: torch.nn.Module, stats: LayerStats) -> None:

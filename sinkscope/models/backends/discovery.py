@@ -24,7 +24,7 @@ from sinkscope.models.backends.kinds import kind_of
 from sinkscope.models.backends.pictured import FILLER, pictured_inputs, takes_pictures
 from sinkscope.models.backends.pictures import trial_picture
 from sinkscope.models.backends.stream import residual_sites, turn_of
-from sinkscope.models.backends.trial import Record, Seen, watch
+from sinkscope.models.backends.trial import Record, Seen, parts_of, watch
 from sinkscope.models.backends.two_sided import pair_inputs, recording, split_calls
 from sinkscope.models.facts import AUDIO_INPUTS, is_encoder_decoder, main_input
 from sinkscope.prompts.naflex import inputs_of, trial_size
@@ -228,7 +228,7 @@ def tower(model: torch.nn.Module, name: str, record: Record, calls: list[Seen], 
     if blocks := max(call.batch for call in calls) - 1:
         raise UnsupportedModelError(
             f"{type(model).__name__}: it attends within {blocks + 1} groups of one prompt's tokens, laid out as a "
-            "batch, so which token is which key is not known."
+            f"batch, so which token is which key is not known.{parts_of(model, base=False)}"
         )
     entries, of_call = find_blocks(model, record, calls)
     across = {id(entry) for call in crossing for entry in call.by.chain}

@@ -39,7 +39,8 @@ def find_inside(model: torch.nn.Module) -> dict[str, Tower]:
         if any(not torch.equal(a, b) for a, b in zip(record[1], again[1], strict=True)):
             raise UnsupportedModelError(
                 f"On the same text and image {type(model).__name__} attends otherwise in every pass (ViLT draws the "
-                "order of an image's patches at random), so which token is which patch is not known."
+                "order of an image's patches at random), so which token is which patch is not known. Take its maps "
+                "from the model itself (output_attentions=True)."
             )
         return pictured_towers(model, record[0], inputs["input_ids"].shape[1])
     raise UnsupportedModelError("Its modules hand on no maps either.")

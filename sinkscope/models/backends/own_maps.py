@@ -27,13 +27,15 @@ from sinkscope.models.backends.inner_maps import Collect, find_inside, listening
 from sinkscope.models.backends.pictured import takes_pictures
 from sinkscope.models.backends.residual_hooks import residual_hooks
 from sinkscope.models.backends.transformers import hidden_state
-from sinkscope.models.backends.trial import ModuleCall, Record, Seen, watched
+from sinkscope.models.backends.trial import NOTHING, ModuleCall, Record, Seen, watched
 from sinkscope.models.backends.verify import MAPS, TOLERANCE, difference, eager_attention
 from sinkscope.models.facts import is_encoder_decoder
 from sinkscope.prompts.placing import device_of, in_type_of
 
-TOKENS = 6
-"""Tokens of the trial: enough to see which keys a query does not attend to."""
+TOKENS = 8
+"""Tokens of the trial: enough to see which keys a query does not attend to, and to be pooled by four (CANINE)."""
+
+THEMSELVES = "Take them from the model itself (output_attentions=True)"
 
 NOTES = (
     "read off the maps that the model returns: all layers are held at once, layers x heads x tokens squared",
@@ -57,7 +59,7 @@ class OwnMapsBackend:
             with torch.no_grad():
                 self.towers, self.inside = _look(model)
         except UnsupportedModelError as error:
-            self.why_not = why if str(error) in why else f"{why} {error}"
+            self.why_not = why if str(error) in why or NOTHING in why else f"{why} {error}"
         except Exception as error:  # whatever a model of unknown make raises while it is looked at
             told = f"{type(error).__name__}: {str(error)[:120]}"
             self.why_not = f"{why} It returns no maps either (output_attentions=True ended in {told})."
@@ -173,6 +175,11 @@ def _discover(model: torch.nn.Module) -> dict[str, Tower]:
     usual = hidden_state(model(**inputs, **no_cache(model)))
     with eager_attention(model), watched(model, record, lambda entry, output: made.append((entry, output))):
         out = model(**inputs, **no_cache(model), output_attentions=True)
+    if not bool(usual.isfinite().all()):
+        raise UnsupportedModelError(
+            f"On the trial of {TOKENS} tokens it computes numbers that are not finite, so its maps cannot be checked. "
+            f"{THEMSELVES}."
+        )
     apart = difference(hidden_state(out), usual)
     if not apart <= TOLERANCE.get(usual.dtype, 5e-2):
         raise UnsupportedModelError(
@@ -181,7 +188,7 @@ def _discover(model: torch.nn.Module) -> dict[str, Tower]:
         )
     names = ("decoder", "encoder", "cross") if is_encoder_decoder(model) else (_only(inputs),)
     found: dict[str, Tower] = {}
-    problem = UnsupportedModelError(_no_maps(out))
+    problem = UnsupportedModelError(_no_maps(out, model))
     for name in names:
         maps = _maps(out, name)
         try:
@@ -193,11 +200,9 @@ def _discover(model: torch.nn.Module) -> dict[str, Tower]:
     return found
 
 
-THEMSELVES = "Take them from the model itself (output_attentions=True)"
-
-
-def _no_maps(out: Any) -> str:
+def _no_maps(out: Any, model: torch.nn.Module) -> str:
     """What is said of a model that gives no maps, or those of parts alone."""
+    chosen = any("sdpa" in type(module).__name__.lower() for module in model.modules())
     given = out.items() if isinstance(out, Mapping) else ()
     parts = [name for name, value in given if "attentions" in name and any(map(torch.is_tensor, value or ()))]
     if parts:
@@ -206,8 +211,12 @@ def _no_maps(out: Any) -> str:
             f"of a prompt (the queries of a detector, what a backbone has made of an image). {THEMSELVES}."
         )
     return (
-        "It returns no maps either. Where its kind of attention is chosen as it is built (Data2Vec, SAM), build it "
-        "with attn_implementation='eager'."
+        "It returns no maps either."
+        if not chosen
+        else (
+            "It returns no maps either. Where its kind of attention is chosen as it is built (Data2Vec, SAM), build it "
+            "with attn_implementation='eager'."
+        )
     )
 
 
@@ -236,7 +245,7 @@ def _trial(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     if set(first) != {"input_ids"}:
         return {name: torch.randn_like(given) if given.is_floating_point() else given for name, given in first.items()}
     ids = first["input_ids"]
-    vocabulary: int = model.config.get_text_config().vocab_size  # type: ignore[union-attr]
+    vocabulary = int(getattr(model.config.get_text_config(), "vocab_size", 0)) or 128  # type: ignore[union-attr]
     return {"input_ids": torch.cat([ids, torch.arange(5, 5 + TOKENS - 1, device=ids.device)[None] % vocabulary], 1)}
 
 
@@ -264,7 +273,9 @@ def _tower(
     ):  # fmt: skip
         raise UnsupportedModelError(_other_tokens(shapes, tokens))
     if any(bool((each < 0).any()) or not bool(((each.sum(-1) - 1).abs() < 1e-3).all()) for each in maps):
-        raise UnsupportedModelError("What it returns as attentions are no weights: rows do not sum to 1.")
+        raise UnsupportedModelError(
+            f"What it returns as attentions are no weights: rows do not sum to 1. {THEMSELVES}."
+        )
     found = tower(model, name, record, seen)
     paths = {block.path for block in found.blocks}
     blocks = [entry for entry in _runs(record.outer) if entry.path in paths and entry.given is not None]

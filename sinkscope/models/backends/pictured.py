@@ -85,6 +85,7 @@ def _beside(model: torch.nn.Module, ids: torch.Tensor, pixels: torch.Tensor, pla
         "qformer_input_ids": ids[:, :1].expand(1, 2),
         "image_attention_mask": torch.ones(1, length, 1, dtype=torch.long, device=device),
         "image_embeds_position_mask": behind,
+        "decoder_input_ids": ids[:, :2],  # an answer beside the question (BLIP)
         "aspect_ratio_ids": one,
         "aspect_ratio_mask": torch.ones(1, 1, tiles, dtype=torch.long, device=device),
         "cross_attention_mask": torch.ones(1, length, 1, tiles, dtype=torch.long, device=device),

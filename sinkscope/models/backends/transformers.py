@@ -22,6 +22,7 @@ from sinkscope.models.backends.collector import Collector
 from sinkscope.models.backends.discovery import discover, no_cache
 from sinkscope.models.backends.projections import Factor, OutputProjections
 from sinkscope.models.backends.residual_hooks import residual_hooks
+from sinkscope.models.backends.trial import parts_of
 from sinkscope.models.facts import is_encoder_decoder
 from sinkscope.prompts.batch import PER_TOKEN, PER_TOKEN_AND_IMAGE
 from sinkscope.prompts.placing import device_of, in_type_of
@@ -51,7 +52,7 @@ class TransformersBackend:
         except Exception as error:  # whatever a model of unknown make raises while it is looked at
             self.why_not = (
                 f"{type(model).__name__}: running one token ended in {type(error).__name__}: {str(error)[:120]}. "
-                "Run the model by itself first."
+                f"Run the model by itself first.{parts_of(model)}"
             )
         missing = [name for name in ("decoder", "encoder", "cross") if name not in self.towers]
         if self.towers and is_encoder_decoder(model) and missing:
@@ -172,11 +173,12 @@ def hidden_state(output: Any) -> torch.Tensor:
     for name in ("last_hidden_state", "logits", "logits_per_image"):
         found = getattr(output, name, None)
         if found is not None:
-            return found
+            return found[0] if isinstance(found, tuple) else found  # of several heads (MGP-STR) the first
     if isinstance(output, tuple) and output and isinstance(output[0], torch.Tensor):
         return output[0]
     raise UnsupportedModelError(
-        f"the model returned {type(output).__name__} without a hidden state or logits. Pass one that returns either."
+        f"the model returned {type(output).__name__} without a hidden state or logits. Pass one that returns either, "
+        "such as the part of it that attends."
     )
 
 

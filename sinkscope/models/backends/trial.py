@@ -33,7 +33,10 @@ Other large tensors (pictures in a convolution) are no residual stream of a tria
 _BESIDE = ("bbox", "pixel_values", "pixel_values_videos", "decoder_input_ids", "input_features", "spatial_shapes")
 """Inputs that a model may want beside its main one, of which the trial makes none."""
 
-PARTS = ("text_model", "text_encoder", "text_decoder", "image_model", "vision_model", "backbone")
+PARTS = (
+    "text_model", "text_encoder", "text_decoder", "image_model", "vision_model", "backbone", "text_backbone",
+    "encoder_transformer", "decoder_transformer",
+)  # fmt: skip
 """Names of parts that are models by themselves."""
 
 
@@ -193,28 +196,42 @@ def watched(
             handle.remove()
 
 
+NOTHING = "none of its modules is one of attention"
+"""What is said of models without any."""
+
+
+def parts_of(model: torch.nn.Module, base: bool = True) -> str:
+    """Say, as a sentence, which parts of a model may be read by themselves; empty where there are none.
+
+    ``base=False`` leaves out what is below a model's head, which attends as the whole does.
+    """
+    parts = [name for name, part in model.named_children() if name in PARTS and hasattr(part, "config")]
+    below = str(getattr(model, "base_model_prefix", ""))
+    if base and not parts and below and hasattr(getattr(model, below, None), "config"):
+        parts = [below]
+    told = ", ".join(f"load_model(model.{name})" for name in parts)
+    return f" Its parts may be read by themselves: {told}." if told else ""
+
+
 def bypass(model: torch.nn.Module, error: Exception | None) -> UnsupportedModelError:
     """The error for a model that calls no attention; ``error`` is what it raised instead."""
-    parts = [name for name, part in model.named_children() if name in PARTS and hasattr(part, "config")]
-    hint = f" Its parts may be read by themselves: load_model(model.{parts[0]})." if parts else ""
+    hint = parts_of(model, base=error is not None)
     if error is not None:
         takes = set(inspect.signature(model.forward).parameters) - {main_input(model)}
         wanted = ", ".join(name for name in _BESIDE if name in takes)
         return UnsupportedModelError(
             f"{type(model).__name__}: the trial run ended in {type(error).__name__} ({_first_line(error)}) before any "
             "attention was reached. sinkscope tries the least that a model takes: one token, a blank image, or a short "
-            f"recording{f'; this one also takes {wanted}' if wanted else ''}.{hint}"
+            f"recording{f'; this one also takes {wanted}' if wanted else ''}. A subclass whose forward fills in what "
+            f"is missing can be read.{hint}"
         )
     own = next((n for m in model.modules() if re.search(r"att(n|en)", n := type(m).__name__, re.IGNORECASE)), None)
     if own is None:
-        return UnsupportedModelError(
-            f"{type(model).__name__}: none of its modules is one of attention, so there is nothing to read or edit in "
-            "it."
-        )
+        return UnsupportedModelError(f"{type(model).__name__}: {NOTHING}, so there is nothing to read or edit in it.")
     return UnsupportedModelError(
         f"{type(model).__name__}: running one token made no call to transformers' attention interface. The model "
         f"computes it by itself ({own}), or what mixes its tokens is no attention; use backend='lens' where "
-        f"TransformerLens serves it.{hint}"
+        f"TransformerLens serves it, or a forward hook of your own on that module.{hint}"
     )
 
 

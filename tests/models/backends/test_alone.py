@@ -1,8 +1,11 @@
 """Padding that leaks into what is read is refused; batches that are computed as their prompts alone are not."""
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from parity.ledger import trial
+from parity.ledger.entries import entry
 
 import sinkscope as sk
 from sinkscope.errors import UnsupportedModelError
@@ -48,3 +51,23 @@ def test_convolutions_across_padding_are_refused():
     with pytest.raises(UnsupportedModelError, match="Use batch_size=1"):
         sk.run(model, prompts, [sk.KeyMass()], batch_size=2)
     assert sk.run(model, prompts, [sk.KeyMass()]).sizes["prompt"] == 2
+
+
+def test_a_decoder_that_makes_nan_of_padding_is_refused_there_and_read_alone():
+    """ProphetNet: the shorter target of a padded batch comes out as NaN, which is no fault of its weights."""
+    network, _, rows = trial.built(entry("prophetnet"))
+    model = sk.load_model(network)
+    pairs = [(row["input_ids"][0].tolist(), row["decoder_input_ids"][0].tolist()) for row in rows]
+    prompts = sk.Prompts.from_pairs(pairs, model)
+    with pytest.raises(
+        sk.errors.UnsupportedModelError, match=r"in a padded batch otherwise than alone\. Use batch_size=1"
+    ):
+        sk.run(model, prompts, [sk.KeyMass()], batch_size=2)
+    alone = sk.run(model, prompts, [sk.AttentionMap([0], [0])], batch_size=1)
+    for index, row in enumerate(rows):
+        with torch.no_grad():
+            own = network(**row, output_attentions=True).decoder_attentions[0][0, 0]
+        size = own.shape[-1]
+        np.testing.assert_allclose(alone.attention.isel(prompt=index).values[0, 0, :size, :size], own, atol=1e-5)
+    same = sk.Prompts.from_pairs([pairs[0], pairs[0]], model)
+    sk.run(model, same, [sk.KeyMass()], batch_size=2)

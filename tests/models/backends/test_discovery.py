@@ -3,8 +3,17 @@
 import pytest
 import torch
 from parity.common import DECODERS, DUAL, ENCODERS, MULTIMODAL, SEAM, VISION
-from transformers import AutoConfig, MambaConfig, MambaForCausalLM, T5ForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    BartForSequenceClassification,
+    ConvNextConfig,
+    ConvNextModel,
+    MambaConfig,
+    MambaForCausalLM,
+    T5ForConditionalGeneration,
+)
 
+import sinkscope as sk
 from sinkscope import testing
 from sinkscope.errors import UnsupportedModelError
 from sinkscope.models.backends.discovery import discover, trial_inputs
@@ -77,7 +86,8 @@ def test_architectures_that_bypass_the_interface_are_refused_with_the_way_out(na
     assert text.startswith(f"{type(net).__name__}: running one token made no call to transformers' attention interface")
     assert "The model computes it by itself (" in text
     assert text.endswith(
-        "or what mixes its tokens is no attention; use backend='lens' where TransformerLens serves it."
+        "or what mixes its tokens is no attention; use backend='lens' where TransformerLens serves it, or a forward "
+        "hook of your own on that module."
     )
 
 
@@ -85,6 +95,23 @@ def test_a_model_without_attention_is_refused():
     sizes = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
     with pytest.raises(UnsupportedModelError, match="MambaForCausalLM: none of its modules is one of attention"):
         discover(MambaForCausalLM(MambaConfig(**sizes)))
+
+
+def test_a_head_that_stops_the_trial_names_what_is_below_it():
+    """BART for classification wants an end of text in a target as long as the source."""
+    network = testing.tiny("bart")
+    classifier = BartForSequenceClassification(network.config).eval()
+    said = sk.load_model(classifier).capabilities()
+    assert said.reading == "none"
+    assert "Its parts may be read by themselves: load_model(model.model)." in said.why_not
+    assert sk.load_model(classifier.model).capabilities().towers == "decoder, encoder, cross"
+
+
+def test_of_a_model_without_attention_nothing_is_said_of_maps():
+    said = sk.load_model(ConvNextModel(ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8])).eval())
+    assert "none of its modules is one of attention" in said.capabilities().why_not
+    assert "eager" not in said.capabilities().why_not
+    assert "maps" not in said.capabilities().why_not
 
 
 def test_an_encoder_decoder_is_told_apart_by_the_shapes_of_its_calls():

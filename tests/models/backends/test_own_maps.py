@@ -84,10 +84,32 @@ def test_maps_of_other_tokens_and_scores_are_refused():
     )
     said = sk.load_model(transformers.FunnelForMaskedLM(funnel).eval()).capabilities()
     assert (said.reading, "pooled or windowed" in said.why_not) == ("none", True)
+    canine = transformers.CanineConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, num_hash_buckets=64,
+        local_transformer_stride=8, upsampling_kernel_size=2,
+    )  # fmt: skip
+    said = sk.load_model(transformers.CanineModel(canine).eval()).capabilities()
+    assert (said.reading, "pooled or windowed" in said.why_not) == ("none", True)
     scores = transformers.SqueezeBertForMaskedLM(
         transformers.SqueezeBertConfig(**SIZES, embedding_size=32, q_groups=1, k_groups=1, v_groups=1)
     )
     assert "rows do not sum to 1" in sk.load_model(scores.eval()).capabilities().why_not
+
+
+def test_of_several_heads_the_first_is_compared():
+    """MGP-STR gives logits of characters, of pieces and of words, and keeps its blocks in a Sequential."""
+    config = transformers.MgpstrConfig(
+        image_size=[16, 16], patch_size=4, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        max_token_length=4, num_character_labels=8, num_bpe_labels=9, num_wordpiece_labels=10,
+    )  # fmt: skip
+    network = transformers.MgpstrForSceneTextRecognition(config).eval()
+    randomise(network, 0)
+    model = sk.load_model(network)
+    pixels = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    found = sk.run(model, sk.Prompts.from_inputs({"pixel_values": pixels}, model), [sk.AttentionMap([0, 1], range(4))])
+    with torch.no_grad():
+        own = network(pixels, output_attentions=True).attentions
+    np.testing.assert_allclose(found.attention.values[0], torch.stack(own)[:, 0], atol=1e-5)
 
 
 def test_a_bridge_that_fails_to_build_is_no_error_of_capabilities(monkeypatch):

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from parity.ledger import inputs, trial
 from parity.ledger.entries import entry
 
 import sinkscope as sk
 from sinkscope.models.backends.vision import discover_vision
+from sinkscope.testing.tiny import randomise
 
 
 def small(model_type):
@@ -111,6 +113,28 @@ def test_a_text_that_attends_to_an_image_by_itself_is_read_by_the_maps_of_its_mo
         np.testing.assert_allclose(text.residual_norm.sel(site=f"{layer}.post")[0], norms, rtol=1e-5)
     with pytest.raises(sk.errors.UnsupportedModelError, match="can be read but not edited"):
         sk.run(model, prompts, [sk.KeyMass()], [sk.MaskKeys([1])])
+
+
+def test_a_question_about_an_image_is_read_beside_the_answer():
+    """BLIP for questions: its text encoder reads the question and attends to the image; the answer is no prompt."""
+    like, _, rows = small("blip")
+    network = transformers.BlipForQuestionAnswering(like.config).to(like.dtype).eval()
+    randomise(network, 0, 0.15)
+    network.set_attn_implementation("eager")
+    model, given = sk.load_model(network), rows[0] | {"decoder_input_ids": rows[0]["input_ids"][:, :3]}
+    prompts = sk.Prompts.from_inputs(given, model)
+    own = {}
+    for layer, block in enumerate(network.text_encoder.encoder.layer):
+        for name in ("attention", "crossattention"):
+            getattr(block, name).self.register_forward_hook(
+                lambda _m, _a, out, at=(layer, name): own.update({at: out[1]})
+            )
+    with torch.no_grad():
+        network(**given)
+    for tower, name in (("text", "attention"), ("cross", "crossattention")):
+        found = sk.run(model, prompts, [sk.AttentionMap([0, 1], range(4))], tower=tower)
+        for layer in range(2):
+            np.testing.assert_allclose(found.attention.sel(layer=layer)[0], own[layer, name][0], atol=1e-6)
 
 
 def test_an_image_in_an_order_drawn_at_random_is_refused_for_that():

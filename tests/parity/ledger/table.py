@@ -11,7 +11,8 @@ from parity.ledger.entries import MAPPINGS
 
 PAGE = Path(__file__).parents[3] / "docs" / "architectures.md"
 ENDS = ("exact", "refused", "wrong", "crash", "not built")
-LONGEST = 170
+LONGEST, LONGEST_REFUSAL = 170, 600
+NO_BRIDGE = "TransformerLens cannot serve it either: TransformerLens has no adapter for this architecture."
 
 
 def counts(rows):
@@ -100,9 +101,10 @@ def _compared(row):
 def _why(row):
     if row["end"] == "exact":
         return _cell("; ".join(f"{what}: {why}" for what, why in (row.get("left_out") or {}).items()))
-    return _cell(row["note"])
+    # A refusal with its way out; what TransformerLens does not serve either is the same in most of them.
+    return _cell(row["note"].replace(f" {NO_BRIDGE}", ""), LONGEST_REFUSAL if row["end"] == "refused" else LONGEST)
 
 
-def _cell(text):
+def _cell(text, longest=LONGEST):
     text = re.sub(r"\s+", " ", str(text)).replace("|", "/").replace("<", "&lt;")
-    return text if len(text) <= LONGEST else text[:LONGEST].rsplit(" ", 1)[0] + " ..."
+    return text if len(text) <= longest else text[:longest].rsplit(" ", 1)[0] + " ..."
