@@ -49,7 +49,7 @@ def fingerprint(network: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def behaviour(network: torch.nn.Module) -> str:
+def behaviour(network: PreTrainedModel) -> str:
     """Return a SHA-256, in hex, over what weights and configuration do not say.
 
     Classes of all modules and the byte code of their methods and of what those call beside them, plain attributes of

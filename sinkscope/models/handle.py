@@ -79,6 +79,8 @@ class Model:
         self._asked: BackendName = backend
         self._bridge = bridge
         self._backend: Any | None = None
+        self._lists: list[tuple[torch.nn.Module, str]] = []
+        self._blocks: list[int] = []
         self._fingerprint: tuple[Any, str] | None = None
         self._verified = ""
 
@@ -94,10 +96,16 @@ class Model:
 
     @property
     def backend(self) -> Any:
-        """The backend that drives this model; made on first use, which runs one token through the model."""
-        if self._backend is None:
+        """The backend that drives this model; made on first use, which runs one token through the model.
+
+        Made anew where blocks were taken out or put in since.
+        """
+        if self._backend is None or self._blocks != _count(self._lists):
             with self.exclusive():
-                self._backend = self._backend or choose(self.model, self._asked, self._bridge, self.to_bridge)
+                if self._backend is None or self._blocks != _count(self._lists):
+                    self._lists = _lists_of(self.model)
+                    self._blocks, self._verified = _count(self._lists), ""
+                    self._backend = choose(self.model, self._asked, self._bridge, self.to_bridge)
         return self._backend
 
     @property
@@ -208,6 +216,21 @@ class Model:
 
     def _repr_html_(self) -> str:
         return f"<div><code>{html.escape(repr(self))}</code></div>{self.capabilities()._repr_html_()}"
+
+
+def _lists_of(network: torch.nn.Module) -> list[tuple[torch.nn.Module, str]]:
+    """Where a network keeps lists of modules: the module that has one, and by which name."""
+    return [
+        (module, name)
+        for module in network.modules()
+        for name, part in module.named_children()
+        if isinstance(part, torch.nn.ModuleList)
+    ]
+
+
+def _count(lists: list[tuple[torch.nn.Module, str]]) -> list[int]:
+    found = (getattr(module, name, ()) for module, name in lists)
+    return [len(part) if isinstance(part, torch.nn.ModuleList) else 0 for part in found]
 
 
 def load_model(  # noqa: PLR0913 (the public contract names them)

@@ -5,6 +5,7 @@ import json
 import socket
 
 import huggingface_hub.constants
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
 import sinkscope
+import sinkscope as sk
 from sinkscope import testing
 from sinkscope.errors import ModelError, UnsupportedModelError
 from sinkscope.models import facts
@@ -694,6 +696,26 @@ def test_capabilities_are_shown_as_a_table():
     assert "<td>none &amp; never</td>" in page
     assert "<td>no limit</td>" in page
     assert page.count("<tr>") == str(odd).count("\n") + 1
+
+
+@pytest.mark.parametrize("kept", [2, 4])
+def test_blocks_that_were_taken_out_or_put_in_are_noticed(kept):
+    """A pruned or grown network: the layers of a reading are those that it has now, the last one too."""
+    network = testing.tiny("llama")
+    model = load_model(network)
+    prompts = sk.Prompts.from_ids([[1, 5, 9, 12]], model)
+    assert sk.run(model, prompts, [sk.KeyMass()]).sizes["layer"] == 3
+    more = type(network.model.layers[0])(network.config, 3).eval()
+    layers = [*network.model.layers, more]
+    network.model.layers = torch.nn.ModuleList(layers[:kept])
+    network.config.num_hidden_layers = kept
+    found = sk.run(model, prompts, [sk.AttentionMap([kept - 1], range(4))]).attention.sel(layer=kept - 1).values[0]
+    network.set_attn_implementation("eager")
+    own = []
+    network.model.layers[-1].self_attn.register_forward_hook(lambda _m, _a, out: own.append(out[1]))
+    with torch.no_grad():
+        network(torch.tensor([[1, 5, 9, 12]]), use_cache=False)
+    np.testing.assert_allclose(found, own[0][0], atol=1e-5)
 
 
 def test_the_handle_stays_small():
