@@ -108,8 +108,11 @@ def compare(  # noqa: PLR0913 - one call is the whole interface
     result = _test_differences(difference, pooled, test, how)
     count = result["n"].values
     units = str(values.attrs.get("units", ""))
+    caption = {"model_id": str(readings.attrs["model_id"])} if readings.attrs.get("model_id") else {}
+    if pooled == ["prompt"]:
+        caption["n_prompts"] = int(count.max(initial=0))
     for name in ("difference", "low", "high"):
-        result[name].attrs["units"] = units
+        result[name].attrs |= {"units": units, **caption}  # what a figure of them says
     result.attrs = {
         "metric": "compare", "definition": "paired", "meaning": define("compare", "paired").meaning, "reference": "",
         "units": units, "variable": str(values.name or ""), "n": int(count.max(initial=0)), "test": test,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Literal
@@ -106,7 +107,17 @@ def labels_of(array: xr.DataArray, dim: str) -> list[str]:
     if dim not in array.dims:
         raise SchemaError(f"{array.name or 'array'}: no dimension {dim!r}; it has {tuple(array.dims)}.")
     values = array[dim].values if dim in array.coords else np.arange(array.sizes[dim])
-    return [plain(str(value)) for value in values.tolist()]
+    return [plain(_heads(str(value))) for value in values.tolist()]
+
+
+def _heads(label: str) -> str:
+    """Write heads that a grid edited as they are named: ``{13: [2, 4]}`` and ``[(13, 2), (13, 4)]``, L13H2, L13H4."""
+    if re.fullmatch(r"\{(\d+: \[\d+(, \d+)*\](, )?)+\}", label):
+        by_layer = re.findall(r"(\d+): \[([^]]*)\]", label)
+        return ", ".join(f"L{layer}H{head}" for layer, heads in by_layer for head in heads.split(", "))
+    if re.fullmatch(r"[\[(](\(\d+, \d+\),?( )?)+[\])]", label):
+        return ", ".join(f"L{layer}H{head}" for layer, head in re.findall(r"\((\d+), (\d+)\)", label))
+    return label
 
 
 def set_ticks(

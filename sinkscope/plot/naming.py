@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox, IdentityTransform
@@ -35,7 +36,7 @@ class LineNames(Artist):
     def __init__(self, axes: Axes, lines: Sequence[Line2D], names: Sequence[str]) -> None:
         super().__init__()
         self.lines = list(lines)
-        size = float(mpl.rcParams["legend.fontsize"])
+        size = _letters()
         self.texts = [
             Text(
                 0,
@@ -84,6 +85,11 @@ class LineNames(Artist):
     def get_tightbbox(self, renderer: Any = None) -> Bbox:
         """As :meth:`get_window_extent`: names are never clipped."""
         return self.get_window_extent(renderer)
+
+
+def _letters() -> float:
+    """Return the size of names in points; outside a theme the setting is a word."""
+    return float(FontProperties(size=mpl.rcParams["legend.fontsize"]).get_size_in_points())
 
 
 def _end(line: Line2D, box: Bbox) -> float:
@@ -152,7 +158,7 @@ def legend_above(axes: Axes, handles: Sequence[Any] | None = None, *, over: floa
     shown = list(axes.get_legend_handles_labels()[0] if handles is None else handles)
     if not shown:
         return
-    size = float(mpl.rcParams["legend.fontsize"])
+    size = _letters()
     figure = axes.get_figure(root=True)
     assert figure is not None
     room, tall = axes.get_position().size * figure.get_size_inches() * 72

@@ -5,6 +5,7 @@ from scipy import stats
 
 from sinkscope.errors import MetricError, SinkscopeWarning
 from sinkscope.metrics import Resampling, compare, rank_correlation, sink_rate
+from sinkscope.plot import caption_text
 
 from .readings import from_maps, random_maps, with_edits
 
@@ -42,6 +43,13 @@ def test_paired_difference_against_a_label():
     assert (weak["p_value"] > 0.01).all()
     assert found["difference"].attrs["units"] == "nat"
     assert found.attrs["to"] == "none"
+
+
+def test_a_figure_of_a_difference_can_say_model_and_prompts():
+    values = loss().assign_attrs(model_id="some/model")
+    found = compare(values, to="none", resampling=FAST)
+    assert caption_text(found["difference"]).startswith("model some/model; n = 20 prompts")
+    assert "n = " not in caption_text(compare(values, to="none", over="head", resampling=FAST)["difference"])
 
 
 def test_statistics_are_scipys():

@@ -103,3 +103,27 @@ def test_a_logarithmic_axis_has_numbers_within_what_it_shows(values, linear, wan
     shown = {float(t.get_text()) for t in axes.get_yticklabels() if t.get_text() and low <= t.get_position()[1] <= high}
     assert wanted <= shown
     plt.close(figure)
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        ("{13: [2]}", "L13H2"), ("{13: [2, 4], 14: [0]}", "L13H2, L13H4, L14H0"),
+        ("[(13, 2), (13, 4)]", "L13H2, L13H4"), ("[1, 2]", "[1, 2]"), ("{}", "{}"), ("masked", "masked"),
+    ],
+)  # fmt: skip
+def test_heads_of_a_grid_are_named_as_heads_are(label, said):
+    assert labels_of(xr.DataArray([1.0], {"edit_head": [label]}, "edit_head"), "edit_head") == [said]
+
+
+def test_names_beside_lines_outside_a_theme_have_the_size_of_the_setting():
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    from sinkscope.plot.naming import name_lines, names_of
+
+    with mpl.rc_context({"legend.fontsize": "medium"}):
+        axes = plt.figure().add_subplot()
+        name_lines(axes, axes.plot([0, 1]), ["one"])
+        axes.figure.canvas.draw()
+    assert names_of(axes) == ["one"]
