@@ -96,7 +96,8 @@ def max_attention_histogram(
     found = _numbers(fit) if isinstance(fit, xr.Dataset) else fit
     axes = axes_for(array, ax)
     if values.size:
-        _bars(axes, values, bins, _split(found))
+        one = found is not None and not found.get("bimodal", True)
+        _bars(axes, values, bins, _split(found), ", one hump: no split" if one else "")
     if found is not None:
         _mixture(axes, found, names)
     axes.set(xlabel=plain(str(array.attrs.get("long_name", array.name or "largest attention weight"))),
@@ -117,16 +118,23 @@ def _split(fit: Mapping[str, Any] | None) -> float:
     return float(fit.get("valley", np.nan))
 
 
-def _bars(axes: Axes, values: np.ndarray, bins: int, valley: float) -> None:
-    """Draw the histogram, each class in its colour, and under it one tick for each number."""
+def _bars(axes: Axes, values: np.ndarray, bins: int, valley: float, said: str = "") -> None:
+    """Draw the histogram, each class in its colour, and under it one tick for each number.
+
+    ``said`` is told of the heads where they are one class.
+    """
     heights, edges = np.histogram(values, bins=bins, density=True)
     middle = (edges[:-1] + edges[1:]) / 2
     sides = (
         ((middle < valley, SINK), (middle >= valley, OTHER)) if np.isfinite(valley) else ((middle == middle, MUTED),)
     )
-    for side, colour in sides:
-        axes.bar(middle[side], heights[side], width=np.diff(edges)[side], color=colour, alpha=0.38, linewidth=0)
-    axes.plot([], [], " ", label=f"heads (n = {values.size})")
+    where = (" below the valley", " above it") if len(sides) > 1 else (said,)
+    for (side, colour), place in zip(sides, where, strict=True):
+        count = int(_in(values, valley, colour).sum())
+        axes.bar(
+            middle[side], heights[side], width=np.diff(edges)[side], color=colour, alpha=0.38, linewidth=0,
+            label=f"heads{place} (n = {count})",
+        )  # fmt: skip
     colours = [colour for side, colour in sides for _ in range(int(_in(values, valley, colour).sum()))]
     ordered = np.concatenate([values[_in(values, valley, colour)] for _, colour in sides])
     strip = axes.inset_axes((0.0, -0.055, 1.0, 0.045), sharex=axes)
@@ -171,5 +179,3 @@ def _mixture(axes: Axes, fit: Mapping[str, Any], names: Sequence[str]) -> None:
     valley = float(fit.get("valley", np.nan))
     if np.isfinite(valley) and bimodal:
         axes.axvline(valley, color="black", linestyle="--", linewidth=thin(), label=f"valley {valley:.3g}")
-    elif not bimodal:
-        axes.plot([], [], " ", label="one hump: no split")

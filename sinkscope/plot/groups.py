@@ -11,7 +11,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from sinkscope.plot.labels import labels_of, need_dims, need_like, plain
-from sinkscope.plot.naming import legend_above
+from sinkscope.plot.naming import has_same_legend, legend_above
 from sinkscope.plot.readings import drawn
 from sinkscope.plot.theme import CONTROL, OTHER, PALETTE, ROLE_COLOURS, SINK, Look, axes_for, dot, thin
 
@@ -30,6 +30,8 @@ def grouped_bars(
     **look: Unpack[Look],
 ) -> Axes:
     """Draw bars in groups, one colour per series: arms of an experiment under several conditions.
+
+    Panels of one figure with the same series have one legend, that of the first.
 
     Args:
         array: two dims: the groups along x, then the series (with one dim, all bars are one series). NaN: no bar.
@@ -64,7 +66,7 @@ def grouped_bars(
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.set(ylabel=plain(ylabel or _named(array)), title=plain(title))
-    if array.ndim > 1 and len(series) > 1:
+    if array.ndim > 1 and len(series) > 1 and not has_same_legend(axes):
         legend_above(axes)
     return axes
 

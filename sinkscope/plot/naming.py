@@ -147,6 +147,22 @@ def drop_names(axes: Axes) -> None:
         legend.remove()
 
 
+def has_same_legend(axes: Axes) -> bool:
+    """Whether another panel of the figure has a legend with the same names, in the same colours and order."""
+    mine = [(label, _colour(handle)) for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)]
+    others = [other for other in axes.figure.axes if other is not axes and other.get_legend() is not None]
+    shown = [
+        [(label, _colour(handle)) for handle, label in zip(*other.get_legend_handles_labels(), strict=True)]
+        for other in others
+    ]
+    return mine in shown
+
+
+def _colour(handle: Any) -> Any:
+    one = handle[0] if isinstance(handle, tuple) and handle else handle
+    return one.get_facecolor() if hasattr(one, "get_facecolor") else getattr(one, "get_color", lambda: None)()
+
+
 def legend_above(axes: Axes, handles: Sequence[Any] | None = None, *, over: float = 0.0) -> None:
     """Put the legend between the title and the axes, in as many rows as it needs, and lift the title over it.
 

@@ -3,6 +3,7 @@ import io
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.lines import Line2D
 from scipy import stats
 
 from sinkscope import plot
@@ -42,29 +43,41 @@ def heads():
     return xr.DataArray(np.r_[r.normal(0.05, 0.02, 60), r.normal(0.4, 0.05, 40), np.nan], dims="head")
 
 
+def all_marked(legend):
+    """Whether every entry of a legend has a line or a patch beside it."""
+    return all(
+        handle.get_linestyle() not in ("None", " ", "") if isinstance(handle, Line2D) else handle.get_width() > 0
+        for handle in legend.legend_handles
+    )
+
+
 def test_histogram_draws_the_mixture_it_was_given():
     ax = plot.max_attention_histogram(heads(), FIT, bins=20)
     assert sum(p.get_height() * p.get_width() for p in ax.patches) == pytest.approx(1.0)
     assert len(ax.patches) == 20
-    _, low, high, valley = ax.lines
+    low, high, valley = ax.lines
     x = low.get_xdata()
     np.testing.assert_allclose(low.get_ydata(), 0.6 * stats.norm.pdf(x, 0.05, 0.02))
     np.testing.assert_allclose(high.get_ydata(), 0.4 * stats.norm.pdf(x, 0.4, 0.05))
     assert valley.get_xdata() == [0.15, 0.15]
     texts = [t.get_text() for t in ax.get_legend().get_texts()]
-    assert texts == ["heads (n = 100)", "sink heads", "vision heads", "valley 0.15"]
+    assert texts == [
+        "sink heads", "vision heads", "valley 0.15", "heads below the valley (n = 60)", "heads above it (n = 40)",
+    ]  # fmt: skip
+    assert all_marked(ax.get_legend())
 
 
 def test_histogram_says_when_it_is_not_bimodal():
     ax = plot.max_attention_histogram(heads(), {**FIT, "bimodal": False})
     texts = [t.get_text() for t in ax.get_legend().get_texts()]
-    assert texts[1:] == ["component 1", "component 2", "one hump: no split"]
-    assert len(ax.lines) == 4, "the count, two components and the remark, no valley"
+    assert texts == ["component 1", "component 2", "heads, one hump: no split (n = 100)"]
+    assert len(ax.lines) == 2, "two components, no valley"
+    assert all_marked(ax.get_legend())
 
 
 def test_histogram_takes_what_the_metric_returns():
     found = bimodality(heads())
-    _, low, high, valley = plot.max_attention_histogram(heads(), found).lines
+    low, high, valley = plot.max_attention_histogram(heads(), found).lines
     assert low.get_ydata().max() > high.get_ydata().max()
     assert valley.get_xdata() == [float(found.valley)] * 2
     with pytest.raises(SchemaError, match=r"the fit has the dimensions \('layer',\), one histogram needs one verdict"):

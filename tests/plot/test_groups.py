@@ -1,5 +1,6 @@
 import itertools
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
@@ -45,6 +46,16 @@ def test_one_dimension_is_one_series_without_a_legend():
     axes = grouped_bars(values, interval=(values, values + 0.1))
     assert [bar.get_height() for bar in axes.containers[0]] == [0.5, 0.1, 0.0]
     assert axes.get_legend() is None
+
+
+def test_panels_of_the_same_series_have_one_legend():
+    figure, (left, right, other) = plt.subplots(1, 3)
+    for ax, values in ((left, table()), (right, 2 * table()), (other, table().assign_coords(model=["a", "c"]))):
+        grouped_bars(values, ax=ax, title="a table")
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["a", "b"]
+    assert right.get_legend() is None, "the names and colours are those of its neighbour"
+    assert [text.get_text() for text in other.get_legend().get_texts()] == ["a", "c"]
+    plt.close(figure)
 
 
 def test_three_dimensions_are_refused():
