@@ -67,14 +67,13 @@ def measured(swept, text, dim) -> dict[str, list[float]]:
         str(label): [float(change[name].sel(edit=label)) for name in ("difference", "low", "high")]
         for label in change["edit"].values
     }
-    largest = {
-        "other dimensions": [row[0] for label, row in rows.items() if re.fullmatch(rf"dim (?!{dim} )\d+ to zero", label)],
-        "other tokens": [row[0] for label, row in rows.items() if re.match(r"token \d+ masked", label)],
-    }  # fmt: skip
+    zeroed = {label: row[0] for label, row in rows.items() if re.fullmatch(r"dim \d+ to zero", label)}
+    others = [value for label, value in zeroed.items() if label != f"dim {dim} to zero"]
+    masked = [row[0] for label, row in rows.items() if re.fullmatch(r"token \d+ masked, all layers", label)]
     rows |= {"to zero": rows[f"dim {dim} to zero"], "to its mean": rows[f"dim {dim} to its mean"]}
     moved = re.search(r"gets (\d+) ?%", text)
     rows["first token masked, all layers"] = [*rows["first token masked, all layers"], float(moved[1])]
-    return rows | {name: [max(map(abs, values))] for name, values in largest.items()}
+    return rows | {"other dimensions": [max(map(abs, others))], "other tokens": [max(map(abs, masked))]}
 
 
 def test_the_table_of_edits_says_what_the_demo_measures(told):
