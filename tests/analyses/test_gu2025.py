@@ -50,6 +50,7 @@ def test_every_claim_is_about_the_model_it_was_measured_on(results):
     }
     assert {claim["model"] for claim in results["training"][0]["claims"]} == {"zoo:lm-python"}
     assert all(claim["model"].startswith("zoo:lm-python-") for claim in results["variants"][0]["claims"])
+    assert results["window"][0]["claims"][3]["number"].endswith("(n = 1 seed)")
     assert [claim["model"] for claim in results["window"][0]["claims"]] == ["zoo:lm-python"] * 3 + [
         "zoo:lm-python-window"
     ]

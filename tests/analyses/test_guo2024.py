@@ -51,6 +51,12 @@ def test_the_head_sleeps_on_all_but_triggers_and_the_first_value_is_the_smallest
     assert "0 of 65 tokens are smaller" in claims(results, "backcopy_picture")[2]["found"]
 
 
+def test_extreme_tokens_are_judged_on_texts_and_not_on_the_sentence_that_is_drawn(results):
+    found = claims(results, "basics")
+    assert all(claim["number"].endswith("(n = 8)") and "[" in claim["number"] for claim in found)
+    assert "heads of layer 4 above one half" in found[0]["found"], "a late layer is one of the second half"
+
+
 def test_attention_copies_and_the_mlp_knows_the_bigrams(results):
     assert [claim["agrees"] for claim in claims(results, "who_does_what")] == [True, True]
 

@@ -26,6 +26,8 @@ def test_the_planted_head_and_no_other_retrieves(case):
     assert found["released"].values[truth.induction] >= 1
     assert (found["recall"] == 1).all()
     assert found.attrs["n"] == len(tests)
+    assert found["score_by_test"].dims == ("prompt", "layer", "head")
+    assert np.allclose(found["score_by_test"].mean("prompt"), found["score"])
 
 
 def test_the_twin_copies_nothing_and_no_score_is_made_up():
