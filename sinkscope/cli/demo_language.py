@@ -6,6 +6,7 @@ to the prediction of the next token, by edits with controls. Every number it say
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,16 +212,21 @@ def causal(model: Model, prompts: Prompts, stage: Stage, output: Path) -> list[t
     constant = float(abs(change["difference"].sel(edit=mean))) < 0.1 * float(change["difference"].sel(edit=zero))
     dims = (
         f"{zero}: {cost(zero)} nats a token; {mean}: {cost(mean)} (95% intervals over {int(change['n'].max())} texts). "
-        f"{CONTROLS} dimensions drawn at random, set to zero: at most {worst:.3f}. "
+        f"{CONTROLS} dimensions drawn at random, set to zero: at most {at_most(worst)}. "
         + ("The model needs the number, not how it varies." if constant else "Its variation matters too.")
     )
     masks = [label for label in edits if label.startswith("first")]
     random = _largest(change, [label for label in controls if label.startswith("token")])
     masked = (
         "; ".join(f"{label.partition(', ')[2]}: {cost(label)}" for label in masks)
-        + f" nats a token. Masking a token at random: at most {random:.3f}. {_where_it_goes(swept, masks[-1], stage)}"
+        + f" nats a token. Masking a token at random: at most {at_most(random)}. {_where_it_goes(swept, masks[-1], stage)}"
     )
     return [(f"What dimension {stage.dim} is needed for", dims), ("Masking the first token", masked)]
+
+
+def at_most(value: float) -> str:
+    """Write a bound with three digits, rounded up: what is above it cannot be said to be at most that."""
+    return f"{math.ceil(1000 * value) / 1000:.3f}"
 
 
 def _largest(change: xr.Dataset, labels: list[str]) -> float:

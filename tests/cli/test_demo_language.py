@@ -43,6 +43,10 @@ def test_nothing_massive_is_no_stage() -> None:
     assert "No dimension passes 100 times the median" in demo_language.tell_stages(found, xr.Dataset())
 
 
+def test_a_bound_is_rounded_up() -> None:
+    assert [demo_language.at_most(value) for value in (0.00135, 0.002, 0.1146)] == ["0.002", "0.002", "0.115"]
+
+
 def test_every_text_is_long_enough() -> None:
     texts = corpora.texts()
     assert len(texts) == 24
