@@ -219,7 +219,8 @@ def causal(model: Model, prompts: Prompts, stage: Stage, output: Path) -> list[t
     random = _largest(change, [label for label in controls if label.startswith("token")])
     masked = (
         "; ".join(f"{label.partition(', ')[2]}: {cost(label)}" for label in masks)
-        + f" nats a token. Masking a token at random: at most {at_most(random)}. {_where_it_goes(swept, masks[-1], stage)}"
+        + f" nats a token. Masking a token at random: at most {at_most(random)}. "
+        + _where_it_goes(swept, masks[-1], stage)
     )
     return [(f"What dimension {stage.dim} is needed for", dims), ("Masking the first token", masked)]
 
