@@ -128,12 +128,25 @@ class Comparison:
         elif self.model.backend.edits:
             edits.append(("edit ", [sk.MaskKeys([KEY])], KEY))
         for label, edit, hide in edits:
-            reading = self._read(prompts, probes, edit, name)
+            try:
+                reading = self._read(prompts, probes, edit, name)
+            except sk.errors.EditHasNoEffect:
+                self._without_effect(name, eager, only)
+                continue
             for index, row in enumerate(self.rows):
                 heard = eager.run(partial(self._own, row, hide is None), hide, only)
                 self._reading(f"{name} {label}", reading.isel(prompt=index), tower, heard, row)
                 if hide is not None and "logits" not in reading and not tower.residual:
                     self.found.left_out[f"{name} edit"] = "maps alone were compared"
+
+    def _without_effect(self, name, eager, only):
+        """What the instrument says of an edit, that it changes nothing, is to hold of the model's own attention."""
+        for row in self.rows:
+            plain, hidden = (
+                answer(eager.run(partial(self._own, row, False), hide, only).output) for hide in (None, KEY)
+            )
+            self.found.add(f"{name} edit logits", plain, hidden)
+        self.found.left_out[f"{name} edit"] = "hiding that key changes nothing, by the model's own attention either"
 
     def _read(self, prompts, probes, edit, name):
         """Both prompts in one padded batch; one by one where the model is told to compute padding into a prompt."""

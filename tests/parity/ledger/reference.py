@@ -70,6 +70,8 @@ class Eager:
         def eager_attention_forward(module, query, key, value, attention_mask=None, *args, **kwargs):
             if self.hide is not None and (self.only is None or id(module) in self.only):
                 attention_mask = hidden(attention_mask, query, key, self.hide)
+            elif isinstance(attention_mask, torch.Tensor) and attention_mask.dtype == torch.bool:
+                attention_mask = added(attention_mask, query)  # to which eager BERT would add 1 (Grounding DINO)
             out = function(module, query, key, value, attention_mask, *args, **kwargs)
             if isinstance(out, tuple) and len(out) > 1 and isinstance(out[1], torch.Tensor):
                 self.heard.calls.append(Call(module, value, effective(out[1], value, out[0])))
@@ -146,13 +148,18 @@ def hidden(mask, query, key, column):
     if mask is None:
         mask = torch.zeros(1, 1, rows, keys, dtype=query.dtype)
     elif mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape, dtype=query.dtype).masked_fill(~mask, low)
+        mask = added(mask, query)
     mask = mask[..., :keys].clone()
     others = mask.clone()
     others[..., column] = low
     alone = (others <= low / 2).all(-1)
     mask[..., column] = torch.where(alone, mask[..., column], low)
     return mask
+
+
+def added(mask, query):
+    """A mask that says what is seen as one that is added to logits."""
+    return torch.zeros(mask.shape, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
 
 
 def answer(output):
