@@ -21,6 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 import sinkscope as sk
 from sinkscope import tasks
@@ -71,13 +72,23 @@ def draw(parts: list[xr.Dataset], names: tuple[str, ...], score: str, title: str
     bars = bars.sel(edit=[name for name in SHOWN if name in bars["edit"].values])
     edges = (bars["low"], bars["high"])
     sk.plot.grouped_bars(bars["value"], interval=edges, ylabel=SCORES[score], title=title, ax=ax)
-    ax.set_ylim(0, 1.4)
+    ax.set_ylim(0, 1.04)
     ax.set_yticks(np.arange(0, 1.01, 0.2))
+
+
+def one_legend(figure: Figure) -> None:
+    """Put the legend that all panels share above them, in place of one in each."""
+    shared = max((ax.get_legend_handles_labels() for ax in figure.axes), key=lambda found: len(found[1]))
+    for ax in figure.axes:
+        legend = ax.get_legend()
+        if legend is not None:
+            legend.remove()
+    figure.legend(*shared, loc="outside upper center", ncols=4)
 
 
 def judge(study: Study, model: sk.Model) -> None:
     """Calibrate and test every method on every task, draw both tables, state the differences."""
-    figure, axes = plt.subplots(2, 2, figsize=(9.6, 8))
+    figure, axes = plt.subplots(2, 2, figsize=(9.6, 7), layout="constrained")
     parts: list[xr.Dataset] = []
     for (which, listed), column in zip(TABLES.items(), axes.T, strict=True):
         names = suited(study, model, listed)
@@ -92,6 +103,7 @@ def judge(study: Study, model: sk.Model) -> None:
             words, agrees = above_all(scores, rivals)
             claim = f"It raises accuracy by more than {' and '.join(rivals)}"
             study.claim(which, claim, paper=paper, found=words, agrees=agrees)
+    one_legend(figure)
     says = "test questions of each task; bars: 95 % Wilson intervals (none where random draws are averaged)"
     study.figure(figure, "methods", source=parts[0], says=says)
 
