@@ -83,6 +83,7 @@ def one_legend(figure: Figure) -> None:
         legend = ax.get_legend()
         if legend is not None:
             legend.remove()
+            ax.set_title(ax.get_title(loc="left"))  # was lifted over its legend
     figure.legend(*shared, loc="outside upper center", ncols=4)
 
 
