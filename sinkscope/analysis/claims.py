@@ -70,8 +70,8 @@ class Estimate:
     @classmethod
     def times(cls, ratios: xr.DataArray, spec: str = ".3g", unit: str = "") -> Estimate:
         """Geometric mean of ratios over every dim, with a bootstrap interval of the mean logarithm over them."""
-        row = cls.mean(np.log(ratios))
-        return cls(*(float(np.exp(x)) for x in (row.value, row.low, row.high)), row.n, unit, spec)
+        row = cls.mean(xr.apply_ufunc(np.log, ratios, keep_attrs=True))
+        return cls(math.exp(row.value), math.exp(row.low), math.exp(row.high), row.n, unit, spec)
 
     @classmethod
     def resampled(

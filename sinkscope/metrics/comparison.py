@@ -108,7 +108,7 @@ def compare(  # noqa: PLR0913 - one call is the whole interface
     result = _test_differences(difference, pooled, test, how)
     count = result["n"].values
     units = str(values.attrs.get("units", ""))
-    caption = {"model_id": str(readings.attrs["model_id"])} if readings.attrs.get("model_id") else {}
+    caption: dict[str, Any] = {"model_id": str(readings.attrs["model_id"])} if readings.attrs.get("model_id") else {}
     if pooled == ["prompt"]:
         caption["n_prompts"] = int(count.max(initial=0))
     for name in ("difference", "low", "high"):

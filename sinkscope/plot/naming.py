@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -159,7 +159,7 @@ def has_same_legend(axes: Axes) -> bool:
 
 
 def _colour(handle: Any) -> Any:
-    one = handle[0] if isinstance(handle, tuple) and handle else handle
+    one: Any = cast("tuple[Any, ...]", handle)[0] if isinstance(handle, tuple) and handle else handle
     return one.get_facecolor() if hasattr(one, "get_facecolor") else getattr(one, "get_color", lambda: None)()
 
 
