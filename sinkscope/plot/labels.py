@@ -153,9 +153,8 @@ def set_token_ticks(ax: Axes, across: Sequence[str], down: Sequence[str], most: 
     figure = ax.get_figure(root=True)
     assert figure is not None
     size = float(mpl.rcParams["xtick.labelsize"])
-    room = (
-        0.9 * 72 * np.multiply(ax.get_position().size, figure.get_size_inches())
-    )  # the rest goes to labels and colour bars
+    inches = np.multiply(ax.get_position().size, figure.get_size_inches())
+    room = 0.9 * 72 * inches  # in points; the rest goes to labels and colour bars
     for which, labels, points in (("x", across, room[0]), ("y", down, room[1])):
         set_ticks(ax, which, labels, most=most)
         scale = float(points) / (1.15 * size * min(max(len(labels), 1), most))
