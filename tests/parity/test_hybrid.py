@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 import sinkscope as sk
-from parity.common import assert_close, id_lists, model, network
+from parity.common import TOLERANCE, assert_close, error, id_lists, model, network
 from sinkscope import metrics, plot, testing
 from sinkscope.errors import EditError, MetricError, ProbeError
 from sinkscope.report.sinks import find_sinks
@@ -158,12 +158,17 @@ def test_an_edit_of_a_layer_is_made_in_that_block(name):
         model(name), sk.Prompts.from_ids([ids], model(name)), [sk.Logits(positions="all")],
         [sk.MaskKeys("first", layers=[layer])],
     )  # fmt: skip
-    double = doubled(network(name))
     paths = {call.path for call in layers[layer]}
-    MASKED["modules"] = {id(double.get_submodule(path)) for path in paths}
-    with oracle.implementation(double, "masking"), torch.no_grad():
-        wanted = double(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
-    assert_close(edited.logits[0], wanted, name)
+    wanted, plain = (masked_logits(net, paths, ids) for net in (doubled(network(name)), copy.deepcopy(network(name))))
+    # On some processors float32 itself is farther from float64 than the bound, in MiniMax's linear layers.
+    assert_close(edited.logits[0], wanted, name, max(TOLERANCE, 2 * error(plain, wanted)))
+
+
+def masked_logits(net, paths, ids):
+    """Logits with the first key hidden in the modules at ``paths``, by the definition, in the type of the model."""
+    MASKED["modules"] = {id(net.get_submodule(path)) for path in paths}
+    with oracle.implementation(net, "masking"), torch.no_grad():
+        return net(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
 
 
 @pytest.mark.parametrize("name", WITHOUT)

@@ -164,7 +164,7 @@ def test_a_model_that_returns_neither_states_nor_logits_is_refused():
     net = testing.tiny("llama")
     backend = TransformersBackend(net)
     net.model.forward = lambda input_ids=None, use_cache=None: {"other": 1}
-    message = r"the model returned dict without a hidden state or logits\. Pass one that returns either\."
+    message = r"the model returned dict without a hidden state or logits\. Pass one that returns either, such as"
     with pytest.raises(UnsupportedModelError, match=message):
         backend.forward({"input_ids": IDS}, backend.towers["text"], Instruments())
 

@@ -37,7 +37,7 @@ def tiny():
     """The source, registered for one test."""
     register(Tiny)
     yield SOURCES["tiny-model"]
-    registry._ENTRIES["source"].pop("tiny-model")
+    registry._ENTRIES["model"].pop("tiny-model")
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_folder_of_that_name_is_the_folder(tmp_path, monkeypatch):
 
 def test_two_sources_of_one_name_are_refused(tiny):
     other = type("Other", (Tiny,), {"__module__": "elsewhere"})
-    with pytest.raises(ModelError, match=r"source 'tiny-model': .*test_named has a source of this name already\."):
+    with pytest.raises(ModelError, match=r"model 'tiny-model': .*test_named has a model of this name already\."):
         register(other)
 
 
