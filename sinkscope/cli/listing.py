@@ -26,9 +26,9 @@ INDEX = Path(__file__).parents[1] / "data" / "names.json"
 HEADINGS = {
     "probe": "Probes: what to read, --probe NAME",
     "edit": "Edits: what to change, --edit NAME",
-    "metric": "Metrics: numbers from a reading, in Python in sinkscope.metrics",
+    "metric": "Metrics: numbers from a reading, in Python from sinkscope.metrics",
     "figure": "Figures: pictures of a reading, sinkscope plot NAME",
-    "method": "Methods: procedures of the papers, in Python in sinkscope.methods",
+    "method": "Methods: procedures of the papers, in Python from sinkscope.methods",
     "task": "Tasks: questions with known answers, sinkscope tune MODEL --task NAME",
     "model": "Models: what sinkscope run takes by name, beside folders and hub ids",
     "statistic": "Statistics: what a probe of your own may ask of attention weights",
