@@ -170,7 +170,7 @@ def _write_tokenizer(path: Path, name: str, folder: Path) -> None:
             f"load_model({name!r}): no tokenizer can be read from this file ({found}). Use a file that llama.cpp's "
             "converter made from a model with its tokenizer."
         ) from error
-    if any(_reads(own)[key] != found for key, found in _reads(saved).items()):
+    if _reads(own) != _reads(saved):
         raise ModelError(
             f"load_model({name!r}): the saved tokenizer reads text otherwise than the file's own, so this file cannot "
             f"be converted with transformers {transformers.__version__}. Load the original model instead."
