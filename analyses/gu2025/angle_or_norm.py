@@ -65,7 +65,7 @@ def draw(study: Study, ds: xr.Dataset, strongest: tuple[int, int], rows: dict[st
     """Maps of the strongest sink head, and both groups of heads."""
     layer, head = strongest
     one = ds.isel(prompt=0, layer=layer, head=head, query=slice(0, 20), key=slice(0, 20))
-    figure, panels = plt.subplot_mosaic([["cosine", "norms"], ["all"] * 2], figsize=(9.2, 7.6), height_ratios=(1.2, 1))
+    figure, panels = plt.subplot_mosaic([["cosine", "norms"], ["all"] * 2], figsize=(6.6, 7.6), height_ratios=(1.2, 1))
     axes = list(panels.values())
     title = f"Layer {layer}, head {head}"
     sk.plot.pair_map(one["cosine"], signed=True, limit=1.0, label="cosine", title=title, ax=axes[0])

@@ -61,8 +61,8 @@ with Study(__doc__, paper="guo2024", model="zoo:bb-1l") as study:
     means = split_attention(ds, ids, triggers)
     rows = {name: with_intervals(mean) for name, mean in means.items()}
 
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.6), width_ratios=(1, 1.15))
-    one = ds["attention"].isel(prompt=0, layer=0, head=0, query=slice(0, 24), key=slice(0, 24))
+    figure, axes = plt.subplots(1, 2, figsize=(6.6, 4.0), width_ratios=(1.15, 1))
+    one = ds["attention"].isel(prompt=0, layer=0, head=0, query=slice(0, 18), key=slice(0, 18))
     sk.plot.attention_map(one, title="Layer 0; triggers in red", ax=axes[0])
     for labels in (axes[0].get_xticklabels(), axes[0].get_yticklabels()):
         for label, token in zip(labels, ids[0], strict=False):

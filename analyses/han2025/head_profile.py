@@ -96,7 +96,7 @@ def judge(study: Study, model: sk.Model) -> None:
     if not study.quick and model.model.num_parameters() > panels.LARGE:
         names, n = tasks.suited(model, *PANELS)[-2:], 48
     depth = len(find_tower(model, None).attention)
-    size = (max(4.2 * len(names), 5), max(4.4, 0.22 * depth))
+    size = (min(9.6, max(4.2 * len(names), 5)), max(4.4, 0.22 * depth))
     figure, axes = plt.subplots(1, len(names), figsize=size, squeeze=False)
     parts = [study.reading(f"head_profile_{name}", lambda name=name: measure(model, name, n)) for name in names]
     limit = max(float(abs(effect_of(ds).mean("prompt")).max()) for ds in parts)

@@ -97,7 +97,7 @@ def draw(study: Study, answered: dict[str, xr.DataArray], chance: dict[str, floa
             points = scores.sel(edit=method, task=task).values
             ax.plot(np.full(points.shape, middle), points, ".", color="0.2", ms=4)
             if np.isnan(points).all():
-                ax.text(middle, 0.01, "not run", rotation=90, ha="center", va="bottom", fontsize=7, color="0.4")
+                ax.text(middle, 0.01, "not run", rotation=90, ha="center", va="bottom", color="0.4")
     for place, at in enumerate(chance.values()):
         ax.plot([place - 0.45, place + 0.45], [at, at], ":", color="0.2", lw=1, label=None if place else "chance")
     ax.set_ylim(0, 1.02)

@@ -21,7 +21,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 import sinkscope as sk
 from sinkscope import tasks
@@ -29,6 +28,7 @@ from sinkscope.analysis import LANGUAGE_MODELS, Study, ask, is_large, points_by_
 from sinkscope.analysis.claims import Verdict
 from sinkscope.methods.zerotuning import ZeroTuningSettings
 from sinkscope.methods.zerotuning_compare import BaselineSettings, compare_methods, table
+from sinkscope.plot.naming import share_legend
 from sinkscope.tasks.benchmarks import CLASSIFICATION, MULTIPLE_CHOICE
 
 TABLES = {"Table 1": CLASSIFICATION, "Table 2": MULTIPLE_CHOICE}
@@ -76,17 +76,6 @@ def draw(parts: list[xr.Dataset], names: tuple[str, ...], score: str, title: str
     ax.set_yticks(np.arange(0, 1.01, 0.2))
 
 
-def one_legend(figure: Figure) -> None:
-    """Put the legend that all panels share above them, in place of one in each."""
-    shared = max((ax.get_legend_handles_labels() for ax in figure.axes), key=lambda found: len(found[1]))
-    for ax in figure.axes:
-        legend = ax.get_legend()
-        if legend is not None:
-            legend.remove()
-            ax.set_title(ax.get_title(loc="left"))  # was lifted over its legend
-    figure.legend(*shared, loc="outside upper center", ncols=4)
-
-
 def judge(study: Study, model: sk.Model) -> None:
     """Calibrate and test every method on every task, draw both tables, state the differences."""
     figure, axes = plt.subplots(2, 2, figsize=(9.6, 7), layout="constrained")
@@ -104,7 +93,7 @@ def judge(study: Study, model: sk.Model) -> None:
             words, agrees = above_all(scores, rivals)
             claim = f"It raises accuracy by more than {' and '.join(rivals)}"
             study.claim(which, claim, paper=paper, found=words, agrees=agrees)
-    one_legend(figure)
+    share_legend(figure)
     says = "test questions of each task; bars: 95 % Wilson intervals (none where random draws are averaged)"
     study.figure(figure, "methods", source=parts[0], says=says)
 

@@ -63,7 +63,7 @@ def random_arms(values: xr.DataArray, dim: str) -> xr.DataArray:
 def draw(
     study: Study, stem: str, measure: Callable[[str, int], xr.Dataset], banded: tuple[str, str]
 ) -> tuple[Figure, xr.Dataset, xr.DataArray, tuple[str, ...]]:
-    """Draw the tasks that suit the model, side by side, with a grey band of random tokens.
+    """Draw the tasks that suit the model, one below the other, with a grey band of random tokens.
 
     Args:
         study: the script's run.
@@ -76,10 +76,10 @@ def draw(
         tasks, random arms among them; the tasks.
     """
     names, n = amount(study, study.model, *PANELS)
-    figure, axes = plt.subplots(1, len(names), figsize=(max(4.4 * len(names), 6), 4), squeeze=False, sharey=True)
+    figure, axes = plt.subplots(len(names), 1, figsize=(6.6, max(4.0, 2.6 * len(names))), squeeze=False, sharex=True)
     sizes: list[xr.DataArray] = []
     ds, (dim, arm) = xr.Dataset(), banded
-    for panel, name in zip(axes[0], names, strict=True):
+    for panel, name in zip(axes[:, 0], names, strict=True):
         ds = study.reading(f"{stem}_{name}", lambda name=name: measure(name, n)).rename(arm=dim)
         share = tasks.rate(ds["exact"])
         drawn = random_arms(share["value"], dim)
@@ -87,7 +87,8 @@ def draw(
         band = (fixed["low"].where(fixed[dim] == arm), fixed["high"].where(fixed[dim] == arm))
         curve, band = add_random_bands(fixed["value"].rename("accuracy"), band, {RANDOM: drawn}, dim)
         sk.plot.sweep_curve(curve.assign_attrs(long_name="exact match"), interval=band, title=name, ax=panel)
-        if panel is not axes[0][-1]:
+        panel.label_outer()
+        if panel is not axes[0, 0]:
             drop_names(panel)
         change = abs(ds["log_probability"] - ds["log_probability"].sel(gamma=1.0)).drop_sel(gamma=1.0)
         sizes.append(change.mean("gamma").assign_coords(prompt=np.arange(ds.sizes["prompt"]) + 1000 * len(sizes)))

@@ -45,15 +45,15 @@ def measure(model: sk.Model, name: str, mode: str, quick: bool) -> xr.Dataset:
     return result.to_dataset().assign_attrs(gamma=result.gamma)
 
 
-def draw(free: xr.Dataset, name: str, top: Axes, bottom: Axes) -> None:
+def draw(free: xr.Dataset, name: str, left: Axes, right: Axes) -> None:
     """What the choice without labels saw: entropy, and shares of the questions, over gamma."""
     entropy = free["calibration_entropy"].rename("entropy").assign_attrs(units="nat", long_name="entropy")
-    sk.plot.sweep_curve(entropy, title=name, ax=top)
+    sk.plot.sweep_curve(entropy, title=name, ax=left)
     kinds = xr.Variable("measure", ["accuracy", "exact match", "most frequent answer"])
     shares = xr.concat([free[f"calibration_{k}"] for k in ("accuracy", "exact", "collapse")], kinds)
-    sk.plot.sweep_curve(shares.assign_attrs(units="1", long_name="share of the questions"), ax=bottom)
-    bottom.set_ylim(0, 1.05)
-    for panel in (top, bottom):
+    sk.plot.sweep_curve(shares.assign_attrs(units="1", long_name="share of the questions"), ax=right)
+    right.set_ylim(0, 1.05)
+    for panel in (left, right):
         panel.axvline(free.attrs["gamma"], color="black")
         panel.set_xticks([0.3, 1, 3], ["0.3", "1", "3"])
         panel.minorticks_off()
@@ -62,18 +62,18 @@ def draw(free: xr.Dataset, name: str, top: Axes, bottom: Axes) -> None:
 def judge(study: Study, model: sk.Model) -> None:
     """Choose both ways on each task, draw what the choice saw, compare what it gained."""
     names = suited(study, model)
-    figure, axes = plt.subplots(2, len(names), figsize=(4.4 * len(names), 7), squeeze=False)
+    figure, axes = plt.subplots(len(names), 2, figsize=(9.2, max(3.8, 3.2 * len(names))), squeeze=False)
     gains: dict[str, list[Estimate]] = {mode: [] for mode in MODES}
     least, chosen, collapsed, free = [], [], [], xr.Dataset()
-    for (top, bottom), name in zip(axes.T, names, strict=True):
+    for (left, right), name in zip(axes, names, strict=True):
         both = {
             mode: study.reading(f"{mode}_{name}", lambda n=name, m=mode: measure(model, n, m, study.quick))
             for mode in MODES
         }
         free = both["entropy"]
-        draw(free, name, top, bottom)
-        if name != names[-1]:
-            drop_names(bottom)
+        draw(free, name, left, right)
+        if name != names[0]:
+            drop_names(right)
         for mode, ds in both.items():
             gain = ds["log_probability"].sel(edit="zerotuning") - ds["log_probability"].sel(edit="none")
             gains[mode].append(Estimate.mean(gain, "+.3f"))

@@ -55,7 +55,8 @@ def draw(study: Study, ds: xr.Dataset) -> None:
     for axes in (left, right):
         axes.axhline(1.0, color="0.5", linestyle="--", linewidth=1)
         sk.plot.log_scale(axes)
-        axes.legend(fontsize=7)
+    left.legend()
+    right.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     says = "median over prompts of the index; text: with the first token and the template, or words alone"
     study.figure(figure, "compression", source=ds, says=says)
 

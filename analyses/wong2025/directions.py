@@ -27,7 +27,7 @@ FIRST = (
 
 def draw(study: Study, chosen: case.Case, swept: xr.Dataset) -> None:
     """The inputs on their first two principal directions, and what is written along each."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.8), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.6), layout="constrained")
     for who, marker in (("other", "o"), ("sink", "^")):
         rows = swept["projection"].values[swept["who"].values == who]
         left.scatter(rows[:, 0], rows[:, 1], s=16, alpha=0.6, marker=marker, label=f"{who} (n = {len(rows)})")
@@ -45,7 +45,7 @@ def draw(study: Study, chosen: case.Case, swept: xr.Dataset) -> None:
     right.axhline(-0.98, color="0.6", linewidth=0.8)
     right.set(xlabel="size of the direction fed alone", ylabel="cosine with the primary's write", ylim=(-1.05, 1.05),
               title="What the MLP writes")  # fmt: skip
-    right.legend(fontsize=7)
+    right.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     name = "directions--constructed" if chosen.constructed else "directions"
     says = "principal directions of what the making MLP reads at secondary sinks and at as many other tokens"
     study.figure(figure, name, source=chosen.found, says=says + ("; a constructed model" * chosen.constructed))

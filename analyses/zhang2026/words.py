@@ -40,18 +40,18 @@ def written(model: sk.Model, prompts: sk.Prompts, words: int) -> xr.Dataset:
 
 def draw(study: Study, ds: xr.Dataset, rests: xr.DataArray) -> None:
     """The map of one prompt, and the mean saliency along the written words."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), layout="constrained", width_ratios=[1.6, 1])
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(6.6, 6.6), layout="constrained", height_ratios=[1.4, 1])
     names = sk.plot.token_labels(list(rests["token"].values))
-    shown = left.imshow(rests.values, cmap="Blues", aspect="auto", vmin=0)
-    left.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
-    left.set_yticks(range(rests.sizes["query"]), [names[int(at)] for at in rests["query"].values], fontsize=7)
-    left.set(title="What each written word rests on", xlabel="token before", ylabel="written")
-    figure.colorbar(shown, ax=left, label="attention times gradient")
+    shown = top.imshow(rests.values, cmap="Blues", aspect="auto", vmin=0)
+    top.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    top.set_yticks(range(rests.sizes["query"]), [names[int(at)] for at in rests["query"].values], fontsize=7)
+    top.set(title="What each written word rests on", xlabel="token before", ylabel="written")
+    figure.colorbar(shown, ax=top, label="attention times gradient")
     for arm in ds["arm"].values:
-        right.plot(ds["saliency"].sel(arm=arm).mean("prompt"), marker="o", markersize=3, label=str(arm))
-    right.set(xlabel="written word", ylabel="saliency", title="While writing")
-    right.legend(fontsize=7)
-    says = "attention times gradient in the row that predicts a word, second half of the layers; left: one prompt"
+        bottom.plot(ds["saliency"].sel(arm=arm).mean("prompt"), marker="o", markersize=3, label=str(arm))
+    bottom.set(xlabel="written word", ylabel="saliency", title="While writing")
+    bottom.legend()
+    says = "attention times gradient in the row that predicts a word, second half of the layers; above: one prompt"
     study.figure(figure, "words", source=ds, says=says)
 
 

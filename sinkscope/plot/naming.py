@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
@@ -156,6 +157,22 @@ def has_same_legend(axes: Axes) -> bool:
         for other in others
     ]
     return mine in shown
+
+
+def share_legend(figure: Figure, columns: int = 4) -> None:
+    """Put one legend above all panels in place of one in each, with the names of the panel that has most.
+
+    Args:
+        figure: a figure whose layout is constrained, whose panels have the same names in the same colours.
+        columns: most names in a row.
+    """
+    shared = max((axes.get_legend_handles_labels() for axes in figure.axes), key=lambda found: len(found[1]))
+    for axes in figure.axes:
+        legend = axes.get_legend()
+        if legend is not None:
+            legend.remove()
+            axes.set_title(axes.get_title(loc="left"))  # legend_above had lifted it
+    figure.legend(*shared, loc="outside upper center", ncols=columns)
 
 
 def _colour(handle: Any) -> Any:
