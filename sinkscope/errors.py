@@ -63,7 +63,15 @@ class OutputError(SinkscopeError):
 
 
 class MetricError(SinkscopeError):
-    """A metric was given readings that lack what it needs, or an unknown definition name."""
+    """A metric was given readings that lack what it needs, or an unknown definition name.
+
+    Attributes:
+        advice: the sentence that says what to measure, where something was not measured; else empty.
+    """
+
+    def __init__(self, message: str, *, advice: str = "") -> None:
+        super().__init__(f"{message} {advice}" if advice else message)
+        self.advice = advice
 
 
 class SinkscopeWarning(UserWarning):

@@ -70,7 +70,8 @@ def require(ds: object, metric: str, *variables: str) -> None:
         if name not in ds:
             held = sorted(map(str, ds.data_vars))
             raise MetricError(
-                f"{metric} needs {name!r}; this reading holds {held}. Add {probe_for(name)} to the probes of the run."
+                f"{metric} needs {name!r}; this reading holds {held}.",
+                advice=f"Add {probe_for(name)} to the probes of the run.",
             )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import xarray as xr
@@ -63,7 +63,7 @@ class _Test(NamedTuple):
 def compare(  # noqa: PLR0913 - one call is the whole interface
     readings: xr.Dataset | xr.DataArray,
     *,
-    to: str | xr.Dataset | xr.DataArray,
+    to: str | Mapping[str, Any] | xr.Dataset | xr.DataArray,
     over: str | Iterable[Hashable] = "prompt",
     variable: str | None = None,
     sel: Mapping[Hashable, Any] | None = None,
@@ -74,9 +74,10 @@ def compare(  # noqa: PLR0913 - one call is the whole interface
 
     ``to`` is a label of the dim ``edit`` (every other label is compared with it), or a second reading or DataArray
     with the same labels. The sweep of a grid has no dim ``edit``: give its Dataset, and ``to="baseline"`` takes the run
-    that ``sweep(baseline=True)`` added. ``variable`` names the variable of a Dataset that holds several. The pairs are
-    the labels of ``over``; all other dims stay, so a head map gives one test per head. Average over tokens first:
-    tokens of one prompt are not independent.
+    that ``sweep(baseline=True)`` added, and ``to={"gamma": 1.0}`` a label of a dim of the grid: it stays in the result,
+    so that a curve passes through it, but is not tested against itself. ``variable`` names the
+    variable of a Dataset that holds several. The pairs are the labels of ``over``; all other dims stay, so a head map
+    gives one test per head. Average over tokens first: tokens of one prompt are not independent.
 
     The q-values correct for every test of the result, so say what you ask before the tests are made: ``sel`` selects
     labels, or positions along a dim without labels, in both sides (``sel={"key": 0}``). Selecting afterwards leaves
@@ -102,10 +103,17 @@ def compare(  # noqa: PLR0913 - one call is the whole interface
         raise MetricError(f"compare(test={test!r}): tests are 'permutation' and 'wilcoxon'.")
     values = _pick(readings, variable)
     values, reference = _pair(values, _baseline(readings, values, to), variable)
-    values, reference = (_select(array, sel or {}) for array in (values, reference))
+    same, chosen = _itself(values, to), dict(sel or {})
+    values = _select(values, chosen)
+    same, reference = (
+        _select(array, {dim: wanted for dim, wanted in chosen.items() if dim in array.dims})
+        for array in (same, reference)
+    )
     difference = values.astype("float64") - reference.astype("float64")
     pooled = dims_over(difference, over, "compare")
-    result = _test_differences(difference, pooled, test, how)
+    if set(pooled) & set(same.dims):
+        raise MetricError(f"compare(to={to}, over={over!r}): the pairs lie along {pooled}; compare along another dim.")
+    result = _test_differences(difference, pooled, test, how, same)
     count = result["n"].values
     units = str(values.attrs.get("units", ""))
     caption: dict[str, Any] = {"model_id": str(readings.attrs["model_id"])} if readings.attrs.get("model_id") else {}
@@ -116,14 +124,19 @@ def compare(  # noqa: PLR0913 - one call is the whole interface
     result.attrs = {
         "metric": "compare", "definition": "paired", "meaning": define("compare", "paired").meaning, "reference": "",
         "units": units, "variable": str(values.name or ""), "n": int(count.max(initial=0)), "test": test,
-        "to": to if isinstance(to, str) else "reading", "over": ", ".join(map(str, pooled)),
+        "to": _said(to), "over": ", ".join(map(str, pooled)),
         "resamples": how.resamples, "seed": how.seed, "level": how.level, **_power(result, test, how),
     }  # fmt: skip
     return result
 
 
-def _test_differences(difference: xr.DataArray, pooled: Sequence[Hashable], test: str, how: Resampling) -> xr.Dataset:
-    """Mean, interval, p, q and number of pairs of every cell, the pairs lying along the dims ``pooled``."""
+def _test_differences(
+    difference: xr.DataArray, pooled: Sequence[Hashable], test: str, how: Resampling, itself: xr.DataArray
+) -> xr.Dataset:
+    """Mean, interval, p, q and number of pairs of every cell, the pairs lying along the dims ``pooled``.
+
+    Cells that are compared with themselves (``itself``) are no tests: no p, and no part in the correction.
+    """
     kept = [dim for dim in difference.dims if dim not in pooled]
     difference = difference.transpose(*kept, *pooled)
     shape = difference.shape[: len(kept)]
@@ -132,11 +145,31 @@ def _test_differences(difference: xr.DataArray, pooled: Sequence[Hashable], test
     with np.errstate(invalid="ignore"):
         mean = np.where(count > 0, np.nansum(cells, axis=1) / np.maximum(count, 1), np.nan)
     low, high, p = _test_cells(cells, test, how)
+    p[itself.broadcast_like(difference.isel(dict.fromkeys(pooled, 0))).transpose(*kept).values.ravel()] = np.nan
     columns = {"difference": mean, "low": low, "high": high, "p_value": p, "q_value": _q_values(p), "n": count}
     return xr.Dataset(
         {name: (kept, column.reshape(shape)) for name, column in columns.items()},
         coords=coords_within(difference, kept),
     )
+
+
+def _itself(values: xr.DataArray, to: object) -> xr.DataArray:
+    """Return where the values are those that ``to`` names, a label of a dim of theirs; nowhere, else."""
+    found = xr.DataArray(_is_labels(to))
+    for dim, label in to.items() if _is_labels(to) else ():
+        found = found & (values[dim] == label)
+    return found
+
+
+def _is_labels(to: object) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(to, Mapping) and not isinstance(to, xr.Dataset)
+
+
+def _said(to: object) -> str:
+    """Say what was compared with, for the attributes of the result."""
+    if _is_labels(to):
+        return ", ".join(f"{dim} = {label}" for dim, label in to.items())
+    return to if isinstance(to, str) else "reading"
 
 
 def _select(array: xr.DataArray, sel: Mapping[Hashable, Any]) -> xr.DataArray:
@@ -189,8 +222,8 @@ def _pick(readings: object, variable: str | None) -> xr.DataArray:
 
 
 def _baseline(
-    readings: object, values: xr.DataArray, to: str | xr.Dataset | xr.DataArray
-) -> str | xr.Dataset | xr.DataArray:
+    readings: object, values: xr.DataArray, to: str | Mapping[str, Any] | xr.Dataset | xr.DataArray
+) -> str | Mapping[str, Any] | xr.Dataset | xr.DataArray:
     """Return the run without edits where the sweep of a grid holds it as a variable of its own, else ``to``."""
     if not isinstance(to, str) or to != "baseline" or "edit" in values.dims:
         return to
@@ -220,10 +253,12 @@ def _check_prompts(values: xr.DataArray, other: xr.DataArray) -> None:
 
 
 def _pair(
-    values: xr.DataArray, to: str | xr.Dataset | xr.DataArray, variable: str | None
+    values: xr.DataArray, to: str | Mapping[str, Any] | xr.Dataset | xr.DataArray, variable: str | None
 ) -> tuple[xr.DataArray, xr.DataArray]:
     """Give the values and what they are compared with, without coordinates that are not dims."""
     plain = values.reset_coords(drop=True)
+    if _is_labels(to):
+        return plain, _labelled(plain, to)
     if not isinstance(to, str):
         other = _pick(to, variable)
         _check_prompts(values, other)
@@ -238,6 +273,23 @@ def _pair(
             f"compare(to={to!r}): the labels of the dim 'edit' are {labels}. Name one, or pass a reading as 'to'."
         )
     return plain.drop_sel(edit=to), plain.sel(edit=to, drop=True)
+
+
+def _labelled(values: xr.DataArray, to: Mapping[str, Any]) -> xr.DataArray:
+    """Return the values at one label of some dims, which stay no dims.
+
+    Raises:
+        MetricError: no label was given, or no such dim or label.
+    """
+    absent = [dim for dim in to if dim not in values.dims or dim not in values.coords]
+    if absent or not to:
+        there = [str(dim) for dim in values.dims if dim in values.coords]
+        raise MetricError(f"compare(to={dict(to)}): name one label of some of the labelled dims {there}.")
+    for dim, label in to.items():
+        labels = values[dim].values.tolist()
+        if not np.isscalar(label) or label not in labels:
+            raise MetricError(f"compare(to={dict(to)}): {dim} has no {label!r}; there are {labels[:12]}.")
+    return values.sel(dict(to), drop=True)
 
 
 def _test_cells(cells: np.ndarray, test: str, how: Resampling) -> _Test:

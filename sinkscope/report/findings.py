@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import re
 import textwrap
 import warnings
 from collections.abc import Callable
@@ -99,14 +98,13 @@ def findings(ds: xr.Dataset) -> Findings:
         try:
             done.append(step())
         except MetricError as error:
-            done.append(Finding(heading, _missing(str(error)), "missing"))
+            done.append(Finding(heading, _missing(error), "missing"))
     return Findings(done, sinks)
 
 
-def _missing(error: str) -> str:
+def _missing(error: MetricError) -> str:
     """Say what to measure; which variables a reading holds instead is no help to who reads its findings."""
-    advice = re.fullmatch(r"\w+ needs '\w+'; this reading holds \[[^]]*\]\. (Add .*)", error)
-    return f"Not measured. {advice[1]}" if advice else f"Not measured: {error}"
+    return f"Not measured. {error.advice}" if error.advice else f"Not measured: {error}"
 
 
 def _where(ds: xr.Dataset, sinks: Sinks | None) -> Finding:

@@ -221,6 +221,49 @@ def test_readings_of_other_prompts_are_no_pairs():
     assert int(compare(values, to=values + 1)["n"]) == 3
 
 
+def test_a_label_of_a_grid_is_no_test_against_itself():
+    rng = np.random.default_rng(3)
+    loss = xr.DataArray(
+        rng.normal(size=(3, 2, 12)), dims=("gamma", "head", "prompt"), coords={"gamma": [0.5, 1.0, 2.0]}, name="loss"
+    )
+    loss[0] -= 3.0
+    found = compare(loss, to={"gamma": 1.0}, resampling=FAST)
+    others = loss.sel(gamma=[0.5, 2.0])
+    beside = compare(others, to=loss.sel(gamma=1.0, drop=True), resampling=FAST)
+    for name in ("difference", "p_value", "q_value"):
+        np.testing.assert_allclose(found[name].sel(gamma=[0.5, 2.0]), beside[name])
+    assert found.attrs["tests"] == beside.attrs["tests"] == 4
+    assert found.attrs["to"] == "gamma = 1.0"
+    assert not found["difference"].sel(gamma=1.0).any()
+    assert found["q_value"].sel(gamma=1.0).isnull().all()
+    # With the untouched runs among the tests the same effect is corrected for two tests more.
+    assert float(compare(loss, to=loss.sel(gamma=1.0, drop=True), resampling=FAST)["q_value"][0, 0]) > float(
+        found["q_value"][0, 0]
+    )
+    one = compare(loss, to={"gamma": 1.0}, sel={"gamma": 0.5}, resampling=FAST)
+    np.testing.assert_allclose(one["difference"], beside["difference"].sel(gamma=0.5))
+    assert one.attrs["tests"] == 2
+    assert compare(loss, to={"gamma": 1.0}, sel={"gamma": [1.0, 2.0]}, resampling=FAST).attrs["tests"] == 2
+
+
+@pytest.mark.parametrize(
+    ("to", "wanted"),
+    [
+        ({"gama": 1.0}, r"name one label of some of the labelled dims \['gamma'\]"),
+        ({}, "name one label of some"),
+        ({"head": 0}, "name one label of some"),
+        ({"gamma": 3.0}, r"gamma has no 3.0; there are \[0.5, 1.0\]"),
+        ({"gamma": [0.5, 1.0]}, r"gamma has no \[0.5, 1.0\]"),
+    ],
+)
+def test_a_label_that_a_grid_lacks_is_named(to, wanted):
+    loss = xr.DataArray(np.zeros((2, 2, 7)), dims=("gamma", "head", "prompt"), coords={"gamma": [0.5, 1.0]})
+    with pytest.raises(MetricError, match=wanted):
+        compare(loss, to=to)
+    with pytest.raises(MetricError, match="compare along another dim"):
+        compare(loss, to={"gamma": 1.0}, over="gamma")
+
+
 def test_the_baseline_of_a_grid_is_a_variable_of_its_own():
     rng = np.random.default_rng(0)
     plain = xr.DataArray(rng.normal(size=8), dims="prompt", coords={"prompt": np.arange(8)})
