@@ -24,6 +24,7 @@ from sinkscope.models.backends.alone import Batches
 from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower
 from sinkscope.models.backends.discovery import no_cache, tower, trial_inputs
 from sinkscope.models.backends.inner_maps import Collect, find_inside, listening
+from sinkscope.models.backends.own_errors import inputs_told
 from sinkscope.models.backends.pictured import takes_pictures
 from sinkscope.models.backends.residual_hooks import residual_hooks
 from sinkscope.models.backends.transformers import hidden_state
@@ -88,6 +89,7 @@ class OwnMapsBackend:
         collect = self._reducer(instruments)
         maps = {"output_attentions": True} if instruments.wants and not self.inside else {}
         with ExitStack() as stack:
+            stack.enter_context(inputs_told(self.model, inputs))
             stack.enter_context(eager_attention(self.model))
             stack.enter_context(residual_hooks(self.model, tower, instruments.residual, vision.rows_of(inputs)))
             if self.inside and instruments.wants:

@@ -20,6 +20,7 @@ from sinkscope.models.backends.alone import Batches
 from sinkscope.models.backends.base import AttentionSite, Instruments, Output, Tower
 from sinkscope.models.backends.collector import Collector
 from sinkscope.models.backends.discovery import discover, no_cache
+from sinkscope.models.backends.own_errors import inputs_told
 from sinkscope.models.backends.projections import Factor, OutputProjections
 from sinkscope.models.backends.residual_hooks import residual_hooks
 from sinkscope.models.backends.trial import parts_of
@@ -89,6 +90,7 @@ class TransformersBackend:
         if alone is not None or "grid_thw" in inputs:
             vision.Portions(collector.session, collector.site_of)
         with ExitStack() as stack:
+            stack.enter_context(inputs_told(self.model, inputs))
             stack.enter_context(residual_hooks(self.model, tower, instruments.residual, vision.rows_of(inputs)))
             session = None
             if instruments.wants or instruments.edits:

@@ -73,7 +73,7 @@ def verify(network: torch.nn.Module, backend: Backend, tower: Tower, longest: in
     """
     inputs, beyond = _inputs(network, longest)
     found, maps = _ours(backend, tower, inputs)
-    with eager_attention(network):
+    with eager_attention(network), _added_masks(network, tower):
         wanted = _own(network, backend, tower, inputs)
         own_maps = _own_maps(network, inputs, MAPS.get(tower.name, "attentions")) if maps else []
     tokens = int(inputs["input_ids"].shape[1]) if "input_ids" in inputs else found.hidden.shape[1]
@@ -122,6 +122,29 @@ def _own_maps(network: torch.nn.Module, inputs: dict[str, torch.Tensor], name: s
     return [each for each in maps if isinstance(each, torch.Tensor) and each.ndim == 4]
 
 
+@contextmanager
+def _added_masks(network: torch.nn.Module, tower: Tower) -> Iterator[None]:
+    """While inside, attention gets masks that it can add: to a boolean one eager BERT would add 1 (Grounding DINO)."""
+
+    def added(mask: Any) -> Any:
+        if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.ndim != 4:
+            return mask
+        return torch.zeros_like(mask, dtype=kind).masked_fill(~mask, torch.finfo(kind).min)
+
+    def change(_: torch.nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
+        return tuple(map(added, given)), {name: added(each) for name, each in named.items()}
+
+    kind = next(p.dtype for p in network.parameters() if p.is_floating_point())
+    modules, calling = dict(network.named_modules()), {site.path for site in tower.attention}
+    # The paths of a bridge beside the model are not the model's own.
+    hooks = [modules[at].register_forward_pre_hook(change, with_kwargs=True) for at in calling & modules.keys()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def _answer(output: Output) -> torch.Tensor:
     return output.hidden if output.logits is None else output.logits
 
@@ -136,24 +159,40 @@ def _inputs(network: torch.nn.Module, longest: int | None) -> tuple[dict[str, to
     inputs = trial_inputs(network)[0]
     if "decoder_input_ids" in inputs:
         return _longer_pair(network, inputs, longest), 0
-    if "input_ids" not in inputs:
-        name, shape = next((name, tensor.shape) for name, tensor in inputs.items())
-        return inputs | {name: torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(inputs[name])}, 0
-    config: Any = network.config
-    text = config.get_text_config()
-    sizes = [value for name, value in text.to_dict().items() if PATTERNS.search(name) and type(value) is int]
-    pattern = max(sizes, default=0)
-    length = min(max(SHORTEST, pattern + SHORTEST // 4), LONGEST, longest or LONGEST)
-    # Ids with a meaning (padding, places of an image) make a model do something else than read text.
-    special = {value for each in (config, text) for name, value in each.to_dict().items() if _is_id(name, value)}
-    ids = torch.tensor(sorted(set(range(text.vocab_size)) - special))
-    chosen = ids[torch.randint(len(ids), (1, length - 1), generator=torch.Generator().manual_seed(0))]
-    first = inputs["input_ids"]
-    inputs["input_ids"] = torch.cat([first, chosen.to(first.device)], dim=1)
+    pattern, length = _lengths(network, longest)
+    if "input_ids" in inputs:
+        first = inputs["input_ids"]
+        inputs["input_ids"] = torch.cat([first, _words(network, length - 1).to(first.device)], dim=1)
+    else:
+        name, like = next(iter(inputs.items()))
+        noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(like)
+        inputs, pattern = inputs | {name: noise}, 0
     if takes_pictures(network) and not runs_on(network, inputs):  # BLIP-2 reads no text without an image
-        forms = pictured_inputs(network, inputs["input_ids"][0].tolist())
+        text = inputs["input_ids"] if "input_ids" in inputs else _words(network, length)
+        forms = pictured_inputs(network, text[0].tolist())
         inputs = next((form for form in forms if runs_on(network, form)), inputs)
     return inputs, pattern if pattern >= length else 0
+
+
+def _lengths(network: torch.nn.Module, longest: int | None) -> tuple[int, int]:
+    """Tokens of the longest pattern that the configuration names, and of a prompt that reaches it if it may."""
+    config: Any = network.config
+    sizes = [
+        value
+        for name, value in config.get_text_config().to_dict().items()
+        if PATTERNS.search(name) and type(value) is int
+    ]
+    pattern = max(sizes, default=0)
+    return pattern, min(max(SHORTEST, pattern + SHORTEST // 4), LONGEST, longest or LONGEST)
+
+
+def _words(network: torch.nn.Module, count: int) -> torch.Tensor:
+    """Random ids (1, count), none with a meaning: padding, or the place of an image, is not read as text."""
+    config: Any = network.config
+    text = config.get_text_config()
+    special = {value for each in (config, text) for name, value in each.to_dict().items() if _is_id(name, value)}
+    ids = torch.tensor(sorted(set(range(text.vocab_size)) - special))
+    return ids[torch.randint(len(ids), (1, count), generator=torch.Generator().manual_seed(0))]
 
 
 def _longer_pair(

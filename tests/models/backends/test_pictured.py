@@ -137,6 +137,18 @@ def test_a_question_about_an_image_is_read_beside_the_answer():
             np.testing.assert_allclose(found.attention.sel(layer=layer)[0], own[layer, name][0], atol=1e-6)
 
 
+def test_what_a_forward_asks_for_is_told():
+    """BLIP for questions wants the answer's first tokens; the error is ours, and says where to put them."""
+    like, _, rows = small("blip")
+    model = sk.load_model(transformers.BlipForQuestionAnswering(like.config).to(like.dtype).eval())
+    prompts = sk.Prompts.from_inputs(rows[0], model)
+    wanted = (
+        r"BlipForQuestionAnswering does not run on input_ids, pixel_values: Either `decoder_input_ids`.*from_inputs"
+    )
+    with pytest.raises(sk.errors.PromptError, match=wanted):
+        sk.run(model, prompts, [sk.KeyMass()])
+
+
 def test_an_image_in_an_order_drawn_at_random_is_refused_for_that():
     """ViLT draws patches by torch.multinomial in every pass: a row of its map is of no one patch."""
     told = sk.load_model(small("vilt")[0]).capabilities().why_not

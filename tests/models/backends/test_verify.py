@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from parity.ledger import entries, trial
 from transformers.masking_utils import causal_mask_function
 
 import sinkscope as sk
@@ -117,3 +118,12 @@ def test_the_text_of_a_verification():
     assert str(Verification(512, 0.0, 2e-6, 4096)) == (
         "against eager on 512 tokens: logits 0, maps 2e-06; a pattern of 4096 tokens was not reached"
     )
+
+
+def test_a_boolean_mask_is_compared_as_one_that_is_added():
+    """Eager BERT inside Grounding DINO would add 1 where its mask says yes; by default the model honours the mask."""
+    network, *_ = trial.built(entries.entry("grounding-dino"))
+    found = sk.load_model(network).capabilities(verify=True)
+    assert found.reading == "streaming"
+    assert found.verified.startswith("against eager on 192 tokens: logits ")
+    assert float(found.verified.rsplit(" ", 1)[1]) < 1e-6
