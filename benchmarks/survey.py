@@ -2,7 +2,7 @@
 
 python benchmarks/survey.py memory --prompts 100000 --marks 10000 --output whole.nc
 python benchmarks/survey.py kills --prompts 100000 --times 10 --whole whole.nc
-python benchmarks/survey.py shards --prompts 4000
+python benchmarks/survey.py shards --prompts 100000 --whole whole.nc --engine shell dask ray
 """
 
 from __future__ import annotations
@@ -128,16 +128,61 @@ def _wait_for_blocks(running: subprocess.Popen[bytes], state: Path, number: int)
     return times[-1] - times[-2]
 
 
-def shards(count: int) -> None:
-    """Compare four shards in four processes with one survey."""
+SHARDS = (1, 2, 3, 4)
+
+
+def shards(count: int, engines: list[str], whole: Path | None) -> None:
+    """Compare four shards, shared out by each engine, with one survey of all prompts."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        paths = [place / f"{k}.nc" for k in (1, 2, 3, 4)]
-        failed = [child(count, path, shard=f"{k}/4").wait() for k, path in enumerate(paths, start=1)]
-        failed.append(child(count, place / "whole.nc").wait())
-        joined = sk.merge([sk.open(path) for path in reversed(paths)])
-        equal = not any(failed) and same(joined, sk.open(place / "whole.nc"))
-        print(json.dumps({"prompts": count, "shards": 4, "bit for bit": equal}))
+        if whole is None and child(count, whole := place / "whole.nc").wait():
+            raise SystemExit("the survey failed")
+        wanted = sk.open(whole)
+        for engine in engines:
+            parts = ENGINES[engine](count, place)
+            equal = same(sk.merge(parts[::-1]), wanted)
+            print(json.dumps({"engine": engine, "prompts": count, "shards": 4, "bit for bit": equal}), flush=True)
+
+
+def by_shell(count: int, place: Path) -> list[xr.Dataset]:
+    """A process for each shard, two at a time."""
+    paths = [place / f"{k}.nc" for k in SHARDS]
+    for pair in (SHARDS[:2], SHARDS[2:]):
+        if any(each.wait() for each in [child(count, paths[k - 1], shard=f"{k}/4") for k in pair]):
+            raise SystemExit("a shard failed")
+    return [sk.open(path) for path in paths]
+
+
+def worker(count: int, k: int) -> xr.Dataset:
+    """What a worker of a cluster does; one thread, as everywhere here, since more would sum in another order."""
+    torch.set_num_threads(1)
+    return sk.survey(sk.load_model(MODEL), prompts(count), PROBES, shard=f"{k}/4", settings=SETTINGS)
+
+
+def by_dask(count: int, place: Path) -> list[xr.Dataset]:
+    """Two workers of dask, in processes of their own."""
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=str(place)) as cluster,
+        Client(cluster) as client,
+    ):
+        return client.gather(client.map(worker, [count] * len(SHARDS), SHARDS))
+
+
+def by_ray(count: int, place: Path) -> list[xr.Dataset]:
+    """Two workers of a local Ray."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        shard = ray.remote(num_cpus=1)(worker)
+        return ray.get([shard.remote(count, k) for k in SHARDS])
+    finally:
+        ray.shutdown()
+
+
+ENGINES = {"shell": by_shell, "dask": by_dask, "ray": by_ray}
 
 
 def main() -> None:
@@ -151,6 +196,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--whole", type=Path, help="a survey of these prompts that was left alone, from memory")
     parser.add_argument("--state", type=Path)
+    parser.add_argument("--engine", nargs="+", choices=list(ENGINES), default=["shell"], help="who shares shards out")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.what == "memory":
@@ -158,7 +204,7 @@ def main() -> None:
     elif given.what == "kills":
         kills(given.prompts, given.times, given.whole)
     elif given.what == "shards":
-        shards(given.prompts)
+        shards(given.prompts, given.engine, given.whole)
     else:
         one(given.prompts, given.shard, given.output, given.state)
 
