@@ -48,7 +48,7 @@ class Expectation:
     rule: str
 
 
-ARCHITECTURE = {
+OPERATIONS = {
     "sigmoid": Expectation("sigmoid attention, rows not normalised (Gu et al.)", "no sink", "fewer"),
     "softmax1": Expectation(
         "softmax with one more logit of 0 (Gu et al.; Miller)", "no or a weaker sink on the first token", "fewer"
@@ -67,18 +67,39 @@ ARCHITECTURE = {
         "a sigmoid gate on each element of a head's output (Qiu et al.)", "no sink, no massive activation",
         "fewer and smaller",
     ),
+    "sigmoid-normalised": Expectation("sigmoids over their sum (Gu et al.)", "more of a sink, 30.2 and 18.2 %", "more"),
+    "value-bias": Expectation(
+        "a learned vector added to each head's output (Gu et al., value bias)", "no number in our notes", "some"
+    ),
+}  # fmt: skip
+"""What is changed in the attention, by the end of the run's name."""
+
+SIGHT = {
     "alibi": Expectation("ALiBi, not rotary positions (Gu et al.)", "a sink as with rotary, 20.8 and 18.2 %", "some"),
+    "learned": Expectation("learned positions (Gu et al.)", "more of a sink than with rotary, 33.1 and 18.2 %", "more"),
+    "none": Expectation("no positions (Gu et al.)", "a sink as with rotary, 20.4 and 18.2 %", "some"),
     "prefix": Expectation(
         "every query sees the first five keys, which are not predicted (Gu et al., prefix LM)",
         "no number in our notes", "some",
     ),
     "no-bos": Expectation("texts without <s>", "the first token is the sink whatever it is", "some"),
+    "sink-token": Expectation(
+        "a token that stands for no text in front of every text (Xiao et al.)", "the sink is on it", "some"
+    ),
+    "fixed-at": Expectation(
+        "a padding token stands third in every text (Gu et al.)", "the sink is on it, 69 and 70 %", "third"
+    ),
+    "random-first": Expectation(
+        "a token drawn at random in front of every text (Gu et al.)", "more of a sink, 27.0 and 18.2 %", "more"
+    ),
     "window": Expectation(
         "queries see the last 32 keys only (Gu et al.)",
         "the sink stays on the first token of the text, not of the window", "absolute",
     ),
 }  # fmt: skip
-"""What is changed in the attention or in what it sees, by the end of the run's name."""
+"""What is changed in what the attention sees: positions, masks, the tokens in front."""
+
+ARCHITECTURE = OPERATIONS | SIGHT
 
 RECIPE = {
     "weight-decay": Expectation("weight decay .5, not .3 (Gu et al.)", "more sinks up to .5, fewer from 2 on", "more"),
@@ -103,6 +124,7 @@ RULES = {
     "fewer": "less than half the heads of softmax over .3",
     "fewer and smaller": "less than half the heads over .3 and half the largest magnitude of softmax",
     "some": "some head over .3",
+    "third": "some head over .3 on the third token",
     "absolute": "some head over .3 on the first token, none on the oldest key in view",
 }
 
@@ -164,7 +186,8 @@ def page() -> str:
         f"{_uniform(32):.3f} over the 32 queries that see the first token through the window."
     )
     for title, claims, figure in (
-        ("The attention", ARCHITECTURE, "variants"), ("The training", RECIPE, "recipes"),
+        ("The attention", OPERATIONS, "variants"), ("What it sees", SIGHT, "sight"),
+        ("The training", RECIPE, "recipes"),
     ):  # fmt: skip
         lines += ["", f"## {title}", "", *_tables(claims, pairs), "", f"![Curves](language-model-{figure}.png)"]
     last = zoo.curve(SHIPPED)[-1]
@@ -227,6 +250,8 @@ def holds(rule: str, pair: Pair) -> NDArray[np.bool_]:
         return share > before
     if rule == "some":
         return share > 0
+    if rule == "third":
+        return cells["sink_rate_third"] > 0
     if rule == "absolute":
         return (share > 0) & (cells["oldest_max"] <= 0.3)
     fewer = share < before / 2

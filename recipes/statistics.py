@@ -117,8 +117,9 @@ def summary(stats: dict[str, Any], threshold: float = 0.3) -> dict[str, float]:
 
     ``sink_rate`` is over all heads, ``sink_rate_after_first`` over the heads of layers 1 and up; ``value_ratio`` is the
     median over layers 1 and up; ``massive`` the largest over layers; ``oldest_max``, with a sliding window, the largest
-    mean attention to the oldest visible key over heads; ``alpha_second_mean`` the mean attention to the second key;
-    ``off_keys_mean`` the mean share of a row that is on no token (a learned key).
+    mean attention to the oldest visible key over heads; ``alpha_second_mean`` the mean attention to the second key,
+    ``sink_rate_third`` the share of heads of layers 1 and up over the threshold at the third; ``off_keys_mean``
+    the mean share of a row that is on no token (a learned key).
     """
     alpha = torch.tensor(stats["alpha"])
     later = alpha[1:] if len(alpha) > 1 else alpha
@@ -127,6 +128,8 @@ def summary(stats: dict[str, Any], threshold: float = 0.3) -> dict[str, float]:
     oldest = {"oldest_max": float(torch.tensor(stats["oldest"]).max())} if "oldest" in stats else {}
     if "off_keys" in stats:
         oldest["alpha_second_mean"] = float(torch.tensor(stats["alpha_first"])[:, 1].mean())
+        third = torch.tensor([layer[2] for layer in stats["alpha_first"]])
+        oldest["sink_rate_third"] = float(((third[1:] if len(third) > 1 else third) > threshold).float().mean())
         oldest["off_keys_mean"] = float(torch.tensor(stats["off_keys"]).mean())
     return oldest | {
         "loss": stats["loss"],

@@ -182,6 +182,17 @@ def test_the_page_on_emergence_compares_at_the_last_common_step(weights_folder, 
     assert "`zoo:lm-python` after 0.3 million tokens: 90% of the" in emergence.page()
 
 
+def test_a_token_that_always_stands_third_is_looked_for_there(weights_folder, tmp_path):
+
+    ship.ship_curve("lm-python-softmax", [run_of(tmp_path / "a", [measured(5, 0.4, 9.0)])])
+    ship.ship_curve("lm-python", [run_of(tmp_path / "b", [measured(5, 0.4, 9.0)])])
+    found = measured(5, 0.0, 9.0, sink_rate_third=0.2)
+    ship.ship_curve("lm-python-fixed-at", [run_of(tmp_path / "c", [found])])
+    assert "| yes: some head over .3 on the third token" in line_with("a padding token stands third")
+    ship.ship_curve("lm-python-fixed-at", [run_of(tmp_path / "d", [found | {"sink_rate_third": 0.0}])])
+    assert "| **no** (0 of 1 seeds): some head" in line_with("a padding token stands third")
+
+
 def test_runs_of_an_older_recipe_are_compared_in_what_both_measured(weights_folder, tmp_path):
     from recipes import emergence
 

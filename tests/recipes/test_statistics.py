@@ -81,6 +81,10 @@ def test_summary_counts_heads_over_the_threshold_and_leaves_out_the_first_layer(
     assert summary(stats, 0.45)["sink_rate_after_first"] == 0.0
     assert out["value_ratio_min"] == pytest.approx(0.2)
     assert out["massive"] == 7.0
+    assert "sink_rate_third" not in out
+    first = [[[0, 0], [0, 0], [0.9, 0.9], [0, 0]], [[0.9, 0.9], [0, 0], [0.4, 0.1], [0, 0]]]  # layer, position, head
+    more = summary(stats | {"alpha_first": first, "off_keys": [[0.0, 0.0], [0.0, 0.0]]})
+    assert more["sink_rate_third"] == 0.5
 
 
 def test_a_window_is_measured_over_the_queries_that_see_the_first_token(ids):
