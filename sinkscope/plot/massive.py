@@ -95,7 +95,7 @@ def _decorate(axes: Axes3D, ds: xr.Dataset, place: np.ndarray, dims: np.ndarray,
     axes.set_xlim(0, max(1, length - 1))
     width = int(ds.attrs.get("d_model", 0)) or (int(ds["top_dim"].max()) + 1)
     axes.set_ylim(0, max(1, width - 1))
-    marks = _spread(list(dict.fromkeys(dims.tolist())), width / 12)[:6]
+    marks = _spread(list(dict.fromkeys(dims.tolist())), width / 7)[:6]
     axes.set_yticks(marks or [0, width - 1])
     axes.set_zlim(bottom=0)
     axes.tick_params(axis="x", rotation=75, pad=-3)
