@@ -199,6 +199,12 @@ def visible_state(network: PreTrainedModel) -> tuple[Any, ...]:
     return (_settings(network.config), *seen)
 
 
+def outer_state(network: PreTrainedModel) -> tuple[Any, ...]:
+    """Return :func:`visible_state` and how many hooks there are: what may stop a trial run, and be mended since."""
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules()]
+    return (*visible_state(network), *hooks)
+
+
 def _place(tensor: torch.Tensor) -> int:
     try:
         return tensor.data_ptr()

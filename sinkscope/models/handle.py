@@ -25,7 +25,7 @@ from sinkscope.models.facts import (
     kind_of,
     name_of,
 )
-from sinkscope.models.fingerprint import fingerprint, visible_state
+from sinkscope.models.fingerprint import fingerprint, outer_state, visible_state
 from sinkscope.models.locks import evaluation_mode, lock_of
 from sinkscope.models.sources.base import module_folder
 from sinkscope.prompts.placing import device_of
@@ -79,6 +79,7 @@ class Model:
         self._asked: BackendName = backend
         self._bridge = bridge
         self._backend: Any | None = None
+        self._refused: tuple[Any, ...] | None = None
         self._lists: list[tuple[torch.nn.Module, str]] = []
         self._blocks: list[int] = []
         self._fingerprint: tuple[Any, str] | None = None
@@ -98,15 +99,21 @@ class Model:
     def backend(self) -> Any:
         """The backend that drives this model; made on first use, which runs one token through the model.
 
-        Made anew where blocks were taken out or put in since.
+        Made anew where blocks were taken out or put in since, or where a model that was refused has changed.
         """
-        if self._backend is None or self._blocks != _count(self._lists):
+        if self._outdated():
             with self.exclusive():
-                if self._backend is None or self._blocks != _count(self._lists):
+                if self._outdated():
                     self._lists = _lists_of(self.model)
                     self._blocks, self._verified = _count(self._lists), ""
-                    self._backend = choose(self.model, self._asked, self._bridge, self.to_bridge)
+                    found = self._backend = choose(self.model, self._asked, self._bridge, self.to_bridge)
+                    self._refused = outer_state(self.model) if found.reading == "none" else None
         return self._backend
+
+    def _outdated(self) -> bool:
+        # What stopped the trial run (a hook, two number types, a device) may be mended by now.
+        refused = self._refused is not None and self._refused != outer_state(self.model)
+        return self._backend is None or refused or self._blocks != _count(self._lists)
 
     @property
     def fingerprint(self) -> str:

@@ -24,6 +24,7 @@ from sinkscope.models.backends.base import AttentionSite, Instruments, Output, T
 from sinkscope.models.backends.discovery import trial_inputs
 from sinkscope.models.backends.lens_discovery import explore, split_inputs
 from sinkscope.models.backends.lens_hooks import NamedHook, Seat, attention_hooks, residual_hook
+from sinkscope.models.backends.own_errors import inputs_told
 from sinkscope.models.locks import evaluation_mode
 
 TRIAL_LENGTH = 16
@@ -68,9 +69,10 @@ class LensBackend:
         last = "ln_final.hook_out" if "ln_final.hook_out" in self.bridge.hook_dict else tower.residual[-1].path
         hooks.append((last, lambda tensor, hook: kept.append(tensor)))
         first, rest = split_inputs(dict(inputs))
-        self._batches.check(inputs)
-        with self.bridge.hooks(fwd_hooks=hooks):
-            scores = self.bridge.forward(first, return_type="logits", **rest, **self._extra(logits))
+        with inputs_told(self.bridge.original_model, inputs):
+            self._batches.check(inputs)
+            with self.bridge.hooks(fwd_hooks=hooks):
+                scores = self.bridge.forward(first, return_type="logits", **rest, **self._extra(logits))
         return Output(kept[-1] if kept else scores, scores if logits else None, frozenset({"dense"}))
 
     def hooks(self, tower: Tower, instruments: Instruments) -> list[NamedHook]:

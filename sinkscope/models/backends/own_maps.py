@@ -85,7 +85,8 @@ class OwnMapsBackend:
         for wants in instruments.wants.values():
             _check(wants, self.why_not)
         inputs = in_type_of(self.model, inputs)
-        self._batches.check(inputs)
+        with inputs_told(self.model, inputs):
+            self._batches.check(inputs)
         collect = self._reducer(instruments)
         maps = {"output_attentions": True} if instruments.wants and not self.inside else {}
         with ExitStack() as stack:

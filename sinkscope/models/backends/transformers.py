@@ -84,7 +84,8 @@ class TransformersBackend:
         # Which keys a model chooses by a mask may depend on padding (Mistral Large 4), and an encoder may mix
         # neighbours before its first block (MobileBERT); a decoder's tokens do not see what is behind them.
         if seam.takes_tensors(self.model) or not tower.causal:
-            self._batches.check(inputs)
+            with inputs_told(self.model, inputs):
+                self._batches.check(inputs)
         collector = Collector(self.model, tower, instruments, self.write_factor)
         alone = self._alone(tower, inputs)
         if alone is not None or "grid_thw" in inputs:

@@ -143,7 +143,8 @@ def test_what_a_forward_asks_for_is_told():
     model = sk.load_model(transformers.BlipForQuestionAnswering(like.config).to(like.dtype).eval())
     prompts = sk.Prompts.from_inputs(rows[0], model)
     wanted = (
-        r"BlipForQuestionAnswering does not run on input_ids, pixel_values: Either `decoder_input_ids`.*from_inputs"
+        r"BlipForQuestionAnswering does not run on input_ids \(1, \d+\) of \d+ to \d+, "
+        r"pixel_values \(1, 3, \d+, \d+\): Either `decoder_input_ids`.*from_inputs"
     )
     with pytest.raises(sk.errors.PromptError, match=wanted):
         sk.run(model, prompts, [sk.KeyMass()])
