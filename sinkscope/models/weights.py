@@ -29,6 +29,7 @@ ATTENTION_FREE = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"})
 """Model types without any attention. Some name their mixing layer "attention", so the name tells nothing."""
 
 _NUMBER = re.compile(r"\.\d+\.")
+_BLOCK = re.compile(r"(.*\.\d+)\.")
 
 SHOWN = 3
 """How many tensor names an error shows before it counts the rest."""
@@ -153,6 +154,7 @@ def load_weights(
             f"{_list(missing)}. They would be random. Copy the model again, or use a checkpoint of this class."
         )
     _refuse_more_blocks(model, info["unexpected_keys"], name)
+    _refuse_left_out(model, info["unexpected_keys"], name)
     check_finite(model, name)
     return model.eval()
 
@@ -170,6 +172,37 @@ def _refuse_more_blocks(model: PreTrainedModel, unexpected: Iterable[str], name:
         raise ModelError(
             f"load_model({name!r}): the checkpoint holds {len(more)} weights of blocks that config.json does not name: "
             f"{_list(more)}. They would be left out. config.json belongs to another model."
+        )
+
+
+def _refuse_left_out(model: PreTrainedModel, unexpected: Iterable[str], name: str) -> None:
+    """Refuse a checkpoint with weights that its configuration switches off: biases, norms of queries, adapters.
+
+    A head or a tower that is not wanted may be left out, and so may buffers that an older version of transformers wrote
+    beside the weights of a block (frequencies of rotary positions, causal masks).
+
+    Raises:
+        ModelError: a weight that was left out belongs to a module or a block that the model has.
+    """
+    modules = dict(model.named_modules())
+    own = {path for path, module in modules.items() if next(module.parameters(recurse=False), None) is not None}
+    start = f"{model.base_model_prefix}."
+
+    def belongs(key: str) -> bool:
+        for each in {key, key.removeprefix(start), start + key}:
+            path, _, last = each.rpartition(".")
+            block = _BLOCK.match(each)
+            inside = block is not None and block[1] in modules and path not in modules and last in ("weight", "bias")
+            if path in own or inside:
+                return True
+        return False
+
+    left = sorted(filter(belongs, unexpected))
+    if left:
+        raise ModelError(
+            f"load_model({name!r}): the checkpoint holds {len(left)} weights that {type(model).__name__} has no place "
+            f"for as config.json describes it: {_list(left)}. Without them it would be another model. Copy config.json "
+            "again, or use a checkpoint of this class."
         )
 
 
@@ -209,10 +242,16 @@ def check_finite(model: torch.nn.Module, name: str) -> None:
     A buffer may hold infinities: bounds that clip nothing (Gemma 4's audio encoder), hidden places of a mask.
 
     Raises:
-        ModelError: a weight is NaN or infinite, or a buffer NaN.
+        ModelError: a weight is NaN or infinite, or a buffer NaN; or there are no numbers.
     """
     buffers = {name for name, _ in model.named_buffers()}
     tensors = [(key, part) for key, tensor in model.state_dict().items() for part in _plain_parts(tensor)]
+    absent = [key for key, tensor in tensors if tensor.is_meta and type(tensor) is torch.Tensor]
+    if absent and not any(hasattr(module, "_hf_hook") for module in model.modules()):  # accelerate brings what it keeps
+        raise ModelError(
+            f"{name}: {absent[0]} lies on the meta device and holds no numbers ({len(absent)} such tensors). Load the "
+            "weights first, with from_pretrained or load_state_dict(..., assign=True)."
+        )
     for key, tensor in tensors:
         if not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta:
             continue

@@ -521,6 +521,24 @@ def test_a_checkpoint_of_more_blocks_than_its_configuration(tmp_path):
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize("left", ["q_proj.bias", "q_norm.weight", "q_proj.lora_A.weight"])
+def test_weights_that_the_configuration_switches_off(tmp_path, left):
+    """Without biases or norms that were trained it would be another model, and nobody would know."""
+    saved(tmp_path)
+    key = f"model.layers.0.self_attn.{left}"
+    edit_weights(tmp_path, lambda tensors: tensors.update({key: torch.ones(3)}))
+    message = rf"the checkpoint holds 1 weights that LlamaForCausalLM has no place for .*: {key}\. Without them"
+    with pytest.raises(ModelError, match=message):
+        load_model(tmp_path)
+
+
+def test_what_older_checkpoints_and_other_heads_bring_is_left_out(tmp_path):
+    saved(tmp_path)
+    names = ("model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.0.self_attn.bias", "value_head.weight")
+    edit_weights(tmp_path, lambda tensors: tensors.update({name: torch.ones(3) for name in names}))
+    assert load_model(tmp_path).kind == "decoder"
+
+
 def test_a_missing_tensor(tmp_path):
     saved(tmp_path)
     edit_weights(tmp_path, lambda tensors: tensors.pop(UP))
