@@ -217,6 +217,8 @@ def open(path: str | os.PathLike[str]) -> xr.Dataset:
         SchemaError: the file is absent, is damaged, is not netCDF, or is not a sinkscope reading.
     """
     source = as_path(path, SchemaError)
+    if source.exists() and not source.is_file():
+        raise SchemaError(f"{source}: this is a {'folder' if source.is_dir() else 'device or a pipe'}. Name a file.")
     if not source.is_file():
         raise SchemaError(f"{source}: no such file. Readings are written by sinkscope.save or `sinkscope run`.")
     import xarray as xr
@@ -241,9 +243,11 @@ def open(path: str | os.PathLike[str]) -> xr.Dataset:
 def concat(readings: Sequence[xr.Dataset], dim: str = "prompt") -> xr.Dataset:
     """Join readings of one model along ``dim``; shorter ones are padded with NaN, labels are made unique.
 
+    Other dims than ``prompt`` must be there and have labels, and the prompts be the same.
+
     Raises:
-        SchemaError: nothing to join, or the readings come from different models, or were made in different ways: under
-            other edits, in another dtype or tower. One attribute cannot speak for both.
+        SchemaError: nothing to join, or the readings come from different models, hold other variables, or were made in
+            different ways: under other edits, in another dtype or tower. One attribute cannot speak for both.
     """
     given: Any = readings
     if isinstance(given, Mapping) or not is_iterable(given):
@@ -258,14 +262,29 @@ def concat(readings: Sequence[xr.Dataset], dim: str = "prompt") -> xr.Dataset:
     prints = {ds.attrs.get("model_fingerprint") for ds in readings}
     if len(prints) > 1:
         raise SchemaError(f"concat: readings of {len(prints)} different models. Join readings of one model only.")
-    for name in ("edits", "dtype", "tower", "backend") if dim == "prompt" else ():
+    # One attribute speaks for all parts, along whatever dim they are joined.
+    for name in ("edits", "dtype", "tower", "backend", *(() if dim == "prompt" else ("prompts_hash",))):
         found = list(dict.fromkeys(str(ds.attrs.get(name, "")) for ds in readings))
         if len(found) > 1:
             raise SchemaError(
                 f"concat: the readings differ in {name}: {' and '.join(repr(text[:60]) for text in found[:2])}. Join "
                 "those made in one way; for runs under several edits use sinkscope.sweep, which has a dim for them."
             )
-    joined = join(readings, dim)
+    held = [sorted(map(str, ds.data_vars)) for ds in readings]
+    if any(names != held[0] for names in held):
+        other = next(names for names in held if names != held[0])
+        raise SchemaError(
+            f"concat: the readings hold other variables: {held[0]} and {other}. Join those of the same probes; "
+            "ds[[...]] selects variables."
+        )
+    unlabelled = [ds for ds in readings if dim not in ds.dims or dim not in ds.coords]
+    if dim != "prompt" and unlabelled:
+        there = [str(each) for each in unlabelled[0].dims if each in unlabelled[0].coords]
+        raise SchemaError(f"concat(dim={dim!r}): join along a dimension with labels; the readings have {there}.")
+    try:
+        joined = join(readings, dim)
+    except ValueError as error:  # what lacks the dim must be the same in all
+        raise SchemaError(f"concat(dim={dim!r}): the readings do not fit each other: {error}") from None
     if dim == "prompt" and len(readings) > 1:
         parts = "".join(str(ds.attrs.get("prompts_hash", "")) for ds in readings)
         joined.attrs["prompts_hash"] = hashlib.sha256(parts.encode()).hexdigest()
@@ -290,8 +309,9 @@ def join(parts: Sequence[xr.Dataset], dim: str = "prompt", fill: Mapping[str, ob
         for ds, widths in zip(parts, missing, strict=True)
     ]
     joined = xr.concat(
-        same, dim=dim, join="outer", data_vars="all", coords="different", compat="equals", combine_attrs="override"
-    )
+        same, dim=dim, join="outer", data_vars="all" if dim == "prompt" else "minimal", coords="different",
+        compat="equals", combine_attrs="override",
+    )  # fmt: skip
     for name, blank in (("token", ""), ("token_role", "pad"), ("query_token", ""), ("query_role", "pad")):
         if name in joined.coords:
             joined[name] = joined[name].fillna(blank).astype(str)

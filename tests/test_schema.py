@@ -213,6 +213,26 @@ def test_readings_under_other_edits_are_not_joined(model):
     joined = schema.concat([masked, masked])
     assert joined.attrs["edits"] == masked.attrs["edits"]
     assert joined.attrs["prompts_hash"] != masked.attrs["prompts_hash"]
+    for dim in ("layer", "edit"):
+        with pytest.raises(SchemaError, match=r"concat: the readings differ in edits"):
+            schema.concat([plain, masked], dim)
+
+
+def test_readings_are_joined_along_what_has_labels(model):
+    prompts = sk.Prompts.from_ids([[1, 5, 6], [1, 8, 9]], model)
+    found = sk.run(model, prompts, [sk.KeyMass(), sk.TokenLoss()])
+    xr.testing.assert_equal(schema.concat([found.isel(layer=[0]), found.isel(layer=[1, 2])], "layer"), found)
+    changed = found.assign(token_loss=found["token_loss"] + 1)
+    with pytest.raises(SchemaError, match=r"concat\(dim='layer'\): the readings do not fit each other"):
+        schema.concat([found.isel(layer=[0]), changed.isel(layer=[1])], "layer")
+    for dim in ("key", "edit", "nix"):
+        with pytest.raises(SchemaError, match=rf"concat\(dim='{dim}'\): join along a dimension with labels; the read"):
+            schema.concat([found, found], dim)
+    with pytest.raises(SchemaError, match=r"hold other variables: \['key_mass'\] and \['token_loss'\]\. Join those of"):
+        schema.concat([found[["key_mass"]], found[["token_loss"]]])
+    other = sk.run(model, prompts.subset([1, 0]), [sk.KeyMass(), sk.TokenLoss()])
+    with pytest.raises(SchemaError, match="concat: the readings differ in prompts_hash"):
+        schema.concat([found.isel(layer=[0]), other.isel(layer=[1])], "layer")
 
 
 def test_a_table_has_one_row_per_number(reading):

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, ParamSpec, TypeVar, cast
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeGuard, TypeVar, cast
 
 import numpy as np
 import xarray as xr
@@ -176,6 +176,22 @@ def coords_within(array: xr.DataArray, dims: Iterable[Hashable]) -> dict[Hashabl
     """Return the coordinates of an array that need no other dims than these."""
     kept = set(dims)
     return {name: array[name].variable for name in array.coords if kept.issuperset(array[name].dims)}
+
+
+def is_labels(value: object) -> TypeGuard[Mapping[str, Any]]:
+    """Say whether a value names labels of dims; a Dataset is a mapping too, of its variables."""
+    return isinstance(value, Mapping) and not isinstance(value, xr.Dataset)
+
+
+def real_numbers(values: xr.DataArray, metric: str) -> xr.DataArray:
+    """Return the values as float64.
+
+    Raises:
+        MetricError: they are texts, dates, or complex, of which half would be lost.
+    """
+    if values.dtype.kind not in "biuf":
+        raise MetricError(f"{metric}: {values.name or 'the values'} are of type {values.dtype}. Give real numbers.")
+    return values.astype("float64")
 
 
 def mean_over(values: xr.DataArray, over: Sequence[Hashable]) -> xr.DataArray:

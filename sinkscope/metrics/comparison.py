@@ -8,16 +8,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from scipy import stats
 
-from sinkscope.arguments import check_fields
+from sinkscope.arguments import check_fields, is_truth
 from sinkscope.definitions import Definition, define
 from sinkscope.errors import MetricError, SinkscopeWarning
-from sinkscope.metrics.base import coords_within, dims_over, metric
+from sinkscope.metrics.base import coords_within, dims_over, is_labels, metric, real_numbers
 
 SIGNIFICANT = 0.05
 """Level below which a q-value is usually called significant; only the warning on too few pairs uses it."""
@@ -109,25 +109,28 @@ def compare(  # noqa: PLR0913 - one call is the whole interface
         _select(array, {dim: wanted for dim, wanted in chosen.items() if dim in array.dims})
         for array in (same, reference)
     )
-    difference = values.astype("float64") - reference.astype("float64")
+    difference = real_numbers(values, "compare") - real_numbers(reference, "compare")
     pooled = dims_over(difference, over, "compare")
     if set(pooled) & set(same.dims):
         raise MetricError(f"compare(to={to}, over={over!r}): the pairs lie along {pooled}; compare along another dim.")
     result = _test_differences(difference, pooled, test, how, same)
-    count = result["n"].values
-    units = str(values.attrs.get("units", ""))
+    result.attrs = _captioned(result, readings, values, pooled) | {"test": test, "to": _said(to)}
+    result.attrs |= {"over": ", ".join(map(str, pooled)), **vars(how), **_power(result, test, how)}
+    return result
+
+
+def _captioned(result: xr.Dataset, readings: Any, values: xr.DataArray, pooled: list[Hashable]) -> dict[str, Any]:
+    """Give each variable what a figure of it says, and return what was compared, for the attributes of the result."""
+    count, units = int(result["n"].values.max(initial=0)), str(values.attrs.get("units", ""))
     caption: dict[str, Any] = {"model_id": str(readings.attrs["model_id"])} if readings.attrs.get("model_id") else {}
     if pooled == ["prompt"]:
-        caption["n_prompts"] = int(count.max(initial=0))
+        caption["n_prompts"] = count
     for name in ("difference", "low", "high"):
-        result[name].attrs |= {"units": units, **caption}  # what a figure of them says
-    result.attrs = {
+        result[name].attrs |= {"units": units, **caption}
+    return {
         "metric": "compare", "definition": "paired", "meaning": define("compare", "paired").meaning, "reference": "",
-        "units": units, "variable": str(values.name or ""), "n": int(count.max(initial=0)), "test": test,
-        "to": _said(to), "over": ", ".join(map(str, pooled)),
-        "resamples": how.resamples, "seed": how.seed, "level": how.level, **_power(result, test, how),
+        "units": units, "variable": str(values.name or ""), "n": count,
     }  # fmt: skip
-    return result
 
 
 def _test_differences(
@@ -155,19 +158,15 @@ def _test_differences(
 
 def _itself(values: xr.DataArray, to: object) -> xr.DataArray:
     """Return where the values are those that ``to`` names, a label of a dim of theirs; nowhere, else."""
-    found = xr.DataArray(_is_labels(to))
-    for dim, label in to.items() if _is_labels(to) else ():
+    found = xr.DataArray(is_labels(to))
+    for dim, label in to.items() if is_labels(to) else ():
         found = found & (values[dim] == label)
     return found
 
 
-def _is_labels(to: object) -> TypeGuard[Mapping[str, Any]]:
-    return isinstance(to, Mapping) and not isinstance(to, xr.Dataset)
-
-
 def _said(to: object) -> str:
     """Say what was compared with, for the attributes of the result."""
-    if _is_labels(to):
+    if is_labels(to):
         return ", ".join(f"{dim} = {label}" for dim, label in to.items())
     return to if isinstance(to, str) else "reading"
 
@@ -257,7 +256,7 @@ def _pair(
 ) -> tuple[xr.DataArray, xr.DataArray]:
     """Give the values and what they are compared with, without coordinates that are not dims."""
     plain = values.reset_coords(drop=True)
-    if _is_labels(to):
+    if is_labels(to):
         return plain, _labelled(plain, to)
     if not isinstance(to, str):
         other = _pick(to, variable)
@@ -287,7 +286,7 @@ def _labelled(values: xr.DataArray, to: Mapping[str, Any]) -> xr.DataArray:
         raise MetricError(f"compare(to={dict(to)}): name one label of some of the labelled dims {there}.")
     for dim, label in to.items():
         labels = values[dim].values.tolist()
-        if not np.isscalar(label) or label not in labels:
+        if is_truth(label) or not np.isscalar(label) or label not in labels:
             raise MetricError(f"compare(to={dict(to)}): {dim} has no {label!r}; there are {labels[:12]}.")
     return values.sel(dict(to), drop=True)
 

@@ -254,6 +254,7 @@ def test_a_label_of_a_grid_is_no_test_against_itself():
         ({"head": 0}, "name one label of some"),
         ({"gamma": 3.0}, r"gamma has no 3.0; there are \[0.5, 1.0\]"),
         ({"gamma": [0.5, 1.0]}, r"gamma has no \[0.5, 1.0\]"),
+        ({"gamma": True}, "gamma has no True"),
     ],
 )
 def test_a_label_that_a_grid_lacks_is_named(to, wanted):
@@ -282,3 +283,11 @@ def test_the_baseline_of_a_grid_is_a_variable_of_its_own():
         compare(swept["loss"], to="baseline")
     with pytest.raises(MetricError, match=wanted):
         compare(swept[["loss"]], to="baseline")
+
+
+@pytest.mark.parametrize("kind", ["complex128", "datetime64[s]", "U3"])
+def test_what_has_no_difference_is_refused(kind):
+    """Of complex numbers the difference would be that of their real parts."""
+    values = xr.DataArray(np.zeros((2, 7)).astype(kind), dims=("edit", "prompt"), coords={"edit": ["a", "b"]}, name="x")
+    with pytest.raises(MetricError, match=r"compare: x are of type .*\. Give real numbers"):
+        compare(values, to="a")
