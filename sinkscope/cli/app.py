@@ -62,6 +62,7 @@ app = App(
     help_epilogue=_EPILOGUE,
     help_format="plaintext",
     version=__version__,
+    suppress_keyboard_interrupt=False,  # it would end the program without a word
 )
 
 for _key, _command in enumerate((show, plot, report), start=3):

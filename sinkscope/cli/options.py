@@ -268,10 +268,10 @@ def numbers(text: str) -> list[int]:
     """Read token ids that are written with commas.
 
     Raises:
-        PromptError: these are no whole numbers.
+        PromptError: these are no whole numbers, or one is missing between two commas.
     """
     try:
-        return [int(part) for part in text.replace(",", " ").split()]
+        return [int(number) for part in text.split(",") for number in part.split() or [part]]
     except ValueError:
         raise PromptError(
             f"--ids {text!r}: these are not token ids. Write whole numbers with commas: 1,15,27."

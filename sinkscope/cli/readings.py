@@ -135,7 +135,13 @@ def cite(readings: Path) -> None:
 
 
 def print_table(frame: pd.DataFrame, column: str, rows: int) -> None:
-    """Print the rows with the largest magnitudes in ``column``, and how many more there are."""
+    """Print the rows with the largest magnitudes in ``column``, and how many more there are.
+
+    Raises:
+        OutputError: a number of rows below 1.
+    """
+    if rows < 1:
+        raise OutputError(f"show --rows {rows}: print at least one row.")
     ordered = frame.sort_values(column, key=abs, ascending=False, kind="stable")
     print(ordered.head(rows).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
     if len(frame) > rows:

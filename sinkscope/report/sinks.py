@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from sinkscope.errors import MetricError
-from sinkscope.metrics.base import even_key_mass
+from sinkscope.metrics.base import even_key_mass, token_roles
 from sinkscope.metrics.sinks import sink_mask
 from sinkscope.report.text import quoted
 
@@ -102,7 +102,7 @@ def find_sinks(ds: xr.Dataset) -> Sinks:
             f"find_sinks: this reading has the dimension {extra[0]!r}. Select one: ds.sel({extra[0]}=...)."
         )
     mass = ds["key_mass"].transpose("prompt", "layer", "head", "key").values.astype(np.float64)
-    roles = ds["token_role"].transpose("prompt", "key").values.astype(str)
+    roles = token_roles(ds, "find_sinks").transpose("prompt", "key").values.astype(str)
     real = (roles != "") & (roles != "pad")
     length = real.sum(axis=1)
     causal = bool(int(ds.attrs.get("causal", 1)))
@@ -159,7 +159,8 @@ def _kind(
     name: str, group: np.ndarray, hits: np.ndarray, mass: np.ndarray, roles: np.ndarray, chance: np.ndarray
 ) -> SinkKind:
     of_kind = np.broadcast_to(group[:, None, None], mass.shape)
-    excess = [float(np.nanmean(mass[p][:, :, g]) - chance[p, g].mean()) for p, g in enumerate(group) if g.any()]
+    shares = [(mass[p][:, :, g], chance[p, g]) for p, g in enumerate(group)]
+    excess = [float(np.nanmean(own) - even.mean()) for own, even in shares if np.isfinite(own).any()]
     values = mass[of_kind]
     values = values[np.isfinite(values)]
     return SinkKind(

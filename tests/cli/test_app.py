@@ -50,6 +50,18 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return call
 
 
+def test_a_command_that_is_interrupted_says_so(
+    refused: Callable[..., str], folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sinkscope.engine.run.read_batch", interrupted)
+    said = refused(130, "run", folder, "--ids", "1,5", "--output", tmp_path / "a.nc")
+    assert said == "sinkscope: interrupted; no half file is left.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_run_gives_what_the_library_gives(folder: Path, readings: Path) -> None:
     found = schema.open(readings)
     model = sk.load_model(folder)
@@ -115,6 +127,12 @@ def test_show_prints_the_largest_rows_first(readings: Path, capsys: pytest.Captu
     assert lines[4] == f"... {int(np.isfinite(mass).sum()) - 3} more rows; --rows prints more, --output saves all."
 
 
+def test_rows_are_counted_from_one(refused: Callable[..., str], readings: Path) -> None:
+    assert "show --rows -1: print at least one row." in refused(
+        1, "show", readings, "--table", "key_mass", "--rows", "-1"
+    )
+
+
 def test_show_saves_a_table(readings: Path, tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     assert main(["show", str(readings), "--table", "value_norm", "--output", str(path), "--select", "layer=1"]) == 0
@@ -171,6 +189,8 @@ def test_models_lists_what_is_there(folder: Path, capsys: pytest.CaptureFixture[
         (["run", "x", "--text", "a", "--edit", "foo"], "edit 'foo': there is no such edit."),
         (["run", "x", "--text-file", "no.txt"], "--text-file no.txt: it cannot be read: No such file or directory."),
         (["show", "no.nc"], "no.nc: no such file. Readings are written by"),
+        (["show", "."], ".: this is a folder. Name a file."),
+        (["show", "/dev/null"], "/dev/null: this is a device or a pipe. Name a file."),
         (["show", "no.nc", "--output", "a.csv"], "name the variable to save, such as --table key_mass."),
         (["plot", "sink-map", "no.nc", "-o", "a.jpg"], "figures are png, pdf or svg."),
         (["run", "--config", "no.toml"], "--config no.toml: no such file."),
@@ -211,7 +231,8 @@ def test_an_unknown_option_in_a_toml_file(refused: Callable[..., str], tmp_path:
 
 
 def test_ids_that_are_no_numbers(refused: Callable[..., str], folder: Path) -> None:
-    assert "--ids '1,x': these are not token ids." in refused(1, "run", folder, "--ids", "1,x")
+    for given in ("1,x", "1,,5", "1,5,", ","):
+        assert f"--ids '{given}': these are not token ids." in refused(1, "run", folder, "--ids", given)
 
 
 @pytest.mark.parametrize("given", ["1.5", "2.0", "two", ""])

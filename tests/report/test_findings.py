@@ -39,6 +39,12 @@ def test_entropy_of_which_no_number_is_left_is_said(reading):
     assert told["Entropy"].text.startswith("Not measured: entropy holds no number.")
 
 
+def test_mass_of_which_no_number_is_left_is_no_absent_sink(reading):
+    told, sinks = findings(reading.assign(key_mass=reading["key_mass"] * np.nan))
+    assert (told[0].heading, told[0].state) == ("Nothing was measured", "missing")
+    assert not sinks.found
+
+
 def test_what_was_not_measured_is_told_with_the_probe_alone(reading):
     told = by_state(reading.drop_vars(["entropy", "value_norm"]))
     assert told["Entropy"].text == "Not measured. Add Entropy() to the probes of the run."
