@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import math
 import sys
 import types
@@ -18,8 +19,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Test = Callable[[Any], bool]
 
-RAW = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
-"""What Python, NumPy and xarray raise for arrays whose shapes, dims or types do not fit each other."""
+RAW = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+"""What Python, NumPy, xarray and torch raise for arrays whose shapes, dims or types do not fit each other."""
+MOST = 1 << 21
+"""How many numbers a list of layers, heads or positions may hold: the longest contexts are half of it."""
 
 
 class ArrayOfNumbers:
@@ -53,7 +56,7 @@ def checked(error: type[SinkscopeError]) -> Callable[[Callable[P, R]], Callable[
             try:
                 return function(*args, **kwargs)
             except RAW as raw:
-                raise error(_misfit(name, given, raw)) from raw
+                raise error(misfit(name, given, raw)) from raw
 
         return wrapped
 
@@ -157,7 +160,17 @@ def is_whole(value: object) -> bool:
 
 def is_finite(value: object) -> bool:
     """Say whether a value is a finite number; ``True`` is not."""
-    return isinstance(value, Real) and not is_truth(value) and math.isfinite(value)
+    return math.isfinite(as_float(value))
+
+
+def as_float(value: object) -> float:
+    """Return a number as a float: NaN for what is none (``True``, a text), infinity for what is beyond every float."""
+    if not isinstance(value, Real) or is_truth(value):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of more than 309 digits
+        return math.inf if cast("Any", value) > 0 else -math.inf
 
 
 def _is_numbers(value: Any) -> bool:
@@ -188,6 +201,14 @@ def is_listed(value: object) -> bool:
     if isinstance(value, str | bytes | Mapping) or getattr(value, "ndim", 1) == 0:
         return False
     return isinstance(value, Sequence) or all(hasattr(value, name) for name in ("__len__", "__getitem__", "__iter__"))
+
+
+def whole_numbers(values: object) -> list[int] | None:
+    """Return one whole number or several as a list; None where anything else is among them, or more than ``MOST``."""
+    several = is_iterable(values) and not isinstance(values, Mapping)
+    # A range or a generator may be without end.
+    items: list[Any] = list(itertools.islice(cast("Iterable[Any]", values), MOST + 1)) if several else [values]
+    return [int(item) for item in items] if len(items) <= MOST and all(map(is_whole, items)) else None
 
 
 def is_iterable(value: object) -> bool:
@@ -239,7 +260,8 @@ def _kind(value: object) -> str:
     return type(value).__name__ + words
 
 
-def _misfit(name: str, given: Mapping[str, Any], raw: BaseException) -> str:
+def misfit(name: str, given: Mapping[str, Any], raw: BaseException) -> str:
+    """Say that arguments do not fit each other, with the shapes of the arrays among them and the words of ``raw``."""
     arrays = {label: value for label, value in given.items() if hasattr(value, "sizes") or hasattr(value, "shape")}
     seen = ", ".join(f"{label} {_shape(value)}" for label, value in arrays.items())
     told = " ".join(str(raw).split())[:160]

@@ -28,6 +28,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sinkscope.arguments import RAW, misfit
 from sinkscope.errors import (
     EditError,
     MetricError,
@@ -271,7 +272,16 @@ class Constructed(ABCMeta):
                 meant = did_you_mean(odd, known) if odd else ""
                 takes = f"It takes {', '.join(known)}." if known else "It takes no arguments."
                 raise cls.argument_error(f"{cls.__name__}(): {error}. {takes}{meant}") from None
-            value = super().__call__(*args, **kwargs)
+            try:
+                value = super().__call__(*args, **kwargs)
+            except RAW as error:  # NumPy's and torch's words for odd values
+                given = cls.__signature__.bind(*args, **kwargs).arguments
+                raise cls.argument_error(misfit(cls.__name__, given, error)) from error
+            for field in fields(value):
+                if isinstance(getattr(value, field.name), Iterator):  # empty at the second batch
+                    raise cls.argument_error(
+                        f"{cls.__name__}({field.name}=): a generator can be gone through only once. Give a list."
+                    )
             for name in (f.name for f in fields(value) if f.init and f.type in ("bool", bool)):
                 given = getattr(value, name)
                 # A number or a text would be taken for true or false by whoever reads it, and stand in the reading.

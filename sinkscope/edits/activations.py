@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 
+from sinkscope.arguments import as_float
 from sinkscope.edits.base import Hidden, ResidualEdit
 from sinkscope.edits.fields import LARGEST
 from sinkscope.edits.selectors import whole_numbers
@@ -52,7 +53,7 @@ class SetActivations(ResidualEdit):
         if isinstance(self.value, str | float):
             self._set("dims", dims)
             return
-        values = [float(v) for v in self.value]
+        values = [as_float(v) for v in self.value]
         if len(values) != len(given) or len(dims) != len(given):
             raise EditError(
                 f"{self._asked('dims')}: {len(given)} dims ({len(dims)} different) but {len(values)} values. "

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
-from numbers import Real
 from typing import Any, cast
 
 from sinkscope import registry
+from sinkscope.arguments import as_float, is_whole
 from sinkscope.edits.values import asked, from_plain, is_empty, show, to_plain
 from sinkscope.errors import EditError, did_you_mean
 
@@ -90,7 +90,7 @@ class EditFields(metaclass=registry.Constructed):
     def _number(self, name: str, low: float = -math.inf, high: float = math.inf, hint: str = "") -> None:
         """Check one number that is finite in float32 and keep it as a float."""
         value: Any = getattr(self, name)
-        number = float(value) if not isinstance(value, bool) and isinstance(value, Real) else math.nan
+        number = as_float(value)
         if not abs(number) <= LARGEST or not low <= number <= high:
             span = (" in float32" if LARGEST < abs(number) < math.inf else "") + _span(low, high)
             raise EditError(f"{self._asked(name)}: {name} must be a finite number{span}.{' ' + hint if hint else ''}")
@@ -99,8 +99,9 @@ class EditFields(metaclass=registry.Constructed):
     def _count(self, name: str) -> None:
         """Check a whole number of at least 1."""
         value: Any = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise EditError(f"{self._asked(name)}: {name} must be a whole number of at least 1.")
+        if not is_whole(value) or not 1 <= value < 1 << 31:
+            raise EditError(f"{self._asked(name)}: {name} must be a whole number of at least 1, below 2^31.")
+        self._set(name, int(value))
 
     def _choice(self, name: str, allowed: tuple[str, ...]) -> None:
         if getattr(self, name) not in allowed:

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 
+from sinkscope.arguments import as_float
 from sinkscope.edits.base import Edit, Hidden
+from sinkscope.edits.fields import LARGEST
 from sinkscope.edits.patch import component_sites, need_sites
 from sinkscope.edits.selectors import whole_numbers
 from sinkscope.edits.stream import EditedStream
@@ -60,7 +62,9 @@ class InjectWrites(Edit):
         self._set("targets", whole_numbers(self.targets, self._asked("targets"), "targets"))
         given: Any = self.sources
         sources: list[Any] = [given] if isinstance(given, int) else list(given)
-        weights: list[float] = [float(weight) for weight in self.weights]
+        weights: list[float] = [as_float(weight) for weight in self.weights]
+        if not all(abs(weight) <= LARGEST for weight in weights):
+            raise EditError(f"{self._asked('weights')}: weights must be numbers that are finite in float32.")
         if len(set(whole_numbers(sources, self._asked("sources"), "sources"))) != len(weights) or len(sources) != len(
             weights
         ):

@@ -10,6 +10,18 @@ from jaxtyping import Bool, Float
 
 from sinkscope.attention.primitives import Tally
 from sinkscope.attention.tile import Tile
+from sinkscope.errors import EditError
+
+
+def require_shape(new: object, old: torch.Tensor, made_by: str) -> None:
+    """Refuse what an edit made in place of a tensor where it is none, or one that would be spread over the other.
+
+    Raises:
+        EditError: says who made it, and of what shape it should be.
+    """
+    if not isinstance(new, torch.Tensor) or new.shape != old.shape:
+        got = f"a tensor of shape {tuple(new.shape)}" if isinstance(new, torch.Tensor) else f"a {type(new).__name__}"
+        raise EditError(f"{made_by} gave {got}; what it was given is of shape {tuple(old.shape)}. Return the same.")
 
 
 @dataclass
@@ -31,7 +43,9 @@ class ChangedWeights:
             where = where & self.queries[tile.batch, tile.rows]
         if not bool(where.any()):
             return weights
-        new = torch.where(where[..., None], self.function(weights, tile), weights)
+        made = self.function(weights, tile)
+        require_shape(made, weights, f"the edit's function of weights {_named(self.function)}")
+        new = torch.where(where[..., None], made, weights)
         if self.conditional or not self.tally.touched:
             changed = int((new != weights).any(-1).sum())
             self.tally.touched += changed
@@ -54,4 +68,10 @@ class ChangedOutput:
         if self.queries is not None:
             where = where & self.queries[:, :, None, None]
         self.tally.touched = self.tally.touched or int(where.any(-1).any(-1).sum())
-        return torch.where(where, self.function(out).to(out.dtype), out)
+        made = self.function(out)
+        require_shape(made, out, f"the edit's function of outputs {_named(self.function)}")
+        return torch.where(where, made.to(out.dtype), out)
+
+
+def _named(function: Callable[..., object]) -> str:
+    return str(getattr(function, "__qualname__", type(function).__name__))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
 import xarray as xr
 
-from sinkscope.arguments import is_iterable, is_whole
+from sinkscope import arguments
+from sinkscope.arguments import MOST, is_iterable, is_whole
 from sinkscope.edits.values import HeadMap, Selection, labelled
 from sinkscope.errors import EditError
 from sinkscope.roles import SELECTIONS, is_selection, no_role_or_selection
@@ -21,7 +23,9 @@ def layers_of(layers: Any, asked: str) -> tuple[int, ...] | None:
             raise EditError(
                 f"{asked}: a DataArray here must be boolean over (layer); this is {layers.dtype} over {layers.dims}."
             )
-        return tuple(label for label, chosen in zip(_labels(layers, "layer"), layers.values, strict=True) if chosen)
+        return tuple(
+            label for label, chosen in zip(_labels(layers, "layer", asked), layers.values, strict=True) if chosen
+        )
     return None if layers is None else whole_numbers(layers, asked, "layers")
 
 
@@ -34,10 +38,10 @@ def heads_of(heads: Any, asked: str) -> tuple[int, ...] | HeadMap | None:
                 f"{heads.dims}."
             )
         heads = heads.transpose("layer", "head")
-        names = _labels(heads, "head")
+        names = _labels(heads, "head", asked)
         chosen = {
             layer: [name for name, held in zip(names, row, strict=True) if held]
-            for layer, row in zip(_labels(heads, "layer"), heads.values, strict=True)
+            for layer, row in zip(_labels(heads, "layer", asked), heads.values, strict=True)
         }
         return HeadMap(chosen)
     if isinstance(heads, Mapping):
@@ -45,7 +49,7 @@ def heads_of(heads: Any, asked: str) -> tuple[int, ...] | HeadMap | None:
         return HeadMap({k: whole_numbers(v, asked, "heads") for k, v in _layer_keys(items, asked).items()})
     if heads is None:
         return None
-    several: list[Any] = list(cast("Sequence[Any]", heads)) if is_iterable(heads) else [heads]
+    several: list[Any] = list(islice(cast("Sequence[Any]", heads), MOST + 1)) if is_iterable(heads) else [heads]
     if several and all(map(_is_pair, several)):
         pairs = [(int(layer), int(head)) for layer, head in several]
         return HeadMap({layer: [head for at, head in pairs if at == layer] for layer, _ in pairs})
@@ -57,10 +61,13 @@ def _is_pair(value: Any) -> bool:
     return is_iterable(value) and not isinstance(value, Mapping) and len(value) == 2 and all(map(is_whole, value))
 
 
-def _labels(array: xr.DataArray, dim: str) -> list[int]:
+def _labels(array: xr.DataArray, dim: str, asked: str) -> list[int]:
     """Labels of a dimension; its places where it has none."""
     if labelled(array, dim):
-        return [int(label) for label in array[dim].values]
+        labels = arguments.whole_numbers(array[dim].values)
+        if labels is None:
+            raise EditError(f"{asked}: the labels of {dim} are not whole numbers. Number them, or leave them out.")
+        return labels
     return list(range(array.sizes[dim]))
 
 
@@ -76,12 +83,11 @@ def whole_numbers(values: Any, asked: str, what: str) -> tuple[int, ...]:
     Raises:
         EditError: anything but whole numbers.
     """
-    several = is_iterable(values) and not isinstance(values, Mapping)
-    items: list[Any] = list(cast("Sequence[Any]", values)) if several else [values]
-    if not all(map(is_whole, items)):
+    found = arguments.whole_numbers(values)
+    if found is None:
         also = ", pairs (layer, head), or a mapping {layer: [heads]}" if what == "heads" else ""
         raise EditError(f"{asked}: {what} must be whole numbers. Give a number, a range or a list of numbers{also}.")
-    return tuple(sorted({int(x) for x in items}))
+    return tuple(sorted(set(found)))
 
 
 def tokens_of(selection: Any, asked: str) -> str | tuple[Any, ...] | Selection:

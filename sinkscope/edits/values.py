@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 import xarray as xr
 
+from sinkscope.arguments import RAW
 from sinkscope.errors import EditError
 
 
@@ -95,10 +96,15 @@ class Numbers:
         """
         if isinstance(values, cls):
             return values
-        values = values.detach().cpu().numpy() if hasattr(values, "detach") else values
         try:
-            array = np.asarray(values, dtype=np.float32)
-        except (TypeError, ValueError):
+            if hasattr(values, "detach"):  # numpy has no bfloat16
+                values = values.detach().cpu().float().numpy()
+            array = np.asarray(values)
+            if array.dtype.kind not in "iuf":  # texts and truth values would become numbers
+                raise TypeError
+            with np.errstate(over="ignore"):
+                array = array.astype(np.float32)
+        except (*RAW, MemoryError):  # a range without end
             raise EditError(f"{asked}: not an array of numbers. Give an array, a tensor or nested lists.") from None
         if not np.isfinite(array).all():
             raise EditError(f"{asked}: some numbers are NaN or infinite. Give finite numbers.")

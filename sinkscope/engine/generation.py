@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from transformers import GenerationMixin, LogitsProcessor, StaticCache
 
-from sinkscope.arguments import is_iterable, is_whole, shown
+from sinkscope.arguments import RAW, is_iterable, is_whole, shown
 from sinkscope.attention.masks import EmptyCacheError
 from sinkscope.attention.primitives import Tally
 from sinkscope.edits.base import Edit
@@ -109,7 +109,9 @@ def _generated(model: Model, inputs: dict[str, torch.Tensor], settings: dict[str
     try:
         found = model.model.generate(**inputs, **settings)  # type: ignore[operator]
         ids: torch.Tensor = getattr(found, "sequences", found)
-    except (TypeError, ValueError, NotImplementedError, AttributeError, ImportError, AssertionError) as error:
+    except (*RAW, ImportError, AssertionError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         raise PromptError(
             f"generate: {type(model.model).__name__} refuses to continue these prompts ({type(error).__name__}: "
             f"{str(error)[:160]}). Try model.model.generate by itself."
@@ -140,7 +142,7 @@ def _check(model: Model, prompts: Prompts, count: int, options: dict[str, Any]) 
             "generate: a static cache made by others fixes the mask before the pass, and edits need it within. Leave "
             f"past_key_values out, and {'cache_implementation too' if pairs else 'say cache_implementation=static'}."
         )
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+    if not is_whole(count) or count < 1:
         raise PromptError(f"generate(max_new_tokens={count!r}): use a whole number of at least 1.")
     if options.get("num_return_sequences", 1) != 1:
         raise PromptError(
@@ -170,6 +172,11 @@ class _FiniteLogits(LogitsProcessor):
     def __call__(
         self, input_ids: Int[torch.Tensor, "row token"], scores: Float[torch.Tensor, "row vocab"]
     ) -> Float[torch.Tensor, "row vocab"]:
+        if len(scores) != len(input_ids):
+            raise PromptError(
+                f"generate(logits_processor=): it gave {len(scores)} rows for {len(input_ids)} prompts. Return the "
+                "scores in the shape they came in."
+            )
         # Minus infinity is how transformers forbids a token; a row of nothing else has no token left.
         if bool(torch.isnan(scores).any()) or not bool(torch.isfinite(scores.amax(-1)).all()):
             raise ModelError(

@@ -13,6 +13,7 @@ from sinkscope.attention.primitives import Tally
 from sinkscope.edits.base import Edit
 from sinkscope.edits.call import EditedCall
 from sinkscope.edits.context import Memory
+from sinkscope.edits.primitives import require_shape
 from sinkscope.edits.stream import EditedStream
 from sinkscope.edits.tokens import Tokens
 from sinkscope.models.backends.base import ResidualHook, Tower
@@ -96,6 +97,8 @@ class Plan:
         def hook(hidden: torch.Tensor) -> torch.Tensor | None:
             tally = self.tallies[index]
             new = self.edits[index].change_residual(hidden, self._stream(index, site, hidden))
+            if new is not None:
+                require_shape(new, hidden, f"change_residual of {self.edits[index]!r}")
             # An edit may count for itself; where it did not, what differs is counted, for the guard needs a number.
             if new is not None and not tally.touched:
                 tally.touched = int((new != hidden).any(-1).sum())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -103,6 +103,8 @@ def run(  # noqa: PLR0913 - one call is the whole interface
 def as_tuple(values: Any, name: str) -> tuple[Any, ...]:
     """Take one value or several as a tuple; a class is refused."""
     items = tuple(values) if is_iterable(values) else (values,)
+    if not items and isinstance(values, Iterator):
+        raise ProbeError(f"{name}: this generator gives nothing; it may have been gone through before. Give a list.")
     for item in items:
         if isinstance(item, type):
             raise ProbeError(f"{name}: {item.__name__} is a class, not a value. Write {item.__name__}().")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import xarray as xr
@@ -92,6 +92,8 @@ class RoleShare(Probe):
                 f"RoleShare(groups=...): a DataArray here holds names, one per token; this one holds {groups.dtype}. "
                 "Make it with sinkscope.label_tokens, or give {name: selection}."
             )
+        if isinstance(groups, Mapping) and not all(isinstance(name, str) for name in cast("Mapping[Any, Any]", groups)):
+            raise ProbeError(f"RoleShare(groups={groups!r:.40}): groups are named by texts. Give {{name: selection}}.")
         if groups is not None and not self._names():
             raise ProbeError(
                 f"RoleShare(groups={groups!r:.40}): no group is named. Give an array of names over (prompt, key), or "

@@ -20,8 +20,7 @@ import torch
 import xarray as xr
 from jaxtyping import Bool, Float
 
-from sinkscope import registry
-from sinkscope.arguments import is_iterable, is_whole
+from sinkscope import arguments, registry
 from sinkscope.attention.view import Ask, LayerStats
 from sinkscope.errors import ProbeError, SinkscopeError
 from sinkscope.models.backends.base import Tower
@@ -147,10 +146,10 @@ def whole_numbers(value: Any, asked: str) -> tuple[int, ...]:
     Raises:
         ProbeError: anything else; 1.5 is not cut to 1, and True is no number. ``asked`` opens the message.
     """
-    items: list[Any] = list(cast(Iterable[Any], value)) if is_iterable(value) else [value]
-    if not all(map(is_whole, items)):
+    found = arguments.whole_numbers(value)
+    if found is None:
         raise ProbeError(f"{asked}={_short(value)}): whole numbers are needed. Give a list of them, or a range.")
-    return tuple(dict.fromkeys(int(item) for item in items))
+    return tuple(dict.fromkeys(found))
 
 
 def dumps(probes: tuple[Probe, ...]) -> str:
@@ -163,6 +162,8 @@ def _plain(value: Any) -> Any:
         if value.dtype.kind in "UO":
             return f"DataArray{tuple(value.dims)} of names"
         return f"DataArray{tuple(value.dims)} with {int(value.sum())} selected"
+    if isinstance(value, range) and value[arguments.MOST :]:  # without end, as good as; it is refused further on
+        return repr(value)
     if isinstance(value, tuple | list | range):
         return [_plain(item) for item in cast(Iterable[Any], value)]
     if isinstance(value, Mapping):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 
+from sinkscope.arguments import whole_numbers
 from sinkscope.errors import ProbeError
 from sinkscope.models.backends.base import Tower
 from sinkscope.probes.attention import AttentionMap
@@ -75,14 +75,13 @@ class AttentionGradient(GradientProbe):
         if target in ("top", "loss") if isinstance(target, str) else callable(target):
             return
         # One id for all prompts, or one for each: the same id may come twice.
-        several = isinstance(target, Iterable) and not isinstance(target, str)
-        ids: list[Any] = list(cast("Iterable[Any]", target)) if several else [target]
-        if not ids or any(isinstance(i, bool) or not isinstance(i, Integral) for i in ids):
+        ids = whole_numbers(target)
+        if not ids or max(map(abs, ids)) >= 1 << 31:
             raise ProbeError(
                 f"AttentionGradient(target={target!r:.40}): use 'top', 'loss', token ids, or a function of logits and "
                 "ids."
             )
-        object.__setattr__(self, "target", tuple(int(i) for i in ids))
+        object.__setattr__(self, "target", tuple(ids))
 
     def check(self, tower: Tower) -> None:
         """Layers and heads must exist, and the tower must predict a token."""

@@ -10,6 +10,7 @@ first real token, negative from the end), or a boolean DataArray made from earli
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 import xarray as xr
 from jaxtyping import Bool, Int
 
+from sinkscope.arguments import MOST, is_iterable, is_whole, shown
 from sinkscope.errors import SinkscopeError
 from sinkscope.prompts.data import PAD, Batch
 from sinkscope.roles import ROLE_INDEX, SELECTIONS, no_role_or_selection
@@ -40,16 +42,18 @@ def select(selection: Any, batch: Batch, error: type[SinkscopeError], asked: str
         return _named(selection, batch, error, asked)
     if isinstance(selection, xr.DataArray):
         return from_array(selection, batch, None, error, asked)[:, 0]
-    items: list[Any] = list(cast("Iterable[Any]", selection)) if isinstance(selection, Iterable) else [selection]
+    items: list[Any] = [selection]
+    if is_iterable(selection):
+        items = list(islice(cast("Iterable[Any]", selection), MOST + 1))  # a range may be without end
     if items and all(isinstance(item, str) for item in items):
         chosen = torch.zeros_like(real)
         for name in items:
             chosen |= _named(name, batch, error, asked)
         return chosen
-    if all(isinstance(item, int | np.integer) and not isinstance(item, bool) for item in items):
+    if len(items) <= MOST and all(map(is_whole, items)):
         return _placed([int(item) for item in items], batch, error, asked)
     raise error(
-        f"{asked}: cannot select tokens by {selection!r}. Use a role, a list of roles or positions, one of "
+        f"{asked}: cannot select tokens by {shown(selection)}. Use a role, a list of roles or positions, one of "
         f"{list(SELECTIONS)}, or a boolean DataArray."
     )
 

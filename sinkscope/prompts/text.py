@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from sinkscope.arguments import is_iterable
+from sinkscope.arguments import RAW, is_iterable, is_truth
 from sinkscope.errors import PromptError, SinkscopeWarning
 from sinkscope.prompts.data import PromptFields
 from sinkscope.prompts.model import PromptModel
@@ -79,10 +79,10 @@ def check_ids(ids: Any, which: int, vocabulary: Vocabulary, context_length: int 
             vocabulary does not have.
     """
     try:
-        array = np.asarray(ids)
-    except ValueError:  # lists of different lengths inside
+        array = np.asarray(ids.detach().cpu() if hasattr(ids, "detach") else ids)
+    except RAW:  # lists of different lengths inside, tensors of a type that numpy has not
         array = np.empty((0, 0))
-    listed = isinstance(ids, list | tuple) and any(isinstance(i, bool) for i in cast("list[Any]", ids))
+    listed = isinstance(ids, list | tuple) and any(map(is_truth, cast("list[Any]", ids)))
     if listed or array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise PromptError(
             f"prompt {which}: expected a flat list of token ids (whole numbers), got {_describe_value(ids)}. "
@@ -90,6 +90,10 @@ def check_ids(ids: Any, which: int, vocabulary: Vocabulary, context_length: int 
         )
     if array.size == 0:
         raise PromptError(f"prompt {which} is empty: it has no tokens. Leave it out or give it at least one token.")
+    if array.max() > np.iinfo(np.int64).max:
+        raise PromptError(f"prompt {which}: {array.max()} is no token id of any vocabulary.")
+    if np.ma.is_masked(cast("Any", ids)):
+        raise PromptError(f"prompt {which}: some of its ids are masked. Leave them out: ids.compressed().")
     array = array.astype(np.int64)
     if vocabulary.size is not None:
         bad = array[(array < 0) | (array >= vocabulary.size)]

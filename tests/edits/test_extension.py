@@ -291,3 +291,47 @@ def test_heads_that_write_nothing_are_found():
 def test_two_edits_cannot_share_a_name():
     with pytest.raises(EditError, match=r"edit 'MaskKeys': sinkscope\.edits\.keys has an edit of this name already"):
         type("MaskKeys", (AttentionEdit,), {"__module__": "elsewhere"})
+
+
+@dataclass(frozen=True, repr=False)
+class Careless(AttentionEdit):
+    """Give something else than what was asked for."""
+
+    part: str
+
+    def change_attention(self, call: EditedCall) -> None:
+        if self.part == "weights":
+            call.change_weights(lambda weights, tile: weights.mean(-1, keepdim=True))
+        else:
+            call.change_output(lambda out: out.mean(-1, keepdim=True))
+
+
+@dataclass(frozen=True, repr=False)
+class CarelessStream(ResidualEdit):
+    """Give the stream of one dimension, which would be spread over all."""
+
+    def change_residual(self, hidden, stream: EditedStream):
+        return hidden[..., :1]
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (
+            Careless("weights"),
+            r"function of weights .*lambda.* gave a tensor of shape \(\d+, \d+, 1\); what it was given",
+        ),
+        (
+            Careless("output"),
+            r"function of outputs .*lambda.* gave a tensor of shape \(\d+, \d+, \d+, 1\); what it was",
+        ),
+        (
+            CarelessStream("embed"),
+            r"change_residual of CarelessStream\('embed'\) gave a tensor of shape \(\d+, \d+, 1\)",
+        ),
+    ],
+)
+def test_what_an_edit_makes_is_never_spread_over_the_rest(edit, said):
+    model, prompts = model_and_prompts("llama")
+    with pytest.raises(EditError, match=said):
+        sk.run(model, prompts, [sk.KeyMass()], [edit])

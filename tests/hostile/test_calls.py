@@ -1,6 +1,7 @@
 """Every public call around a model, each argument wrong in every way: an error of ours, or an answer."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ import sinkscope as sk
 from sinkscope import testing
 
 HOSTILE = (
+    10**400,
     None, True, -1, 1.5, math.nan, "\ud800", "nix", [], [1.5], [None], [[]], [[1, 5], [2]], {"a": 1}, object(), b"a",
     slice(None), sk.KeyMass, sk.KeyMass(), np.array(5), xr.Dataset(),
 )  # fmt: skip
@@ -122,3 +124,91 @@ def test_a_name_where_a_model_is_wanted(model, prompts):
 def test_a_threshold_that_phi_never_reaches_is_said(model, prompts):
     with pytest.warns(sk.errors.SinkscopeWarning, match=r"tau 30 is never reached: .* width 32 phi is at most 5\.657"):
         sk.run(model, prompts, [sk.KeyMass()], [sk.Redistribute(tau=30.0)])
+
+
+def test_token_ids_of_every_make(model):
+    """What torch and numpy have beside lists: read as they stand, or refused; never cut, wrapped or unmasked."""
+    of = lambda ids: sk.Prompts.from_ids([ids], model).ids[0].tolist()  # noqa: E731
+    for right in (torch.tensor([1, 5]), np.array([5, 1], dtype=np.int8)[::-1], xr.DataArray([1, 5]), (np.int64(1), 5)):
+        assert of(right) == [1, 5]
+    wrong = (
+        torch.tensor([1.0, 5.0], requires_grad=True), [np.True_, 5], np.array([True, False]), {1, 5}, iter([1, 5]),
+        torch.ones(2, device="meta"), torch.ones(2, dtype=torch.bfloat16), [None, 5], ["1", "5"], np.array([1, 5], "O"),
+    )  # fmt: skip
+    for ids in wrong:
+        with pytest.raises(sk.PromptError, match=r"prompt 0: expected a flat list of token ids"):
+            of(ids)
+    with pytest.raises(sk.PromptError, match=r"prompt 0: 9223372036854775813 is no token id"):
+        of(np.array([2**63 + 5], dtype=np.uint64))
+    with pytest.raises(sk.PromptError, match=r"some of its ids are masked\. Leave them out: ids\.compressed\(\)"):
+        of(np.ma.array([1, 5, 9], mask=[0, 1, 0]))
+
+
+def test_a_generator_serves_once_and_says_so(model, prompts):
+    edits = (edit for edit in [sk.MaskKeys("first")])
+    assert "MaskKeys" in sk.run(model, prompts, [sk.KeyMass()], edits).attrs["edits"]
+    with pytest.raises(sk.ProbeError, match=r"edits: this generator gives nothing; it may have been gone through"):
+        sk.run(model, prompts, [sk.KeyMass()], edits)
+    with pytest.raises(sk.ProbeError, match=r"MaxAttention\(keys=\): a generator can be gone through only once"):
+        sk.MaxAttention(keys=(key for key in [0]))
+    with pytest.raises(sk.EditError, match=r"MaskKeys\(keys=.*cannot select tokens by"):
+        sk.MaskKeys(itertools.count())
+    with pytest.raises(sk.ProbeError, match=r"cannot select tokens by range\(0, 1000000000000\)"):
+        sk.run(model, prompts, [sk.MaxAttention(keys=range(10**12))])
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"num_beams": 0}, r"refuses to continue these prompts \(ZeroDivisionError"),
+        ({"forced_eos_token_id": 9999}, r"refuses to continue these prompts \(IndexError"),
+        ({"logits_processor": [lambda _, scores: scores[:1]]}, r"it gave 1 rows for 2 prompts|TypeCheckError"),
+    ],
+)
+def test_what_generation_breaks_over(model, prompts, options, wanted):
+    with pytest.raises(sk.PromptError, match=wanted):
+        sk.generate(model, prompts, max_new_tokens=2, **options)
+    assert sk.generate(model, prompts, max_new_tokens=2).lengths == (6, 5)
+
+
+def test_a_model_that_was_mended_is_read(prompts):
+    """A refusal holds as long as the model is what was refused: a hook that raises, parts of two number types."""
+    network = testing.tiny("llama")
+
+    def stop(*_):
+        raise RuntimeError("mine")
+
+    handle = network.model.layers[1].register_forward_hook(stop)
+    model = sk.load_model(network)
+    with pytest.raises(sk.UnsupportedModelError, match="RuntimeError: mine"):
+        sk.run(model, prompts, [sk.KeyMass()])
+    handle.remove()
+    whole = sk.run(model, prompts, [sk.KeyMass()])
+    network.model.layers[1].half()
+    model = sk.load_model(network)
+    with pytest.raises(sk.UnsupportedModelError, match="same dtype"):
+        sk.run(model, prompts, [sk.KeyMass()])
+    network.float()
+    np.testing.assert_allclose(sk.run(model, prompts, [sk.KeyMass()]).key_mass, whole.key_mass, atol=1e-2)
+
+
+def test_a_model_without_numbers_is_refused():
+    with pytest.raises(
+        sk.ModelError, match=r"lies on the meta device and holds no numbers \(\d+ such tensors\)\. Load"
+    ):
+        sk.load_model(testing.tiny("llama").to("meta"))
+
+
+def test_findings_of_a_reading_that_lost_its_roles(reading):
+    with pytest.raises(sk.MetricError, match="find_sinks needs the coordinate 'token_role', which is missing"):
+        sk.report.findings(reading.drop_vars("token_role"))
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(model, prompts):
+    plain = sk.generate(model, prompts, max_new_tokens=2)
+    assert [ids.tolist() for ids in sk.generate(model, prompts, max_new_tokens=np.int64(2)).ids] == [
+        ids.tolist() for ids in plain.ids
+    ]
+    assert sk.LimitWindow(np.int64(4)) == sk.LimitWindow(4)
+    with pytest.raises(sk.EditError, match=r"window must be a whole number of at least 1, below 2\^31"):
+        sk.LimitWindow(2**31)

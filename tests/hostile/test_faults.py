@@ -105,8 +105,12 @@ def folder():
 def test_a_folder_that_another_user_may_only_read(case, folder):
     reading = read(case)
     sk.save(reading, folder / "a.nc")
+    sk.save(reading, folder / "owners.nc")
+    testing.tiny("llama").save_pretrained(folder / "model")
+    for hidden in (folder / "owners.nc", folder / "model" / "config.json"):
+        os.chmod(hidden, 0o000)
     os.chmod(folder, 0o555)
-    before = {part.name: part.read_bytes() for part in folder.iterdir()}
+    before = {part.name: part.stat().st_mtime_ns for part in folder.iterdir()}
 
     def as_nobody(work):
         if os.getuid() == 0:
@@ -119,6 +123,8 @@ def test_a_folder_that_another_user_may_only_read(case, folder):
         assert numbers(sk.open(folder / "a.nc")) == numbers(reading)
 
     refused = (
+        lambda: sk.open(folder / "owners.nc"),
+        lambda: sk.load_model(folder / "model"),
         lambda: sk.save(reading, folder / "b.nc"),
         lambda: sk.save(reading, folder / "a.nc", overwrite=True),
         lambda: read(case, folder),
@@ -127,7 +133,8 @@ def test_a_folder_that_another_user_may_only_read(case, folder):
     )
     assert code_of(fork(lambda: as_nobody(opened))) == 0
     assert [code_of(fork(lambda work=work: as_nobody(work))) for work in refused] == [1] * len(refused)
-    assert {part.name: part.read_bytes() for part in folder.iterdir()} == before
+    assert {part.name: part.stat().st_mtime_ns for part in folder.iterdir()} == before
+    opened()
     os.chmod(folder, 0o755)
 
 

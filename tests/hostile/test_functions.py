@@ -13,6 +13,7 @@ from sinkscope import metrics, plot, testing
 from sinkscope.probes import LogSumExp, RowSum
 
 HOSTILE = (
+    10**400,
     None, True, -1, 1.5, math.nan, math.inf, "\ud800", "$x", [], [1.5], [[1], [1, 2]], {"a": 1}, object(), b"a",
     slice(None), sk.KeyMass, xr.DataArray(1.0), xr.DataArray(np.full((2, 2), np.nan), dims=("a", "b")), xr.Dataset(),
     np.zeros((0, 3)), np.array(["a"]), np.array(5),

@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
+from decimal import Decimal
 
 import numpy as np
 import pytest
+import torch
+import xarray as xr
 
 import sinkscope as sk
 from sinkscope.edits.base import Edit
@@ -12,6 +15,18 @@ from sinkscope.probes.base import Probe
 from sinkscope.testing import tiny
 
 HOSTILE = (None, True, -1, 1.5, math.nan, "\ud800", [], [1.5], {"a": 1}, object(), slice(None), b"a")
+
+
+def odd():
+    """More of them, made anew each time: what numpy, torch and xarray have beside plain numbers, and no end of them."""
+    return (
+        10**400, [10**400], "0.5", np.array("0.5"), np.array(0), 1j, Decimal("0.5"), iter([0]), range(10**12),
+        np.ma.masked, torch.ones(2, dtype=torch.bfloat16), torch.ones(2, requires_grad=True),
+        torch.ones(2, device="meta"), torch.eye(2).to_sparse(), [[1, 2], [3]], {0: [10**400]},
+        xr.DataArray([True, False, True], dims="layer", coords={"layer": [0.5, 1, 2]}),
+    )  # fmt: skip
+
+
 VALUES = [
     name
     for name in dir(sk)
@@ -37,9 +52,9 @@ def test_no_field_lets_a_raw_error_out(model, name):
         for field in given
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }
-    before = {key: tensor.clone() for key, tensor in model.model.state_dict().items()}
+    before, raw = {key: tensor.clone() for key, tensor in model.model.state_dict().items()}, []
     for field in given:
-        for hostile in HOSTILE:
+        for hostile in (*HOSTILE, *odd()):
             try:
                 value = cls(**{**needed, field.name: hostile})
                 if isinstance(value, Probe):
@@ -48,6 +63,9 @@ def test_no_field_lets_a_raw_error_out(model, name):
                     sk.run(model, prompts, [sk.KeyMass()], [value])
             except sk.SinkscopeError:
                 continue
+            except Exception as error:
+                raw.append(f"{field.name}={hostile!r}: {type(error).__name__}: {error}")
+    assert not raw, "\n".join(raw)
     after = model.model.state_dict()
     assert all(np.array_equal(tensor.numpy(), after[key].numpy()) for key, tensor in before.items())
 
