@@ -84,6 +84,15 @@ def generate(
     return longer
 
 
+def written_texts(model: Model, written: Prompts) -> list[str]:
+    """Return what was generated in each prompt, without special tokens."""
+    assert model.tokenizer is not None
+    return [
+        str(model.tokenizer.decode(ids[roles == ROLE_INDEX["generated"]], skip_special_tokens=True)).strip()
+        for ids, roles in zip(written.ids, written.roles, strict=True)
+    ]
+
+
 def _continued(
     model: Model, prompts: Prompts, edits: Sequence[Edit], go_on: Continue, batch_size: int, tower: str | None
 ) -> tuple[Prompts, list[Tally]]:

@@ -14,15 +14,12 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from sinkscope.edits.keys import SteerKeys
-from sinkscope.engine.generation import generate
+from sinkscope.engine.generation import generate, written_texts
 from sinkscope.methods.zerotuning import ZeroTuningSettings
 from sinkscope.methods.zerotuning_compare import BaselineSettings, pasta
 from sinkscope.prompts import Prompts
 from sinkscope.registry import method
-from sinkscope.roles import ROLE_INDEX
 from sinkscope.tasks import Item, Questions, Task, in_chat
 
 if TYPE_CHECKING:
@@ -59,12 +56,8 @@ def _asked(model: Model, items: Sequence[Item], count: int, batch_size: int) -> 
         put = in_chat(Task("key sentence", put, (Item("-", ("a", "b"), 0),)), model).calibration
     prompts = Prompts.from_texts([item.prompt for item in put], model)
     written = generate(model, prompts, max_new_tokens=count, batch_size=batch_size)
-    assert model.tokenizer is not None
-    out = []
-    for item, ids, roles in zip(items, written.ids, written.roles, strict=True):
-        said = str(model.tokenizer.decode(np.asarray(ids)[roles == ROLE_INDEX["generated"]], skip_special_tokens=True))
-        out.append(dataclasses.replace(item, focus=closest(said, sentences(item.prompt))))
-    return tuple(out)
+    said = zip(items, written_texts(model, written), strict=True)
+    return tuple(dataclasses.replace(item, focus=closest(text, sentences(item.prompt))) for item, text in said)
 
 
 def closest(said: str, among: Sequence[str]) -> str:

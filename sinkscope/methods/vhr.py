@@ -27,6 +27,7 @@ from sinkscope.methods.base import MethodResult
 from sinkscope.models.backends.base import Instruments
 from sinkscope.prompts.vocabulary import image_token_ids
 from sinkscope.registry import method
+from sinkscope.roles import ROLE_INDEX
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,20 +79,29 @@ def without_images(prompts: Prompts, model: Model, wrappers: Sequence[int] | Non
 
 def head_outputs(model: Model, prompts: Prompts, edits: Sequence[Edit] = ()) -> xr.DataArray:
     """Output of every head (before W_O and before its own gate) at the last token: (prompt layer head dim)."""
+    rows = [_outputs(model, prompts.subset([index]), 1, edits)[0] for index in range(len(prompts))]
+    found = np.stack(rows) if rows else np.zeros((0, *_shape(model)), np.float32)
+    dims = ("prompt", "layer", "head", "dim")
+    coords = {dim: np.arange(size) for dim, size in zip(dims[:3], found.shape, strict=False)}
+    return xr.DataArray(found, dims=dims, name="head_output", coords=coords)
+
+
+def _shape(model: Model) -> tuple[int, int, int]:
     tower = find_tower(model, None)
     heads, dims = (max(getattr(site, name) for site in tower.attention) for name in ("heads", "head_dim"))
-    found = np.full((len(prompts), tower.depth, heads, dims), np.nan, dtype=np.float32)
+    return tower.depth, heads, dims
+
+
+def _outputs(model: Model, prompt: Prompts, rows: int, edits: Sequence[Edit]) -> np.ndarray:
+    """Outputs at the last ``rows`` tokens of one prompt: (row layer head dim)."""
+    tower = find_tower(model, None)
+    found = np.full((rows, *_shape(model)), np.nan, dtype=np.float32)
     with torch.no_grad(), model.evaluating():
-        for index in range(len(prompts)):
-            batch = prompts.batch([index], model.device)
-            plan = Plan(tuple(edits), tower, prompts, batch)
-            instruments = Instruments(edits=_watch(plan, found[index]), residual=plan.residual)
-            model.backend.forward(batch.inputs, tower, instruments)
-    layers = range(tower.depth)
-    return xr.DataArray(
-        found, dims=("prompt", "layer", "head", "dim"), name="head_output",
-        coords={"prompt": np.arange(len(prompts)), "layer": layers, "head": np.arange(heads)},
-    )  # fmt: skip
+        batch = prompt.batch([0], model.device)
+        plan = Plan(tuple(edits), tower, prompt, batch)
+        instruments = Instruments(edits=_watch(plan, found), residual=plan.residual)
+        model.backend.forward(batch.inputs, tower, instruments)
+    return found
 
 
 def _watch(plan: Plan, store: np.ndarray) -> Callable[[int, Call], Any]:
@@ -99,8 +109,8 @@ def _watch(plan: Plan, store: np.ndarray) -> Callable[[int, Call], Any]:
         found = plan.call_edits(layer, call) or CallEdits()
 
         def keep(out: torch.Tensor) -> torch.Tensor:
-            last = out[0, -1].detach().float().cpu().numpy()
-            store[layer, : last.shape[0], : last.shape[1]] = last
+            last = out[0, -len(store) :].detach().float().cpu().numpy()
+            store[:, layer, : last.shape[1], : last.shape[2]] = last
             return out
 
         found.gates.insert(0, keep)
@@ -130,6 +140,40 @@ def divergence(model: Model, prompts: Prompts, bare: Prompts | None = None, edit
     coords = {name: full[name].values for name in dims}
     attrs = {"metric": "vision_aware_head_divergence", "definition": "he2025", "reference": "he2025", "units": "1"}
     return xr.Dataset({name: (dims, values) for name, values in columns.items()}, coords=coords, attrs=attrs)
+
+
+def step_divergence(
+    model: Model, written: Prompts, bare: Prompts | None = None, edits: Sequence[Edit] = ()
+) -> xr.DataArray:
+    """Vision-aware head divergence at every generated token, where it is predicted: dims (prompt step layer head).
+
+    NaN behind the end of a shorter text. Both sides read the same written tokens, with and without the images; two
+    passes a prompt. ``edits`` are what was in force when it was written. Source: He et al. 2025 (he2025).
+
+    Args:
+        model: the model that wrote.
+        written: prompts with images and generated tokens, such as ``sk.generate`` gives.
+        bare: the same without images (default :func:`without_images`).
+        edits: what both sides run under.
+
+    Raises:
+        PromptError: a prompt has no generated token, or no image.
+    """
+    plain = bare if bare is not None else without_images(written, model)
+    counts = [int((roles == ROLE_INDEX["generated"]).sum()) for roles in written.roles]
+    if not counts or not all(counts):
+        which = counts.index(0) if counts else 0
+        raise PromptError(f"step_divergence: nothing was generated in prompt {which}. Give what sk.generate returned.")
+    depth, heads, _ = _shape(model)
+    found = np.full((len(counts), max(counts), depth, heads), np.nan)
+    for which, count in enumerate(counts):
+        # The row before a token predicts it, so the last token's own row is not read.
+        full, none = (_outputs(model, side.subset([which]), count + 1, edits)[:-1] for side in (written, plain))
+        found[which, :count] = metrics.head_divergence(full, none)
+    dims = ("prompt", "step", "layer", "head")
+    coords = {dim: np.arange(size) for dim, size in zip(dims, found.shape, strict=True)}
+    attrs = {"metric": "vision_aware_head_divergence", "definition": "he2025", "reference": "he2025", "units": "1"}
+    return xr.DataArray(found, dims=dims, name="divergence", coords=coords, attrs=attrs)
 
 
 def token_divergence(divergences: xr.DataArray, k: int = 4) -> xr.DataArray:
@@ -200,6 +244,20 @@ class VhrResult(MethodResult):
     found: xr.Dataset
     note: str
     settings: VhrSettings
+
+    def with_heads(self, heads: xr.DataArray) -> VhrResult:
+        """Return the same edit on other heads, such as a control's or another prompt's: bool (prompt layer head)."""
+        lists = [metrics.head_list(heads.isel(prompt=which)) for which in range(heads.sizes["prompt"])]
+        edits = tuple(GateHeads(self.settings.alpha, heads=each, allow_empty=not each) for each in lists)
+        return replace(self, edits=edits, heads=heads)
+
+    def random_heads(self, seed: int = 0) -> VhrResult:
+        """Return the control: as many other heads in each layer, drawn for each prompt."""
+        drawn = [
+            metrics.random_heads(self.heads.isel(prompt=which), seed + which).drop_vars("prompt", errors="ignore")
+            for which in range(self.heads.sizes["prompt"])
+        ]
+        return self.with_heads(xr.concat(drawn, dim=self.heads["prompt"]))
 
     def table(self) -> pd.DataFrame:
         """Return the divergence of every reinforced head: one row per prompt, layer and head."""

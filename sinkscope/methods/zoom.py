@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 import xarray as xr
+from PIL import Image
 
 from sinkscope import metrics
-from sinkscope.engine.generation import generate
+from sinkscope.engine.generation import generate, written_texts
 from sinkscope.engine.run import find_tower, run
 from sinkscope.errors import PromptError
 from sinkscope.methods.base import MethodResult
@@ -24,7 +25,6 @@ from sinkscope.metrics.looking import box_of, upsampled
 from sinkscope.probes import AttentionGradient, KeyMass
 from sinkscope.prompts import Prompts
 from sinkscope.registry import method
-from sinkscope.roles import ROLE_INDEX
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,6 +64,54 @@ def question_maps(model: Model, prompts: Prompts, layers: Sequence[int], by: str
         found[rows, columns] = mass[which, own]
         maps.append(found)
     return maps
+
+
+def contrast_maps(
+    model: Model, items: Sequence[Mapping[str, Any]], layers: Sequence[int], lam: float = 1e-8
+) -> list[np.ndarray]:
+    """Return the last token's look at each picture over its look under a neutral question: (row, column).
+
+    ``items`` are those of ``Prompts.from_chat``, one picture each; mean of heads and layers before the ratio. See
+    ``metrics.relative_attention`` for ``lam``.
+
+    Raises:
+        PromptError: as :func:`question_maps`.
+    """
+    own = question_maps(model, Prompts.from_chat(items, model), layers)
+    neutral = Prompts.from_chat([{**item, "text": GENERAL} for item in items], model)
+    pairs = zip(own, question_maps(model, neutral, layers), strict=True)
+    return [metrics.relative_attention(one, general, lam) for one, general in pairs]
+
+
+def contrast_layers(model: Model) -> list[int]:
+    """Return the layers that CARVE reads, 20 to 25 of 28 (ge2025), at the same depth of another model."""
+    depth = find_tower(model, None).depth
+    first, last = (round(layer / 28 * depth) for layer in (20, 25))
+    return list(range(min(first, depth - 1), min(last, depth - 1) + 1))
+
+
+def masked(picture: np.ndarray | Image.Image, region: np.ndarray, *, crop: bool = True) -> Image.Image:
+    """Return a picture with what lies outside of a region black, cut to the region's tight box (CARVE, ge2025).
+
+    The released code enlarges the cut picture; a model's own image processor does that anyway. ``crop=False`` leaves
+    the picture's size.
+
+    Args:
+        picture: pixels ``(row, column, 3)``, or an image.
+        region: which pixels stay, bool ``(row, column)``, such as ``metrics.kept_region`` gives.
+        crop: whether to cut.
+
+    Raises:
+        PromptError: the region is empty or of another size than the picture.
+    """
+    pixels = np.asarray(picture)
+    if region.shape != pixels.shape[:2] or region.dtype != bool or not region.any():
+        raise PromptError(
+            f"masked: a region of {int(np.count_nonzero(region))} pixels, {region.dtype} {region.shape}, for a picture "
+            f"of {pixels.shape[:2]}. Give a bool map of the picture's size with a pixel that stays."
+        )
+    image = Image.fromarray(np.where(region[..., None], pixels, 0).astype(np.uint8))
+    return image.crop(box_of(region)) if crop else image
 
 
 def _gradients(model: Model, prompts: Prompts, layers: Sequence[int]) -> np.ndarray:
@@ -151,11 +199,10 @@ def zoom(model: Model, items: Sequence[Mapping[str, Any]], settings: ZoomSetting
     depth = model.backend.towers[model.backend.default_tower].depth
     layers = list(chosen.layers) if chosen.layers is not None else list(range(depth // 3, max(2 * depth // 3, 1)))
     prompts = Prompts.from_chat(items, model)
-    maps = question_maps(model, prompts, layers, chosen.by)
     if chosen.by == "attention":
-        neutral = Prompts.from_chat([{**item, "text": GENERAL} for item in items], model)
-        pairs = zip(maps, question_maps(model, neutral, layers), strict=True)
-        maps = [metrics.relative_attention(own, general, chosen.lam) for own, general in pairs]
+        maps = contrast_maps(model, items, layers, chosen.lam)
+    else:
+        maps = question_maps(model, prompts, layers, chosen.by)
     crops = [_crops(found, grid.sizes[0], chosen) for found, grid in zip(maps, prompts.grids, strict=True) if grid]
     shown = beside(prompts, crops, model)
     before, after = (tuple(_answers(model, each, chosen.max_new_tokens)) for each in (prompts, shown))
@@ -183,9 +230,4 @@ def _crops(found: np.ndarray, size: tuple[float, float], settings: ZoomSettings)
 
 
 def _answers(model: Model, prompts: Prompts, count: int) -> list[str]:
-    written = generate(model, prompts, max_new_tokens=count)
-    assert model.tokenizer is not None
-    return [
-        str(model.tokenizer.decode(ids[roles == ROLE_INDEX["generated"]], skip_special_tokens=True)).strip()
-        for ids, roles in zip(written.ids, written.roles, strict=True)
-    ]
+    return written_texts(model, generate(model, prompts, max_new_tokens=count))

@@ -34,9 +34,20 @@ def objects_named(text: str, names: Mapping[str, str]) -> list[str]:
             f"objects_named(names=...): {odd[0]!r} is never found, as texts are read in lower case with single spaces. "
             f"Write {' '.join(odd[0].lower().split())!r}."
         )
+    return [name for name, _, _ in spans_named(text, names)]
+
+
+def spans_named(text: str, names: Mapping[str, str]) -> list[tuple[str, int, int]]:
+    """Return what :func:`objects_named` does, each object with the characters of ``text`` that name it: start and end.
+
+    For names that :func:`objects_named` takes; nothing is checked here.
+    """
     longest = sorted(names, key=len, reverse=True)
-    found = re.finditer(r"(?<!\w)(?:" + "|".join(map(re.escape, longest)) + r")(?!\w)", " ".join(text.lower().split()))
-    return [names[match.group()] for match in found]
+    # Any white space stands between the words of a phrase; a letter whose lower case is longer would move the rest.
+    words = "|".join(r"\s+".join(map(re.escape, name.split())) for name in longest)
+    lower = "".join(each if len(each.lower()) != 1 else each.lower() for each in text)
+    found = re.finditer(rf"(?<!\w)(?:{words})(?!\w)", lower)
+    return [(names[" ".join(match.group().split())], match.start(), match.end()) for match in found]
 
 
 @metric(

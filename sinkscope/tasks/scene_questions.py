@@ -117,15 +117,11 @@ def scene_questions(
     Raises:
         PromptError: another kind of picture, no family is left, or a photograph's package is not installed.
     """
-    kind = pictures or SHOWN.get(model.id, "shapes")
-    scenes = _held_out(kind, n, seed, FIRST, "scene_questions")
+    kind, scale = scale_for(model, pictures, scale)
+    scenes = held_out_scenes(kind, n, seed, FIRST, "scene_questions")
     rng = np.random.default_rng([seed, 11])
     families = _told_apart(model, families)
-    scale = 1 if kind == "photographs" and scale is None else scale
     asked = tuple(made.ask(scene, families[i % len(families)], rng) for i, scene in enumerate(scenes))
-    if scale is None:
-        side = getattr(getattr(model.config, "vision_config", None), "image_size", None) or 4 * made.SIDE
-        scale = max(1, int(side if isinstance(side, int) else side[0]) // made.SIDE)
     items = [{"image": s.image(scale), "text": q.text} for s, q in zip(scenes, asked, strict=True)]
     prompts = Prompts.from_chat(items, model)
     answers = first_tokens(model, [q.text for q in asked], [q.answer for q in asked])
@@ -149,7 +145,7 @@ def write_pictures(folder: str | Path, n: int = 8, *, pictures: str = "photograp
     Raises:
         PromptError: another kind of picture, or a photograph's package is not installed.
     """
-    scenes = _held_out(pictures, n, seed, 0, "write_pictures")
+    scenes = held_out_scenes(pictures, n, seed, 0, "write_pictures")
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     rng, paths, lines = np.random.default_rng([seed, 5]), [], []
@@ -164,7 +160,21 @@ def write_pictures(folder: str | Path, n: int = 8, *, pictures: str = "photograp
     return paths
 
 
-def _held_out(kind: str, n: int, seed: int, first: int, asked: str) -> tuple[made.Scene, ...]:
+def scale_for(model: Model, pictures: str | None = None, scale: int | None = None) -> tuple[str, int]:
+    """Return the kind of picture that a model is shown, and how much it is enlarged; see :func:`scene_questions`."""
+    kind = pictures or SHOWN.get(model.id, "shapes")
+    if scale is not None or kind == "photographs":
+        return kind, 1 if scale is None else scale
+    side = getattr(getattr(model.config, "vision_config", None), "image_size", None) or 4 * made.SIDE
+    return kind, max(1, int(side if isinstance(side, int) else side[0]) // made.SIDE)
+
+
+def held_out_scenes(kind: str, n: int, seed: int, first: int, asked: str) -> tuple[made.Scene, ...]:
+    """Return held-out pictures of a kind, numbered from ``first``; ``asked`` is who says that there is no such kind.
+
+    Raises:
+        PromptError: another kind of picture, or a photograph's package is not installed.
+    """
     if kind == "photographs":
         return tuple(photo_scenes.held_out(n, first=first + (seed << 16)))
     if kind == "shapes":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -126,7 +127,11 @@ def make_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
         x, y = ((i + 0.5) * SIDE / 3 - 0.5 + rng.uniform(-2, 2) for i in (column, row))
         colour, shape = names[kind % len(names)], SHAPES[kind // len(names)]
         things.append(Thing(colour, shape, int(cell), x, y, float(rng.uniform(7.0, 9.5))))
-    background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
+    return render(tuple(things), BACKGROUNDS[rng.integers(len(BACKGROUNDS))], rng)
+
+
+def render(things: Sequence[Thing], background: str, rng: np.random.Generator) -> Scene:
+    """Draw a scene of these shapes on a kind of background out of :data:`BACKGROUNDS`."""
     pixels, owner = _background(background, rng), np.full((SIDE, SIDE), -1, np.int8)
     for index, thing in enumerate(things):
         mask = covers(thing)
@@ -177,10 +182,41 @@ def _presence(scene: Scene, rng: np.random.Generator) -> Question:
     return Question(f"Is there a {colour} {shape}?", "no", "presence", None)
 
 
+def absent(scene: Scene, parts: int) -> list[tuple[str, str]]:
+    """Return the pairs of colour and shape that no thing has, of which ``parts`` (0, 1 or 2) are in the picture.
+
+    Two: the colour is that of one thing and the shape that of another, the hardest to tell from what is there.
+    """
+    there = {(thing.colour, thing.shape) for thing in scene.things}
+    colours, shapes = ({getattr(thing, part) for thing in scene.things} for part in ("colour", "shape"))
+    return [
+        (colour, shape)
+        for colour in COLOURS
+        for shape in SHAPES
+        if (colour, shape) not in there and (colour in colours) + (shape in shapes) == parts
+    ]
+
+
 def describe(scene: Scene) -> tuple[str, str]:
     """Return the request for a description, and the description: shapes in reading order, each with its place."""
     parts = [f"{thing.colour} {thing.shape} {PLACES[thing.cell]}" for thing in scene.things]
     return "Describe the picture.", ", ".join(parts) + "."
+
+
+def mosaic(rng: np.random.Generator, cells: int = 4) -> tuple[NDArray[np.uint8], Question, tuple[int, int, int, int]]:
+    """Draw a picture of ``cells`` by ``cells`` grounds, one of them with a shape, and ask what shape it is.
+
+    Returns:
+        Its pixels, the question, and the box (left, top, right, bottom in pixels) of the ground with the shape.
+    """
+    scene = make_scene(rng, 1)
+    tiles = [render((), BACKGROUNDS[rng.integers(len(BACKGROUNDS))], rng).pixels for _ in range(cells * cells)]
+    row, column = (int(place) for place in rng.integers(0, cells, 2))
+    tiles[row * cells + column] = scene.pixels
+    whole = np.concatenate([np.concatenate(tiles[at : at + cells], 1) for at in range(0, cells * cells, cells)], 0)
+    left, top = column * SIDE, row * SIDE
+    question = Question(f"What shape is {scene.things[0].colour}?", scene.things[0].shape, "shape", 0)
+    return whole, question, (left, top, left + SIDE, top + SIDE)
 
 
 def held_out(count: int, seed: int = 0, first: int = 0) -> list[Scene]:

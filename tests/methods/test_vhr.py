@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -17,6 +18,7 @@ from sinkscope.methods.vhr import (
     generate_reinforced,
     head_outputs,
     reinforced_layers,
+    step_divergence,
     token_divergence,
     vhr,
     without_images,
@@ -151,3 +153,44 @@ def test_what_is_refused():
         without_images(sk.Prompts.from_inputs(testing.inputs(tiny.model), tiny), tiny)
     with pytest.raises(EditError, match=r"token_divergence\(k=9\): this model has 4 heads"):
         token_divergence(labelled(np.ones((1, 2, 4)), ("prompt", "layer", "head")), k=9)
+
+
+def test_every_step_is_measured_as_if_the_text_ended_there():
+    model, prompts = model_of("qwen2_5_vl"), prompts_of("qwen2_5_vl")
+    edit = sk.GateHeads(2.0, heads={0: [0]})
+    written = sk.generate(model, prompts, [edit], 3, eos_token_id=-1)
+    found = step_divergence(model, written, edits=[edit])
+    assert dict(found.sizes) == {"prompt": 2, "step": 3, "layer": 3, "head": 4}
+    first = divergence(model, prompts, edits=[edit])["divergence"]
+    np.testing.assert_allclose(found.sel(step=0).values, first.values, rtol=1e-4)
+    shorter = sk.generate(model, prompts, [edit], 2, eos_token_id=-1)
+    then = divergence(model, shorter, edits=[edit])["divergence"]
+    np.testing.assert_allclose(found.sel(step=2).values, then.values, rtol=1e-4)
+    assert float(abs(found - step_divergence(model, written)).max()) > 1e-3
+    with pytest.raises(PromptError, match=r"step_divergence: nothing was generated in prompt 0\. Give what sk\.gener"):
+        step_divergence(model, prompts)
+
+
+def test_steps_behind_the_end_of_a_shorter_text_are_nan():
+    model, prompts = model_of("llava"), prompts_of("llava")
+    one, two = (sk.generate(model, prompts.subset([i]), (), 1 + i, eos_token_id=-1) for i in range(2))
+    fields = ("ids", "roles", "tokens", "extras", "grids")
+    both = replace(prompts, **{name: (*getattr(one, name), *getattr(two, name)) for name in fields})
+    found = step_divergence(model, both)
+    assert np.isfinite(found.values).all((2, 3)).tolist() == [[True, False], [True, True]]
+
+
+def test_a_control_reinforces_as_many_other_heads_of_each_layer():
+    model, prompts = model_of("qwen2_5_vl"), prompts_of("qwen2_5_vl")
+    chosen = vhr(model, prompts, VhrSettings(3.0, layers=[1, 2]))
+    control = chosen.random_heads(4)
+    assert not (chosen.heads & control.heads).any()
+    np.testing.assert_array_equal(control.heads.sum("head"), chosen.heads.sum("head"))
+    for index, edit in enumerate(control.edits):
+        assert edit == sk.GateHeads(3.0, heads=sk.metrics.head_list(control.heads.isel(prompt=index)))
+    again = chosen.with_heads(chosen.heads)
+    assert again.edits == chosen.edits
+    nothing = chosen.with_heads(chosen.heads & False)
+    assert [text.ids[0].tolist() for text in generate_reinforced(model, prompts, nothing, 2)] == [
+        sk.generate(model, prompts.subset([i]), (), 2).ids[0].tolist() for i in range(2)
+    ]

@@ -7,7 +7,15 @@ import sinkscope as sk
 from sinkscope import testing
 from sinkscope.errors import EditError, PromptError
 from sinkscope.methods.head_hunter import head_hunter
-from sinkscope.methods.zoom import ZoomSettings, beside, question_maps, zoom
+from sinkscope.methods.zoom import (
+    ZoomSettings,
+    beside,
+    contrast_layers,
+    contrast_maps,
+    masked,
+    question_maps,
+    zoom,
+)
 from sinkscope.prompts.labels import Image
 from sinkscope.roles import ROLE_INDEX
 from sinkscope.tasks import scenes
@@ -164,3 +172,30 @@ def test_the_heads_found_for_an_aim_are_the_planted_ones():
     assert np.all(np.diff(found.value) > 0)
     with pytest.raises(EditError, match=r"head_hunter\(count=0\): at least one head"):
         head_hunter(planted, prompts, lambda heads: sk.MaskKeys("first", heads=heads), less_sink, [], count=0)
+
+
+def test_what_lies_outside_of_a_region_is_black_and_cut_off():
+    region = np.zeros((48, 48), bool)
+    region[4:8, 10:20] = True
+    region[8, 12] = True
+    pixels = np.full((48, 48, 3), 200, np.uint8)
+    cut, whole = np.asarray(masked(pixels, region)), np.asarray(masked(pixels, region, crop=False))
+    assert cut.shape == (5, 10, 3)
+    assert (cut[:4] == 200).all()
+    assert cut[4].sum() == 3 * 200
+    assert whole.shape == (48, 48, 3)
+    assert ((whole > 0).all(-1) == region).all()
+    for odd in (region[:5], region & False, region.astype(float)):
+        with pytest.raises(PromptError, match=r"masked: a region of .* Give a bool map of the picture's size"):
+            masked(pixels, odd)
+
+
+def test_the_contrast_is_the_map_that_zoom_crops_by(model):
+    items = [{"image": picture(), "text": "What colour is the square?"}]
+    layers = contrast_layers(model)
+    assert layers == [4, 5]
+    (one,) = contrast_maps(model, items, layers)
+    (other,) = zoom(model, items, ZoomSettings(layers=layers, max_new_tokens=1)).maps
+    np.testing.assert_array_equal(one, other)
+    (plain,) = question_maps(model, sk.Prompts.from_chat(items, model), layers)
+    assert not np.allclose(one / one.sum(), plain / plain.sum(), rtol=1e-2)

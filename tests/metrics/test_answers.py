@@ -6,6 +6,7 @@ import pytest
 from sinkscope import metrics
 from sinkscope.definitions import DEFINITIONS
 from sinkscope.errors import MetricError
+from sinkscope.metrics.answers import spans_named
 
 NAMES = {"dog": "dog", "dogs": "dog", "puppy": "dog", "hot dog": "hot dog", "cat": "cat", "dining table": "table"}
 
@@ -109,3 +110,9 @@ def test_boxes_that_are_none_are_named():
     with pytest.raises(MetricError, match=r"box_iou\(found=\): shape \(3,\)"):
         metrics.box_iou([0, 0, 1], right)
     assert np.isnan(metrics.box_iou([0, 0, np.nan, 1], right))
+
+
+def test_where_objects_are_named_in_the_text_itself():
+    text = "A Hot\n Dog, İ dogs."
+    found = spans_named(text, NAMES)
+    assert [(name, text[start:end]) for name, start, end in found] == [("hot dog", "Hot\n Dog"), ("dog", "dogs")]
