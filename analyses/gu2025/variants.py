@@ -30,17 +30,10 @@ CLAIMS = {
     "softmax1": ("Miller", "Trained with softmax-off-by-one, the first token is a weaker sink or none", "no number"),
     "sigmoid-normalised": ("Attention operations", "Trained with sigmoids over their sum, the first token is more of a "
                            "sink", "30.24 % against 18.18 %"),
-    "value-bias": ("Attention biases", "Trained with a learned vector added to each head's output, the first token is "
-                   "a sink", "no number in our notes"),
     "alibi": ("Positions", "Trained with ALiBi, the first token is a sink", "20.78 % against 18.18 %"),
     "learned": ("Positions", "Trained with learned positions, the first token is more of a sink", "33.13 against "
                 "18.18 %"),
     "none": ("Positions", "Trained without positions, the first token is a sink", "20.35 % against 18.18 %"),
-    "prefix": ("Masks", "Trained as a prefix LM, the first token is a sink", "no number in our notes"),
-    "sink-token": ("Xiao et al.", "Trained with a sink token in front, that token is the sink", "no number in our "
-                   "notes"),
-    "fixed-at": ("Data", "Trained with one token third in every text, that token is a sink", "69.03 to 69.64 %"),
-    "random-first": ("Data", "Trained with a random token in front, it is more of a sink", "27.03 % against 18.18 %"),
     "no-bos": ("Open models", "Trained without a token of its own in front, the first token is the sink",
                "GPT-2 XL 77.0 %"),
 }  # fmt: skip

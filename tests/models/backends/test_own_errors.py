@@ -27,6 +27,8 @@ def test_what_a_hook_raises_stays_as_it_is():
 
 def test_what_a_probe_raises_stays_as_it_is():
     class Broken(sk.MaxAttention):
+        """A probe with a fault of its own."""
+
         def at_layer(self, *_):
             raise ValueError("mine")
 
