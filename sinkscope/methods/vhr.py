@@ -79,7 +79,7 @@ def without_images(prompts: Prompts, model: Model, wrappers: Sequence[int] | Non
 
 def head_outputs(model: Model, prompts: Prompts, edits: Sequence[Edit] = ()) -> xr.DataArray:
     """Output of every head (before W_O and before its own gate) at the last token: (prompt layer head dim)."""
-    rows = [_outputs(model, prompts.subset([index]), 1, edits)[0] for index in range(len(prompts))]
+    rows = [_outputs(model, prompts, index, 1, edits)[0] for index in range(len(prompts))]
     found = np.stack(rows) if rows else np.zeros((0, *_shape(model)), np.float32)
     dims = ("prompt", "layer", "head", "dim")
     coords = {dim: np.arange(size) for dim, size in zip(dims[:3], found.shape, strict=False)}
@@ -92,13 +92,13 @@ def _shape(model: Model) -> tuple[int, int, int]:
     return tower.depth, heads, dims
 
 
-def _outputs(model: Model, prompt: Prompts, rows: int, edits: Sequence[Edit]) -> np.ndarray:
+def _outputs(model: Model, prompts: Prompts, index: int, rows: int, edits: Sequence[Edit]) -> np.ndarray:
     """Outputs at the last ``rows`` tokens of one prompt: (row layer head dim)."""
     tower = find_tower(model, None)
     found = np.full((rows, *_shape(model)), np.nan, dtype=np.float32)
     with torch.no_grad(), model.evaluating():
-        batch = prompt.batch([0], model.device)
-        plan = Plan(tuple(edits), tower, prompt, batch)
+        batch = prompts.batch([index], model.device)  # of all prompts: an edit may select tokens of each
+        plan = Plan(tuple(edits), tower, prompts, batch)
         instruments = Instruments(edits=_watch(plan, found), residual=plan.residual)
         model.backend.forward(batch.inputs, tower, instruments)
     return found
@@ -168,7 +168,7 @@ def step_divergence(
     found = np.full((len(counts), max(counts), depth, heads), np.nan)
     for which, count in enumerate(counts):
         # The row before a token predicts it, so the last token's own row is not read.
-        full, none = (_outputs(model, side.subset([which]), count + 1, edits)[:-1] for side in (written, plain))
+        full, none = (_outputs(model, side, which, count + 1, edits)[:-1] for side in (written, plain))
         found[which, :count] = metrics.head_divergence(full, none)
     dims = ("prompt", "step", "layer", "head")
     coords = {dim: np.arange(size) for dim, size in zip(dims, found.shape, strict=True)}

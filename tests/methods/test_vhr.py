@@ -107,6 +107,16 @@ def test_an_edit_of_an_earlier_layer_is_seen_and_its_own_is_not():
     assert float(abs(gated - plain).sel(layer=2).max()) > 1e-3
 
 
+def test_an_edit_that_selects_tokens_by_prompt_keeps_to_its_prompt():
+    model, prompts = model_of("llava"), prompts_of("llava")
+    first = np.zeros((2, max(map(len, prompts.ids))), bool)
+    first[0, 0] = True
+    plain = head_outputs(model, prompts)
+    masked = head_outputs(model, prompts, [sk.MaskKeys(labelled(first, ("prompt", "key")))])
+    assert abs(masked - plain).isel(prompt=0).max() > 0
+    np.testing.assert_array_equal(masked.isel(prompt=slice(1, None)), plain.isel(prompt=slice(1, None)))
+
+
 def test_layers_are_measured_after_the_earlier_ones_were_reinforced():
     model, prompts = model_of("qwen2_5_vl"), prompts_of("qwen2_5_vl")
     chosen = vhr(model, prompts, VhrSettings(2.0, layers=[0, 1, 2]))
