@@ -64,7 +64,9 @@ def measured(model: sk.Model, n: int) -> xr.Dataset:
 
 
 def iou_of(values: np.ndarray, box: np.ndarray) -> float:
-    """Overlap of the true box with as large a share of the patches, those with the highest values."""
+    """Overlap of the true box with as large a share of the patches, those with the highest values; NaN without any."""
+    if not (values > 0).any():  # no positive gradient in any patch
+        return float("nan")
     scale = values.shape[0] / WIDE
     left, top, right, bottom = (round(float(edge) * scale) for edge in box)
     truth = np.zeros(values.shape, dtype=bool)

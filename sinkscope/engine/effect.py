@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+import xarray as xr
 
 from sinkscope.attention.primitives import Tally
 from sinkscope.edits.base import Edit
@@ -182,6 +184,8 @@ def _require_selection(edit: Edit, tower: Tower, tokens: Batch | None) -> None:
         if tokens is None or name not in ("keys", "queries") or value is None or is_empty(value):
             continue
         named = value.array() if isinstance(value, Selection) else value
+        if isinstance(named, xr.DataArray):
+            _require_prompts(named, len(tokens.real), asked(edit, name))
         chosen = select(named, tokens.queries if name == "queries" else tokens, EditError, asked(edit, name))
         later = bool(beyond(value, tokens).any())  # tokens that are still to be generated
         if not edit.allow_empty and not later and not bool(chosen.any()):
@@ -190,6 +194,17 @@ def _require_selection(edit: Edit, tower: Tower, tokens: Batch | None) -> None:
                 f"by {name}. Choose {name} that these prompts have, or pass allow_empty=True where an empty selection "
                 "is meant."
             )
+
+
+def _require_prompts(selected: xr.DataArray, count: int, named: str) -> None:
+    """Refuse a selection of more prompts than are read: those of a subset would get what others had selected."""
+    numbers = selected["prompt"].values if "prompt" in selected.coords else np.arange(selected.sizes.get("prompt", 0))
+    if (numbers >= count).any():
+        raise EditError(
+            f"{named}: the DataArray selects tokens of {len(numbers)} prompts, up to prompt {int(numbers.max())}, and "
+            f"{count} are read. A subset's prompts are numbered anew: select theirs, as array.isel(prompt=[...])"
+            ".drop_vars('prompt', errors='ignore')."
+        )
 
 
 class _Reached(Exception):

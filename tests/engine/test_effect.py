@@ -179,3 +179,18 @@ def test_the_model_is_as_before_after_a_run_and_after_a_failure():
     assert model.model.config._attn_implementation == "sdpa"
     model._fingerprint = None
     assert model.fingerprint == before
+
+
+def test_a_selection_of_more_prompts_than_are_read_is_refused():
+    """A subset's prompts are numbered anew: the first would silently get what another prompt had selected."""
+    model = sk.load_model(tiny("llama"))
+    prompts = sk.Prompts.from_ids([[1, 2, 3, 4], [1, 5, 6, 7]], model)
+    selected = xr.DataArray([[True, False, False, False], [False, True, False, False]], dims=("prompt", "key"))
+    for given in (selected, selected.assign_coords(prompt=[0, 1])):
+        with pytest.raises(sk.errors.EditError, match=r"of 2 prompts, up to prompt 1, and 1 are read.*isel\(prompt="):
+            sk.run(model, prompts.subset([1]), [sk.KeyMass()], [sk.MaskKeys(given)])
+        with pytest.raises(sk.errors.EditError, match="of 2 prompts, up to prompt 1"):
+            sk.generate(model, prompts.subset([1]), [sk.MaskKeys(given)], max_new_tokens=1)
+    theirs = selected.isel(prompt=[1])
+    found = sk.run(model, prompts.subset([1]), [sk.KeyMass()], [sk.MaskKeys(theirs)])
+    assert float(found["key_mass"].isel(key=1).max()) == 0.0
