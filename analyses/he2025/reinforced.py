@@ -19,6 +19,7 @@ import sinkscope as sk
 from sinkscope.analysis import Estimate, Study, is_large
 from sinkscope.engine.generation import written_texts
 from sinkscope.methods.vhr import LATE_SHARE, VhrResult, VhrSettings, generate_reinforced, vhr
+from sinkscope.plot.naming import share_legend
 from sinkscope.tasks.scene_captions import SceneCaptions, scene_captions
 
 GRAIN, NEW = 20.0, 48
@@ -111,7 +112,7 @@ def draw(study: Study, ds: xr.Dataset) -> None:
             ends = np.clip([value - [e.low for e in found], [e.high for e in found] - value], 0, None)
             ax.errorbar(line["layers"], value, ends, marker=marker, capsize=2, label=f"{way} heads")
         ax.set(xlabel="last layers reinforced", title=name)
-    grid[0].legend()
+    share_legend(figure)
     study.figure(figure, "reinforced", source=ds, says="outputs of the heads doubled; 95 % bootstrap intervals")
 
 
