@@ -21,6 +21,8 @@ Test = Callable[[Any], bool]
 
 RAW = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError)
 """What Python, NumPy, xarray and torch raise for arrays whose shapes, dims or types do not fit each other."""
+LARGEST_WHOLE = 1 << 63
+"""Bound of whole numbers: what no array can hold is no number of draws either, which would never end."""
 MOST = 1 << 21
 """How many numbers a list of layers, heads or positions may hold: the longest contexts are half of it."""
 
@@ -221,7 +223,7 @@ _PLAIN: dict[Any, Test] = {
     None: lambda value: value is None,
     type(None): lambda value: value is None,
     bool: is_truth,
-    int: is_whole,
+    int: lambda value: is_whole(value) and abs(int(cast("Integral", value))) < LARGEST_WHOLE,
     float: is_finite,
     Hashable: lambda value: isinstance(value, Hashable),
     ArrayOfNumbers: _is_numbers,
@@ -245,7 +247,8 @@ def _message(name: str, label: str, value: object, annotation: str) -> str:
         return f"{name}({label}=): a tensor that is part of a graph of gradients. Pass {label}.detach()."
     if set(kinds) <= _NUMBERS:
         whole = not {"float", "Sequence[float]"} & set(kinds)
-        return f"{name}({label}={shown(value)}): give {'a whole' if whole else 'a finite'} number."
+        said = f"{name}({label}={shown(value)}): give {'a whole' if whole else 'a finite'} number"
+        return f"{said}{' below 2^63' if whole and is_whole(value) else ''}."
     words = [_WORDS.get(kind, (kind, ""))[0] for kind in kinds if kind != "None"]
     hints = [_WORDS[kind][1] for kind in kinds if kind in _WORDS and _WORDS[kind][1]]
     found = _kind(value) if len(shown(value)) > 30 or hints else shown(value)

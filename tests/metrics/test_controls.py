@@ -108,3 +108,10 @@ def test_random_heads_errors():
 
 def test_head_list_is_the_mapping_edits_take():
     assert head_list(heads()) == {0: [1, 2], 2: [5]}
+
+
+def test_more_draws_than_any_array_holds_are_refused_at_once():
+    sinks = xr.DataArray(np.eye(3, dtype=bool)[None], dims=("prompt", "head", "key"))
+    sinks = sinks.assign_coords(token_role=(("prompt", "key"), np.array([["text"] * 3])))
+    with pytest.raises(MetricError, match=r"matched_controls\(n=10+\.\.\.\): give a whole number below 2\^63"):
+        matched_controls(sinks, n=10**400)
