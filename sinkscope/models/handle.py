@@ -390,7 +390,7 @@ def _device(device: torch.device | str | None) -> torch.device | None:
         return None
     try:
         return torch.empty(1, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
         raise ModelError(
             f"load_model(device={str(device)!r}): torch refuses it ({weights.first_line(error)}). Use device='cpu', or "
             "leave it out."

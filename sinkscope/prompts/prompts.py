@@ -178,6 +178,6 @@ class Prompts(PromptFields):
         """
         try:
             device = torch.device(device)
-        except (RuntimeError, TypeError):
+        except (RuntimeError, TypeError, ValueError):
             raise PromptError(f"batch(device={shown(device)}): there is no such device. Use 'cpu' or 'cuda'.") from None
         return collate(self, self.check_indices(indices), device)
