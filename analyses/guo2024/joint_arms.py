@@ -35,6 +35,11 @@ def without(model: sk.Model, prompts: sk.Prompts, layers: list[int], part: str) 
     return found.sel(site=[site for site in found["site"].values if site.endswith("post")])
 
 
+def said(maker: int) -> str:
+    """The blocks from 0 to the maker, as the names of the joint arms have them."""
+    return f"0 to {maker}" if maker else "0"
+
+
 def measured(model: sk.Model, prompts: sk.Prompts) -> xr.Dataset:
     """Norm of the first token (arm prompt) where its peak is, and mean of the others."""
     plain = sk.run(model, prompts, [sk.ResidualNorm()])
@@ -52,10 +57,9 @@ def measured(model: sk.Model, prompts: sk.Prompts) -> xr.Dataset:
             maker = layer
         if layer > maker:
             break
-    first = list(range(maker + 1))
-    for part in PARTS:
-        rows.append(without(model, prompts, first, part).sel(site=site))
-        names.append(f"{part} 0 to {maker}")
+    for part in PARTS if maker else ():  # with one block the joint arms are its own
+        rows.append(without(model, prompts, list(range(maker + 1)), part).sel(site=site))
+        names.append(f"{part} {said(maker)}")
     norm = xr.concat([row.reset_coords(drop=True) for row in rows], xr.Variable("arm", names))
     found = {"sink": norm.isel(key=0), "others": norm.isel(key=slice(1, None)).mean("key")}
     return xr.Dataset(found, attrs=plain.attrs | {"site": site, "maker": maker})
@@ -71,12 +75,12 @@ def judge(study: Study, model: sk.Model) -> None:
     maker, full = ds.attrs["maker"], ds["sink"].sel(arm="nothing", drop=True)
     claims = {"both": "Without the first blocks the peak is gone", "attention": "Without their attention it stays"}
     for part, claim in claims.items():
-        share = (ds["sink"].sel(arm=f"{part} 0 to {maker}", drop=True) / full).reset_coords(drop=True)
+        share = (ds["sink"].sel(arm=f"{part} {said(maker)}", drop=True) / full).reset_coords(drop=True)
         left = Estimate.mean(share, ".2f")
         each = ", ".join(f"{name} {float(mean.sel(arm=name)):.0f}" for name in mean["arm"].values.tolist())
         study.claim(
             "F9, joint arms", claim, paper="30 without blocks 0 and 1, 496 with; 500 without attention", number=left,
-            found=f"of the norm, blocks 0 to {maker}; {each}",
+            found=f"of the norm, block{'s' * (maker > 0)} {said(maker)}; {each}",
             agrees=left.value < 0.5 if part == "both" else left.value > 0.75,
         )  # fmt: skip
 

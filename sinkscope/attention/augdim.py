@@ -28,7 +28,7 @@ MOST = 4
 
 def serves(call: Call, wants: Wants, edits: CallEdits) -> bool:
     """Return whether these edits can run on the fused kernel: plain mask and softmax, no statistics of weights."""
-    if wants.from_kernel or not call.plain or edits.normalisers or edits.extra_keys:
+    if wants.from_kernel or not call.plain or edits.normalisers or edits.extra_keys or not edits.only_log_biases:
         return False
     if not all(isinstance(w, DropWeights) and w.queries is None and not w.keep_self for w in edits.weights):
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -9,15 +10,30 @@ from jaxtyping import Bool, Float
 
 from sinkscope.attention.masks import MaskSpec
 from sinkscope.attention.primitives import (
+    AmplifiedLogits,
     ExtraKey,
     Gate,
     KeyedWeightEdit,
     LogBias,
     Reweigh,
+    Tally,
     ValueScale,
     WeightEdit,
 )
 from sinkscope.attention.tile import Normaliser
+
+
+@dataclass
+class Part:
+    """Heads in which an edit plays a part in the normaliser, and the edit's tally."""
+
+    tally: Tally
+    heads: Bool[torch.Tensor, " head"]
+
+    def overrule(self, heads: Bool[torch.Tensor, " head"]) -> None:
+        """Take away heads whose normaliser leaves the edit no part."""
+        self.tally.overruled += int((self.heads & heads).sum())
+        self.heads = self.heads & ~heads
 
 
 @dataclass
@@ -27,15 +43,20 @@ class CallEdits:
     ``mask`` takes the place of the call's own, for all heads, before anything else. Log-biases that stand before every
     weight edit act on the logits; later ones on the weights. The normaliser and what shares its denominator hold
     wherever they stand. ``blockwise`` asks for the blockwise pass though nothing changes.
+
+    ``swaps`` and ``shares`` say whose normaliser holds in which heads, and who puts what into a denominator:
+    :meth:`settle` tells them, once all edits are written, in how many heads they play a part.
     """
 
-    biases: list[LogBias] = field(default_factory=list)
+    biases: list[LogBias | AmplifiedLogits] = field(default_factory=list)
     weights: list[WeightEdit] = field(default_factory=list)
     values: list[ValueScale] = field(default_factory=list)
     gates: list[Gate] = field(default_factory=list)
     null_logits: Float[torch.Tensor, " head"] | None = None
     extra_keys: list[ExtraKey] = field(default_factory=list)
     normalisers: dict[Normaliser, Bool[torch.Tensor, " head"]] = field(default_factory=dict)
+    swaps: list[Part] = field(default_factory=list)
+    shares: list[Part] = field(default_factory=list)
     mask: MaskSpec | None = None
     blockwise: bool = False
 
@@ -50,11 +71,30 @@ class CallEdits:
         """Add a key without a value; several make one, the sum of their exponentials."""
         self.null_logits = logits if self.null_logits is None else torch.logaddexp(self.null_logits, logits)
 
-    def swap(self, kind: Normaliser, heads: Bool[torch.Tensor, " head"]) -> None:
+    def swap(self, kind: Normaliser, heads: Bool[torch.Tensor, " head"], tally: Tally) -> None:
         """Return the heads another normaliser; a later swap wins."""
         for other in self.normalisers.values():
             other &= ~heads
+        for part in self.swaps:
+            part.overrule(heads)
         self.normalisers[kind] = self.normalisers.get(kind, torch.zeros_like(heads)) | heads
+        self.swaps.append(Part(tally, heads.clone()))
+
+    def settle(self, without_softmax: Iterable[Bool[torch.Tensor, " head"]]) -> None:
+        """Count, once all edits are written, in which heads a normaliser, a null key or an extra key plays a part.
+
+        ``without_softmax`` are the heads of each normaliser that has no denominator to share.
+        """
+        for heads in without_softmax:
+            for part in self.shares:
+                part.overrule(heads)
+        for part in [*self.swaps, *self.shares]:
+            part.tally.touched = part.tally.touched or int(part.heads.any())
+
+    @property
+    def only_log_biases(self) -> bool:
+        """True where each change of a logit is one number that is added, which the fast paths know how to do."""
+        return all(isinstance(bias, LogBias) for bias in self.biases)
 
     @property
     def keyed_weights(self) -> list[KeyedWeightEdit] | None:

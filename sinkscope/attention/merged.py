@@ -34,7 +34,8 @@ def first_keys(call: Call, wants: Wants, edits: CallEdits) -> int | None:
     if wants.from_kernel or edits.blockwise or call.query.device.type != "cpu":
         return None
     weights = edits.keyed_weights
-    if not call.plain or weights is None or not set(edits.normalisers) <= {"softmax1"} or _graded(call, edits):
+    softmax = set(edits.normalisers) <= {"softmax1"} and edits.only_log_biases
+    if not call.plain or weights is None or not softmax or _graded(call, edits):
         return None
     targets = [*edits.biases, *(change.target for change in weights)]
     last = 0

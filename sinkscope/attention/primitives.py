@@ -31,18 +31,26 @@ Gate = Callable[[Float[torch.Tensor, "batch query head dim"]], Float[torch.Tenso
 class Tally:
     """What an edit did in one run: rows changed, rows that saw only hidden keys and were left alone, rows fired on.
 
-    ``touched`` is only counted up to the first rows found: it answers whether, not how often.
+    ``touched`` is only counted up to the first rows found: it answers whether, not how often. ``overruled`` counts
+    heads of calls in which the edit has no part because of the normaliser that holds there.
     """
 
     touched: int = 0
     spared: int = 0
     fired: int = 0
+    overruled: int = 0
 
     def add(self, other: Tally) -> None:
         """Add what another run counted."""
         self.touched += other.touched
         self.spared += other.spared
         self.fired += other.fired
+        self.overruled += other.overruled
+
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """The numbers alone, as they are kept beside a result."""
+        return self.touched, self.spared, self.fired, self.overruled
 
 
 @dataclass(kw_only=True)
@@ -169,6 +177,29 @@ class LogBias(KeyTarget):
         if not self.tally.touched:
             self.tally.touched += int(touched.sum())
         return logits
+
+
+@dataclass(kw_only=True)
+class AmplifiedLogits(KeyTarget):
+    """Add ``alpha`` times its own magnitude to each logit of the keys, before whatever normaliser the head has."""
+
+    alpha: float
+    hide: bool = field(default=False, init=False)
+
+    def neutral(self) -> AmplifiedLogits:
+        """Return the same with an alpha of 0."""
+        return replace(self, alpha=0.0, tally=Tally())
+
+    def apply(self, logits: Float[torch.Tensor, "flat query key"], tile: Tile) -> Float[torch.Tensor, "flat query key"]:
+        """Return the logits, amplified at the selected keys of the selected rows."""
+        cols, chosen = self.chosen(tile)
+        if len(cols) == 0:
+            return logits
+        old = logits[:, :, cols]
+        # A hidden key stays hidden: its huge negative logit would be lifted to a fraction of itself.
+        live = chosen & (old > HIDDEN_LOGIT / 2)
+        self.count(live)
+        return logits.index_copy(2, cols, torch.where(live, old + self.alpha * old.abs(), old))
 
 
 class KeyedWeightEdit(ABC):

@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float
 
 from sinkscope.attention.blockwise import attend
 from sinkscope.attention.call import Call
-from sinkscope.attention.call_edits import CallEdits
-from sinkscope.attention.primitives import DropWeights, ExtraKey, LogBias, ValueScale
+from sinkscope.attention.call_edits import CallEdits, Part
+from sinkscope.attention.primitives import AmplifiedLogits, DropWeights, ExtraKey, LogBias, ValueScale
 from sinkscope.attention.tile import Tile
 from sinkscope.attention.view import Ask, Context, LayerStats, Wants
 from sinkscope.edits.context import EditContext
@@ -137,6 +137,12 @@ class EditedCall(CallMasks):
             )
         )  # fmt: skip
 
+    def amplify_logits(self, keys: TokenMask, alpha: float) -> None:
+        """Add ``alpha`` times its own magnitude to each logit of ``keys``, wherever the edit stands in the list."""
+        self.written.biases.append(
+            AmplifiedLogits(keys=keys, alpha=alpha, queries=self.queries(), diagonal=self.diagonal, tally=self.tally)
+        )
+
     def scale_weights(self, keys: TokenMask, factor: float, keep_self: bool = False) -> None:
         """Multiply the weights of ``keys`` by ``factor`` after the softmax, without renormalising."""
         self.written.weights.append(
@@ -166,12 +172,12 @@ class EditedCall(CallMasks):
 
     def add_key(self, key: Float[torch.Tensor, "head dim"], value: Float[torch.Tensor, "head vdim"]) -> None:
         """Add a key and a value that every query of the heads sees; no position is applied to the key."""
-        self.tally.touched = 1
+        self.written.shares.append(Part(self.tally, self.heads))
         self.written.extra_keys.append(ExtraKey(key, value, self.heads))
 
     def add_null_key(self, logit: float) -> None:
         """Add a key that is only a ``logit``: rows sum to less than 1, and what is missing goes nowhere."""
-        self.tally.touched = 1
+        self.written.shares.append(Part(self.tally, self.heads))
         self.written.add_null(self.per_head(logit).masked_fill(~self.heads, -math.inf))
 
     def normalise(self, how: str | Callable[[Weights, Tile], Weights]) -> None:
@@ -181,8 +187,7 @@ class EditedCall(CallMasks):
         to 0 afterwards. The last normaliser of a head wins, wherever it stands in the list of edits. Learned sinks and
         null keys play no part in it.
         """
-        self.tally.touched = 1
-        self.written.swap(how, self.heads)
+        self.written.swap(how, self.heads, self.tally)
 
     def change_output(self, function: Callable[[Outputs], Outputs]) -> None:
         """Put the heads' outputs (before W_O) through ``function``; heads and rows that are not selected keep theirs.

@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-from sinkscope.attention.masks import HIDDEN_LOGIT
-from sinkscope.attention.tile import Tile
 from sinkscope.edits.base import AttentionEdit
 from sinkscope.edits.call import EditedCall
 from sinkscope.edits.rows import KERNELS, ROWS, normaliser
@@ -142,7 +140,8 @@ class AmplifyLogits(AttentionEdit):
 
     ``s + alpha |s|`` moves negative logits towards 0 and positive ones up: no scaling. The paper does it in the last
     row (``queries="last"``) of the layers from 2 on, with alpha .7 on local and .3 on summary tokens of the image
-    (``sk.metrics.paint_tokens``). Learned sinks play no part in the row's softmax.
+    (``sk.metrics.paint_tokens``). Several of these edits act one after the other; normaliser, learned sinks and null
+    keys come after them.
     """
 
     papers = ("arif2025",)
@@ -162,15 +161,4 @@ class AmplifyLogits(AttentionEdit):
 
     def change_attention(self, call: EditedCall) -> None:
         """Amplify before the softmax."""
-        keys, queries = call.keys(), call.queries()
-
-        def amplified(logits: torch.Tensor, tile: Tile) -> torch.Tensor:
-            where = keys[tile.batch, tile.head][:, None, tile.cols]
-            if queries is not None:
-                where = where & queries[tile.batch, tile.rows][:, :, None]
-            # A hidden key stays hidden: its huge negative logit would be lifted to a fraction of itself.
-            where = where & (logits > HIDDEN_LOGIT / 2)
-            return torch.softmax(torch.where(where, logits + self.alpha * logits.abs(), logits), -1)
-
-        if bool(keys.any()):
-            call.normalise(amplified)
+        call.amplify_logits(call.keys(), self.alpha)

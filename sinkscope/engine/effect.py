@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import xarray as xr
 
@@ -19,13 +18,19 @@ from sinkscope.engine.results import Result
 from sinkscope.errors import EditError, EditHasNoEffect, UnsupportedModelError
 from sinkscope.models.backends.base import Instruments, Output, ResidualHook, Tower
 from sinkscope.prompts import Batch, Prompts
-from sinkscope.prompts.selection import beyond, select, unpadded
+from sinkscope.prompts.selection import beyond, prompt_labels, select, unpadded
 
 if TYPE_CHECKING:
     from sinkscope.models.handle import Model
 
 CLEAR = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Differences beyond this part of the largest activation cannot be rounding of another path through the kernels."""
+
+OVERRULED = (
+    "the last normaliser that an edit gives a head is the one that holds, and where it is no softmax (SwapNormaliser, "
+    "GiveMaps), null keys and extra keys have no denominator to share"
+)
+"""Why an edit of the denominator may be without effect where another edit, or the model, has its own normaliser."""
 
 
 class EffectGuard:
@@ -71,8 +76,8 @@ class EffectGuard:
     def take(self, result: Result) -> None:
         """Take note of one batch that was run earlier, or elsewhere, and gave ``result``."""
         self.seen = self.seen or result.effect
-        for tally, (touched, spared, fired) in zip(self.tallies, result.tallies, strict=True):
-            tally.add(Tally(touched, spared, fired))
+        for tally, counts in zip(self.tallies, result.tallies, strict=True):
+            tally.add(Tally(*counts))
 
     def _early_site(self) -> str | None:
         """Residual site right after the first edit, where that is in the first half of the model.
@@ -134,6 +139,8 @@ class EffectGuard:
                 notes.append(f"{edit!r} acted on {tally.fired} rows")
             if tally.spared:
                 notes.append(f"{edit!r} left {tally.spared} rows alone that see nothing but its keys")
+            if tally.overruled and tally.touched:
+                notes.append(f"{edit!r} plays no part in some of its heads: {OVERRULED}")
         for edit in dict.fromkeys(self.edits):
             notes += [f"{edit!r}: {note}" for note in edit.notes(self.tower)]
             times = self.edits.count(edit)
@@ -198,10 +205,10 @@ def _require_selection(edit: Edit, tower: Tower, tokens: Batch | None) -> None:
 
 def _require_prompts(selected: xr.DataArray, count: int, named: str) -> None:
     """Refuse a selection of more prompts than are read: those of a subset would get what others had selected."""
-    numbers = selected["prompt"].values if "prompt" in selected.coords else np.arange(selected.sizes.get("prompt", 0))
-    if (numbers >= count).any():
+    numbers = prompt_labels(selected)
+    if any(number >= count for number in numbers):
         raise EditError(
-            f"{named}: the DataArray selects tokens of {len(numbers)} prompts, up to prompt {int(numbers.max())}, and "
+            f"{named}: the DataArray selects tokens of {len(numbers)} prompts, up to prompt {max(numbers)}, and "
             f"{count} are read. A subset's prompts are numbered anew: select theirs, as array.isel(prompt=[...])"
             ".drop_vars('prompt', errors='ignore')."
         )
@@ -233,6 +240,8 @@ def require_touched(edits: Sequence[Edit], tallies: Sequence[Tally], model_id: s
             f"none of the {prompts} prompts has a token it selects where a query can see it. Choose keys, queries or "
             "layers that these prompts and this model have."
         )
+        if tally.overruled:
+            why = f"it plays no part in any of its heads: {OVERRULED}. Leave it out, or choose other heads for one."
         if tally.spared:
             why = (
                 f"all {tally.spared} rows it touches see nothing but masked keys and were left alone. Select fewer "

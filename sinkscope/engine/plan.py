@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
+from sinkscope.attention.normalise import heads_without_softmax
 from sinkscope.attention.primitives import Tally
 from sinkscope.edits.base import Edit
 from sinkscope.edits.call import EditedCall
@@ -76,6 +77,8 @@ class Plan:
             )  # fmt: skip
         if not edits:
             return None
+        if edits.swaps or edits.shares:
+            edits.settle(heads_without_softmax(call, edits).values())
         return edits.neutral() if self.neutral else edits
 
     def _active(self) -> list[int]:

@@ -41,7 +41,7 @@ class Result:
     """What one list of edits gave on one batch: arrays by variable, batch first, and what its edits did."""
 
     arrays: dict[str, np.ndarray]
-    tallies: list[tuple[int, int, int]] = field(default_factory=list)
+    tallies: list[tuple[int, ...]] = field(default_factory=list)
     effect: bool = False
     paths: tuple[str, ...] = ()
 

@@ -74,7 +74,7 @@ class FinishedBatches:
         at = tuple(batch.indices)
         if at not in self._keys:
             return
-        tallies = [] if plan is None else [(t.touched, t.spared, t.fired) for t in plan.tallies]
+        tallies = [] if plan is None else [tally.counts for tally in plan.tallies]
         effect = guard is not None and guard.seen
         self._write(self._keys[at], Result(self.builder.rows(at), tallies, effect, tuple(sorted(paths))))
 

@@ -67,17 +67,18 @@ def question_maps(model: Model, prompts: Prompts, layers: Sequence[int], by: str
 
 
 def contrast_maps(
-    model: Model, items: Sequence[Mapping[str, Any]], layers: Sequence[int], lam: float = 1e-8
-) -> list[np.ndarray]:
+    model: Model, items: Sequence[Mapping[str, Any]], layers: Sequence[int], lam: float = 1e-8,
+    prompts: Prompts | None = None,
+) -> list[np.ndarray]:  # fmt: skip
     """Return the last token's look at each picture over its look under a neutral question: (row, column).
 
-    ``items`` are those of ``Prompts.from_chat``, one picture each; mean of heads and layers before the ratio. See
-    ``metrics.relative_attention`` for ``lam``.
+    ``items`` are those of ``Prompts.from_chat``, one picture each, and ``prompts`` what was made of them; mean of heads
+    and layers before the ratio. See ``metrics.relative_attention`` for ``lam``.
 
     Raises:
         PromptError: as :func:`question_maps`.
     """
-    own = question_maps(model, Prompts.from_chat(items, model), layers)
+    own = question_maps(model, Prompts.from_chat(items, model) if prompts is None else prompts, layers)
     neutral = Prompts.from_chat([{**item, "text": GENERAL} for item in items], model)
     pairs = zip(own, question_maps(model, neutral, layers), strict=True)
     return [metrics.relative_attention(one, general, lam) for one, general in pairs]
@@ -200,7 +201,7 @@ def zoom(model: Model, items: Sequence[Mapping[str, Any]], settings: ZoomSetting
     layers = list(chosen.layers) if chosen.layers is not None else list(range(depth // 3, max(2 * depth // 3, 1)))
     prompts = Prompts.from_chat(items, model)
     if chosen.by == "attention":
-        maps = contrast_maps(model, items, layers, chosen.lam)
+        maps = contrast_maps(model, items, layers, chosen.lam, prompts)
     else:
         maps = question_maps(model, prompts, layers, chosen.by)
     crops = [_crops(found, grid.sizes[0], chosen) for found, grid in zip(maps, prompts.grids, strict=True) if grid]

@@ -137,13 +137,19 @@ def from_array(
     heads = "head" in array.dims
     array = array.transpose("prompt", *(["head"] if heads else []), "key")
     values = torch.from_numpy(np.ascontiguousarray(array.values))
-    labels = array["prompt"].values.tolist() if "prompt" in array.coords else list(range(values.shape[0]))
+    labels = prompt_labels(array)
     rows: list[torch.Tensor] = []
     for index in batch.indices:
         if index not in labels:
             raise error(f"{asked}: the DataArray holds prompts {labels[:8]}, not prompt {index}. Use the same prompts.")
         rows.append(values[labels.index(index)])
     return _spread(torch.stack(rows), heads, batch, error, asked)
+
+
+def prompt_labels(array: xr.DataArray) -> list[int]:
+    """Return which prompts a selection is of: its labels, or 0, 1, ... where it has none."""
+    labelled = "prompt" in array.coords
+    return array["prompt"].values.tolist() if labelled else list(range(array.sizes.get("prompt", 0)))
 
 
 def _spread(

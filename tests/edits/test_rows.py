@@ -143,6 +143,44 @@ def test_amplified_logits_equal_whole_maps(name):
     assert_close(edited_hidden(model, prompts, [edit]), dense_hidden(model, batch, Reference(weights)), batch)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt_oss"])
+def test_amplified_logits_add_up_and_share_the_softmax_with_sinks_and_null_keys(name):
+    model, prompts = model_and_prompts(name)
+    batch = prompts.batch(range(2))
+
+    def weights(row):
+        changed = row.logits.clone()
+        for key, alpha in ((1, 0.7), (2, 0.3), (1, 0.2)):
+            changed[..., key] += alpha * torch.where(row.visible, changed, 0.0)[..., key].abs()
+        return row.softmax(changed, null=0.5)
+
+    edits = [sk.AmplifyLogits(0.7, keys=[1]), sk.AmplifyLogits(0.3, keys=[2]), sk.NullKey(0.5)]
+    edits.append(sk.AmplifyLogits(0.2, keys=[1]))
+    assert_close(edited_hidden(model, prompts, edits), dense_hidden(model, batch, Reference(weights)), batch)
+
+
+@pytest.mark.parametrize(
+    "without", [sk.NullKey(0.0), sk.KeyValueBias([0.5] * 8, value=[1.0] * 8), sk.SwapNormaliser("relu")]
+)
+def test_what_plays_no_part_under_another_normaliser_is_refused(without):
+    model, prompts = model_and_prompts("llama")
+    sigmoid = sk.SwapNormaliser("sigmoid")
+    with pytest.raises(EditHasNoEffect, match="it plays no part in any of its heads: the last normaliser"):
+        sk.run(model, prompts, [sk.KeyMass("first")], edits=[without, sigmoid])
+    with pytest.raises(EditHasNoEffect, match="it plays no part in any of its heads"):
+        sk.sweep(model, prompts, {"both": [without, sigmoid]}, [sk.KeyMass("first")])
+    half = sk.SwapNormaliser("sigmoid", heads=[0], layers=[0])
+    said = sk.run(model, prompts, [sk.KeyMass("first")], edits=[without, half]).attrs["edit_notes"]
+    assert f"{without!r} plays no part in some of its heads" in said
+    assert repr(half) not in said
+
+
+def test_two_normalisers_in_different_heads_both_act():
+    model, prompts = model_and_prompts("llama")
+    edits = [sk.SwapNormaliser("relu", heads=[0]), sk.SwapNormaliser("sigmoid", heads=[1])]
+    assert "no part" not in sk.run(model, prompts, [sk.KeyMass("first")], edits=edits).attrs["edit_notes"]
+
+
 def test_errors():
     model, prompts = model_and_prompts("llama")
     with pytest.raises(EditError, match=r"SwapNormaliser\(parameters=.*: 'clipped' takes 2 numbers, such as \[1.03"):

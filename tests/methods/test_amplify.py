@@ -82,6 +82,16 @@ def test_paint_raises_the_towers_patches_in_the_last_row(case):
     assert (held[1] > held[0]).all()
 
 
+def test_paint_acts_on_local_and_on_summary_tokens_at_once(case):
+    """The second edit once took the place of the first."""
+    model, prompts = case
+    local = sk.AmplifyLogits(0.7, keys=[1, 2], queries="last")
+    summary = sk.AmplifyLogits(0.3, keys=[4], queries="last")
+    probe = sk.KeyMass([1, 2], queries="last")
+    alone, both = (sk.run(model, prompts, [probe], own)["key_mass"] for own in ([summary], [local, summary]))
+    assert float(abs(both - alone).max()) > 1e-3
+
+
 def test_paint_without_alpha_or_a_sink_of_the_tower_is_no_edit(case):
     model, prompts = case
     assert not [edit for edit in paint(model, prompts, alpha=0.0, beta=0.0)]

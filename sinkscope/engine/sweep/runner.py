@@ -138,7 +138,7 @@ class Runner:
         self, base: _PlainPass, variant: Variant, plan: Plan, arrays: dict[str, np.ndarray], hidden: torch.Tensor,
         paths: frozenset[str],
     ) -> Result:  # fmt: skip
-        tallies = [(t.touched, t.spared, t.fired) for t in plan.tallies]
+        tallies = [tally.counts for tally in plan.tallies]
         result = Result(arrays, tallies, False, tuple(sorted(paths)))
         acted = any(t.touched and not (e.identity or e.selects_nothing) for t, e in zip(
             plan.tallies, variant.edits, strict=True))  # fmt: skip
