@@ -237,6 +237,8 @@ def _verdict(claim: Expectation, pair: Pair) -> str:
     found.append(f"loss: {seeds.text(differences['loss'], 1, '+.2f')} nat")
     if "oldest_max" in pair.own:
         found.append(f"best head on the oldest key in view: {_cell(pair.own['oldest_max'])}")
+    if claim.rule == "third":
+        found.append(f"heads over .3 on the third token: {_cell(pair.own['sink_rate_third'])}")
     agrees = holds(claim.rule, pair)
     held = "yes" if agrees.all() else f"**no** ({agrees.sum()} of {len(agrees)} seeds)"
     return f"| {claim.what} | {claim.paper} | {'; '.join(found)} | {held}: {RULES[claim.rule]} |"

@@ -133,7 +133,8 @@ def build_model(config: LanguageModelConfig) -> Any:
         tie_word_embeddings=False,
         bos_token_id=0,
         eos_token_id=None,
-        pad_token_id=PAD,
+        # torch holds the embedding of a padding token at zero; one that stands in every text has to learn its own.
+        pad_token_id=None if config.sink_token or config.fixed_at >= 0 else PAD,
     )
     if config.window:
         model_config.sliding_window = config.window

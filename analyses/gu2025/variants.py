@@ -27,6 +27,8 @@ CLAIMS = {
     "key-value-bias": ("Attention biases", f"Trained with a learned key and value, {GONE}", "no number in our notes"),
     "gate": ("Qiu et al.", f"Trained with gated heads, {GONE}", "attention on it .048 against .467"),
     "gate-elements": ("Qiu et al.", f"Trained with a gate per element, {GONE}", "attention on it .048 against .467"),
+    "value-bias": ("Attention biases", "Trained with a learned vector added to each head's output, the first token is "
+                   "a sink", "no number in our notes"),
     "softmax1": ("Miller", "Trained with softmax-off-by-one, the first token is a weaker sink or none", "no number"),
     "sigmoid-normalised": ("Attention operations", "Trained with sigmoids over their sum, the first token is more of a "
                            "sink", "30.24 % against 18.18 %"),
@@ -34,6 +36,12 @@ CLAIMS = {
     "learned": ("Positions", "Trained with learned positions, the first token is more of a sink", "33.13 against "
                 "18.18 %"),
     "none": ("Positions", "Trained without positions, the first token is a sink", "20.35 % against 18.18 %"),
+    "prefix": ("Masks", "Trained with five keys in front that every query sees, the first token is a sink", "no number "
+               "in our notes"),
+    "sink-token": ("Xiao et al. 2024", "Trained with a token in front that stands for no text, it is the sink", "no "
+                   "number in our notes"),
+    "fixed-at": ("Data", "Trained with one token third in every text, it is the sink", "69.64 % on it"),
+    "random-first": ("Data", "Trained with a random token in front, it is more of a sink", "27.03 % against 18.18 %"),
     "no-bos": ("Open models", "Trained without a token of its own in front, the first token is the sink",
                "GPT-2 XL 77.0 %"),
 }  # fmt: skip
@@ -55,8 +63,12 @@ def draw(study: Study, step: int, trained: dict[str, emergence.Pair]) -> None:
     )  # fmt: skip
 
 
-def beside(pair: emergence.Pair, held: np.ndarray) -> Estimate:
+def beside(pair: emergence.Pair, rule: str, held: np.ndarray) -> Estimate:
     """Difference of the sink rate to softmax over the seeds, and in how many of these the rule of the claim holds."""
+    if rule == "third":  # a rate of its own: plain runs have another token there in every text
+        rate = 100 * pair.own["sink_rate_third"]
+        said = f"% of the heads have their sink on the third token, as claimed in {held.sum()} of {len(held)}"
+        return Estimate(float(rate.mean()), np.nan, np.nan, len(rate), said, ".0f", "seeds")
     points = 100 * (pair.own["sink_rate_after_first"] - pair.plain["sink_rate_after_first"])
     mean, ends = seeds.mean_and_interval(points)
     by_seed = "" if ends else f" ({', '.join(f'{value:+.0f}' for value in points)} by seed)"
@@ -86,7 +98,9 @@ def main() -> None:
             )
             seen = bool((pair.plain["sink_rate_after_first"] > 0).all())
             agrees = bool(held.all()) if seen else "softmax has no sink at that step either"
-            study.claim(where, claim, paper=paper, number=beside(pair, held), found=found, agrees=agrees)
+            study.claim(
+                where, claim, paper=paper, number=beside(pair, asked[name].rule, held), found=found, agrees=agrees
+            )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from sinkscope import zoo
 
 SCRIPTS = {
     "sink_rate_by_input": 4, "position_and_length": 2, "norms_by_layer": 4, "angle_or_norm": 2, "position_or_token": 3,
-    "training": 1, "variants": 11, "window": 4,
+    "training": 1, "variants": 16, "window": 4,
 }  # fmt: skip
 LANGUAGE = ("--model", "zoo:lm-python")
 MODELS = {"sink_rate_by_input": (*LANGUAGE, "minilm"), "training": (), "variants": ()}

@@ -6,7 +6,7 @@ import torch
 from sinkscope.attention import merged
 from sinkscope.attention.blockwise import attend
 from sinkscope.attention.call_edits import CallEdits
-from sinkscope.attention.primitives import DropWeights, ExtraKey, LogBias, Reweigh, ValueScale
+from sinkscope.attention.primitives import DropWeights, ExtraKey, LogBias, Reweigh, Tally, ValueScale
 from sinkscope.attention.view import Context, Wants
 from tests.attention.test_augdim import keys, make
 
@@ -39,7 +39,7 @@ def test_everything_at_once(causal, kv_heads):
         made.add_bias(LogBias(keys=keys(call, [0]), value=torch.full((4,), 0.7)))
         made.values.append(ValueScale(keys(call, [0, 20], heads=[2])))
         made.add_null(torch.tensor([0.5, -torch.inf, 1.0, 0.0]))
-        made.swap("softmax1", torch.tensor([True, True, False, False]))
+        made.swap("softmax1", torch.tensor([True, True, False, False]), Tally())
         draw = torch.Generator().manual_seed(2)
         made.extra_keys.append(
             ExtraKey(torch.randn(4, 12, generator=draw), torch.randn(4, 12, generator=draw), torch.arange(4) > 0)
@@ -111,7 +111,7 @@ def test_neutral_takes_the_same_path_and_changes_no_bit(kind):
     elif kind == "null":
         made.add_null(torch.zeros(4))
     elif kind == "softmax1":
-        made.swap("softmax1", torch.ones(4).bool())
+        made.swap("softmax1", torch.ones(4).bool(), Tally())
     elif kind == "extra":
         made.extra_keys.append(ExtraKey(torch.ones(4, 12), torch.ones(4, 12), torch.ones(4).bool()))
     elif kind == "values":

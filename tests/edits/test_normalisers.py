@@ -9,6 +9,7 @@ from sinkscope.attention.blockwise import attend
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits
 from sinkscope.attention.masks import from_call
+from sinkscope.attention.primitives import Tally
 from sinkscope.attention.view import Ask, Context, Wants
 from sinkscope.errors import EditError
 from tests.edits.dense import Reference, assert_close, dense_hidden, edited_hidden, model_and_prompts
@@ -124,13 +125,13 @@ def test_vector_of_the_sheet():
     every = torch.ones(1).bool()
     off_by_one = [0.592299, 0.080159, 0.029489, 0.217895]
     swapped = CallEdits()
-    swapped.swap("softmax1", every)
+    swapped.swap("softmax1", every, Tally())
     np.testing.assert_allclose(one_row(logits, swapped), off_by_one, atol=1e-6)
     np.testing.assert_allclose(one_row(logits, CallEdits(null_logits=torch.zeros(1))), off_by_one, atol=1e-6)
     learned = [0.520594, 0.070455, 0.025919, 0.191516]
     np.testing.assert_allclose(one_row(logits, CallEdits(null_logits=torch.ones(1))), learned, atol=1e-6)
     sigmoid = CallEdits()
-    sigmoid.swap("sigmoid", every)
+    sigmoid.swap("sigmoid", every, Tally())
     np.testing.assert_allclose(one_row(logits, sigmoid), 1 / (1 + np.exp(-np.array(logits))), atol=1e-6)
 
 

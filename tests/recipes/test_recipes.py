@@ -163,6 +163,16 @@ def test_a_token_always_stands_at_one_place_and_others_are_drawn_in_front():
     np.testing.assert_array_equal(lm.arranged(ids.copy(), TINY, np.random.default_rng(0)), ids)
 
 
+@pytest.mark.parametrize("asked", [{"sink_token": True}, {"fixed_at": 2}])
+def test_a_token_that_stands_in_every_text_learns_its_embedding(asked):
+    """A padding token's stays at zero: no residual, no value, and nothing that could become a sink."""
+    for config, learned in ((dataclasses.replace(TINY, **asked), True), (TINY, False)):
+        model = lm.build_model(config)
+        model(torch.tensor([[lm.PAD, 3, lm.PAD, 4]])).logits.square().mean().backward()
+        row = model.get_input_embeddings().weight.grad[lm.PAD]
+        assert bool(row.abs().max() > 0) is learned
+
+
 def test_a_sink_token_stands_in_front_and_neither_it_nor_a_prefix_is_predicted():
     ids = np.arange(40).reshape(2, 20) % 7 + 10
     config = dataclasses.replace(TINY, sink_token=True)
