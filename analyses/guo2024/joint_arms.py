@@ -80,7 +80,7 @@ def judge(study: Study, model: sk.Model) -> None:
         each = ", ".join(f"{name} {float(mean.sel(arm=name)):.0f}" for name in mean["arm"].values.tolist())
         study.claim(
             "F9, joint arms", claim, paper="30 without blocks 0 and 1, 496 with; 500 without attention", number=left,
-            found=f"of the norm, block{'s' * (maker > 0)} {said(maker)}; {each}",
+            found=f"of the norm, block{'s' if maker else ''} {said(maker)}; {each}",
             agrees=left.value < 0.5 if part == "both" else left.value > 0.75,
         )  # fmt: skip
 

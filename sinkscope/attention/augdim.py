@@ -28,7 +28,7 @@ MOST = 4
 
 def serves(call: Call, wants: Wants, edits: CallEdits) -> bool:
     """Return whether these edits can run on the fused kernel: plain mask and softmax, no statistics of weights."""
-    if wants.from_kernel or not call.plain or edits.normalisers or edits.extra_keys or not edits.only_log_biases:
+    if wants.from_kernel or not call.plain or edits.normalisers or edits.extra_keys or edits.log_biases is None:
         return False
     if not all(isinstance(w, DropWeights) and w.queries is None and not w.keep_self for w in edits.weights):
         return False
@@ -45,10 +45,11 @@ def attend(call: Call, edits: CallEdits) -> tuple[Float[torch.Tensor, "batch que
     drops = [ValueScale(w.keys, w.factor, w.tally) for w in edits.weights if isinstance(w, DropWeights)]
     values = [*edits.values, *drops]
     value = edited_values(call, values)
-    if value.shape[1] > key.shape[1] or any(_differs_within_groups(call, bias) for bias in edits.biases):
+    biases = edits.log_biases or []
+    if value.shape[1] > key.shape[1] or any(_differs_within_groups(call, bias) for bias in biases):
         key, value = (tensor.repeat_interleave(query.shape[1] // tensor.shape[1], 1) for tensor in (key, value))
     per_group = query.shape[1] // key.shape[1]
-    columns = [_columns(bias, call, per_group) for bias in edits.biases]
+    columns = [_columns(bias, call, per_group) for bias in biases]
     width = query.shape[-1]
     if columns:
         extra = sum(part.shape[-1] for part, _ in columns)

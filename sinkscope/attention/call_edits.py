@@ -92,9 +92,10 @@ class CallEdits:
             part.tally.touched = part.tally.touched or int(part.heads.any())
 
     @property
-    def only_log_biases(self) -> bool:
-        """True where each change of a logit is one number that is added, which the fast paths know how to do."""
-        return all(isinstance(bias, LogBias) for bias in self.biases)
+    def log_biases(self) -> list[LogBias] | None:
+        """The changes of logits where each adds one number, as fast paths know how to do; None where one does not."""
+        added = [bias for bias in self.biases if isinstance(bias, LogBias)]
+        return added if len(added) == len(self.biases) else None
 
     @property
     def keyed_weights(self) -> list[KeyedWeightEdit] | None:

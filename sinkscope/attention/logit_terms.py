@@ -35,7 +35,7 @@ def serves(edits: CallEdits) -> bool:
     """
     drops = [each for each in edits.weights if isinstance(each, DropWeights) and each.factor >= 0]
     few = len(edits.biases) + len(drops) <= MOST and sum(bias.hide for bias in edits.biases) <= 1
-    known = edits.only_log_biases and len(drops) == len(edits.weights)
+    known = edits.log_biases is not None and len(drops) == len(edits.weights)
     return few and known and not edits.blockwise and set(edits.normalisers) <= {"softmax1"}
 
 

@@ -34,7 +34,7 @@ def first_keys(call: Call, wants: Wants, edits: CallEdits) -> int | None:
     if wants.from_kernel or edits.blockwise or call.query.device.type != "cpu":
         return None
     weights = edits.keyed_weights
-    softmax = set(edits.normalisers) <= {"softmax1"} and edits.only_log_biases
+    softmax = set(edits.normalisers) <= {"softmax1"} and edits.log_biases is not None
     if not call.plain or weights is None or not softmax or _graded(call, edits):
         return None
     targets = [*edits.biases, *(change.target for change in weights)]
