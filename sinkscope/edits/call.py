@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from sinkscope.attention.blockwise import attend
 from sinkscope.attention.call import Call
 from sinkscope.attention.call_edits import CallEdits, Part
-from sinkscope.attention.primitives import AmplifiedLogits, DropWeights, ExtraKey, LogBias, ValueScale
+from sinkscope.attention.primitives import DropWeights, ExtraKey, LogBias, ValueScale
 from sinkscope.attention.tile import Tile
 from sinkscope.attention.view import Ask, Context, LayerStats, Wants
 from sinkscope.edits.context import EditContext
@@ -136,12 +136,6 @@ class EditedCall(CallMasks):
                 hide=hide, diagonal=self.diagonal, tally=self.tally,
             )
         )  # fmt: skip
-
-    def amplify_logits(self, keys: TokenMask, alpha: float) -> None:
-        """Add ``alpha`` times its own magnitude to each logit of ``keys``, wherever the edit stands in the list."""
-        self.written.biases.append(
-            AmplifiedLogits(keys=keys, alpha=alpha, queries=self.queries(), diagonal=self.diagonal, tally=self.tally)
-        )
 
     def scale_weights(self, keys: TokenMask, factor: float, keep_self: bool = False) -> None:
         """Multiply the weights of ``keys`` by ``factor`` after the softmax, without renormalising."""

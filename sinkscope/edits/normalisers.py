@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sinkscope.attention.primitives import AmplifiedLogits
 from sinkscope.edits.base import AttentionEdit
 from sinkscope.edits.call import EditedCall
 from sinkscope.edits.rows import KERNELS, ROWS, normaliser
@@ -161,4 +162,6 @@ class AmplifyLogits(AttentionEdit):
 
     def change_attention(self, call: EditedCall) -> None:
         """Amplify before the softmax."""
-        call.amplify_logits(call.keys(), self.alpha)
+        call.written.biases.append(
+            AmplifiedLogits(keys=call.keys(), alpha=self.alpha, queries=call.queries(), tally=call.tally)
+        )
