@@ -55,6 +55,7 @@ def draw(study: Study, step: int, trained: dict[str, emergence.Pair]) -> None:
     shown = xr.DataArray(both, {"arm": list(trained), "what": ["sink rate, layers 1 up", "mean attention"]})
     figure, axes = plt.subplots(figsize=(9.2, 4.4))
     sk.plot.grouped_bars(shown, ylabel="first token", title="Trained with it, mean over seeds", ax=axes)
+    axes.set_xticks(axes.get_xticks(), list(trained), rotation=40, ha="right")  # side by side they would run together
     source = shown.assign_attrs(model_id=f"{emergence.BASE} and its variants", n_prompts=64)
     study.figure(
         figure, "variants", source=source,
