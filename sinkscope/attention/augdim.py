@@ -28,13 +28,14 @@ MOST = 4
 
 def serves(call: Call, wants: Wants, edits: CallEdits) -> bool:
     """Return whether these edits can run on the fused kernel: plain mask and softmax, no statistics of weights."""
-    if wants.from_kernel or not call.plain or edits.normalisers or edits.extra_keys or edits.log_biases is None:
+    biases = edits.log_biases
+    if wants.from_kernel or not call.plain or edits.normalisers or edits.extra_keys or biases is None:
         return False
     if not all(isinstance(w, DropWeights) and w.queries is None and not w.keep_self for w in edits.weights):
         return False
     # Rows left with no key are found for each bias by itself; two hiding biases could empty a row together.
-    hiding = sum(bias.hide for bias in edits.biases)
-    simple = hiding <= 1 and len(edits.biases) <= MOST and not any(bias.keep_self for bias in edits.biases)
+    hiding = sum(bias.hide for bias in biases)
+    simple = hiding <= 1 and len(biases) <= MOST and not any(bias.keep_self for bias in biases)
     return simple and edits.null_logits is None and not edits.blockwise
 
 

@@ -34,9 +34,11 @@ def serves(edits: CallEdits) -> bool:
     without a key are found for each bias by itself, so there may be one.
     """
     drops = [each for each in edits.weights if isinstance(each, DropWeights) and each.factor >= 0]
-    few = len(edits.biases) + len(drops) <= MOST and sum(bias.hide for bias in edits.biases) <= 1
-    known = edits.log_biases is not None and len(drops) == len(edits.weights)
-    return few and known and not edits.blockwise and set(edits.normalisers) <= {"softmax1"}
+    biases = edits.log_biases
+    if biases is None or len(drops) != len(edits.weights):
+        return False
+    few = len(biases) + len(drops) <= MOST and sum(bias.hide for bias in biases) <= 1
+    return few and not edits.blockwise and set(edits.normalisers) <= {"softmax1"}
 
 
 @dataclass(frozen=True)

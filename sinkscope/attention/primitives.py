@@ -184,7 +184,6 @@ class AmplifiedLogits(KeyTarget):
     """Add ``alpha`` times its own magnitude to each logit of the keys, before whatever normaliser the head has."""
 
     alpha: float
-    hide: bool = field(default=False, init=False)
 
     def neutral(self) -> AmplifiedLogits:
         """Return the same with an alpha of 0."""
